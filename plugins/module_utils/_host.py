@@ -130,6 +130,7 @@ class Host:
         target = os.path.realpath(self.path(path))
         directory = os.path.dirname(target)
         os.makedirs(directory, exist_ok=True)
+        existed = os.path.exists(target)
         if isinstance(content, str):
             content = content.encode("utf-8", "surrogateescape")
         handle, temporary = tempfile.mkstemp(prefix=".nvm-fastboot-", dir=directory)
@@ -140,6 +141,8 @@ class Host:
                 file.flush()
                 os.fsync(file.fileno())
             self._move(temporary, target)
+            if not existed:
+                os.chmod(target, mode)
         except BaseException:
             if os.path.lexists(temporary):
                 os.unlink(temporary)
