@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One virtual machine with non-volatile memory: made, powered, cut off, logged in to, destroyed.
+
+A machine is a folder (``.lab/<name>/``): its settings, an overlay disk, the file that is its NVDIMM (which keeps its
+content when the power goes, as the real one does), its seed and its console log. Any process that knows the folder can
+drive the machine, so that tests, the command line and a ``wake_command`` work on the same one. A machine may be driven
+by one process at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+
+from tests.vm.lab import accelerator, images, qmp
+from tests.vm.lab.recipes import RECIPES
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+LABEL_AREA = "128K"
+BOOT_SECONDS = 420  # a cold boot under software emulation on a busy machine
+OFF_SECONDS = 300
+
+
+class LabError(Exception):
+    """The laboratory could not do what was asked; the message names the machine and the cause."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a machine is made of. Sizes in MiB; ``nvdimm`` or ``disk`` 0 means that there is none."""
+
+    recipe: str
+    port: int
+    memory: int = 1024
+    cpus: int = 1
+    nvdimm: int = 2048
+    labels: bool = False
+    disk: int = 0
+
+
+class Lab:
+    """All machines below one folder."""
+
+    def __init__(self, folder: Path | str | None = None, say: Callable[[str], None] = lambda text: None) -> None:
+        self.folder = Path(folder or os.environ.get("LAB_DIR") or REPOSITORY / ".lab").resolve()
+        self.say = say
+
+    def create(
+        self,
+        name: str,
+        recipe: str = "debian12",
+        *,
+        memory: int = 1024,
+        cpus: int = 1,
+        nvdimm: int = 2048,
+        labels: bool = False,
+        disk: int = 0,
+        files: Mapping[str, str] | None = None,
+    ) -> Machine:
+        """A new machine, powered off. ``files`` (path → text) are laid down at its first boot. Raises LabError."""
+        if recipe not in RECIPES:
+            raise LabError(f"there is no recipe {recipe}; there are {', '.join(RECIPES)}")
+        folder = self.folder / name
+        if folder.exists():
+            raise LabError(f"the machine {name} exists already; 'lab destroy {name}' removes it")
+        image = images.ensure(recipe, lambda text: self.say(f"{recipe}: {text}"))
+        folder.mkdir(parents=True)
+        self._key()
+        machine = Machine(folder, Settings(recipe, _free_port(), memory, cpus, nvdimm, labels, disk), image)
+        _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image / "disk.qcow2"), "disk.qcow2"], folder)
+        if nvdimm:
+            with open(folder / "nvdimm.img", "wb") as file:
+                file.truncate(nvdimm << 20)
+        if disk:
+            _run(["qemu-img", "create", "-q", "-f", "qcow2", "disk2.qcow2", f"{disk}M"], folder)
+        if RECIPES[recipe].firmware == "efi":
+            shutil.copy(images.ovmf()[1], folder / "vars.fd")
+        public_key = (self.folder / "key.pub").read_text()
+        _write_seed(
+            folder / "seed.tar",
+            {
+                "/etc/hostname": f"{name}\n",
+                "/etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost\n",
+                "/root/.ssh/authorized_keys": public_key,
+                **(files or {}),
+            },
+        )
+        (folder / "machine.json").write_text(json.dumps(asdict(machine.settings), indent=1) + "\n")
+        return machine
+
+    def machine(self, name: str) -> Machine:
+        """The machine of that name. Raises LabError."""
+        try:
+            settings = Settings(**json.loads((self.folder / name / "machine.json").read_text()))
+        except FileNotFoundError as error:
+            raise LabError(f"there is no machine {name} in {self.folder}") from error
+        return Machine(self.folder / name, settings, images.ensure(settings.recipe))
+
+    def machines(self) -> list[Machine]:
+        return [self.machine(file.parent.name) for file in sorted(self.folder.glob("*/machine.json"))]
+
+    def inventory(self, *machines: Machine) -> str:
+        """An Ansible inventory (YAML) of the machines, as a user would write it for servers."""
+        hosts = {machine.name: machine.inventory() for machine in machines}
+        return json.dumps({"all": {"hosts": hosts}}, indent=1) + "\n"
+
+    def _key(self) -> None:
+        if not (self.folder / "key").exists():
+            _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(self.folder / "key")], self.folder)
+
+
+class Machine:
+    """One machine; made by ``Lab.create`` or found by ``Lab.machine``."""
+
+    def __init__(self, folder: Path, settings: Settings, image: Path) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.name = folder.name
+        self._image = image
+        self._pid_file = folder / "qemu.pid"
+
+    # power ---------------------------------------------------------------------------------------------------------
+
+    def power_on(self) -> None:
+        """Switch it on, through its firmware and bootloader. Returns when QEMU runs. Raises LabError."""
+        if self.is_on():
+            raise LabError(f"{self.name} is on already")
+        for stale in ("ssh.sock", "qmp.sock", "qemu.pid"):
+            (self.folder / stale).unlink(missing_ok=True)
+        console = self.folder / "console.log"
+        if console.exists():
+            with open(self.folder / "console.old.log", "ab") as old:
+                old.write(console.read_bytes())
+            console.unlink()
+        try:
+            _run(self.command(), self.folder)
+        except LabError as error:
+            raise LabError(f"{self.name} does not start: {error}") from error
+
+    def command(self) -> list[str]:
+        """The QEMU command line that runs this machine."""
+        one = self.settings
+        accel = accelerator.choose(self._image / "vmlinuz", images.cache_directory() / "accelerator")
+        command = [
+            "qemu-system-x86_64", "-name", self.name, "-daemonize", "-pidfile", str(self._pid_file),
+            "-M", f"q35,accel={accel},nvdimm=on,hpet=off", "-cpu", "host" if accel == "kvm" else "Nehalem",
+            "-smp", str(one.cpus), "-m", f"{one.memory}M,slots=2,maxmem={one.memory + one.nvdimm + 8192}M",
+            "-display", "none", "-qmp", "unix:qmp.sock,server=on,wait=off",
+            "-chardev", "file,id=console,path=console.log", "-serial", "chardev:console",
+            "-drive", "file=disk.qcow2,format=qcow2,if=none,id=root,cache=writeback,discard=unmap",
+            "-device", "virtio-blk-pci,drive=root,bootindex=1",
+            "-drive", "file=seed.tar,format=raw,if=none,id=seed,readonly=on",
+            "-device", "virtio-blk-pci,drive=seed,serial=lab-seed",
+            "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{one.port}-:22",
+            "-device", "virtio-net-pci,netdev=net,romfile=",
+        ]  # fmt: skip
+        if RECIPES[one.recipe].firmware == "efi":
+            code, _variables = images.ovmf()
+            command += [
+                "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}",
+                "-drive", "if=pflash,format=raw,unit=1,file=vars.fd",
+            ]  # fmt: skip
+        if one.disk:
+            command += ["-drive", "file=disk2.qcow2,format=qcow2,if=virtio,cache=writeback"]
+        if one.nvdimm:
+            label = f",label-size={LABEL_AREA}" if one.labels else ""
+            command += [
+                "-object", f"memory-backend-file,id=nvdimm1,share=on,mem-path=nvdimm.img,size={one.nvdimm}M",
+                "-device", f"nvdimm,id=nv1,memdev=nvdimm1{label}",
+            ]  # fmt: skip
+        return command
+
+    def is_on(self) -> bool:
+        """Whether its QEMU process runs."""
+        return self._pid() is not None
+
+    def power_button(self) -> None:
+        """Press the power button: an ACPI event, which the guest may answer as it likes."""
+        qmp.execute(self.folder / "qmp.sock", "system_powerdown")
+
+    def power_cut(self) -> None:
+        """Pull the plug: the QEMU process is killed. What the NVDIMM and the disks hold, they keep."""
+        pid = self._pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            self.wait_off()
+
+    def wait_off(self, timeout: float = OFF_SECONDS) -> float:
+        """Wait until the power is off; the seconds it took. Raises LabError."""
+        return self._wait(lambda: not self.is_on(), timeout, "is still on")
+
+    def wait_up(self, timeout: float = BOOT_SECONDS) -> float:
+        """Wait until its SSH server answers; the seconds it took. Raises LabError (at once if the power goes off)."""
+        return self._wait(self._answers, timeout, "does not answer on SSH", alive=True)
+
+    # work on it ----------------------------------------------------------------------------------------------------
+
+    def ssh(self, command: str, *, check: bool = True, timeout: float = 300, stdin: str | bytes | None = None) -> str:
+        """Run a shell command as root on the machine and return what it prints. Raises LabError if it fails."""
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        try:
+            done = subprocess.run(
+                ["ssh", *self.ssh_options(), "-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", "ControlPath=ssh.sock",
+                 "root@127.0.0.1", command],
+                cwd=self.folder, capture_output=True, timeout=timeout, input=data if data is not None else b"",
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"{self.name}: '{command}' did not end within {timeout:.0f} s") from error
+        output = done.stdout.decode(errors="replace")
+        if check and done.returncode != 0:
+            raise LabError(f"{self.name}: '{command}' exited with {done.returncode}: {done.stderr.decode(errors='replace')}{output}")
+        return output
+
+    def ssh_options(self) -> list[str]:
+        """Options for ssh and scp that reach this machine."""
+        return [
+            "-i", str(self.folder.parent / "key"), "-p", str(self.settings.port), "-o", "StrictHostKeyChecking=no",
+            "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "-o", "BatchMode=yes",
+            "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=6",
+        ]  # fmt: skip
+
+    def inventory(self) -> dict[str, object]:
+        """Its Ansible variables."""
+        return {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": self.settings.port,
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self.folder.parent / "key"),
+            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
+            "ansible_python_interpreter": "/usr/bin/python3",
+        }
+
+    def console(self) -> str:
+        """What the machine has printed on its serial console since it was last switched on."""
+        try:
+            return (self.folder / "console.log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def destroy(self) -> None:
+        """Cut its power and remove everything of it."""
+        self.power_cut()
+        shutil.rmtree(self.folder)
+
+    def _answers(self) -> bool:
+        """Whether an SSH server greets. QEMU's port forward accepts connections even while the guest is dead."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.settings.port), timeout=3) as connection:
+                return connection.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
+    def _pid(self) -> int | None:
+        try:
+            pid = int(self._pid_file.read_text())
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # empty for a zombie
+        except (OSError, ValueError):
+            return None
+        return pid if os.fsencode(self._pid_file) in words else None
+
+    def _wait(self, done: Callable[[], bool], timeout: float, complaint: str, alive: bool = False) -> float:
+        started = time.monotonic()
+        while not done():
+            if alive and not self.is_on():
+                raise LabError(f"{self.name} has gone off; its console is {self.folder}/console.log")
+            if time.monotonic() - started > timeout:
+                raise LabError(f"{self.name} {complaint} after {timeout:.0f} s; its console is {self.folder}/console.log")
+            time.sleep(0.1)
+        return time.monotonic() - started
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _write_seed(path: Path, files: Mapping[str, str]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, text in files.items():
+            content = text.encode()
+            entry = tarfile.TarInfo(name.lstrip("/"))
+            entry.size = len(content)
+            entry.mode = 0o600 if "/.ssh/" in name else 0o755 if content.startswith(b"#!") else 0o644
+            archive.addfile(entry, BytesIO(content))
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise LabError(f"{command[0]} is not installed; 'make setup' installs what the laboratory needs") from error
+    if done.returncode != 0:
+        raise LabError(f"{command[0]} exited with {done.returncode}: {done.stderr.strip()}")

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The kinds of guest the laboratory can build. One row each; ``images`` turns a row into a disk.
+
+A guest is a plain Debian server installation: its packages come from the Debian archive alone, GRUB is installed on its
+disk and reads its own configuration. What is special to the laboratory (SSH key, host name, network) comes from a seed
+that the machine reads at its first boot, so that one image serves every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# What every guest has. ndctl is there because guests have no network to fetch it from.
+_COMMON = (
+    "systemd-sysv", "udev", "dbus", "libpam-systemd", "openssh-server", "python3", "sudo", "kmod", "iproute2",
+    "ndctl", "zstd", "xz-utils", "lz4", "busybox", "e2fsprogs", "mount", "procps", "less",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One kind of guest.
+
+    ``kernels`` are Debian package names; the first is the one to boot. ``firmware`` is ``bios`` (SeaBIOS, GRUB in the
+    boot sector) or ``efi`` (OVMF, GRUB on the EFI system partition).
+    """
+
+    suite: str
+    firmware: str
+    initramfs: str
+    kernels: tuple[str, ...] = ("linux-image-cloud-amd64",)
+    extra: tuple[str, ...] = field(default=())
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        grub = {"bios": ("grub-pc",), "efi": ("grub-efi-amd64", "dosfstools")}[self.firmware]
+        return (*self.kernels, *_COMMON, *grub, self.initramfs, *self.extra)
+
+
+RECIPES: dict[str, Recipe] = {
+    "debian12": Recipe(suite="bookworm", firmware="bios", initramfs="initramfs-tools"),
+    "debian13": Recipe(suite="trixie", firmware="efi", initramfs="dracut"),
+    "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),
+    "debian13-initramfs-tools": Recipe(suite="trixie", firmware="efi", initramfs="initramfs-tools"),
+    "debian12-two-kernels": Recipe(
+        suite="bookworm",
+        firmware="bios",
+        initramfs="initramfs-tools",
+        kernels=("linux-image-cloud-amd64", "linux-image-amd64"),
+    ),
+}
