@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Everything a person or a CI machine runs. The first run sets up what is missing (Debian packages, .venv).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PYTHON := $(CURDIR)/$(VENV)/bin/python
+READY := $(VENV)/.ready
+TREE := build/ansible_collections/nvm/fastboot
+SCENARIOS := default efi memmap
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
+export LC_ALL := C.UTF-8
+# The collection under its own name, for everything that looks it up.
+COLLECTIONS := ANSIBLE_COLLECTIONS_PATH=$(CURDIR)/build
+
+##@ Everyday
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: $(READY) ## hibernate a virtual machine into non-volatile memory and resume it; KEEP=1 leaves it running
+	KEEP=$(KEEP) $(PYTHON) -m tests.vm.demo
+
+.PHONY: test
+test: $(READY) ## all tests, the virtual machines' included, two lanes at once
+	$(PYTHON) tools/test_lanes.py static:$(LINT_LIST),types,unit,build ansible-test:sanity,units then \
+	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)) vm:vm-test
+
+.PHONY: check
+check: lint types unit ## lint, types and unit tests: a few minutes
+
+.PHONY: setup
+setup: $(READY) ## install missing Debian packages and make .venv; the other targets do it by themselves
+
+.PHONY: build
+build: tree ## the collection as build/nvm-fastboot-VERSION.tar.gz
+	rm -f build/nvm-fastboot-*.tar.gz
+	ansible-galaxy collection build $(TREE) --output-path build
+
+.PHONY: install
+install: build ## build the collection and install it for this user
+	ansible-galaxy collection install --force --offline build/nvm-fastboot-*.tar.gz
+
+.PHONY: clean
+clean: ## remove what was built; .venv and the guests' disk images stay
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .ansible
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+##@ Single checks
+LINT := ruff vermin shellcheck ansible-lint changelog-lint
+empty :=
+comma := ,
+space := $(empty) $(empty)
+LINT_LIST := $(subst $(space),$(comma),$(LINT))
+
+.PHONY: lint
+lint: $(LINT) ## all of ruff, vermin, shellcheck, ansible-lint and changelog-lint
+
+.PHONY: ruff
+ruff: $(READY) ## Python style and mistakes
+	ruff check .
+
+.PHONY: vermin
+vermin: $(READY) ## nothing in the collection needs more than Python 3.9
+	vermin --quiet --target=3.9- --no-tips --violations plugins
+
+.PHONY: shellcheck
+shellcheck: $(READY) ## shell scripts
+	$(PYTHON) tools/project_files.py | xargs -d '\n' shellcheck -x
+
+.PHONY: ansible-lint
+ansible-lint: tree ## roles, playbooks and scenarios, profile production
+	cd $(TREE) && $(COLLECTIONS) ansible-lint --offline roles playbooks molecule
+
+.PHONY: changelog-lint
+changelog-lint: $(READY) ## changelog fragments
+	antsibull-changelog lint
+
+.PHONY: types
+types: tree ## type checks: strict for the lab and the tools
+	cd build && MYPYPATH=. mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache/plugins \
+	  -p ansible_collections.nvm.fastboot.plugins
+	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict -p tests.vm.lab
+	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict tools
+
+.PHONY: unit
+unit: $(READY) ## unit tests
+	$(PYTHON) -m pytest tests/unit -q
+
+.PHONY: sanity
+sanity: $(READY) ## ansible-test sanity
+	$(PYTHON) tools/run_ansible_test.py sanity
+
+.PHONY: units
+units: $(READY) ## the unit tests once more, as ansible-test runs them
+	$(PYTHON) tools/run_ansible_test.py units
+
+.PHONY: molecule
+molecule: $(SCENARIOS:%=molecule-%) ## all Molecule scenarios; one of them: make molecule-default
+
+.PHONY: molecule-%
+molecule-%: tree
+	$(COLLECTIONS) molecule test -s $*
+
+.PHONY: vm-test
+vm-test: $(READY) ## tests that start virtual machines
+	$(PYTHON) -m pytest tests/vm -v
+
+# -- set-up ------------------------------------------------------------------------------------------------------------
+.PHONY: tree
+tree: $(READY)
+	@$(PYTHON) tools/collection_tree.py
+
+build/.packages: tools/debian-packages.txt tools/install-packages
+	@tools/install-packages tools/debian-packages.txt
+	@mkdir -p build && touch $@
+
+$(READY): requirements-dev.txt tools/make-venv | build/.packages
+	@tools/make-venv $(VENV) requirements-dev.txt
+	@touch $@

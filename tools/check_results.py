@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the outcomes of single tests go: one JSON line each in the file that $CHECK_RESULTS names.
+
+Written by run_ansible_test.py and, in every pytest run below test_lanes.py, by this module as a pytest plugin; read by
+test_lanes.py. Without $CHECK_RESULTS nothing is written. Lines are appended as tests end, so that a run that is killed
+has reported what it did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+VARIABLE = "CHECK_RESULTS"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One test: its name, C(passed), C(failed) or C(skipped), and why it was skipped."""
+
+    test: str
+    outcome: str
+    reason: str = ""
+
+
+def record(test: str, outcome: str, reason: str = "") -> None:
+    """Append one outcome."""
+    path = os.environ.get(VARIABLE)
+    if path:
+        with open(path, "a") as file:
+            file.write(json.dumps(asdict(Outcome(test, outcome, reason))) + "\n")
+
+
+def read(path: Path) -> Iterator[Outcome]:
+    """The outcomes in a file, none when there is no file."""
+    if path.exists():
+        for line in path.read_text().splitlines():
+            yield Outcome(**json.loads(line))
+
+
+def _reason(longrepr: object) -> str:
+    return str(longrepr[2] if isinstance(longrepr, tuple) else longrepr)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A phase of a test: its call, or a set-up or tear-down that did not pass."""
+    if report.failed:
+        record(report.nodeid, "failed")
+    elif report.skipped:
+        record(report.nodeid, "skipped", getattr(report, "wasxfail", None) or _reason(report.longrepr))
+    elif report.when == "call":
+        record(report.nodeid, "passed")
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file that could not be collected, or that skipped itself as a whole."""
+    if report.failed:
+        record(report.nodeid, "failed")
+    elif report.skipped:
+        record(report.nodeid, "skipped", _reason(report.longrepr))

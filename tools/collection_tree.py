@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lays the collection out as build/ansible_collections/nvm/fastboot, where Ansible's own tools expect one.
+
+Used by the Makefile and by run_ansible_test.py. After C(sync()) the tree holds the project's files as they are now and
+no other, except for what ansible-test keeps in tests/output. Only what differs is written, under a lock: a tree that is
+up to date can be in use by others meanwhile. The tree is a git repository of its own, without a commit, because the
+tools ask git for their files, and build/ is ignored in the project's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import filecmp
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from project_files import ROOT, project_files
+
+TREE = ROOT / "build" / "ansible_collections" / "nvm" / "fastboot"
+KEPT = (Path("tests/output"), Path(".git"))
+
+
+def sync() -> Path:
+    """Bring the tree up to date and return its path."""
+    TREE.mkdir(parents=True, exist_ok=True)
+    with open(ROOT / "build" / ".collection-tree.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = set(project_files())
+        _remove_others(wanted)
+        for name in sorted(wanted):
+            _copy(ROOT / name, TREE / name)
+        if not (TREE / ".git").exists():
+            subprocess.run(["git", "-c", "init.defaultBranch=main", "init", "-q", "--template=", str(TREE)], check=True)
+    return TREE
+
+
+def _remove_others(wanted: set[Path]) -> None:
+    for folder, folders, names in os.walk(TREE, topdown=False):
+        here = Path(folder).relative_to(TREE)
+        if any(kept == here or kept in here.parents for kept in KEPT):
+            continue
+        linked = [name for name in folders if (TREE / here / name).is_symlink()]
+        for name in names + linked:
+            if here / name not in wanted:
+                (TREE / here / name).unlink()
+        if not os.listdir(folder) and here != Path():
+            os.rmdir(folder)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.is_symlink() or source.is_symlink():
+        if target.is_symlink() and source.is_symlink() and os.readlink(target) == os.readlink(source):
+            return
+        if target.is_symlink() or target.is_file():
+            target.unlink()
+    elif target.is_file() and filecmp.cmp(source, target) and source.stat().st_mode == target.stat().st_mode:
+        return
+    elif target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target, follow_symlinks=False)
+
+
+if __name__ == "__main__":
+    sync()
