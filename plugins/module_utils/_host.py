@@ -220,7 +220,7 @@ class Transaction:
         return False
 
     def note(self, what, before, after):
-        """Record a change that is not to a file (a namespace, a swap area), for the diff alone."""
+        """Record a change (to a namespace, a swap area; C(write) does it for files), for the diff alone."""
         self.diff.append({"before_header": what, "after_header": what, "before": before, "after": after})
 
     def write(self, path, content, mode=0o644):
@@ -228,10 +228,10 @@ class Transaction:
         before = self.host.read(path)
         if before == content:
             return False
-        self.diff.append({"before_header": path, "after_header": path, "before": before or "", "after": content or ""})
+        self.note(path, shown(before or ""), shown(content or ""))
         if self.check_mode:
             return True
-        self.on_failure(lambda: self._put(path, before, mode))
+        self.on_failure(lambda: self._restore(path, before, mode))
         self._put(path, content, mode)
         return True
 
@@ -243,11 +243,21 @@ class Transaction:
         while self._undo:
             self._undo.pop()()
 
+    def _restore(self, path, before, mode):
+        """Put back what was written; a write that failed would fail again, and hide why."""
+        if self.host.read(path) != before:
+            self._put(path, before, mode)
+
     def _put(self, path, content, mode):
         if content is None:
             self.host.remove(path)
         else:
             self.host.replace(path, content, mode)
+
+
+def shown(text):
+    """C(text) as a module may return it: bytes that are not UTF-8 written out, because Ansible refuses such answers."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _sync_directory(directory):

@@ -1,0 +1,164 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: fstab_swap
+short_description: Keep the one line of fstab for a swap area on NVM
+version_added: "0.1.0"
+description:
+  - Keeps exactly one line for a swap area in C(/etc/fstab), which names it by its UUID. Every other byte of the file,
+    comments, white space and odd lines included, stays as it is.
+  - A line belongs to the swap area if its type is C(swap) and it names the swap area by UUID, by label, by a link
+    under C(/dev/disk/by-uuid) or C(/dev/disk/by-label), or by the path in O(device). One that says the same as the
+    wanted line, in another order or with other white space, is left as it is. Further ones are removed.
+  - The file is replaced as a whole or not at all, and read back.
+options:
+  device:
+    description:
+      - Path of the device with the swap area.
+    type: str
+    default: /dev/NVM_SWAP
+  uuid:
+    description:
+      - UUID of the swap area. The default is read from O(device).
+    type: str
+  options:
+    description:
+      - Mount options of the line. The priority comes from O(priority).
+      - The default lets the machine boot without the device, after waiting 30 seconds for it, and not the 90 seconds
+        that systemd would wait for a device it does not find.
+    type: list
+    elements: str
+    default: [defaults, nofail, x-systemd.device-timeout=30s]
+  priority:
+    description:
+      - Priority of the swap area, V(0) to V(32767), or V(-1) to leave it to the kernel. Use the same as for
+        M(nvm.fastboot.nvm_swap), which has the same default.
+    type: int
+    default: 10
+  path:
+    description:
+      - The file. systemd is told of the change (C(systemctl daemon-reload)) if it is C(/etc/fstab).
+    type: path
+    default: /etc/fstab
+  state:
+    description:
+      - V(present) keeps one line, V(absent) none. After both in turn a file that had none is what it was, byte
+        for byte.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode:
+    description: Says what would change without changing it. A swap area that is missing is assumed to be made.
+    support: full
+  diff_mode:
+    description: Shows the file before and after.
+    support: full
+  idempotent:
+    description: A second run changes nothing.
+    support: full
+  platform:
+    description: Where it works.
+    platforms: linux
+    support: full
+notes:
+  - Needs root on the machine. Neither takes the swap area in use nor out of it, see M(nvm.fastboot.nvm_swap).
+  - On failure the returned C(code) is one of V(not_swap), V(device_unreadable), V(uuid_invalid),
+    V(machine_id_missing), V(options_invalid), V(priority_invalid), V(file_unreadable), V(file_not_writable),
+    V(verify_failed) and V(command_failed).
+seealso:
+  - module: nvm.fastboot.nvm_swap
+  - module: nvm.fastboot.boot_resume
+  - module: ansible.posix.mount
+  - name: fstab(5)
+    description: The format of the file.
+    link: https://man7.org/linux/man-pages/man5/fstab.5.html
+author:
+  - The nvm.fastboot maintainers (@nvm-fastboot)
+"""
+
+EXAMPLES = r"""
+- name: The line of the swap area on the reserved NVM
+  nvm.fastboot.fstab_swap:
+
+- name: Without waiting for the device at boot
+  nvm.fastboot.fstab_swap:
+    options: [defaults, nofail, x-systemd.device-timeout=1s]
+
+- name: Remove the line
+  nvm.fastboot.fstab_swap:
+    state: absent
+"""
+
+RETURN = r"""
+path:
+  description: The file.
+  returned: success
+  type: str
+  sample: /etc/fstab
+uuid:
+  description: UUID of the swap area; null with O(state=absent) where there is no swap area and none was given.
+  returned: success
+  type: str
+  sample: 6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4
+line:
+  description: The line in the file; null with O(state=absent).
+  returned: success
+  type: str
+  sample: UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4 swap swap defaults,nofail,x-systemd.device-timeout=30s,pri=10 0 0
+code:
+  description: What the module refused, as a stable word.
+  returned: failure
+  type: str
+  sample: not_swap
+message:
+  description: The thing and the cause.
+  returned: failure
+  type: str
+  sample: /dev/NVM_SWAP holds no swap area with a UUID, by which its line in fstab would name it.
+remedy:
+  description: What to do about it.
+  returned: failure
+  type: str
+  sample: Make the swap area with nvm_swap first, or give the UUID with the option uuid.
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.nvm.fastboot.plugins.module_utils import _fstab
+from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import DEFAULT_DEVICE, DEFAULT_PRIORITY
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "device": {"type": "str", "default": DEFAULT_DEVICE},
+            "uuid": {"type": "str"},
+            "options": {"type": "list", "elements": "str", "default": list(_fstab.DEFAULT_OPTIONS)},
+            "priority": {"type": "int", "default": DEFAULT_PRIORITY},
+            "path": {"type": "path", "default": _fstab.DEFAULT_PATH},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        supports_check_mode=True,
+    )
+    options = dict(module.params)
+    try:
+        with Transaction(Host.of(module), module.check_mode) as transaction:
+            if options.pop("state") == "present":
+                result = _fstab.present(transaction, **options)
+            else:
+                result = _fstab.absent(transaction, options["device"], options["uuid"], options["path"])
+    except Refused as refused:
+        module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
+    for warning in result.pop("warnings"):
+        module.warn(warning)
+    module.exit_json(changed=transaction.changed, diff=transaction.diff, **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nvm_swap
+short_description: Make a swap area with a lasting UUID on NVM
+version_added: "0.1.0"
+description:
+  - Makes a block device, by default C(/dev/NVM_SWAP), a swap area with a UUID and a label that stay the same, and
+    puts it in use.
+  - The UUID is what C(fstab) and C(resume=) know the swap area by. If it changed, a machine would hibernate without
+    an error and lose its state at the next boot.
+  - A device that is right already is not touched. A swap area with another UUID or label is renamed, not formatted.
+  - A device that holds a hibernation image, a filesystem, a partition table or anything else that C(blkid) knows is
+    refused, unless O(force). A device that is mounted or in other use is always refused.
+options:
+  device:
+    description:
+      - Path of the block device, or of a symbolic link to it.
+    type: str
+    default: /dev/NVM_SWAP
+  uuid:
+    description:
+      - UUID of the swap area.
+      - The default is derived from the machine id and the last part of O(device), so that it is the same in every
+        run, and another one on every machine.
+    type: str
+  label:
+    description:
+      - Label of the swap area, at most 15 bytes.
+    type: str
+    default: NVM_SWAP
+  priority:
+    description:
+      - Priority among the swap areas in use, V(0) to V(32767); the highest is used first. V(-1) leaves it to the
+        kernel, which gives every further area a lower one below zero.
+      - The default comes before disks whose priority the kernel chose, because NVM is faster, and after zram as its
+        tools set it up, because what zram takes does not use up room for the image.
+      - It does not decide where the machine hibernates to. That is C(resume=), see M(nvm.fastboot.boot_resume).
+      - If it has to change while the swap area is in use, what is swapped out is brought back into memory first.
+    type: int
+    default: 10
+  active:
+    description:
+      - Whether the swap area is in use.
+    type: bool
+    default: true
+  force:
+    description:
+      - Format the device although it holds something else or a swap header that does not fit it, and give up what it
+        holds, a hibernation image included.
+      - With O(state=absent), remove a swap area that has another UUID or holds a hibernation image.
+      - A device that is right already is left alone with this, too.
+    type: bool
+    default: false
+  state:
+    description:
+      - V(present) makes the swap area. V(absent) takes it out of use and erases its signature, and nothing else.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode:
+    description: Says what would change without changing it. A device that does not exist yet is assumed to be made.
+    support: full
+  diff_mode:
+    description: Shows type, UUID, label, size and use before and after.
+    support: full
+  idempotent:
+    description: A second run changes nothing.
+    support: full
+  platform:
+    description: Where it works.
+    platforms: linux
+    support: full
+notes:
+  - Needs root on the machine, and C(mkswap), C(swaplabel), C(blkid), C(wipefs), C(swapon) and C(swapoff) of
+    util-linux. None of them is called when nothing has to change.
+  - On failure the returned C(code) is one of V(device_missing), V(not_block_device), V(device_invalid),
+    V(device_too_small), V(device_read_only), V(device_unreadable), V(device_in_use), V(device_changed),
+    V(holds_filesystem), V(header_mismatch), V(image_pending), V(not_ours), V(swap_needed), V(machine_id_missing),
+    V(uuid_invalid), V(label_invalid), V(priority_invalid), V(verify_failed) and V(command_failed).
+seealso:
+  - module: nvm.fastboot.nvm_reservation
+  - module: nvm.fastboot.fstab_swap
+  - module: nvm.fastboot.boot_resume
+  - name: mkswap(8)
+    description: The format and its limits.
+    link: https://man7.org/linux/man-pages/man8/mkswap.8.html
+author:
+  - The nvm.fastboot maintainers (@nvm-fastboot)
+"""
+
+EXAMPLES = r"""
+- name: Swap on the reserved NVM
+  nvm.fastboot.nvm_swap:
+
+- name: Swap on the reserved NVM, used before anything else
+  nvm.fastboot.nvm_swap:
+    priority: 32767
+
+- name: Swap with a given UUID on a given device
+  nvm.fastboot.nvm_swap:
+    device: /dev/pmem1
+    uuid: 6f1c1e1e-9d4b-4a57-9f0e-2f6d0a6f2b11
+    label: FAST
+
+- name: Take it out of use and remove it
+  nvm.fastboot.nvm_swap:
+    state: absent
+"""
+
+RETURN = r"""
+device:
+  description: The device as it was given.
+  returned: success
+  type: str
+  sample: /dev/NVM_SWAP
+block_device:
+  description: The kernel's name of the device; null where it does not exist.
+  returned: success
+  type: str
+  sample: /dev/pmem0
+uuid:
+  description: UUID of the swap area; null with O(state=absent).
+  returned: success
+  type: str
+  sample: 6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4
+label:
+  description: Label of the swap area; null with O(state=absent).
+  returned: success
+  type: str
+  sample: NVM_SWAP
+size:
+  description: Bytes that can be swapped out to it; null with O(state=absent), or where the device does not exist.
+  returned: success
+  type: int
+  sample: 1073737728
+active:
+  description: Whether the swap area is in use.
+  returned: success
+  type: bool
+  sample: true
+priority:
+  description: The priority in use; null where the swap area is not in use.
+  returned: success
+  type: int
+  sample: 10
+signature:
+  description:
+    - What the device held before, as C(blkid) calls it (V(swap), V(swsuspend) for a hibernation image, V(ext4));
+      null where it held nothing known.
+  returned: success
+  type: str
+  sample: swap
+code:
+  description: What the module refused, as a stable word.
+  returned: failure
+  type: str
+  sample: image_pending
+message:
+  description: The device and the cause.
+  returned: failure
+  type: str
+  sample: /dev/NVM_SWAP (/dev/pmem0) holds a hibernation image that nobody has resumed.
+remedy:
+  description: What to do about it.
+  returned: failure
+  type: str
+  sample: Copy the image off the device if it is wanted.
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.nvm.fastboot.plugins.module_utils import _swap_area
+from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import (
+    DEFAULT_DEVICE,
+    DEFAULT_LABEL,
+    DEFAULT_PRIORITY,
+)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "device": {"type": "str", "default": DEFAULT_DEVICE},
+            "uuid": {"type": "str"},
+            "label": {"type": "str", "default": DEFAULT_LABEL},
+            "priority": {"type": "int", "default": DEFAULT_PRIORITY},
+            "active": {"type": "bool", "default": True},
+            "force": {"type": "bool", "default": False},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        supports_check_mode=True,
+    )
+    options = dict(module.params)
+    try:
+        with Transaction(Host.of(module), module.check_mode) as transaction:
+            if options.pop("state") == "present":
+                result = _swap_area.present(transaction, **options)
+            else:
+                result = _swap_area.absent(transaction, options["device"], options["uuid"], options["force"])
+    except Refused as refused:
+        module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
+    for warning in result.pop("warnings"):
+        module.warn(warning)
+    module.exit_json(changed=transaction.changed, diff=transaction.diff, **result)
+
+
+if __name__ == "__main__":
+    main()
