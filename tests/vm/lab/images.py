@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Builds the disk images of guests from Debian packages, and keeps them under ``~/.cache/nvm-fastboot``.
 
-The key of a cached image is made from everything that makes the image: the recipe, this file, the guest's files and the
-kernel version the archive offers is *not* part of it, so that a cache does not go stale every week; ``lab build --fresh``
-builds anew. Steps: mmdebstrap unpacks and configures the packages (as root, or in a user namespace), mke2fs makes the
+The key of a cached image is made from everything that makes the image: the recipe, this file, and the
+guest's files. The versions that the archive offers are not part of it, or a cache would go stale every week;
+``lab build --fresh`` builds anew. Steps: mmdebstrap unpacks and configures the packages (as root, or in a user namespace), mke2fs makes the
 root filesystem out of the tree, and the guest itself, started once by ``-kernel``, installs its bootloader.
 """
 
@@ -43,6 +43,7 @@ chroot "$root" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-ba
   systemd-networkd-wait-online.service >/dev/null 2>&1
 chroot "$root" passwd -q -d root
 : >"$root/etc/machine-id"
+rm -f "$root/var/lib/dbus/machine-id"
 echo localhost >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost\n' >"$root/etc/hosts"
 printf 'LANG=C.UTF-8\n' >"$root/etc/default/locale"
@@ -60,6 +61,13 @@ printf 'GRUB_TERMINAL=console\nGRUB_DISABLE_OS_PROBER=true\nGRUB_RECORDFAIL_TIME
 kernel=$(ls -v "$root"/boot/vmlinuz-* | tail -n 1)
 cp "$kernel" "$OUT/vmlinuz"
 cp "$root/boot/initrd.img-${kernel##*/vmlinuz-}" "$OUT/initrd"
+# From here on the guest builds its own images: under software emulation the defaults (every driver, zstd -9) take minutes.
+if [ -d "$root/etc/initramfs-tools/conf.d" ]; then
+  printf 'MODULES=dep\nCOMPRESS=lz4\nCOMPRESSLEVEL=1\n' >"$root/etc/initramfs-tools/conf.d/lab"
+fi
+if [ -d "$root/etc/dracut.conf.d" ]; then
+  printf 'hostonly=yes\nhostonly_mode=sloppy\ncompress="lz4 -1 -l"\n' >"$root/etc/dracut.conf.d/lab.conf"
+fi
 rm -rf "$root"/var/cache/apt/*.bin "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/doc/* \
   "$root"/usr/share/locale/* "$root"/usr/share/man/*
 mkdir -p "$root/var/lib/apt/lists/partial"
@@ -91,7 +99,7 @@ def key(recipe: Recipe) -> str:
 
 
 def ensure(name: str, say: Callable[[str], None] = lambda text: None, fresh: bool = False) -> Path:
-    """The folder with ``disk.qcow2`` and ``vmlinuz`` of the guest ``name``, built if it is not in the cache.
+    """The folder with ``base.qcow2`` and ``vmlinuz`` of the guest ``name``, built if it is not in the cache.
 
     Raises BuildError. Two processes that want the same image at once build it once.
     """
@@ -102,7 +110,7 @@ def ensure(name: str, say: Callable[[str], None] = lambda text: None, fresh: boo
         fcntl.flock(lock, fcntl.LOCK_EX)
         if fresh and folder.exists():
             shutil.rmtree(folder)
-        if not (folder / "disk.qcow2").exists():
+        if not (folder / "base.qcow2").exists():
             _build(recipe, folder, say)
             for old in folder.parent.glob(f"{name}-" + "?" * 16):
                 if old != folder:
@@ -126,7 +134,7 @@ def _build(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
     _make_disk(recipe, partial)
     say(f"installing GRUB inside the guest ({time.monotonic() - started:.0f} s so far)")
     _finalize(recipe, partial)
-    _run(["qemu-img", "convert", "-O", "qcow2", "disk.raw", "disk.qcow2"], partial)
+    _run(["qemu-img", "convert", "-O", "qcow2", "disk.raw", "base.qcow2"], partial)
     for leftover in ("disk.raw", "initrd", "vars.fd"):
         (partial / leftover).unlink(missing_ok=True)
     partial.rename(folder)

@@ -76,8 +76,10 @@ class Lab:
         image = images.ensure(recipe, lambda text: self.say(f"{recipe}: {text}"))
         folder.mkdir(parents=True)
         self._key()
-        machine = Machine(folder, Settings(recipe, _free_port(), memory, cpus, nvdimm, labels, disk), image)
-        _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image / "disk.qcow2"), "disk.qcow2"], folder)
+        machine = Machine(folder, Settings(recipe, _free_port(), memory, cpus, nvdimm, labels, disk))
+        for part in ("base.qcow2", "vmlinuz"):
+            _link_or_copy(image / part, folder / part)  # the cache may drop the image, the machine keeps it
+        _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2", "disk.qcow2"], folder)
         if nvdimm:
             with open(folder / "nvdimm.img", "wb") as file:
                 file.truncate(nvdimm << 20)
@@ -104,7 +106,7 @@ class Lab:
             settings = Settings(**json.loads((self.folder / name / "machine.json").read_text()))
         except FileNotFoundError as error:
             raise LabError(f"there is no machine {name} in {self.folder}") from error
-        return Machine(self.folder / name, settings, images.ensure(settings.recipe))
+        return Machine(self.folder / name, settings)
 
     def machines(self) -> list[Machine]:
         return [self.machine(file.parent.name) for file in sorted(self.folder.glob("*/machine.json"))]
@@ -122,11 +124,10 @@ class Lab:
 class Machine:
     """One machine; made by ``Lab.create`` or found by ``Lab.machine``."""
 
-    def __init__(self, folder: Path, settings: Settings, image: Path) -> None:
+    def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         self.settings = settings
         self.name = folder.name
-        self._image = image
         self._pid_file = folder / "qemu.pid"
 
     # power ---------------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ class Machine:
     def command(self) -> list[str]:
         """The QEMU command line that runs this machine."""
         one = self.settings
-        accel = accelerator.choose(self._image / "vmlinuz", images.cache_directory() / "accelerator")
+        accel = accelerator.choose(self.folder / "vmlinuz", images.cache_directory() / "accelerator")
         command = [
             "qemu-system-x86_64", "-name", self.name, "-daemonize", "-pidfile", str(self._pid_file),
             "-M", f"q35,accel={accel},nvdimm=on,hpet=off", "-cpu", "host" if accel == "kvm" else "Nehalem",
@@ -212,7 +213,7 @@ class Machine:
             done = subprocess.run(
                 ["ssh", *self.ssh_options(), "-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", "ControlPath=ssh.sock",
                  "root@127.0.0.1", command],
-                cwd=self.folder, capture_output=True, timeout=timeout, input=data if data is not None else b"",
+                cwd=self.folder, capture_output=True, check=False, timeout=timeout, input=data if data is not None else b"",
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{self.name}: '{command}' did not end within {timeout:.0f} s") from error
@@ -285,6 +286,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
+
 def _write_seed(path: Path, files: Mapping[str, str]) -> None:
     with tarfile.open(path, "w") as archive:
         for name, text in files.items():
@@ -297,7 +305,7 @@ def _write_seed(path: Path, files: Mapping[str, str]) -> None:
 
 def _run(command: list[str], folder: Path) -> None:
     try:
-        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True)
     except FileNotFoundError as error:
         raise LabError(f"{command[0]} is not installed; 'make setup' installs what the laboratory needs") from error
     if done.returncode != 0:
