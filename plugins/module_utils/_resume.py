@@ -131,12 +131,17 @@ def drivers_for(host, device):
         names = [module for pattern, module in BY_PATH if pattern.search(path)]
         step = path
         while step.startswith("/sys/devices/"):
-            module = "%s/driver/module" % step
-            if host.exists(module):
-                names.append(name_of(os.path.basename(host.real(module))))
+            driver = "%s/driver" % step
+            if host.exists(driver):
+                # An ACPI driver such as nfit may not say which module it is of (it sets no owner; seen on 6.1), but it
+                # bears the module's name.
+                module = driver + "/module"
+                names.append(name_of(os.path.basename(host.real(module if host.exists(module) else driver))))
             step = os.path.dirname(step)
         # initstate is there for what was loaded, not for what is built in (kernel/module/sysfs.c)
-        found += [each for each in names if each not in found and host.exists("/sys/module/%s/initstate" % each)]
+        for each in names:
+            if each not in found and host.exists("/sys/module/%s/initstate" % each):
+                found.append(each)
         waiting += [os.path.basename(slave) for slave in host.glob("/sys/class/block/%s/slaves/*" % name)]
     return found
 
