@@ -50,14 +50,6 @@ class Played:
         return self
 
 
-def command(lab: Lab, machines: Iterable[Machine], playbook: str, variables: Mapping[str, Any], *options: str) -> list[str]:
-    """The ansible-playbook command line, after writing the inventory it names."""
-    inventory = lab.folder / f"inventory-{os.getpid()}.json"
-    inventory.write_text(lab.inventory(*machines))
-    extra = ["-e", json.dumps(dict(variables))] if variables else []
-    return [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(inventory), *extra, *options]
-
-
 def environment(**more: str) -> dict[str, str]:
     """The environment in which Ansible finds this checkout's collection."""
     tree = REPOSITORY / "build"
@@ -95,6 +87,9 @@ def play(
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         results.touch()
+        inventory = Path(folder) / "inventory.json"
+        inventory.write_text(lab.inventory(*machines))
+        extra = ["-e", json.dumps(dict(variables))] if variables else []
         variables_of = environment(
             ANSIBLE_CALLBACK_PLUGINS=str(Path(__file__).parent / "callbacks"),
             ANSIBLE_CALLBACKS_ENABLED="task_results",
@@ -104,7 +99,7 @@ def play(
         tasks = []
         with open(Path(folder) / "output", "w+") as output, open(results) as records:
             process = subprocess.Popen(
-                command(lab, machines, playbook, variables or {}, *options),
+                [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(inventory), *extra, *options],
                 cwd=REPOSITORY, env=variables_of, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
             try:

@@ -14,6 +14,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._initramfs._base impo
 FOLDER = "/etc/initramfs-tools"
 CONF = FOLDER + "/conf.d/zz-nvm-fastboot-resume-"
 HOOK = FOLDER + "/hooks/nvm-fastboot"
+EARLY = FOLDER + "/scripts/init-top/nvm-fastboot"
 NOTE = "# Written by the Ansible collection nvm.fastboot, which replaces this file as a whole.\n"
 SCRIPT = """\
 #!/bin/sh
@@ -29,6 +30,34 @@ for module in %(modules)s; do
     force_load "$module"
 done
 """
+# What it calls is in every image: modprobe (kmod), blkid (hooks/udev), resume (klibc).
+EARLY_SCRIPT = """\
+#!/bin/sh
+%(note)s# Resumes from NVM before udev starts: an image on NVM needs nothing of what the initramfs sets up after this, and waiting
+# for that takes longer than reading the image. Where there is no image, or it is not on NVM, it does nothing, and
+# scripts/local-premount/resume decides as ever.
+case "$1" in
+prereqs)
+    echo
+    exit 0
+    ;;
+esac
+[ -w /sys/power/resume ] && [ -z "${resume_offset:-}" ] || exit 0
+case "${resume:-}" in
+UUID=*) ;;
+*) exit 0 ;;
+esac
+modprobe -a -q %(modules)s 2>/dev/null
+cat /sys/bus/nd/devices/ndbus*/wait_probe >/dev/null 2>&1
+device=$(blkid -l -t "$resume" -o device 2>/dev/null)
+case "$device" in
+/dev/pmem*) ;;
+*) exit 0 ;;
+esac
+[ "$(blkid -p -s TYPE -o value "$device" 2>/dev/null)" = swsuspend ] || exit 0
+/bin/resume "$device"
+exit 0
+"""
 
 
 class InitramfsTools(Initramfs):
@@ -43,10 +72,11 @@ class InitramfsTools(Initramfs):
         return {
             CONF + _suffix(resume): (NOTE + "RESUME=%s\n" % resume, 0o644),
             HOOK: (SCRIPT % {"note": NOTE, "modules": " ".join(modules)}, 0o755),
+            EARLY: (EARLY_SCRIPT % {"note": NOTE, "modules": " ".join(modules)}, 0o755),
         }
 
     def own_files(self):
-        return self.host.glob(CONF + "*") + [path for path in (HOOK,) if self.host.exists(path)]
+        return self.host.glob(CONF + "*") + [path for path in (HOOK, EARLY) if self.host.exists(path)]
 
     def command(self, kernel, target):
         # What update-initramfs does, less the replacing. Its post-update hooks are run when that is done.
@@ -60,6 +90,7 @@ class InitramfsTools(Initramfs):
         needs = ["scripts/local-premount/resume", "bin/resume"]
         if resume is not None:
             needs.append("conf/conf.d/%s%s" % (CONF.rsplit("/", 1)[1], _suffix(resume)))
+            needs.append(EARLY[len(FOLDER) + 1 :])
         found = [name for name in needs if name not in names]
         if resume is not None and "conf/conf.d/zz-resume-auto" in names:
             found.append("%s as the device to resume from: hooks/resume chose another one (zz-resume-auto)" % resume)

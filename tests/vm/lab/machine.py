@@ -81,10 +81,9 @@ class Lab:
             _link_or_copy(image / part, folder / part)  # the cache may drop the image, the machine keeps it
         _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2", "disk.qcow2"], folder)
         if nvdimm:
-            with open(folder / "nvdimm.img", "wb") as file:
-                file.truncate(nvdimm << 20)
+            _make_hole(folder / "nvdimm.img", nvdimm)
         if disk:
-            _run(["qemu-img", "create", "-q", "-f", "qcow2", "disk2.qcow2", f"{disk}M"], folder)
+            _make_hole(folder / "disk2.img", disk)
         if RECIPES[recipe].firmware == "efi":
             shutil.copy(images.ovmf()[1], folder / "vars.fd")
         public_key = (self.folder / "key.pub").read_text()
@@ -164,7 +163,7 @@ class Machine:
     def command(self) -> list[str]:
         """The QEMU command line that runs this machine."""
         one = self.settings
-        accel = accelerator.choose(self.folder / "vmlinuz", images.cache_directory() / "accelerator")
+        accel = self.accelerator()
         command = [
             "qemu-system-x86_64", "-name", self.name, "-daemonize", "-pidfile", str(self._pid_file),
             "-M", f"q35,accel={accel},nvdimm=on,hpet=off", "-cpu", "host" if accel == "kvm" else "Nehalem",
@@ -185,7 +184,11 @@ class Machine:
                 "-drive", "if=pflash,format=raw,unit=1,file=vars.fd",
             ]  # fmt: skip
         if one.disk:
-            command += ["-drive", "file=disk2.qcow2,format=qcow2,if=virtio,cache=writeback"]
+            # Past the host's page cache, which would make a disk as fast as memory.
+            command += [
+                "-drive", "file=disk2.img,format=raw,if=none,id=disk2,cache=none",
+                "-device", "virtio-blk-pci,drive=disk2,serial=lab-disk",
+            ]  # fmt: skip
         if one.nvdimm:
             label = f",label-size={LABEL_AREA}" if one.labels else ""
             command += [
@@ -194,9 +197,13 @@ class Machine:
             ]  # fmt: skip
         return command
 
+    def accelerator(self) -> str:
+        """``kvm`` or ``tcg``."""
+        return accelerator.choose(self.folder / "vmlinuz", images.cache_directory() / "accelerator")
+
     def is_on(self) -> bool:
         """Whether its QEMU process runs."""
-        return self._pid() is not None
+        return self.pid() is not None
 
     def power_button(self) -> None:
         """Press the power button: an ACPI event, which the guest may answer as it likes."""
@@ -204,10 +211,18 @@ class Machine:
 
     def power_cut(self) -> None:
         """Pull the plug: the QEMU process is killed. What the NVDIMM and the disks hold, they keep."""
-        pid = self._pid()
+        pid = self.pid()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
             self.wait_off()
+
+    def freeze(self) -> None:
+        """Stop its virtual processors, so that it costs nothing while another machine is measured."""
+        qmp.execute(self.folder / "qmp.sock", "stop")
+
+    def thaw(self) -> None:
+        """Let it run on after ``freeze``."""
+        qmp.execute(self.folder / "qmp.sock", "cont")
 
     def wait_off(self, timeout: float = OFF_SECONDS) -> float:
         """Wait until the power is off; the seconds it took. Raises LabError."""
@@ -215,7 +230,8 @@ class Machine:
 
     def wait_up(self, timeout: float = BOOT_SECONDS) -> float:
         """Wait until its SSH server answers; the seconds it took. Raises LabError (at once if the power goes off)."""
-        return self._wait(self._answers, timeout, "does not answer on SSH", alive=True)
+        with _Greeting(self.settings.port) as greeting:
+            return self._wait(greeting.heard, timeout, "does not answer on SSH", alive=True)
 
     # work on it ----------------------------------------------------------------------------------------------------
 
@@ -266,15 +282,8 @@ class Machine:
         self.power_cut()
         shutil.rmtree(self.folder)
 
-    def _answers(self) -> bool:
-        """Whether an SSH server greets. QEMU's port forward accepts connections even while the guest is dead."""
-        try:
-            with socket.create_connection(("127.0.0.1", self.settings.port), timeout=3) as connection:
-                return connection.recv(4) == b"SSH-"
-        except OSError:
-            return False
-
-    def _pid(self) -> int | None:
+    def pid(self) -> int | None:
+        """The process id of its QEMU, None while it is off."""
         try:
             pid = int(self._pid_file.read_text())
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # empty for a zombie
@@ -289,8 +298,57 @@ class Machine:
                 raise LabError(f"{self.name} has gone off; its console is {self.folder}/console.log")
             if time.monotonic() - started > timeout:
                 raise LabError(f"{self.name} {complaint} after {timeout:.0f} s; its console is {self.folder}/console.log")
-            time.sleep(0.1)
+            time.sleep(0.05)
         return time.monotonic() - started
+
+
+class _Greeting:
+    """Listens for the greeting of an SSH server behind QEMU's port forward.
+
+    The forward accepts connections even while the guest is dead, and a connection made too early may take seconds to
+    be noticed; so a new one is tried every half second, beside the earlier ones.
+    """
+
+    EVERY = 0.5
+    LIFE = 5.0
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._open: list[tuple[float, socket.socket]] = []
+
+    def __enter__(self) -> _Greeting:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for _since, connection in self._open:
+            connection.close()
+
+    def heard(self) -> bool:
+        now = time.monotonic()
+        for entry in list(self._open):
+            since, connection = entry
+            try:
+                start: bytes | None = connection.recv(4)
+            except BlockingIOError:
+                start = b"" if now - since > self.LIFE else None
+            except OSError:
+                start = b""
+            if start == b"SSH-":
+                return True
+            if start is not None:
+                connection.close()
+                self._open.remove(entry)
+        if not self._open or now - self._open[-1][0] > self.EVERY:
+            connection = socket.socket()
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", self._port))
+            self._open.append((now, connection))
+        return False
+
+
+def _make_hole(path: Path, mebibytes: int) -> None:
+    with open(path, "wb") as file:
+        file.truncate(mebibytes << 20)
 
 
 def _free_port() -> int:

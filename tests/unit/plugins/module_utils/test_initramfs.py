@@ -37,7 +37,7 @@ def tools_listing(kernel, uuid=UUID, drivers=DRIVERS, extra=()):
     """What lsinitramfs prints."""
     names = [".", "bin", "conf", "conf/conf.d", "init", "scripts/local-premount/resume", "usr/bin/resume", *extra]
     if uuid:
-        names.append("conf/conf.d/zz-nvm-fastboot-resume-" + uuid)
+        names += ["conf/conf.d/zz-nvm-fastboot-resume-" + uuid, "scripts/init-top/nvm-fastboot"]
     names += ["usr/lib/modules/%s/kernel/drivers/%s.ko" % (kernel, name) for name in drivers]
     return "".join(name + "\n" for name in names)
 
@@ -223,6 +223,45 @@ def test_initramfs_tools_settings(tools, host, tmp_path):
         assert not tools.configure(tx, RESUME, ["nd_pmem", "nfit"])
 
 
+@pytest.mark.parametrize(
+    ("resume", "offset", "found", "kind", "resumed"),
+    [
+        (RESUME, "", "/dev/pmem0", "swsuspend", True),
+        (RESUME, "", "/dev/pmem0s", "swsuspend", True),
+        (RESUME, "", "/dev/pmem0", "swap", False),  # no image
+        (RESUME, "", "", "swsuspend", False),  # nothing with that UUID yet
+        (RESUME, "", "/dev/sda2", "swsuspend", False),  # may be one leg of a mirror that is not assembled yet
+        (RESUME, "1234", "/dev/pmem0", "swsuspend", False),  # a swap file
+        ("/dev/sda2", "", "/dev/pmem0", "swsuspend", False),
+        ("", "", "/dev/pmem0", "swsuspend", False),  # noresume
+    ],
+)
+def test_the_early_resume_acts_on_an_image_on_nvm_alone(tools, host, tmp_path, resume, offset, found, kind, resumed):
+    with Transaction(host) as tx:
+        tools.configure(tx, RESUME, MODULES)
+    script = host.read("/etc/initramfs-tools/scripts/init-top/nvm-fastboot")
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name, text in {
+        "modprobe": 'echo "modprobe $*" >>%s/log' % tmp_path,
+        "blkid": 'case "$*" in "-l -t %s -o device") echo %s ;; "-p -s TYPE -o value %s") echo %s ;; *) exit 9 ;; esac'
+        % (RESUME, found, found, kind),
+        "resume": 'echo "resume $*" >>%s/log' % tmp_path,
+    }.items():
+        (commands / name).write_text("#!/bin/sh\n%s\n" % text)
+        (commands / name).chmod(0o755)
+    (tmp_path / "resume-file").touch()
+    script = script.replace("/bin/resume", str(commands / "resume")).replace("/sys/power/resume", str(tmp_path / "resume-file"))
+    (tmp_path / "script").write_text(script)
+    environment = {"PATH": "%s:%s" % (commands, os.environ["PATH"]), "resume": resume, "resume_offset": offset}
+    run = ["sh", "-u", str(tmp_path / "script")]
+    assert subprocess.run([*run, "prereqs"], capture_output=True, check=True).stdout == b"\n"
+    subprocess.run([*run, ""], env=environment, check=True)
+    log = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
+    assert ("resume %s\n" % found in log) is resumed
+    assert not resumed or log.startswith("modprobe -a -q ")
+
+
 def test_settings_for_another_swap_area_replace_the_earlier_ones(tools, host):
     with Transaction(host) as tx:
         tools.configure(tx, "UUID=0000", MODULES)
@@ -256,6 +295,7 @@ def test_dracut_settings(dracut, host):
         (tools_listing(NEW).replace("usr/lib", "lib"), []),
         (tools_listing(NEW, drivers=DRIVERS[:-1]), ["module nd_pmem"]),  # nd_btt, which nd_pmem needs
         (tools_listing(OLD), ["module nd_pmem", "module nfit"]),
+        (tools_listing(NEW).replace("init-top", "gone"), ["scripts/init-top/nvm-fastboot"]),
         (tools_listing(NEW, uuid="0"), ["conf/conf.d/zz-nvm-fastboot-resume-" + UUID]),
         (
             tools_listing(NEW, extra=["conf/conf.d/zz-resume-auto"]),

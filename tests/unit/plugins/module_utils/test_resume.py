@@ -74,6 +74,8 @@ class Machine:
     def mkinitramfs(self, option, target, kernel):
         names = ["init", "scripts/local-premount/resume", "usr/bin/resume"]
         names += ["conf/conf.d/" + os.path.basename(path) for path in self.host.glob("/etc/initramfs-tools/conf.d/*")]
+        names += ["scripts/init-top/" + os.path.basename(path)
+                  for path in self.host.glob("/etc/initramfs-tools/scripts/init-top/*")]
         if self.host.exists(HOOK):
             names += ["usr/lib/modules/%s/kernel/drivers/%s.ko" % (kernel, name) for name in self.drivers]
             if " lz4" in self.host.read(HOOK):
@@ -160,6 +162,7 @@ def machine(host, plant, transcript, bind, block, monkeypatch):
             "/usr/share/initramfs-tools/hook-functions": "",
             "/etc/initramfs-tools/conf.d/resume": "RESUME=/dev/sda5\n",
             "/etc/initramfs-tools/hooks/other": "",
+            "/etc/initramfs-tools/scripts/init-top/.keep": "",
             "/etc/kernel/postinst.d/initramfs-tools": "",
             "/etc/default/grub": 'GRUB_CMDLINE_LINUX="console=ttyS0 resume=/dev/sda5"\n',
             "/etc/default/grub.d/50-cloudimg-settings.cfg": "",

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The main job, shown: a virtual machine is configured by the collection's playbooks, hibernates into NVM, loses power, and
+comes back as it was. ``make demo`` runs it; with ``KEEP=1`` the machine is left running.
+
+Two machines of one kind take part. The first hibernates into its NVDIMM; the second, for comparison, into an ordinary
+disk. They are configured side by side, and measured one after the other with nothing else running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.vm import workload
+from tests.vm.lab import Lab, LabError, Machine, images
+from tests.vm.play import REPOSITORY, Played, play
+from tests.vm.powercycle import Cycle, Watch
+
+RECIPE = "debian12"
+MEMORY_MIB = 1024
+NVDIMM_MIB = 1280
+DISK_MIB = 1280
+DISK = "/dev/disk/by-id/virtio-lab-disk"
+PLAYBOOKS = Path(__file__).parent / "playbooks"
+RESULT = REPOSITORY / "build" / "demo.json"
+
+
+class Steps:
+    """Says on the terminal what is going on, and how long each step took."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._live = sys.stdout.isatty()
+        self._now = ""
+
+    @contextlib.contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        started = time.monotonic()
+        stop = threading.Event()
+        self._now = ""
+
+        def show() -> None:
+            while not stop.wait(0.5):
+                seconds = time.monotonic() - started
+                sys.stdout.write(f"\r\033[K  … {text}  {seconds:.0f} s  {self._now}"[:130])
+                sys.stdout.flush()
+
+        if self._live:
+            threading.Thread(target=show, daemon=True).start()
+        else:
+            print(f"  … {text}", flush=True)
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            print(f"{self._home()}  ✗ {text}  ({time.monotonic() - started:.1f} s)", flush=True)
+            raise
+        stop.set()
+        print(f"{self._home()}  ✓ {text}  ({time.monotonic() - started:.1f} s)", flush=True)
+
+    def doing(self, text: str) -> None:
+        """What the step is at."""
+        self._now = text
+
+    def event(self, event: dict[str, Any]) -> None:
+        """A task of a playbook starts or ends (see tests.vm.play)."""
+        if event["event"] == "start":
+            self.doing(event["task"])
+        elif event["module"].startswith("nvm.fastboot."):
+            word = "changed" if event["result"].get("changed") else event["status"]
+            print(f"{self._home()}      {event['task']}: {word}  ({event['seconds']:.1f} s)", flush=True)
+
+    def say(self, text: str) -> None:
+        print(f"{self._home()}    {text}", flush=True)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def _home(self) -> str:
+        return "\r\033[K" if self._live else ""
+
+
+def main() -> int:
+    steps = Steps()
+    lab = Lab(say=steps.doing)
+    keep = os.environ.get("KEEP", "") not in ("", "0")
+    machines: list[Machine] = []
+    try:
+        result = _demonstrate(steps, lab, machines)
+    except (LabError, images.BuildError, AssertionError) as error:
+        print(f"\nThe demonstration failed: {error}\nThe machines are left for inspection: {lab.folder}", file=sys.stderr)
+        return 1
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(_table(result))
+    print(f"  The whole demonstration took {steps.elapsed / 60:.1f} minutes. The figures are in {RESULT.relative_to(REPOSITORY)}.")
+    if keep:
+        print(f"\n  The machine is running. Log in:  {sys.executable} -m tests.vm.lab ssh {machines[0].name}")
+        print(f"  Hibernate it once more:           ssh in, systemctl hibernate; then  {sys.executable} -m tests.vm.lab on {machines[0].name}")
+        print(f"  Remove it:                        {sys.executable} -m tests.vm.lab destroy {machines[0].name}")
+    for machine in machines[1 if keep else 0 :]:
+        machine.destroy()
+    return 0 if result["resumed"] else 1
+
+
+def _demonstrate(steps: Steps, lab: Lab, machines: list[Machine]) -> dict[str, Any]:
+    with steps.step(f"guest image: {RECIPE}, from Debian packages (kept in {images.cache_directory()})"):
+        images.ensure(RECIPE, steps.doing)
+    with steps.step("two machines: one to hibernate into its NVDIMM, one into a disk"):
+        for name in ("demo", "demo-disk"):
+            with contextlib.suppress(LabError):
+                lab.machine(name).destroy()
+            machines.append(lab.create(name, RECIPE, memory=MEMORY_MIB, nvdimm=NVDIMM_MIB, disk=DISK_MIB))
+            machines[-1].power_on()
+        nvm, disk = machines
+        for machine in machines:
+            machine.wait_up()
+
+    other = _Background(lambda: _configure_disk(lab, disk))
+    with steps.step("look: nvm_info"):
+        info = play(lab, [nvm], str(PLAYBOOKS / "look.yml")).ok().result("nvm_info")
+        steps.say(f"DRAM {info['dram'] >> 20} MiB, NVM {info['nvm'] >> 20} MiB, {info['bootloader']}, {info['initramfs']}")
+        for blocker in info["blockers"]:
+            steps.say(f"not ready: {blocker['message']}")
+    with steps.step("configure: ansible-playbook nvm.fastboot.configure"):
+        play(lab, [nvm], "nvm.fastboot.configure", on_event=steps.event).ok()
+    with steps.step("the second machine, for the comparison"):
+        other.wait()
+    with steps.step("power off, power on, boot through GRUB"):
+        nvm.ssh("systemctl poweroff", check=False)
+        nvm.wait_off()
+        nvm.power_on()
+        cold = nvm.wait_up()
+    with steps.step("again: a converge that changes nothing, against ansible.builtin.setup"):
+        again = play(lab, [nvm], "nvm.fastboot.configure").ok()
+        setup = play(lab, [nvm], str(PLAYBOOKS / "setup.yml")).ok()
+    with steps.step("hibernate into NVM: ansible-playbook nvm.fastboot.hibernate"):
+        on_nvm = _hibernate(lab, nvm, "nvdimm.img", {})
+    nvm.freeze()
+    with steps.step("the same from an ordinary disk"):
+        disk.power_on()
+        disk.wait_up()
+        on_disk = _hibernate(lab, disk, "disk2.img", {"nvm_device": DISK})
+    disk.power_cut()
+    nvm.thaw()
+    return {
+        "guest": {"recipe": RECIPE, "memory_mib": MEMORY_MIB, "accelerator": nvm.accelerator()},
+        "cold_boot": cold,
+        "nvm": on_nvm,
+        "disk": on_disk,
+        "converge_again": {"seconds": again.seconds, "setup_seconds": setup.seconds, "changed": again.changed},
+        "resumed": on_nvm["resumed"] and on_disk["resumed"],
+    }
+
+
+def _configure_disk(lab: Lab, disk: Machine) -> None:
+    play(lab, [disk], str(PLAYBOOKS / "disk_swap.yml"), {"nvm_compression": "none"}).ok()
+    disk.ssh("systemctl poweroff", check=False)
+    disk.wait_off()
+
+
+def _hibernate(lab: Lab, machine: Machine, image_on: str, variables: dict[str, Any]) -> dict[str, Any]:
+    before = workload.start(machine)
+    wake = [sys.executable, "-m", "tests.vm.lab", "wake", machine.name]
+    with Watch(machine, image_on) as watch:
+        played: Played = play(lab, [machine], "nvm.fastboot.hibernate", {"nvm_wake_command": wake, **variables})
+    cycle: Cycle = watch.cycle
+    verdict = played.ok().result("hibernate")
+    after = workload.ask(machine)
+    return {
+        "verdict": verdict["verdict"],
+        "seconds": verdict["seconds"],
+        "resume": cycle.until_up,
+        "hibernate": verdict["seconds"]["down"],
+        "image": cycle.image,
+        "power_was_off": cycle.power_was_off,
+        "same_boot_id": after.boot_id == before.boot_id,
+        "process_alive": before.lives_on_in(after),
+        "resumed": verdict["verdict"] == "resumed" and cycle.power_was_off and before.lives_on_in(after),
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    cold, nvm, disk = result["cold_boot"], result["nvm"], result["disk"]
+    yes = {True: "yes", False: "NO"}
+    rows = [
+        ("", "cold boot", "resume from NVM", "resume from disk"),
+        ("power on until it answers on SSH", f"{cold:.1f} s", f"{nvm['resume']:.1f} s", f"{disk['resume']:.1f} s"),
+        ("times as fast as the cold boot", "1", f"{cold / nvm['resume']:.1f}", f"{cold / disk['resume']:.1f}"),
+        ("told to hibernate until off", "", f"{nvm['hibernate']:.1f} s", f"{disk['hibernate']:.1f} s"),
+        ("memory in the image", "", f"{(nvm['image'] or 0) >> 20} MiB", f"{(disk['image'] or 0) >> 20} MiB"),
+        ("power was off", "", yes[nvm["power_was_off"]], yes[disk["power_was_off"]]),
+        ("boot id unchanged", "", yes[nvm["same_boot_id"]], yes[disk["same_boot_id"]]),
+        ("process alive with its state", "", yes[nvm["process_alive"]], yes[disk["process_alive"]]),
+        ("verdict", "", nvm["verdict"], disk["verdict"]),
+    ]
+    lines = ["", *("  {:34} {:>12} {:>17} {:>18}".format(*row) for row in rows), ""]
+    again = result["converge_again"]
+    ratio = again["seconds"] / again["setup_seconds"]
+    lines.append(
+        f"  A converge that changes nothing ({again['changed']} changed): {again['seconds']:.1f} s, {ratio:.1f} × "
+        f"ansible.builtin.setup ({again['setup_seconds']:.1f} s)."
+    )
+    lines.append(f"  Guest: {result['guest']['recipe']}, {result['guest']['memory_mib']} MiB, under {result['guest']['accelerator']}.")
+    return "\n".join(lines)
+
+
+class _Background:
+    """Runs a function beside the main thread; ``wait`` returns when it has ended and raises what it raised."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._function()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        self._thread.join()
+        if self._error:
+            raise self._error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
