@@ -26,6 +26,10 @@ help: ## list the targets
 demo: $(READY) ## hibernate a virtual machine into non-volatile memory and resume it; KEEP=1 leaves it running
 	KEEP=$(KEEP) $(PYTHON) -m tests.vm.demo
 
+.PHONY: bench
+bench: $(READY) ## compressors of hibernation images on NVM, compared; about 20 minutes
+	$(PYTHON) -m tests.vm.bench
+
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, two lanes at once
 	$(PYTHON) tools/test_lanes.py static:$(LINT_LIST),types,unit,build ansible-test:sanity,units then \

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Callable
 
+from ansible_collections.nvm.fastboot.plugins.module_utils import _memmap
 from ansible_collections.nvm.fastboot.plugins.module_utils._host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._survey import UNSET, Survey
@@ -205,6 +206,27 @@ def _virtio_pmem(survey):
         "%s is on virtio-pmem, and the driver of kernel %s does not survive a hibernation: writes to it would hang "
         "after the resume. Kernel 6.18 is known to." % (survey.device, survey.release),
         "Give the virtual machine an NVDIMM (NFIT) instead, or boot kernel 6.18 or later.",
+    )
+
+
+def _nvm_volatile(survey):
+    """memmap=nn!ss is ordinary memory (Documentation/admin-guide/kernel-parameters.txt): it outlasts a warm reboot at best.
+
+    Legacy NVM that the firmware lists itself (e820 type 12) is on the same bus, and is what it says it is.
+    """
+    region = survey.region
+    if region is None or not (region.volatile or region.provider == "e820"):
+        return []
+    if not region.volatile and region.resource is not None and _memmap.covers(survey.firmware_map, region.resource):
+        return []
+    if survey.hibernate_mode == "reboot":
+        return []
+    return _blocker(
+        "nvm_volatile",
+        "%s is made of ordinary memory, which loses its contents when the power goes: the image would be lost."
+        % survey.device,
+        "Reserve real NVM. To try hibernation on this machine, have it reboot instead of powering off: HibernateMode=reboot "
+        "in a file in /etc/systemd/sleep.conf.d.",
     )
 
 
@@ -534,6 +556,7 @@ CHECKS = (
     Check("noresume", _noresume),
     Check("pm_test", _pm_test),
     Check("virtio_pmem", _virtio_pmem),
+    Check("nvm_volatile", _nvm_volatile, root=True),
     Check("image_pending", _image_pending, root=True),
     Check("memory_map_changed", _memory_map_changed, root=True),
     Check("swap_inactive", _swap_inactive),

@@ -17,6 +17,7 @@ from functools import cached_property
 from ansible_collections.nvm.fastboot.plugins.module_utils import (
     _bootloaders,
     _initramfs,
+    _memmap,
     _nvm,
     _resume,
     _sizing,
@@ -185,6 +186,27 @@ class Survey:
         """The value of the last C(resume=) on the running kernel's command line, or None."""
         values = [word[len("resume="):] for word in self.cmdline if word.startswith("resume=")]
         return values[-1] if values else None
+
+    @cached_property
+    def firmware_map(self):
+        """The firmware's memory map (see _memmap.firmware_map)."""
+        return _memmap.firmware_map(self.host)
+
+    @cached_property
+    def hibernate_mode(self):
+        """What systemd does first once the image is written: the first word of HibernateMode=, see sleep.conf(5)."""
+        value = ""
+        files = ["/etc/systemd/sleep.conf"]
+        found = {}  # a file of the same name in a later folder replaces that of an earlier one
+        for folder in ("/usr/lib", "/run", "/etc"):
+            for path in self.host.glob(folder + "/systemd/sleep.conf.d/*.conf"):
+                found[os.path.basename(path)] = path
+        for path in files + [found[name] for name in sorted(found)]:
+            for line in (self.host.read(path) or "").splitlines():
+                name, equals, words = line.partition("=")
+                if equals and name.strip() == "HibernateMode":
+                    value = words.strip()
+        return value.split()[0] if value else "platform"
 
     @cached_property
     def release(self):

@@ -269,8 +269,8 @@ def _long_press_known(host, trigger):
     """C(HandlePowerKeyLongPress=) came with systemd 251 (its NEWS)."""
     if trigger.press != "long":
         return
-    words = host.run(["systemctl", "--version"]).out.split()
-    version = int(re.match(r"\d*", words[1]).group() or 0) if len(words) > 1 else 0
+    found = re.match(r"systemd (\d+)", host.run(["systemctl", "--version"]).out)
+    version = int(found.group(1)) if found else 0
     if version < 251:
         raise Refused(
             "systemd_too_old",

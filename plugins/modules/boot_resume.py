@@ -202,12 +202,11 @@ def main():
     except Refused as refused:
         module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
     except OSError as error:
-        refused = Refused(
-            "not_writable",
-            "%s: %s. What had changed was put back." % (error.filename or "A file", error.strerror),
-            "Run as root, with /boot and /etc mounted writable and not full.",
+        module.fail_json(
+            msg="%s: %s. What had changed was put back. Run as root, with /boot and /etc mounted writable and not full."
+            % (error.filename or "A file", error.strerror),
+            code="not_writable",
         )
-        module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
     module.exit_json(changed=transaction.changed, diff=transaction.diff, **result)
 
 

@@ -32,7 +32,7 @@ options:
         that systemd would wait for a device it does not find.
     type: list
     elements: str
-    default: [defaults, nofail, x-systemd.device-timeout=30s]
+    default: [defaults, nofail, x-systemd.device-timeout=90s]
   priority:
     description:
       - Priority of the swap area, V(0) to V(32767), or V(-1) to leave it to the kernel. Use the same as for
@@ -109,7 +109,7 @@ line:
   description: The line in the file; null with O(state=absent).
   returned: success
   type: str
-  sample: UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4 swap swap defaults,nofail,x-systemd.device-timeout=30s,pri=10 0 0
+  sample: UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4 swap swap defaults,nofail,x-systemd.device-timeout=90s,pri=10 0 0
 code:
   description: What the module refused, as a stable word.
   returned: failure

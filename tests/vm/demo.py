@@ -103,9 +103,10 @@ def main() -> int:
     print(_table(result))
     print(f"  The whole demonstration took {steps.elapsed / 60:.1f} minutes. The figures are in {RESULT.relative_to(REPOSITORY)}.")
     if keep:
-        print(f"\n  The machine is running. Log in:  {sys.executable} -m tests.vm.lab ssh {machines[0].name}")
-        print(f"  Hibernate it once more:           ssh in, systemctl hibernate; then  {sys.executable} -m tests.vm.lab on {machines[0].name}")
-        print(f"  Remove it:                        {sys.executable} -m tests.vm.lab destroy {machines[0].name}")
+        command, name = f"{sys.executable} -m tests.vm.lab", machines[0].name
+        print(f"\n  The machine runs on. Log in:   {command} ssh {name}")
+        print(f"  Hibernate it from there:       systemctl hibernate; and switch it on with  {command} on {name}")
+        print(f"  Remove it:                     {command} destroy {name}")
     for machine in machines[1 if keep else 0 :]:
         machine.destroy()
     return 0 if result["resumed"] else 1

@@ -48,8 +48,10 @@ rm -f "$root/var/lib/dbus/machine-id"
 echo localhost >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost\n' >"$root/etc/hosts"
 printf 'LANG=C.UTF-8\n' >"$root/etc/default/locale"
+# tsc=reliable: on a busy host the emulated timers make the kernel give up the TSC for a clock that is far slower to read.
+arguments="console=ttyS0,115200 mitigations=off tsc=reliable"
 sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' \
-  -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="console=ttyS0,115200 mitigations=off"/' "$root/etc/default/grub"
+  -e "s/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT=\"$arguments\"/" "$root/etc/default/grub"
 printf 'GRUB_TERMINAL=console\nGRUB_DISABLE_OS_PROBER=true\nGRUB_RECORDFAIL_TIMEOUT=0\n' >>"$root/etc/default/grub"
 {
   echo '# <file system> <mount point> <type> <options> <dump> <pass>'
@@ -183,7 +185,7 @@ def _finalize(recipe: Recipe, out: Path) -> None:
         "-display", "none", "-no-reboot", "-nic", "none", "-monitor", "none", "-serial", "file:finalize.log",
         "-drive", "file=disk.raw,format=raw,if=virtio,cache=unsafe",
         "-kernel", "vmlinuz", "-initrd", "initrd",
-        "-append", "root=/dev/vda2 ro console=ttyS0 quiet init=/usr/local/sbin/lab-finalize",
+        "-append", "root=/dev/vda2 ro console=ttyS0 tsc=reliable init=/usr/local/sbin/lab-finalize",
     ]  # fmt: skip
     for _attempt in range(FINALIZE_TRIES):
         try:

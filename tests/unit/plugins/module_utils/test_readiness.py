@@ -276,6 +276,24 @@ def test_virtio_pmem(machine, release, codes):
     assert machine.codes() == codes
 
 
+LEGACY = {"/sys/firmware/memmap/9/start": "0x100000000\n", "/sys/firmware/memmap/9/end": "0x1ffffffff\n",
+          "/sys/firmware/memmap/9/type": "Persistent Memory (legacy)\n"}
+
+
+@pytest.mark.parametrize("files, codes", [
+    ({}, ["nvm_volatile"]),
+    (LEGACY, []),  # the firmware says that it is NVM
+    ({"/etc/systemd/sleep.conf.d/a.conf": "[Sleep]\nHibernateMode=reboot\n"}, []),
+    ({"/etc/systemd/sleep.conf": "[Sleep]\n#HibernateMode=reboot\n"}, ["nvm_volatile"]),
+    ({"/usr/lib/systemd/sleep.conf.d/a.conf": "HibernateMode=reboot\n",
+      "/etc/systemd/sleep.conf.d/a.conf": "HibernateMode = shutdown\n"}, ["nvm_volatile"]),
+])
+def test_nvm_that_power_off_erases(machine, files, codes):
+    machine.regions[:] = [replace(REGION, provider="e820", resource=0x100000000)]
+    machine.plant(files)
+    assert machine.codes() == codes
+
+
 def test_no_nvm(machine):
     machine.regions[:] = []
     os.unlink(machine.host.path(DEVICE))
