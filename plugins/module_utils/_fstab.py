@@ -26,7 +26,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._swap import (
 
 DEFAULT_PATH = "/etc/fstab"
 # systemd waits for the device before swap.target, 90 s by default, whether or not the swap is wanted (nofail).
-DEFAULT_OPTIONS = ("defaults", "nofail", "x-systemd.device-timeout=90s")
+DEFAULT_OPTIONS = ("defaults", "nofail")
 FIELDS = re.compile(r"[ \t\r\n]+")
 
 

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Callable
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _memmap
+from ansible_collections.nvm.fastboot.plugins.module_utils import _memmap, _swap
 from ansible_collections.nvm.fastboot.plugins.module_utils._host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._survey import UNSET, Survey
@@ -323,7 +323,7 @@ def _image_pending(survey):
     return _blocker(
         "image_pending",
         "%s holds a hibernation image that was not resumed." % survey.device,
-        "Reboot to resume it. If it is of no use any more: nvm_swap with force: true, which destroys it.",
+        _swap.IMAGE_REMEDY,
     )
 
 

@@ -177,7 +177,7 @@ def refuse_image(host, path, force):
         raise Refused(
             "image_pending",
             "%s holds a hibernation image that nobody has resumed." % path,
-            "Resume it by booting from it, or copy it off the device; force: true gives it up.",
+            _swap.IMAGE_REMEDY,
         )
 
 
@@ -230,7 +230,7 @@ def refuse_any_image(host, path=None):
                 "image_pending",
                 "%s holds a hibernation image that nobody has resumed; another memory map would make it useless."
                 % candidate,
-                "Resume it by booting from it, or give it up (nvm_swap with force: true), and run again.",
+                _swap.IMAGE_REMEDY,
             )
 
 

@@ -195,7 +195,7 @@ def _guard(tx, device, found, force, change):
             "image_pending",
             "%s holds a hibernation image that nobody has resumed; what boots the machine is left alone until then."
             % device,
-            "Reboot to resume it. If it is not wanted any more: swapon %s (which discards it), or force." % device,
+            _swap.IMAGE_REMEDY,
         )
 
 

@@ -29,6 +29,10 @@ DEFAULT_DEVICE = "/dev/NVM_SWAP"
 DEFAULT_LABEL = "NVM_SWAP"
 # Above every swap area whose priority the kernel chose (those are negative), below zram (100 in zram-generator and
 # zram-tools): NVM is faster than a disk, and what goes to zram leaves the NVM free for the image.
+IMAGE_REMEDY = (
+    "If it is wanted, copy it off the device before anything else: the machine has started without it, and to resume it now "
+    "would damage every filesystem that has been written to since. nvm_swap with force: true gives it up."
+)
 DEFAULT_PRIORITY = 10
 LABEL_BYTES = 15  # volume_name[16] in util-linux include/swapheader.h, one of them NUL
 PRIORITIES = (-1, 32767)  # SWAP_FLAG_PRIO_MASK in include/linux/swap.h; -1 leaves the choice to the kernel

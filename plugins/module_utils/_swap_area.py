@@ -17,6 +17,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import (
     DEFAULT_LABEL,
     DEFAULT_PRIORITY,
+    IMAGE_REMEDY,
     LABEL_BYTES,
     LEAST_PAGES,
     MAGIC_BYTES,
@@ -386,6 +387,5 @@ def _pending(block):
     return Refused(
         "image_pending",
         "%s holds a hibernation image that nobody has resumed." % block,
-        "Copy the image off the device if it is wanted: resuming it now would damage filesystems written to since. "
-        "force: true gives it up.",
+        IMAGE_REMEDY,
     )

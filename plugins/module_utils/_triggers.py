@@ -338,6 +338,13 @@ def drop_in_path(name):
     return "%s/50-nvm-fastboot-%s.conf" % (DROP_INS, name)
 
 
+def names(host):
+    """The names of the triggers that are on the machine, from the files they are made of."""
+    found = [re.match(r"nvm-fastboot-(.+)\.service$", os.path.basename(path)) for path in host.glob(service_path("*"))]
+    found += [re.match(r"50-nvm-fastboot-(.+)\.conf$", os.path.basename(path)) for path in host.glob(drop_in_path("*"))]
+    return sorted({match.group(1) for match in found if match})
+
+
 def _timed(title, arguments, when, flags="", log=""):
     """A condition that a timer asks about: script, service and timer."""
 

@@ -171,7 +171,7 @@ remedy:
   description: What to do about it.
   returned: failure
   type: str
-  sample: Reboot to resume it.
+  sample: Install a kernel that has it, or remove this one. Booting it would destroy the image.
 """
 
 from ansible.module_utils.basic import AnsibleModule

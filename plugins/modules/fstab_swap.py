@@ -28,11 +28,12 @@ options:
   options:
     description:
       - Mount options of the line. The priority comes from O(priority).
-      - The default lets the machine boot without the device, after waiting 30 seconds for it, and not the 90 seconds
-        that systemd would wait for a device it does not find.
+      - The default lets the machine boot without the device, after the 90 seconds that systemd waits for one. With a
+        shorter C(x-systemd.device-timeout=), a machine that boots slowly may give up too soon, run without the swap
+        area, and so not hibernate.
     type: list
     elements: str
-    default: [defaults, nofail, x-systemd.device-timeout=90s]
+    default: [defaults, nofail]
   priority:
     description:
       - Priority of the swap area, V(0) to V(32767), or V(-1) to leave it to the kernel. Use the same as for
@@ -109,7 +110,7 @@ line:
   description: The line in the file; null with O(state=absent).
   returned: success
   type: str
-  sample: UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4 swap swap defaults,nofail,x-systemd.device-timeout=90s,pri=10 0 0
+  sample: UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4 swap swap defaults,nofail,pri=10 0 0
 code:
   description: What the module refused, as a stable word.
   returned: failure

@@ -31,7 +31,7 @@ options:
   name:
     description:
       - Name of the trigger; several triggers can stand side by side.
-      - The default is the O(condition).
+      - The default is the O(condition). With O(state=absent) and neither, every trigger on the machine is meant.
     type: str
   schedule:
     description:
@@ -130,14 +130,19 @@ EXAMPLES = r"""
   nvm.fastboot.hibernate_trigger:
     name: power_key
     state: absent
+
+- name: Hibernate by itself no more
+  nvm.fastboot.hibernate_trigger:
+    state: absent
 """
 
 RETURN = r"""
-name:
-  description: Name of the trigger.
+names:
+  description: Names of the triggers that were looked after.
   returned: success
-  type: str
-  sample: schedule
+  type: list
+  elements: str
+  sample: [schedule]
 files:
   description: The files the trigger consists of; none with O(state=absent).
   returned: success
@@ -177,21 +182,30 @@ def main():
             "press": {"type": "str", "choices": ["short", "long"], "default": "short"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
-        required_one_of=[("condition", "name")],
         required_if=[("state", "present", ("condition",))],
         supports_check_mode=True,
     )
     options = dict(module.params)
     present = options.pop("state") == "present"
-    options["name"] = options["name"] or options["condition"]
-    trigger = _triggers.Trigger(**options)
+    host = Host.of(module)
+    name = options["name"] or options["condition"]
+    names = [name] if name else _triggers.names(host)
+    outcomes = []
     try:
-        outcome = _triggers.apply(Host.of(module), trigger, present, module.check_mode)
+        for each in names:
+            trigger = _triggers.Trigger(**dict(options, name=each))
+            outcomes.append(_triggers.apply(host, trigger, present, module.check_mode))
     except Refused as refused:
         module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
-    for warning in outcome.warnings:
-        module.warn(warning)
-    module.exit_json(changed=outcome.changed, diff=outcome.diff, name=trigger.name, files=outcome.files)
+    for outcome in outcomes:
+        for warning in outcome.warnings:
+            module.warn(warning)
+    module.exit_json(
+        changed=any(outcome.changed for outcome in outcomes),
+        diff=[part for outcome in outcomes for part in outcome.diff],
+        names=names,
+        files=[path for outcome in outcomes for path in outcome.files],
+    )
 
 
 if __name__ == "__main__":

@@ -118,8 +118,30 @@ regions:
       description: Physical address.
       type: int
       sample: 4294967296
+    align:
+      description: What sizes of namespaces on it must be multiples of, in bytes.
+      type: int
+      sample: 16777216
+    dimms:
+      description: The DIMMs it spans.
+      type: list
+      elements: str
+      sample: [nmem0]
+    initialisable:
+      description: Whether its DIMMs have room for labels that nobody has written yet.
+      type: bool
+      sample: false
+    read_only:
+      description: Whether the kernel refuses writes to it.
+      type: bool
+      sample: false
+    volatile:
+      description: Whether it loses its contents at power-off by its own word.
+      type: bool
+      sample: false
     namespaces:
-      description: Its namespaces, each with C(dev), C(name), C(mode), C(size), C(uuid), C(blockdev), C(resource).
+      description: Its namespaces, each with C(dev), C(region), C(name), C(mode), C(size), C(uuid), C(blockdev),
+        C(resource), C(labelled).
       type: list
       elements: dict
       sample:

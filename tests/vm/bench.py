@@ -17,7 +17,7 @@ from typing import Any
 from tests.vm import workload
 from tests.vm.lab import Lab, LabError, Machine
 from tests.vm.play import play
-from tests.vm.powercycle import Watch
+from tests.vm.powercycle import hibernate
 
 GUESTS = {"debian12": ("none", "lzo"), "debian13": ("none", "lzo", "lz4")}
 
@@ -57,19 +57,18 @@ def _measure(guest: str, cycles: int) -> list[dict[str, Any]]:
 
 def _cycles(lab: Lab, machine: Machine, cycles: int) -> dict[str, float]:
     before = workload.start(machine)
-    wake = [sys.executable, "-m", "tests.vm.lab", "wake", machine.name]
-    hibernate, resume, image = [], [], []
+    seen = []
     for _cycle in range(cycles):
-        with Watch(machine) as watch:
-            played = play(lab, [machine], "nvm.fastboot.hibernate", {"nvm_wake_command": wake}).ok()
+        _played, cycle = hibernate(lab, machine)
         if not before.lives_on_in(workload.ask(machine)):
             raise LabError(f"{machine.name} came back without its memory")
-        hibernate.append(played.result("hibernate")["seconds"]["down"])
-        resume.append(watch.cycle.until_up)
-        image.append((watch.cycle.image or 0) / (1 << 20))
-        print(f"  hibernate {hibernate[-1]:.1f} s, resume {resume[-1]:.1f} s", flush=True)
-    medians = map(statistics.median, (hibernate, resume, image))
-    return dict(zip(("hibernate", "resume", "image"), medians, strict=True))
+        seen.append(cycle)
+        print(f"  hibernate {cycle.hibernate:.1f} s, resume {cycle.resume:.1f} s", flush=True)
+    return {
+        "hibernate": statistics.median(cycle.hibernate for cycle in seen),
+        "resume": statistics.median(cycle.resume for cycle in seen),
+        "image": statistics.median((cycle.image or 0) / (1 << 20) for cycle in seen),
+    }
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 
 from tests.vm import workload
 from tests.vm.lab import Lab, LabError, Machine, images
-from tests.vm.play import REPOSITORY, Played, play
-from tests.vm.powercycle import Cycle, Watch
+from tests.vm.play import REPOSITORY, play
+from tests.vm.powercycle import hibernate
 
 RECIPE = "debian12"
 MEMORY_MIB = 1024
@@ -170,19 +170,13 @@ def _configure_disk(lab: Lab, disk: Machine) -> None:
 
 def _hibernate(lab: Lab, machine: Machine, image_on: str, variables: dict[str, Any]) -> dict[str, Any]:
     before = workload.start(machine)
-    wake = [sys.executable, "-m", "tests.vm.lab", "wake", machine.name]
-    with Watch(machine, image_on) as watch:
-        played: Played = play(lab, [machine], "nvm.fastboot.hibernate", {"nvm_wake_command": wake, **variables})
-    cycle: Cycle = watch.cycle
-    verdict = played.ok().result("hibernate")
+    played, cycle = hibernate(lab, machine, variables, image_on)
+    verdict = played.result("hibernate")
     after = workload.ask(machine)
     return {
+        **{name: getattr(cycle, name) for name in ("hibernate", "resume", "image", "power_was_off")},
         "verdict": verdict["verdict"],
         "seconds": verdict["seconds"],
-        "resume": cycle.until_up,
-        "hibernate": verdict["seconds"]["down"],
-        "image": cycle.image,
-        "power_was_off": cycle.power_was_off,
         "same_boot_id": after.boot_id == before.boot_id,
         "process_alive": before.lives_on_in(after),
         "resumed": verdict["verdict"] == "resumed" and cycle.power_was_off and before.lives_on_in(after),

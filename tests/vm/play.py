@@ -57,6 +57,7 @@ def environment(**more: str) -> dict[str, str]:
         **os.environ,
         "ANSIBLE_COLLECTIONS_PATH": str(tree),
         "ANSIBLE_PIPELINING": "1",
+        "ANSIBLE_SSH_RETRIES": "3",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_LOCALHOST_WARNING": "0",
         "ANSIBLE_HOST_KEY_CHECKING": "0",

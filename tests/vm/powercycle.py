@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Watches a machine from outside while it goes off and comes back: when, and what was on its NVDIMM in between.
+"""Sends a machine through a hibernation, and watches it from outside: when it is off, when it is back, what it left behind.
 
 The times are those of the host: from QEMU's start until the guest's SSH server greets, firmware and bootloader included.
 """
@@ -7,14 +7,17 @@ The times are those of the host: from QEMU's start until the guest's SSH server 
 from __future__ import annotations
 
 import struct
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.vm.lab import LabError, Machine
+from tests.vm.lab import Lab, LabError, Machine
 from tests.vm.lab.machine import BOOT_SECONDS, OFF_SECONDS
+from tests.vm.play import Played, play
 
 PAGE = 4096
 SIGNATURE = b"S1SUSPEND\0"
@@ -22,12 +25,35 @@ SIGNATURE = b"S1SUSPEND\0"
 
 @dataclass
 class Cycle:
-    """Seconds until the power was off, and from power on until it answered; bytes of the hibernation image in between."""
+    """What was seen of one hibernation: seconds from the order to hibernate until the power was off (``hibernate``), from
+    power on until it answered on SSH (``resume``), and the bytes of memory in the image in between."""
 
-    until_off: float = 0.0
-    until_up: float = 0.0
+    hibernate: float = 0.0
+    resume: float = 0.0
     image: int | None = None
     power_was_off: bool = False
+    off_at: float = 0.0
+
+
+def hibernate(
+    lab: Lab, machine: Machine, variables: Mapping[str, Any] | None = None, image_on: str = "nvdimm.img"
+) -> tuple[Played, Cycle]:
+    """Hibernate ``machine`` by the collection's playbook and switch it on again. Raises LabError, AssertionError."""
+    wake = [sys.executable, "-m", "tests.vm.lab", "--lab", str(lab.folder), "wake", machine.name]
+    told = 0.0
+
+    def note(event: dict[str, Any]) -> None:
+        nonlocal told
+        if event["event"] == "start" and event["module"] == "nvm.fastboot.hibernate":
+            told = time.monotonic()
+
+    with Watch(machine, image_on) as watch:
+        played = play(
+            lab, [machine], "nvm.fastboot.hibernate", {"nvm_wake_command": wake, **(variables or {})}, on_event=note
+        ).ok()
+    told += played.result("hibernate")["seconds"]["prepare"]  # what it looks at before it gives the order
+    watch.cycle.hibernate = watch.cycle.off_at - told
+    return played, watch.cycle
 
 
 class Watch:
@@ -53,13 +79,12 @@ class Watch:
 
     def _run(self) -> None:
         try:
-            started = time.monotonic()
             self._until(lambda: self._machine.pid() != self._first, OFF_SECONDS)
-            self.cycle.until_off = time.monotonic() - started
+            self.cycle.off_at = time.monotonic()
             self.cycle.power_was_off = self._machine.pid() is None
             self.cycle.image = image_size(self._file)
             self._until(self._machine.is_on, OFF_SECONDS)
-            self.cycle.until_up = self._machine.wait_up()
+            self.cycle.resume = self._machine.wait_up()
         except LabError as error:
             self._failure = error
 

@@ -29,6 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 LABEL_AREA = "128K"
 BOOT_SECONDS = 420  # a cold boot under software emulation on a busy machine
 OFF_SECONDS = 300
+SSH_ATTEMPTS = 5
 
 
 class LabError(Exception):
@@ -238,14 +239,18 @@ class Machine:
     def ssh(self, command: str, *, check: bool = True, timeout: float = 300, stdin: str | bytes | None = None) -> str:
         """Run a shell command as root on the machine and return what it prints. Raises LabError if it fails."""
         data = stdin.encode() if isinstance(stdin, str) else stdin
-        try:
-            done = subprocess.run(
-                ["ssh", *self.ssh_options(), "-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", "ControlPath=ssh.sock",
-                 "root@127.0.0.1", command],
-                cwd=self.folder, capture_output=True, check=False, timeout=timeout, input=data if data is not None else b"",
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise LabError(f"{self.name}: '{command}' did not end within {timeout:.0f} s") from error
+        for _attempt in range(SSH_ATTEMPTS):
+            try:
+                done = subprocess.run(
+                    ["ssh", *self.ssh_options(), "-o", "ControlMaster=auto", "-o", "ControlPersist=60",
+                     "-o", "ControlPath=ssh.sock", "root@127.0.0.1", command],
+                    cwd=self.folder, capture_output=True, check=False, timeout=timeout, input=data if data is not None else b"",
+                )  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                raise LabError(f"{self.name}: '{command}' did not end within {timeout:.0f} s") from error
+            if done.returncode != 255 or b"kex_exchange_identification" not in done.stderr or not self.is_on():
+                break
+            time.sleep(1)  # a server that was just started, and has more connections than it takes
         output = done.stdout.decode(errors="replace")
         if check and done.returncode != 0:
             raise LabError(f"{self.name}: '{command}' exited with {done.returncode}: {done.stderr.decode(errors='replace')}{output}")
@@ -306,14 +311,17 @@ class _Greeting:
     """Listens for the greeting of an SSH server behind QEMU's port forward.
 
     The forward accepts connections even while the guest is dead, and a connection made too early may take seconds to
-    be noticed; so a new one is tried every half second, beside the earlier ones.
+    be noticed; so a new one is tried every half second, beside the earlier ones. The longer it takes, the rarer and the
+    more patient they are: a slow server needs seconds to greet, and refuses everybody once ten wait (MaxStartups).
     """
 
-    EVERY = 0.5
-    LIFE = 5.0
+    EVERY = 0.5  # seconds between two connections at first
+    SHARE = 0.05  # of the time waited so far: later
+    AT_ONCE = 7
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._began = time.monotonic()
         self._open: list[tuple[float, socket.socket]] = []
 
     def __enter__(self) -> _Greeting:
@@ -325,12 +333,13 @@ class _Greeting:
 
     def heard(self) -> bool:
         now = time.monotonic()
+        every = max(self.EVERY, self.SHARE * (now - self._began))
         for entry in list(self._open):
             since, connection = entry
             try:
                 start: bytes | None = connection.recv(4)
             except BlockingIOError:
-                start = b"" if now - since > self.LIFE else None
+                start = b"" if now - since > every * self.AT_ONCE else None
             except OSError:
                 start = b""
             if start == b"SSH-":
@@ -338,7 +347,7 @@ class _Greeting:
             if start is not None:
                 connection.close()
                 self._open.remove(entry)
-        if not self._open or now - self._open[-1][0] > self.EVERY:
+        if not self._open or now - self._open[-1][0] > every:
             connection = socket.socket()
             connection.setblocking(False)
             connection.connect_ex(("127.0.0.1", self._port))

@@ -18,7 +18,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._host import Refused,
 OURS = "6f1c1e1e-9d4b-8a57-9f0e-2f6d0a6f2b11"
 OTHER = "0b7b6c2e-5a0d-4e8f-8a7e-8c1f6a2d9e34"
 DERIVED = "125d6841-693e-8d5c-94ee-543373e18bd8"  # of the machine id below and NVM_SWAP
-LINE = "UUID=%s swap swap defaults,nofail,x-systemd.device-timeout=90s,pri=10 0 0" % OURS
+LINE = "UUID=%s swap swap defaults,nofail,pri=10 0 0" % OURS
 DEBIAN = """\
 # /etc/fstab: static file system information.
 #
@@ -112,7 +112,7 @@ def test_only_our_line_changes_in_its_place():
 @pytest.mark.parametrize(
     "line",
     [
-        "UUID=%s\tnone\tswap\tpri=10,nofail,defaults,x-systemd.device-timeout=90s" % OURS,
+        "UUID=%s\tnone\tswap\tpri=10,nofail,defaults" % OURS,
         "  " + LINE.replace(OURS, OURS.upper()),
         LINE[:-4],
         LINE + "\r",

@@ -410,3 +410,14 @@ def test_ups_out_of_reach(script):
 
 def test_a_condition_that_is_none_is_an_error(script):
     assert script("weather") == 255
+
+
+def test_the_names_of_what_is_there(host, plant):
+    assert _triggers.names(host) == []
+    plant({
+        _triggers.service_path("night"): "",
+        _triggers.timer_path("night"): "",
+        _triggers.drop_in_path("power_key"): "",
+        "/etc/systemd/system/other.service": "",
+    })
+    assert _triggers.names(host) == ["night", "power_key"]
