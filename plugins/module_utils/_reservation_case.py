@@ -209,7 +209,7 @@ def vet(host, path, name, force):
     taken over; making it ours changes nothing on it.
     """
     header = _swap.header(host, path)
-    if force or (header is not None and header.label and header.label == name[: _swap.LABEL_BYTES]):
+    if header is not None and header.label and header.label == name[: _swap.LABEL_BYTES]:
         return
     refuse_in_use(host, path)
     refuse_contents(host, path, force, own_label=True)

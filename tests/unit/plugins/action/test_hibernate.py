@@ -141,11 +141,13 @@ class Machine:
             return dict(self.prepared)
         if module_args["step"] == "start":
             self.told = self.now
-            if isinstance(self.started, Exception):
-                raise self.started
-            return dict(self.started)
+            return self._give(self.started)
         assert module_args["marker"] == MARKER
         answer = self.checks.pop(0) if len(self.checks) > 1 else self.checks[0]
+        return self._give(answer)
+
+    @staticmethod
+    def _give(answer):
         if isinstance(answer, Exception):
             raise answer
         return dict(answer)

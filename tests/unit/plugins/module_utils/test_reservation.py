@@ -498,10 +498,11 @@ def test_what_holds_something_is_refused(labelless, what):
     assert labelless.present(force=True).changed
 
 
-def test_somebody_elses_swap_in_use_is_refused(labelless):
+@pytest.mark.parametrize("force", [False, True])
+def test_somebody_elses_swap_in_use_is_refused(labelless, force):
     labelless.tree.write("/dev/pmem0", swap_header(label="data"))
     labelless.activate()
-    labelless.refused("device_in_use")
+    labelless.refused("device_in_use", force=force)
 
 
 def test_our_swap_is_known_by_its_label_without_the_rule(labelless):
