@@ -19,10 +19,6 @@ sys.path.insert(0, str(REPOSITORY))
 from tests.vm.lab import Lab, LabError, Machine  # noqa: E402
 
 LOGS = REPOSITORY / "build" / "logs"
-# One place in memory for libc in every process. QEMU's software emulation keeps translated code by virtual address: with
-# randomised ones it translates libc anew for each process, and what it piled up for a page makes every byte that GRUB
-# copies there after a restart take milliseconds.
-SETTINGS = {"/etc/sysctl.d/emulation.conf": "kernel.randomize_va_space = 0\n"}
 
 
 def main() -> int:
@@ -49,12 +45,10 @@ def inventory(lab: Lab, scenario: str) -> dict[str, object]:
 def create(lab: Lab, name: str) -> None:
     """Make it unless it exists, switch it on unless it is on, and wait until it answers."""
     made_of = json.load(sys.stdin)
-    made_of["files"] = {**SETTINGS, **made_of.get("files", {})}
     machine = find(lab, name) or lab.create(name, **made_of)
     if not machine.is_on():
         machine.power_on()
     seconds = machine.wait_up()
-    machine.ssh("sysctl --quiet --load=/etc/sysctl.d/emulation.conf")  # the first boot may have read it too early
     print(f"{name} answers after {seconds:.1f} s")
 
 

@@ -26,7 +26,7 @@ MIRROR = os.environ.get("LAB_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 GUEST_FILES = Path(__file__).parent / "guest"
 DISK_MIB = 3072
 BOOT_PARTITION_MIB = 64  # EFI system partition; on BIOS machines the gap that holds GRUB's core image
-FINALIZE_SECONDS = 150  # four times what it takes on an idle machine
+FINALIZE_SECONDS = 240  # six times what it takes on an idle machine
 FINALIZE_TRIES = 3
 _OVMF = (Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd"))
 
@@ -49,7 +49,9 @@ echo localhost >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost\n' >"$root/etc/hosts"
 printf 'LANG=C.UTF-8\n' >"$root/etc/default/locale"
 # tsc=reliable: on a busy host the emulated timers make the kernel give up the TSC for a clock that is far slower to read.
-arguments="console=ttyS0,115200 mitigations=off tsc=reliable"
+# norandmaps: libraries at the same addresses in every process let QEMU use its translations again; building an initramfs
+# is 2.7 times as fast.
+arguments="console=ttyS0,115200 mitigations=off tsc=reliable norandmaps"
 sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' \
   -e "s/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT=\"$arguments\"/" "$root/etc/default/grub"
 printf 'GRUB_TERMINAL=console\nGRUB_DISABLE_OS_PROBER=true\nGRUB_RECORDFAIL_TIMEOUT=0\n' >>"$root/etc/default/grub"
@@ -137,8 +139,8 @@ def _build(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
     _make_disk(recipe, partial)
     say(f"installing GRUB inside the guest ({time.monotonic() - started:.0f} s so far)")
     _finalize(recipe, partial)
-    _run(["qemu-img", "convert", "-O", "qcow2", "disk.raw", "base.qcow2"], partial)
-    for leftover in ("disk.raw", "initrd", "vars.fd"):
+    _run(["qemu-img", "convert", "-O", "qcow2", "finalize.qcow2", "base.qcow2"], partial)
+    for leftover in ("disk.raw", "finalize.qcow2", "initrd"):
         (partial / leftover).unlink(missing_ok=True)
     partial.rename(folder)
     say(f"built in {time.monotonic() - started:.0f} s")
@@ -181,13 +183,15 @@ def _finalize(recipe: Recipe, out: Path) -> None:
     """Boot the guest once by ``-kernel`` so that it installs its own bootloader."""
     accel = accelerator.choose(out / "vmlinuz", cache_directory() / "accelerator")
     command = [
-        "qemu-system-x86_64", "-M", f"q35,accel={accel}", "-cpu", "host" if accel == "kvm" else "Nehalem", "-m", "1024",
+        "qemu-system-x86_64", "-M", "q35", *accelerator.options(accel), "-m", "1024",
         "-display", "none", "-no-reboot", "-nic", "none", "-monitor", "none", "-serial", "file:finalize.log",
-        "-drive", "file=disk.raw,format=raw,if=virtio,cache=unsafe",
+        "-drive", "file=finalize.qcow2,format=qcow2,if=virtio,cache=unsafe",
         "-kernel", "vmlinuz", "-initrd", "initrd",
-        "-append", "root=/dev/vda2 ro console=ttyS0 tsc=reliable init=/usr/local/sbin/lab-finalize",
+        "-append", "root=/dev/vda2 ro console=ttyS0 tsc=reliable norandmaps init=/usr/local/sbin/lab-finalize",
     ]  # fmt: skip
     for _attempt in range(FINALIZE_TRIES):
+        # Each attempt starts from the disk as it was made: one that was stopped halfway leaves a broken filesystem.
+        _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "disk.raw", "finalize.qcow2"], out)
         try:
             subprocess.run(
                 command, cwd=out, stdin=subprocess.DEVNULL, check=True, timeout=FINALIZE_SECONDS, capture_output=True
