@@ -40,8 +40,8 @@ class Played:
         """What the last task with that module (``nvm.fastboot.hibernate``, or its last word) returned."""
         for task in reversed(self.tasks):
             if task["module"] in (module, f"nvm.fastboot.{module}") and host in (None, task["host"]):
-                result: dict[str, Any] = task["result"]
-                return result
+                assert task["status"] != "unreachable", f"{task['host']} was not reached:\n{self.output}"
+                return {**task["result"], "failed": task["status"] == "failed"}
         raise AssertionError(f"no task ran {module}:\n{self.output}")
 
     def ok(self) -> Played:
