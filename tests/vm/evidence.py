@@ -14,17 +14,14 @@ import secrets
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.vm import workload
 from tests.vm.lab import Lab, LabError, Machine
-from tests.vm.powercycle import PAGE, SIGNATURE
+from tests.vm.powercycle import PAGE, SIGNATURE, wake_command
 
 MAGIC = slice(PAGE - 10, PAGE)  # kernel/power/swap.c, struct swsusp_header: sig at the end of the first page
 PLAIN = b"SWAPSPACE2"
 IMAGE = SIGNATURE
-
-_REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -95,12 +92,9 @@ def moments(what: str) -> random.Random:
     return random.Random(seed)
 
 
-def wake_command(lab: Lab, machine: Machine, *, spoiled: bool = False) -> list[str]:
-    """A command that switches the machine on once it is off; with ``spoiled`` after the image's signature was taken away."""
-    python = ["env", f"PYTHONPATH={_REPOSITORY}", sys.executable, "-m"]
-    if spoiled:
-        return [*python, "tests.vm.evidence", str(lab.folder), machine.name]
-    return [*python, "tests.vm.lab", "--lab", str(lab.folder), "wake", machine.name]
+def spoiling_wake_command(lab: Lab, machine: Machine) -> list[str]:
+    """A ``wake_command`` that takes the image's signature away before it switches the machine on."""
+    return wake_command(lab, machine, ("tests.vm.evidence", "{lab}"))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.vm.lab import Lab, LabError, Machine
 from tests.vm.lab.machine import BOOT_SECONDS, OFF_SECONDS
-from tests.vm.play import Played, play
+from tests.vm.play import REPOSITORY, Played, play
 
 PAGE = 4096
 SIGNATURE = b"S1SUSPEND\0"
@@ -35,11 +35,17 @@ class Cycle:
     off_at: float = 0.0
 
 
+def wake_command(lab: Lab, machine: Machine, program: Sequence[str] = ("tests.vm.lab", "--lab", "{lab}", "wake")) -> list[str]:
+    """The ``wake_command`` for ``machine``: waits until its power is off, and switches it on. Works from any folder."""
+    words = [word.format(lab=lab.folder) for word in program]
+    return ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", *words, machine.name]
+
+
 def hibernate(
     lab: Lab, machine: Machine, variables: Mapping[str, Any] | None = None, image_on: str = "nvdimm.img"
 ) -> tuple[Played, Cycle]:
     """Hibernate ``machine`` by the collection's playbook and switch it on again. Raises LabError, AssertionError."""
-    wake = [sys.executable, "-m", "tests.vm.lab", "--lab", str(lab.folder), "wake", machine.name]
+    wake = wake_command(lab, machine)
     told = 0.0
 
     def note(event: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm import evidence, play
+from tests.vm import evidence, play, powercycle
 from tests.vm.conftest import switched_on
 from tests.vm.lab import Lab, Machine
 
@@ -30,7 +30,7 @@ def machine(_machine: Machine) -> Machine:
 
 
 def hibernate(lab: Lab, machine: Machine, **options: Any) -> dict[str, Any]:
-    return play.module(lab, machine, "hibernate", {"wake_command": evidence.wake_command(lab, machine), **options})
+    return play.module(lab, machine, "hibernate", {"wake_command": powercycle.wake_command(lab, machine), **options})
 
 
 def test_inhibited(lab: Lab, machine: Machine) -> None:
@@ -116,7 +116,7 @@ def test_resumed(lab: Lab, machine: Machine) -> None:
 def test_cold_booted(lab: Lab, machine: Machine) -> None:
     """The NVM loses the image while the power is off: a fresh boot, which the task must call a failure."""
     before = evidence.remember(machine)
-    result = play.module(lab, machine, "hibernate", {"wake_command": evidence.wake_command(lab, machine, spoiled=True)})
+    result = play.module(lab, machine, "hibernate", {"wake_command": evidence.spoiling_wake_command(lab, machine)})
     assert (result.get("verdict"), result.get("code")) == ("cold_booted", "no_image_found"), result
     assert result["failed"] and "what it had in memory is lost" in result["msg"], result
     assert result["boot_id"] == evidence.boot_id(machine) != before.boot_id

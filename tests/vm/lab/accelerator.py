@@ -45,7 +45,7 @@ def options(name: str) -> list[str]:
     """
     return {
         "kvm": ["-accel", "kvm", "-cpu", "host"],
-        "tcg": ["-accel", "tcg,tb-size=128", "-cpu", "Nehalem"],
+        "tcg": ["-accel", "tcg,tb-size=128", "-cpu", "Nehalem,-cx16"],
     }[name]
 
 
