@@ -41,7 +41,8 @@ def options(name: str) -> list[str]:
 
     A processor without the newest features is emulated faster. A small buffer of translations is dropped often, and with
     it those of code that is long gone: with the default of 1 GiB a warm restart can take minutes, because every byte that
-    GRUB writes to where code once was looks for them.
+    GRUB writes to where code once was looks for them. Without cx16 the kernel does without cmpxchg16b, after which QEMU 7.2
+    was seen to leave part of an address in the flags: panics and hangs of Linux 6.12 in kmalloc.
     """
     return {
         "kvm": ["-accel", "kvm", "-cpu", "host"],
