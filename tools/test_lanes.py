@@ -82,10 +82,17 @@ class Lanes:
     def _lane(self, lane: str, targets: list[str]) -> None:
         log = LOGS / f"{lane}.log"
         for target in targets:
-            if not self._stopping:
+            if self._stopping:
+                return
+            started = time.monotonic()
+            try:
                 finished = self._target(target, log)
-                self.finished.append(finished)
-                self._report(finished)
+            except Exception as error:  # a lane that is lost must not pass for one that is through
+                print(f"{target}: {error!r}", flush=True)
+                lost = check_results.Outcome(target, "failed", repr(error))
+                finished = Finished(target, log, time.monotonic() - started, False, [lost])
+            self.finished.append(finished)
+            self._report(finished)
 
     def _target(self, target: str, log: Path) -> Finished:
         self.say(f"{target}: started, log in {log.relative_to(ROOT)}")
@@ -173,9 +180,12 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def _tail(log: Path, lines: int) -> list[str]:
     """The last lines that are not empty."""
-    with open(log, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
-        text = file.read().decode(errors="replace")
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 

@@ -177,7 +177,7 @@ remedy:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils import _resume
-from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._run import carry_out
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import DEFAULT_DEVICE
 
 
@@ -193,21 +193,10 @@ def main():
         supports_check_mode=True,
     )
     options = dict(module.params)
-    try:
-        with Transaction(Host.of(module), module.check_mode) as transaction:
-            if options.pop("state") == "present":
-                result = _resume.present(transaction, **options)
-            else:
-                result = _resume.absent(transaction, options["device"], options["force"])
-    except Refused as refused:
-        module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
-    except OSError as error:
-        module.fail_json(
-            msg="%s: %s. What had changed was put back. Run as root, with /boot and /etc mounted writable and not full."
-            % (error.filename or "A file", error.strerror),
-            code="not_writable",
-        )
-    module.exit_json(changed=transaction.changed, diff=transaction.diff, **result)
+    if options.pop("state") == "present":
+        carry_out(module, lambda transaction: _resume.present(transaction, **options))
+    else:
+        carry_out(module, lambda transaction: _resume.absent(transaction, options["device"], options["force"]))
 
 
 if __name__ == "__main__":

@@ -217,6 +217,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils import _hibernate
 from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._run import refuse
 
 
 def main():
@@ -253,7 +254,7 @@ def main():
         else:
             answer = _hibernate.check(host, given["device"], given["token"], given["marker"])
     except Refused as refused:
-        module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
+        refuse(module, refused)
     module.exit_json(**dict({"changed": False}, **answer))
 
 

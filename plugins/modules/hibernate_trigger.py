@@ -168,6 +168,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils import _triggers
 from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._run import refuse
 
 
 def main():
@@ -196,7 +197,7 @@ def main():
             trigger = _triggers.Trigger(**dict(options, name=each))
             outcomes.append(_triggers.apply(host, trigger, present, module.check_mode))
     except Refused as refused:
-        module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
+        refuse(module, refused)
     for outcome in outcomes:
         for warning in outcome.warnings:
             module.warn(warning)

@@ -246,6 +246,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._report import report
+from ansible_collections.nvm.fastboot.plugins.module_utils._run import refuse
 
 
 def main():
@@ -259,7 +260,7 @@ def main():
     try:
         found = report(Host.of(module), module.params["device"], module.params["dram_multiple"])
     except Refused as refused:
-        module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
+        refuse(module, refused)
     module.exit_json(changed=False, **found)
 
 

@@ -221,7 +221,7 @@ remedy:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils import _reservation
-from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._run import carry_out
 
 STATES = {"present": _reservation.present, "absent": _reservation.absent}
 
@@ -240,12 +240,8 @@ def main():
         },
         supports_check_mode=True,
     )
-    try:
-        with Transaction(Host.of(module), module.check_mode) as tx:
-            found = STATES[module.params["state"]](tx, _reservation.Options.of(module.params))
-    except Refused as refused:
-        module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
-    module.exit_json(changed=tx.changed, diff=tx.diff, **found)
+    change = STATES[module.params["state"]]
+    carry_out(module, lambda transaction: change(transaction, _reservation.Options.of(module.params)))
 
 
 if __name__ == "__main__":

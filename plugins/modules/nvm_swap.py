@@ -176,7 +176,7 @@ remedy:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils import _swap_area
-from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._run import carry_out
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import (
     DEFAULT_DEVICE,
     DEFAULT_LABEL,
@@ -198,17 +198,10 @@ def main():
         supports_check_mode=True,
     )
     options = dict(module.params)
-    try:
-        with Transaction(Host.of(module), module.check_mode) as transaction:
-            if options.pop("state") == "present":
-                result = _swap_area.present(transaction, **options)
-            else:
-                result = _swap_area.absent(transaction, options["device"], options["uuid"], options["force"])
-    except Refused as refused:
-        module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
-    for warning in result.pop("warnings"):
-        module.warn(warning)
-    module.exit_json(changed=transaction.changed, diff=transaction.diff, **result)
+    if options.pop("state") == "present":
+        carry_out(module, lambda transaction: _swap_area.present(transaction, **options))
+    else:
+        carry_out(module, lambda transaction: _swap_area.absent(transaction, options["device"], options["uuid"], options["force"]))
 
 
 if __name__ == "__main__":

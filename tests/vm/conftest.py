@@ -65,7 +65,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A laboratory of the tests' own, empty."""
-    shutil.rmtree(LOGS, ignore_errors=True)
     lab = Lab(FOLDER, say=lambda text: print(text, flush=True))
     _clear(lab, but="configured" if os.environ.get("KEEP") else "")
     yield lab
