@@ -61,6 +61,7 @@ def configure_and_cut(lab: Lab, machine: Machine, task: str, delay: float) -> st
 
 def test_power_cut_while_configuring(lab: Lab, machine: Machine) -> None:
     moments = evidence.moments("configuring")
+    machine.ssh("update-grub")  # with the settings that the machine was given; removing does the same in the end
     before = machine.ssh(_FILES)
     for task, longest in ROUNDS:
         delay = moments.uniform(1, longest)
