@@ -40,6 +40,8 @@ chroot "$root" systemctl disable systemd-networkd-wait-online.service >/dev/null
 chroot "$root" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
   systemd-networkd-wait-online.service >/dev/null 2>&1
 chroot "$root" passwd -q -d root
+# Whoever waits for a slow guest tries again and again.
+echo 'MaxStartups 100' >"$root/etc/ssh/sshd_config.d/lab.conf"
 : >"$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id"
 echo localhost >"$root/etc/hostname"
@@ -122,7 +124,8 @@ def _make_disk(recipe: Recipe, out: Path) -> None:
     _run(["/sbin/sfdisk", "-q", str(disk)], out, stdin=table)
     esp_id = os.urandom(4).hex().upper()
     if recipe.firmware == "efi":
-        _run(["/sbin/mkfs.vfat", "-F", "32", "-n", "ESP", "-i", esp_id, "--offset", str(1 << 11),
+        # One sector per cluster: with fewer clusters than FAT32 has at least, firmware takes it for FAT16 and reads nothing.
+        _run(["/sbin/mkfs.vfat", "-F", "32", "-s", "1", "-n", "ESP", "-i", esp_id, "--offset", str(1 << 11),
               str(disk), str(BOOT_PARTITION_MIB << 10)], out)  # fmt: skip
     environment = {
         "FILES": str(GUEST_FILES),
