@@ -10,8 +10,7 @@ VENV := .venv
 PYTHON := $(CURDIR)/$(VENV)/bin/python
 READY := $(VENV)/.ready
 TREE := build/ansible_collections/nvm/fastboot
-# memmap is run by hand (make molecule-memmap) until it has been seen to pass as a whole.
-SCENARIOS := default efi
+SCENARIOS := default efi memmap
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
 export LC_ALL := C.UTF-8
