@@ -9,6 +9,7 @@ by one process at a time.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -131,8 +132,12 @@ class Lab:
         return json.dumps({"all": {"hosts": hosts}}, indent=1) + "\n"
 
     def _key(self) -> None:
-        if not (self.folder / "key").exists():
-            _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(self.folder / "key")], self.folder)
+        # One for all machines of the laboratory; two that are created at once, by two processes, must not both make it.
+        with open(self.folder / "key.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (self.folder / "key.pub").exists():
+                (self.folder / "key").unlink(missing_ok=True)
+                _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(self.folder / "key")], self.folder)
 
 
 class Machine:
