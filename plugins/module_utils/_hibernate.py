@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass, field
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._inhibitors import LOGIND, inhibitors
 from ansible_collections.nvm.fastboot.plugins.module_utils._readiness import blockers as find_blockers
 
 OPTIONS = {
@@ -51,7 +52,6 @@ INHIBITED_EXIT = 75  # sysexits.h EX_TEMPFAIL: our own way of saying so from the
 SETTLE_SECONDS = 15  # how long a check waits for systemd's post-resume hooks before it answers "pending"
 
 UNSET_SESSION = 4294967295  # include/linux/audit.h AUDIT_SID_UNSET
-LOGIND = ("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager")
 
 # Logged before the memory is copied, or at the latest as part of it (kernel/power/snapshot.c; before 5.6 otherwise).
 SNAPSHOT = re.compile(r"PM: (?:hibernation: )?Creating (?:hibernation )?image")
@@ -251,7 +251,7 @@ def check(host, device, token, marker, settle=SETTLE_SECONDS, clock=time.clock_g
         now.journal = _journal(host, token, marker)
         verdict = decide(marker, now)
     if verdict.code == INHIBITED:
-        held = [_describe(lock) for lock in sleep_inhibitors(host)]
+        held = _holders(host)
         verdict.message += " Held by: %s." % "; ".join(held) if held else ""
     lost = verdict.verdict == "cold_booted"
     if verdict.state == "ended":
@@ -438,25 +438,23 @@ def kernel_log(host):
     return records
 
 
-def sleep_inhibitors(host):
-    """The inhibitors that block sleep, as C({what, who, why, uid, pid}); empty where logind does not answer."""
-    result = host.run(["busctl", "--json=short", "call", *LOGIND, "ListInhibitors"], ok=None)
-    try:
-        rows = json.loads(result.out)["data"][0] if result.rc == 0 else []
-    except (ValueError, KeyError, IndexError, TypeError):
-        rows = []
-    return [
-        {"what": what, "who": who, "why": why, "uid": uid, "pid": pid}
-        for what, who, why, mode, uid, pid in rows
-        if mode == "block" and "sleep" in what.split(":")
-    ]
+def _sleep_inhibitors(host):
+    return [lock for lock in inhibitors(host) if lock.blocks_sleep]
 
 
 def _only_our_session_inhibits(host):
     """Whether every inhibitor belongs to the login this runs in, as some PAM set-ups take one for each SSH login."""
-    locks = sleep_inhibitors(host)
+    locks = _sleep_inhibitors(host)
     ours = _session(host, "self")
-    return bool(locks) and ours is not None and all(_session(host, lock["pid"]) == ours for lock in locks)
+    return bool(locks) and ours is not None and all(_session(host, lock.pid) == ours for lock in locks)
+
+
+def _holders(host):
+    """Who inhibits sleep now, for the message of a verdict, which stands whether logind says it or not."""
+    try:
+        return ["%s (PID %s): %s" % (lock.who, lock.pid, lock.why) for lock in _sleep_inhibitors(host)]
+    except Refused:
+        return []
 
 
 def _session(host, pid):
@@ -466,10 +464,6 @@ def _session(host, pid):
         return "scope " + scope.group(1)
     number = host.attribute("/proc/%s/sessionid" % pid, "")
     return "audit " + number if number.isdigit() and int(number) != UNSET_SESSION else None
-
-
-def _describe(lock):
-    return "%s (PID %s): %s" % (lock["who"], lock["pid"], lock["why"])
 
 
 def _is_marked(host, token):

@@ -528,8 +528,7 @@ def _sleep_inhibited(survey):
 
     Up to systemd 256 root passes them, from 257 on it does not; whoever set one asked for the machine to stay awake.
     """
-    holders = ["%s (%s)" % (who, why) for what, who, why, mode in survey.inhibitors
-               if mode == "block" and "sleep" in what.split(":")]
+    holders = ["%s (%s)" % (lock.who, lock.why) for lock in survey.inhibitors if lock.blocks_sleep]
     if not holders:
         return []
     return _blocker(

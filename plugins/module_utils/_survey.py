@@ -7,7 +7,6 @@ what is merely absent is None or empty. Sizes are bytes.
 """
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
@@ -16,6 +15,7 @@ from functools import cached_property
 
 from ansible_collections.nvm.fastboot.plugins.module_utils import (
     _bootloaders,
+    _inhibitors,
     _initramfs,
     _memmap,
     _nvm,
@@ -26,7 +26,6 @@ from ansible_collections.nvm.fastboot.plugins.module_utils import (
 from ansible_collections.nvm.fastboot.plugins.module_utils._host import Refused
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-LOGIND = ("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager")
 UNSET = "0:0"  # /sys/power/resume before anybody named a device (kernel/power/hibernate.c, resume_show)
 
 # Names in /sys/firmware/memmap (arch/x86/kernel/e820.c, e820_type_to_string) and the numbers they stand for
@@ -244,23 +243,8 @@ class Survey:
 
     @cached_property
     def inhibitors(self):
-        """logind's inhibitors (org.freedesktop.login1.Manager.ListInhibitors): (what, who, why, mode) of each.
-
-        logind keeps a file for each in a directory of its own, whose form is private; that it is empty is enough to
-        know that there is nothing to ask about.
-        """
-        if all(path.endswith(".ref") for path in self.host.glob("/run/systemd/inhibit/*")):
-            return []
-        answer = self.host.run(["busctl", "--json=short", "call", *LOGIND, "ListInhibitors"], ok=None)
-        try:
-            return [tuple(entry[:4]) for entry in json.loads(answer.out)["data"][0]]
-        except (ValueError, LookupError, TypeError):
-            raise Refused(
-                "unknown_inhibitors",
-                "systemd-logind did not say who inhibits sleep: %s"
-                % ((answer.err or answer.out).strip() or "no answer"),
-                "See systemctl status systemd-logind.",
-            ) from None
+        """Every Inhibitor that logind knows. Refused C(unknown_inhibitors)."""
+        return _inhibitors.inhibitors(self.host)
 
     # userspace -------------------------------------------------------------------------------------------------------
 

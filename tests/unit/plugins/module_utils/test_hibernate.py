@@ -323,6 +323,7 @@ def test_a_marker_of_another_hibernation_is_none(host, plant, transcript):
 def test_the_reason_comes_from_the_journal(host, plant, transcript, journal, verdict, code, told):
     transcript.record(JOURNAL, journal)
     row = ["sleep:idle", "backup", "nightly run", "block", 0, 812]
+    plant({"/run/systemd/inhibit/4": "WHAT=sleep:idle\n"})
     transcript.record(BUSCTL, json.dumps({"type": "a(ssssuu)", "data": [[row]]}))
     answer = check(host, plant, transcript, [], NEVER_RAN + "\n" + REFUSED, Clock())
     assert (answer["verdict"], answer["code"]) == (verdict, code)
@@ -412,6 +413,7 @@ def test_prepare_skips_what_it_is_told_to(host, plant, transcript, ready):
 def test_an_inhibitor_of_our_own_login_goes_with_it(host, plant, transcript, ready, holder, ours, blocked):
     ready.append(INHIBITOR)
     files = {_hibernate.BOOT_ID: BOOT + "\n"}
+    files["/run/systemd/inhibit/4"] = "WHAT=shutdown:sleep\n"
     files.update({"/proc/812/" + name: text for name, text in holder.items()})
     files.update({"/proc/self/" + name: text for name, text in ours.items()})
     plant(files)

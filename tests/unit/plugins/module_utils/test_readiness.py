@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _readiness, _report, _survey
+from ansible_collections.nvm.fastboot.plugins.module_utils import _inhibitors, _readiness, _report, _survey
 from ansible_collections.nvm.fastboot.plugins.module_utils._host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._nvm import Namespace, Region
 
@@ -501,7 +501,7 @@ def test_image_that_was_cut_off(machine, entry):
 
 # policy --------------------------------------------------------------------------------------------------------------
 
-LIST = "busctl --json=short call %s ListInhibitors" % " ".join(_survey.LOGIND)
+LIST = "busctl --json=short call %s ListInhibitors" % " ".join(_inhibitors.LOGIND)
 
 
 def inhibitors(transcript, *entries):
