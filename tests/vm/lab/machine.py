@@ -28,6 +28,7 @@ from tests.vm.lab.recipes import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LABEL_AREA = "128K"
+CONSTANT = ("base.qcow2", "vmlinuz")  # parts of a machine that never change
 BOOT_SECONDS = 420  # a cold boot under software emulation on a busy machine
 OFF_SECONDS = 300
 SSH_ATTEMPTS = 5
@@ -80,7 +81,7 @@ class Lab:
         folder.mkdir(parents=True)
         self._key()
         machine = Machine(folder, Settings(recipe, _free_port(), memory, cpus, nvdimm, labels, disk))
-        for part in ("base.qcow2", "vmlinuz"):
+        for part in CONSTANT:
             _link_or_copy(image / part, folder / part)  # the cache may drop the image, the machine keeps it
         _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2", "disk.qcow2"], folder)
         if nvdimm:
@@ -110,8 +111,13 @@ class Lab:
         if folder.exists():
             raise LabError(f"the machine {name} exists already; 'lab destroy {name}' removes it")
         settings = replace(original.settings, port=_free_port())
-        # cp keeps holes, and shares blocks where the filesystem can.
-        _run(["cp", "-a", "--sparse=always", "--reflink=auto", str(original.folder), str(folder)], self.folder)
+        folder.mkdir()
+        for file in original.folder.iterdir():
+            if file.name in CONSTANT:
+                _link_or_copy(file, folder / file.name)
+            elif file.is_file():  # sockets stay
+                # cp keeps holes, and shares blocks where the filesystem can.
+                _run(["cp", "-a", "--sparse=always", "--reflink=auto", str(file), str(folder)], self.folder)
         (folder / "machine.json").write_text(json.dumps(asdict(settings), indent=1) + "\n")
         return Machine(folder, settings)
 
