@@ -2,8 +2,9 @@
 """The main job, shown: a virtual machine is configured by the collection's playbooks, hibernates into NVM, loses power, and
 comes back as it was. ``make demo`` runs it; with ``KEEP=1`` the machine is left running.
 
-Two machines of one kind take part. The first hibernates into its NVDIMM; the second, for comparison, into an ordinary
-disk. They are configured side by side, and measured one after the other with nothing else running.
+Two machines of one kind take part; each runs an application server (Tomcat). The first hibernates into its NVDIMM; the
+second, for comparison, into an ordinary disk. They are configured side by side, and measured one after the other with
+nothing else running.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from tests.vm.lab import Lab, LabError, Machine, images
 from tests.vm.play import REPOSITORY, play
 from tests.vm.powercycle import hibernate
 
-RECIPE = "debian12"
+RECIPE = "debian12-server"
 MEMORY_MIB = 1024
 NVDIMM_MIB = 1280
 DISK_MIB = 1280
 DISK = "/dev/disk/by-id/virtio-lab-disk"
+CONVERGE_TURNS = 2
 PLAYBOOKS = Path(__file__).parent / "playbooks"
 RESULT = REPOSITORY / "build" / "demo.json"
 
@@ -139,16 +141,21 @@ def _demonstrate(steps: Steps, lab: Lab, machines: list[Machine]) -> dict[str, A
         nvm.ssh("systemctl poweroff", check=False)
         nvm.wait_off()
         nvm.power_on()
-        cold = nvm.wait_up()
-    with steps.step("again: a converge that changes nothing, against ansible.builtin.setup"):
-        again = play(lab, [nvm], "nvm.fastboot.configure").ok()
-        setup = play(lab, [nvm], str(PLAYBOOKS / "setup.yml")).ok()
+        up = nvm.wait_up()
+        cold = {"up": up, "served": up + nvm.wait_served()}
+        _settle(nvm)
+    with steps.step("again: a converge that changes nothing, against ansible.builtin.setup, in turn"):
+        setups, agains = [], []
+        for _turn in range(CONVERGE_TURNS):
+            setups.append(play(lab, [nvm], str(PLAYBOOKS / "setup.yml")).ok())
+            agains.append(play(lab, [nvm], "nvm.fastboot.configure").ok())
     with steps.step("hibernate into NVM: ansible-playbook nvm.fastboot.hibernate"):
         on_nvm = _hibernate(lab, nvm, "nvdimm.img", {})
     nvm.freeze()
     with steps.step("the same from an ordinary disk"):
         disk.power_on()
         disk.wait_up()
+        _settle(disk)
         on_disk = _hibernate(lab, disk, "disk2.img", {"nvm_device": DISK})
     disk.power_cut()
     nvm.thaw()
@@ -157,9 +164,19 @@ def _demonstrate(steps: Steps, lab: Lab, machines: list[Machine]) -> dict[str, A
         "cold_boot": cold,
         "nvm": on_nvm,
         "disk": on_disk,
-        "converge_again": {"seconds": again.seconds, "setup_seconds": setup.seconds, "changed": again.changed},
+        "converge_again": {
+            "seconds": min(play.seconds for play in agains),
+            "setup_seconds": min(play.seconds for play in setups),
+            "changed": sum(play.changed for play in agains),
+        },
         "resumed": on_nvm["resumed"] and on_disk["resumed"],
     }
+
+
+def _settle(machine: Machine) -> None:
+    """Wait until all that starts at boot has started, whether all of it could or not."""
+    machine.wait_served()
+    machine.ssh("systemctl is-system-running --wait", check=False)
 
 
 def _configure_disk(lab: Lab, disk: Machine) -> None:
@@ -170,11 +187,11 @@ def _configure_disk(lab: Lab, disk: Machine) -> None:
 
 def _hibernate(lab: Lab, machine: Machine, image_on: str, variables: dict[str, Any]) -> dict[str, Any]:
     before = workload.start(machine)
-    played, cycle = hibernate(lab, machine, variables, image_on)
+    played, cycle = hibernate(lab, machine, variables, image_on, serves=True)
     verdict = played.result("hibernate")
     after = workload.ask(machine)
     return {
-        **{name: getattr(cycle, name) for name in ("hibernate", "resume", "image", "power_was_off")},
+        **{name: getattr(cycle, name) for name in ("hibernate", "resume", "served", "image", "power_was_off")},
         "verdict": verdict["verdict"],
         "seconds": verdict["seconds"],
         "same_boot_id": after.boot_id == before.boot_id,
@@ -188,8 +205,10 @@ def _table(result: dict[str, Any]) -> str:
     yes = {True: "yes", False: "NO"}
     rows = [
         ("", "cold boot", "resume from NVM", "resume from disk"),
-        ("power on until it answers on SSH", f"{cold:.1f} s", f"{nvm['resume']:.1f} s", f"{disk['resume']:.1f} s"),
-        ("times as fast as the cold boot", "1", f"{cold / nvm['resume']:.1f}", f"{cold / disk['resume']:.1f}"),
+        ("power on until it answers on SSH", f"{cold['up']:.1f} s", f"{nvm['resume']:.1f} s", f"{disk['resume']:.1f} s"),
+        ("  times as fast as the cold boot", "1", f"{cold['up'] / nvm['resume']:.1f}", f"{cold['up'] / disk['resume']:.1f}"),
+        ("power on until its application answers", *(f"{one['served']:.1f} s" for one in (cold, nvm, disk))),
+        ("  times as fast as the cold boot", "1", *(f"{cold['served'] / one['served']:.1f}" for one in (nvm, disk))),
         ("told to hibernate until off", "", f"{nvm['hibernate']:.1f} s", f"{disk['hibernate']:.1f} s"),
         ("memory in the image", "", f"{(nvm['image'] or 0) >> 20} MiB", f"{(disk['image'] or 0) >> 20} MiB"),
         ("power was off", "", yes[nvm["power_was_off"]], yes[disk["power_was_off"]]),
@@ -197,7 +216,7 @@ def _table(result: dict[str, Any]) -> str:
         ("process alive with its state", "", yes[nvm["process_alive"]], yes[disk["process_alive"]]),
         ("verdict", "", nvm["verdict"], disk["verdict"]),
     ]
-    lines = ["", *("  {:34} {:>12} {:>17} {:>18}".format(*row) for row in rows), ""]
+    lines = ["", *("  {:38} {:>10} {:>17} {:>18}".format(*row) for row in rows), ""]
     again = result["converge_again"]
     ratio = again["seconds"] / again["setup_seconds"]
     lines.append(

@@ -26,10 +26,12 @@ SIGNATURE = b"S1SUSPEND\0"
 @dataclass
 class Cycle:
     """What was seen of one hibernation: seconds from the order to hibernate until the power was off (``hibernate``), from
-    power on until it answered on SSH (``resume``), and the bytes of memory in the image in between."""
+    power on until it answered on SSH (``resume``) and until its application answered (``served``, if it has one), and
+    the bytes of memory in the image in between."""
 
     hibernate: float = 0.0
     resume: float = 0.0
+    served: float | None = None
     image: int | None = None
     power_was_off: bool = False
     off_at: float = 0.0
@@ -42,9 +44,16 @@ def wake_command(lab: Lab, machine: Machine, program: Sequence[str] = ("tests.vm
 
 
 def hibernate(
-    lab: Lab, machine: Machine, variables: Mapping[str, Any] | None = None, image_on: str = "nvdimm.img"
+    lab: Lab,
+    machine: Machine,
+    variables: Mapping[str, Any] | None = None,
+    image_on: str = "nvdimm.img",
+    serves: bool = False,
 ) -> tuple[Played, Cycle]:
-    """Hibernate ``machine`` by the collection's playbook and switch it on again. Raises LabError, AssertionError."""
+    """Hibernate ``machine`` by the collection's playbook and switch it on again. Raises LabError, AssertionError.
+
+    ``serves`` says that an application on it answers by HTTP, which is waited for too.
+    """
     wake = wake_command(lab, machine)
     told = 0.0
 
@@ -53,7 +62,7 @@ def hibernate(
         if event["event"] == "start" and event["module"] == "nvm.fastboot.hibernate":
             told = time.monotonic()
 
-    with Watch(machine, image_on) as watch:
+    with Watch(machine, image_on, serves) as watch:
         played = play(
             lab, [machine], "nvm.fastboot.hibernate", {"nvm_wake_command": wake, **(variables or {})}, on_event=note
         ).ok()
@@ -65,8 +74,9 @@ def hibernate(
 class Watch:
     """``with Watch(machine) as watch: …`` around what sends the machine to sleep and wakes it; then ``watch.cycle``."""
 
-    def __init__(self, machine: Machine, image_on: str = "nvdimm.img") -> None:
+    def __init__(self, machine: Machine, image_on: str = "nvdimm.img", serves: bool = False) -> None:
         self.cycle = Cycle()
+        self._serves = serves
         self._machine = machine
         self._file = machine.folder / image_on
         self._failure: Exception | None = None
@@ -91,6 +101,8 @@ class Watch:
             self.cycle.image = image_size(self._file)
             self._until(self._machine.is_on, OFF_SECONDS)
             self.cycle.resume = self._machine.wait_up()
+            if self._serves:
+                self.cycle.served = self.cycle.resume + self._machine.wait_served()
         except LabError as error:
             self._failure = error
 

@@ -9,6 +9,7 @@ by one process at a time.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.vm.lab import accelerator, images, qmp
 from tests.vm.lab.recipes import RECIPES
@@ -39,9 +41,25 @@ class LabError(Exception):
     """The laboratory could not do what was asked; the message names the machine and the cause."""
 
 
+class Protocol(NamedTuple):
+    """The port on which a server listens in the guest, what it is told, and how it begins its answer."""
+
+    port: int
+    request: bytes
+    answer: bytes
+
+
+SSH = Protocol(22, b"", b"SSH-")  # RFC 4253, 4.2
+HTTP = Protocol(8080, b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1.1 200")
+DISCARD = 9  # a port where nobody listens
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a machine is made of. Sizes in MiB; ``nvdimm`` or ``disk`` 0 means that there is none."""
+    """What a machine is made of. Sizes in MiB; ``nvdimm`` or ``disk`` 0 means that there is none.
+
+    ``port`` and ``http`` are the ports on the host's loopback that lead to the guest's SSH and HTTP servers.
+    """
 
     recipe: str
     port: int
@@ -50,6 +68,7 @@ class Settings:
     nvdimm: int = 2048
     labels: bool = False
     disk: int = 0
+    http: int = 0
 
 
 class Lab:
@@ -80,7 +99,8 @@ class Lab:
         image = images.ensure(recipe, lambda text: self.say(f"{recipe}: {text}"))
         folder.mkdir(parents=True)
         self._key()
-        machine = Machine(folder, Settings(recipe, _free_port(), memory, cpus, nvdimm, labels, disk))
+        port, http = _free_ports()
+        machine = Machine(folder, Settings(recipe, port, memory, cpus, nvdimm, labels, disk, http))
         for part in CONSTANT:
             _link_or_copy(image / part, folder / part)  # the cache may drop the image, the machine keeps it
         _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2", "disk.qcow2"], folder)
@@ -110,7 +130,8 @@ class Lab:
         folder = self.folder / name
         if folder.exists():
             raise LabError(f"the machine {name} exists already; 'lab destroy {name}' removes it")
-        settings = replace(original.settings, port=_free_port())
+        port, http = _free_ports()
+        settings = replace(original.settings, port=port, http=http)
         folder.mkdir()
         for file in original.folder.iterdir():
             if file.name in CONSTANT:
@@ -186,7 +207,13 @@ class Machine:
             "-device", "virtio-blk-pci,drive=root,bootindex=1",
             "-drive", "file=seed.tar,format=raw,if=none,id=seed,readonly=on",
             "-device", "virtio-blk-pci,drive=seed,serial=lab-seed",
-            "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{one.port}-:22",
+            "-netdev", "user,id=net,restrict=on," + ",".join(
+                f"hostfwd={kind}:127.0.0.1:{host}-:{guest}"
+                for kind, host, guest in (
+                    ("tcp", one.port, SSH.port), ("udp", one.port, DISCARD),
+                    ("tcp", one.http, HTTP.port), ("udp", one.http, DISCARD),
+                )
+            ),
             "-device", "virtio-net-pci,netdev=net,romfile=",
         ]  # fmt: skip
         if RECIPES[one.recipe].firmware == "efi":
@@ -242,8 +269,13 @@ class Machine:
 
     def wait_up(self, timeout: float = BOOT_SECONDS) -> float:
         """Wait until its SSH server answers; the seconds it took. Raises LabError (at once if the power goes off)."""
-        with _Greeting(self.settings.port) as greeting:
+        with _Greeting(self.settings.port, SSH) as greeting:
             return self._wait(greeting.heard, timeout, "does not answer on SSH", alive=True)
+
+    def wait_served(self, timeout: float = BOOT_SECONDS) -> float:
+        """Wait until its web application answers; the seconds it took. Raises LabError."""
+        with _Greeting(self.settings.http, HTTP) as greeting:
+            return self._wait(greeting.heard, timeout, "serves nothing by HTTP", alive=True)
 
     # work on it ----------------------------------------------------------------------------------------------------
 
@@ -320,21 +352,28 @@ class Machine:
 
 
 class _Greeting:
-    """Listens for the greeting of an SSH server behind QEMU's port forward.
+    """Listens for the first bytes of a server in the guest, behind QEMU's port forward.
 
-    The forward accepts connections even while the guest is dead, and a connection made too early may take seconds to
-    be noticed; so a new one is tried every half second, beside the earlier ones. The longer it takes, the rarer and the
-    more patient they are: a slow server needs seconds to greet, and refuses everybody once ten wait (MaxStartups).
+    The forward accepts connections even while the guest is dead, and keeps what it could not deliver for one second
+    (libslirp, if_encap); so a new connection is made every second, beside the one before. Not more than these two: each
+    that reaches the guest costs it a process, which would delay the greeting that is waited for. The longer it takes, the
+    rarer and the more patient they are: a slow server needs seconds to greet.
+
+    The forward asks for the guest's hardware address once per packet. So that it asks often enough to notice at once
+    that a guest is back, datagrams are sent to a port where nobody listens.
     """
 
-    EVERY = 0.5  # seconds between two connections at first
+    EVERY = 1.0  # seconds between two connections at first
     SHARE = 0.05  # of the time waited so far: later
-    AT_ONCE = 7
+    AT_ONCE = 2
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, protocol: Protocol) -> None:
         self._port = port
+        self._protocol = protocol
         self._began = time.monotonic()
         self._open: list[tuple[float, socket.socket]] = []
+        self._datagrams = socket.socket(type=socket.SOCK_DGRAM)
+        self._datagrams.setblocking(False)
 
     def __enter__(self) -> _Greeting:
         return self
@@ -342,27 +381,32 @@ class _Greeting:
     def __exit__(self, *error: object) -> None:
         for _since, connection in self._open:
             connection.close()
+        self._datagrams.close()
 
     def heard(self) -> bool:
         now = time.monotonic()
+        with contextlib.suppress(OSError):
+            self._datagrams.sendto(b"\0", ("127.0.0.1", self._port))
         every = max(self.EVERY, self.SHARE * (now - self._began))
         for entry in list(self._open):
             since, connection = entry
             try:
-                start: bytes | None = connection.recv(4)
+                start: bytes | None = connection.recv(64)
             except BlockingIOError:
                 start = b"" if now - since > every * self.AT_ONCE else None
             except OSError:
                 start = b""
-            if start == b"SSH-":
+            if start and start.startswith(self._protocol.answer):
                 return True
             if start is not None:
                 connection.close()
                 self._open.remove(entry)
         if not self._open or now - self._open[-1][0] > every:
             connection = socket.socket()
+            with contextlib.suppress(OSError):  # QEMU accepts at once, unless it has just ended
+                connection.connect(("127.0.0.1", self._port))
+                connection.sendall(self._protocol.request)
             connection.setblocking(False)
-            connection.connect_ex(("127.0.0.1", self._port))
             self._open.append((now, connection))
         return False
 
@@ -378,10 +422,11 @@ def _unless_gone(_function: object, _path: str, error: tuple[type[BaseException]
         raise error[1]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1]), int(other.getsockname()[1])
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

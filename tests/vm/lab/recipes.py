@@ -39,6 +39,13 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "debian12": Recipe(suite="bookworm", firmware="bios", initramfs="initramfs-tools"),
+    # With an application server and what a server runs besides: the demonstration's machine.
+    "debian12-server": Recipe(
+        suite="bookworm",
+        firmware="bios",
+        initramfs="initramfs-tools",
+        extra=("apparmor", "chrony", "cron", "logrotate", "rsyslog", "tomcat10"),
+    ),
     "debian13": Recipe(suite="trixie", firmware="efi", initramfs="dracut"),
     "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),
     "debian13-initramfs-tools": Recipe(suite="trixie", firmware="efi", initramfs="initramfs-tools"),
