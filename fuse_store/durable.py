@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files that are there whole or not at all, also after a power cut. Used by whatever writes into a store.
+
+The order that matters (docs/format.md, "Commit"): content, fsync of the file, rename, fsync of the directory. ``crash``
+names every step, for tests that kill the process there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+PARTIAL = ".partial"  # the end of names that the next writer sweeps away
+CRASH = "FUSE_STORE_CRASH_AT"  # for tests: the number of the step at which the process kills itself
+_steps = itertools.count(1)
+
+
+def crash(step: str) -> None:
+    """A step of something that must survive being killed here. Does nothing but in tests."""
+    wanted = os.environ.get(CRASH)
+    if wanted is not None and wanted in (str(next(_steps)), step):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, sync: bool) -> Iterator[BinaryIO]:
+    """A file to write, which appears under ``path`` when the block ends, and not at all if it raises."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            crash(f"write {path.suffix}")
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        crash(f"rename {path.suffix}")
+        os.rename(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    crash(f"renamed {path.suffix}")
+    if sync:
+        sync_directory(path.parent)
+
+
+def write_file(path: Path, content: bytes, sync: bool) -> None:
+    with new_file(path, sync) as file:
+        file.write(content)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> int:
+    """Remove what writers that were killed left in ``folder``; how many files. Only for who holds the writer's lock."""
+    swept = 0
+    for path in folder.glob("*" + PARTIAL):
+        path.unlink(missing_ok=True)
+        swept += 1
+    return swept

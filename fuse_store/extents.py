@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Extents: runs of an image's pages, and where in which block they are. Used by ``manifest``, ``capture`` and ``image``.
+
+They come in segments of bounded size, so that an image of any size is opened and read with bounded memory. All
+operations are on whole columns. Pages that no extent covers are zeros.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from fuse_store.crypto import DIGEST
+
+MOST = 1 << 16  # extents in a segment
+LARGEST = 8 << 20  # bytes of a segment, as it is before compression
+_HEAD = struct.Struct("<III")  # extents, blocks, packs
+
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Columns of equal length, ordered by ``page`` and not overlapping.
+
+    ``page`` is the first page in the image, ``count`` how many, ``block`` an ordinal into ``digests``, ``slot`` the first
+    page in that block. ``digests`` are 16 bytes for each block; ``hint`` is for each block the ordinal in ``packs`` of the
+    pack that held it when the image was captured.
+    """
+
+    page: I64
+    count: I64
+    block: I64
+    slot: I64
+    digests: bytes
+    hint: I64
+    packs: bytes
+
+    def digest(self, block: int) -> bytes:
+        return self.digests[block * DIGEST : (block + 1) * DIGEST]
+
+    def pack(self, block: int) -> bytes:
+        return self.packs[int(self.hint[block]) * DIGEST : (int(self.hint[block]) + 1) * DIGEST]
+
+    def between(self, first: int, last: int) -> tuple[I64, I64, I64]:
+        """(page, block, slot) of every page in first..last (exclusive) that is covered, one element for each page."""
+        low = int(np.searchsorted(self.page, first, "right")) - 1
+        low = max(low, 0)
+        high = int(np.searchsorted(self.page, last, "left"))
+        count = self.count[low:high]
+        total = int(count.sum())
+        within = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+        page = np.repeat(self.page[low:high], count) + within
+        block = np.repeat(self.block[low:high], count)
+        slot = np.repeat(self.slot[low:high], count) + within
+        keep = (page >= first) & (page < last)
+        return page[keep], block[keep], slot[keep]
+
+
+def runs(page: I64, block: I64, slot: I64) -> tuple[I64, I64, I64, I64]:
+    """(page, count, block, slot) of the runs in which all three go on as in one extent. ``page`` must be ascending."""
+    if not len(page):
+        return page, page, page, page
+    new = np.empty(len(page), bool)
+    new[0] = True
+    new[1:] = (np.diff(page) != 1) | (np.diff(block) != 0) | (np.diff(slot) != 1)
+    first = np.flatnonzero(new)
+    count = np.diff(np.append(first, len(page)))
+    return page[first], count, block[first], slot[first]
+
+
+def pack_extents(extents: Extents) -> bytes:
+    """A segment as it is stored, before it is sealed (docs/format.md, "Segment")."""
+    blocks, packs = len(extents.digests) // DIGEST, len(extents.packs) // DIGEST
+    step = np.diff(extents.page, prepend=0)
+    columns = (step.astype("<u8"), extents.count.astype("<u4"), extents.block.astype("<u4"), extents.slot.astype("<u2"))
+    raw = b"".join(
+        (
+            _HEAD.pack(len(extents.page), blocks, packs),
+            *(column.tobytes() for column in columns),
+            extents.hint.astype("<u4").tobytes(),
+            extents.digests,
+            extents.packs,
+        )
+    )
+    return zstandard.ZstdCompressor(level=3).compress(raw)
+
+
+def parse_extents(content: bytes, pages: int, slots: int) -> Extents:
+    """The Extents of a segment of an image with ``pages`` pages, in blocks of at most ``slots``. Raises ValueError."""
+    try:
+        size = zstandard.frame_content_size(content)
+        if not 0 <= size <= LARGEST:
+            raise ValueError("it gives an impossible length")
+        raw = zstandard.ZstdDecompressor().decompress(content, max_output_size=LARGEST)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"it does not decompress ({error})") from None
+    if len(raw) < _HEAD.size:
+        raise ValueError("it is cut off")
+    count, blocks, packs = _HEAD.unpack_from(raw)
+    if count > MOST or len(raw) != _HEAD.size + count * 18 + blocks * (4 + DIGEST) + packs * DIGEST:
+        raise ValueError("its length is wrong")
+    at = _HEAD.size
+    columns = []
+    for kind, number in (("<u8", count), ("<u4", count), ("<u4", count), ("<u2", count), ("<u4", blocks)):
+        columns.append(np.frombuffer(raw, kind, number, at))
+        at += columns[-1].nbytes
+    step, length, block, slot, hint = columns
+    if count and int(step.max()) > pages:
+        raise ValueError("an extent lies outside of the image")
+    page, length, block, slot, hint = (
+        np.cumsum(step.astype(np.int64)), length.astype(np.int64), block.astype(np.int64), slot.astype(np.int64),
+        hint.astype(np.int64),
+    )  # fmt: skip
+    wrong = (
+        (length < 1).any()
+        or (page[1:] < page[:-1] + length[:-1]).any()
+        or (page + length > pages).any()
+        or (block >= blocks).any()
+        or (slot + length > slots).any()
+        or (hint >= packs).any()
+    )
+    if wrong:
+        raise ValueError("its extents contradict each other")
+    end = at + blocks * DIGEST
+    return Extents(page, length, block, slot, raw[at:end], hint, raw[end:])

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One writer per store. Used by ``store`` around everything that writes.
+
+A lock is a file that names its holder: host, boot, process and the process's start. Machines that use this store
+hibernate, also while they hold the lock: a holder of another boot on this host is gone for ever and its lock is taken
+over; and a holder whose lock was taken over while it slept must not go on, which it finds out by ``check`` right before
+each commit. Readers need no lock: nothing they use is changed, and what is removed goes to the trash first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+from fuse_store.errors import Locked
+
+
+class WriterLock:
+    """``with WriterLock(folder) as lock``. Raises Locked, OSError."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "writer"
+        self._content = json.dumps({**_self(), "token": secrets.token_hex(8)}, sort_keys=True)
+
+    def __enter__(self) -> WriterLock:
+        for _attempt in range(8):
+            partial = self._path.with_name(f"writer.{secrets.token_hex(4)}.partial")
+            partial.write_text(self._content)
+            try:
+                os.link(partial, self._path)  # fails if it exists, which a rename would not
+                return self
+            except FileExistsError:
+                self._take_over()
+            finally:
+                partial.unlink(missing_ok=True)
+        raise self._locked(self._holder())
+
+    def __exit__(self, *error: object) -> None:
+        if self._holder_text() == self._content:
+            self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise Locked if the lock is no longer ours."""
+        if self._holder_text() != self._content:
+            raise Locked(
+                "the writer's lock", "somebody else took it while this process slept.", "Nothing was changed. Run it again."
+            )
+
+    def _take_over(self) -> None:
+        """Remove the lock of a holder that is gone for certain; Locked otherwise."""
+        text = self._holder_text()
+        if text is None:
+            return
+        holder = self._holder()
+        if not _is_gone(holder):
+            raise self._locked(holder)
+        stale = self._path.with_name(f"writer.{secrets.token_hex(4)}.partial")
+        try:
+            os.rename(self._path, stale)
+        except FileNotFoundError:
+            return
+        if stale.read_text() != text:  # another one was faster, and it is not stale
+            os.link(stale, self._path)
+        stale.unlink()
+
+    def _holder_text(self) -> str | None:
+        try:
+            return self._path.read_text()
+        except FileNotFoundError:
+            return None
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self._holder_text() or "{}")
+        except ValueError:
+            value = {}
+        return value if isinstance(value, dict) else {}
+
+    def _locked(self, holder: dict[str, Any]) -> Locked:
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        return Locked(
+            f"store {self._path.parent.parent}", f"{who} is writing to it.",
+            f"Wait until it is done; if that machine is gone for ever, remove {self._path}.",
+        )  # fmt: skip
+
+
+def _self() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "machine": _machine_id(), "boot": _boot_id(), "pid": os.getpid(), "start": _start(os.getpid())}
+
+
+def _is_gone(holder: dict[str, Any]) -> bool:
+    if not holder or holder.get("machine") != _machine_id():
+        return False  # of another machine nothing can be known
+    if holder.get("boot") != _boot_id():
+        return True
+    return holder.get("start") != _start(holder.get("pid", 0))
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text().strip() or socket.gethostname()
+    except OSError:
+        return socket.gethostname()
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _start(pid: Any) -> int | None:
+    """When a process began, in clock ticks since boot (proc_pid_stat(5), field 22); None if there is none."""
+    try:
+        text = Path(f"/proc/{int(pid)}/stat").read_text()
+        return int(text.rsplit(")", 1)[1].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None

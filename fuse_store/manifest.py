@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The manifest of a version: one file, whose appearance is what makes the version exist. Used by ``store`` and ``image``.
+
+Its head tells what the version is, and where in the file its segments of extents are; those are read when they are
+needed. The id of a version is the keyed digest of its head, which holds the digests of the segments, which hold those of
+the blocks: so the id stands for every byte.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from fuse_store.blocks import LARGEST as LARGEST_BLOCK
+from fuse_store.crypto import DIGEST, Sealer
+from fuse_store.durable import write_file
+from fuse_store.errors import Damaged, NotFound
+from fuse_store.extents import Extents, pack_extents, parse_extents
+
+FORMAT = 1
+_FILE = struct.Struct("<8sI")  # magic, length of the sealed head
+_MAGIC = b"FSIMAGE1"
+PAGE_SIZES = (4096, 16384, 65536)
+LARGEST_HEAD = 64 << 20
+LARGEST_IMAGE = 1 << 50
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One file of an image: where it begins in the image's address space (at a page), its size, mode and mtime (ns)."""
+
+    name: str
+    size: int
+    offset: int
+    mode: int = 0o600
+    mtime: int = 0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where one segment of extents is: the pages it covers, its place in the manifest's file, its digest."""
+
+    first: int
+    last: int
+    offset: int
+    length: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a version is. Sizes in bytes: ``size`` of all files, ``allocated`` of the pages that are not zero, ``new`` of
+    those that no base and no other block had, ``stored`` of what was written for them. ``taken`` is in ns since 1970."""
+
+    machine: str
+    application: str
+    kind: str
+    event: str
+    tags: dict[str, str]
+    taken: int
+    size: int
+    allocated: int
+    new: int
+    stored: int
+    page_size: int
+    bases: tuple[str, ...]
+    files: tuple[ImageFile, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def pages(self) -> int:
+        """How many pages its address space has."""
+        return max((-(-(file.offset + file.size) // self.page_size) for file in self.files), default=0)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A version, as lists show it. ``taken`` is in UTC."""
+
+    id: str
+    machine: str
+    application: str
+    kind: str
+    event: str
+    tags: dict[str, str]
+    taken: datetime
+    size: int
+    allocated: int
+    new: int
+    stored: int
+    files: int
+    bases: tuple[str, ...]
+
+    @property
+    def version(self) -> str:
+        """Its name in the mount: the time and the start of the id."""
+        return f"{self.taken:%Y-%m-%dT%H-%M-%SZ}-{self.id[:6]}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "taken": self.taken.isoformat(timespec="milliseconds"), "version": self.version}
+
+
+def summary(image_id: str, head: Head) -> Summary:
+    values = {field.name: getattr(head, field.name) for field in fields(Summary) if hasattr(head, field.name)}
+    taken = datetime.fromtimestamp(head.taken / 1e9, UTC)
+    return Summary(**{**values, "id": image_id, "taken": taken, "files": len(head.files)})
+
+
+def image_path(root: Path, image_id: str) -> Path:
+    return root / "images" / f"{image_id}.img"
+
+
+def write_manifest(root: Path, head: Head, segments: Sequence[bytes], sealer: Sealer, sync: bool) -> str:
+    """Make the version exist; returns its id. ``segments`` are sealed, as ``head.segments`` says."""
+    content = bytes(msgpack.packb({"format": FORMAT, **asdict(head)}))
+    digest = sealer.digest(content)
+    sealed = sealer.seal(b"image" + digest, content)
+    write_file(image_path(root, digest.hex()), b"".join((_FILE.pack(_MAGIC, len(sealed)), sealed, *segments)), sync)
+    return digest.hex()
+
+
+def read_head(root: Path, image_id: str, sealer: Sealer) -> tuple[Head, int]:
+    """The Head of a version, and where in the file its segments begin. Raises NotFound, Damaged."""
+    path = image_path(root, image_id)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(_FILE.size)
+            if len(start) < _FILE.size:
+                raise ValueError("it is cut off")
+            magic, length = _FILE.unpack(start)
+            if magic != _MAGIC or length > LARGEST_HEAD:
+                raise ValueError("it is no manifest")
+            content = sealer.open(b"image" + bytes.fromhex(image_id), file.read(length))
+        return parse_head(content), _FILE.size + length
+    except FileNotFoundError:
+        raise NotFound(f"image {image_id}", "it is not in the store.", "fuse-store list shows what is.") from None
+    except (ValueError, OSError) as error:
+        raise Damaged(f"manifest {path.name}", f"{error}.", "Restore it from a copy of the store.", image=image_id) from None
+
+
+def parse_head(content: bytes) -> Head:
+    """The Head in an opened manifest. Raises ValueError for whatever is not as docs/format.md says."""
+    try:
+        value = msgpack.unpackb(content, max_array_len=1 << 22, max_map_len=1 << 10, max_bin_len=DIGEST, max_str_len=1 << 16)
+        if value.pop("format") != FORMAT:
+            raise ValueError("its format is newer than this program")
+        value["files"] = tuple(ImageFile(**file) for file in value["files"])
+        value["segments"] = tuple(Segment(**segment) for segment in value["segments"])
+        value["bases"] = tuple(value["bases"])
+        head = Head(**value)
+    except (TypeError, KeyError, AttributeError, msgpack.UnpackException, msgpack.exceptions.ExtraData) as error:
+        raise ValueError(f"its head cannot be read ({error})") from None
+    numbers = [head.taken, head.size, head.allocated, head.new, head.stored, head.page_size]
+    numbers += [number for file in head.files for number in (file.size, file.offset, file.mode, file.mtime)]
+    numbers += [number for part in head.segments for number in (part.first, part.last, part.offset, part.length)]
+    texts = [head.machine, head.application, head.kind, head.event, *head.bases, *(file.name for file in head.files)]
+    if not all(isinstance(number, int) for number in numbers) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("its head has values of the wrong type")
+    if head.page_size not in PAGE_SIZES or not isinstance(head.tags, dict):
+        raise ValueError("its head has impossible values")
+    end = 0
+    for file in head.files:
+        if not 0 <= file.size <= LARGEST_IMAGE or file.offset < end or file.offset % head.page_size:
+            raise ValueError("its files contradict each other")
+        end = file.offset + file.size
+    last = 0
+    for segment in head.segments:
+        if not last <= segment.first < segment.last <= head.pages or segment.offset < 0 or segment.length < 0:
+            raise ValueError("its segments contradict each other")
+        last = segment.last
+    return head
+
+
+def seal_segment(extents: Extents, offset: int, sealer: Sealer) -> tuple[Segment, bytes]:
+    """A Segment, which will stand at ``offset``, and its sealed bytes."""
+    content = pack_extents(extents)
+    digest = sealer.digest(content)
+    sealed = sealer.seal(b"segment" + digest, content)
+    last = int(extents.page[-1] + extents.count[-1])
+    return Segment(int(extents.page[0]), last, offset, len(sealed), digest), sealed
+
+
+def read_segment(root: Path, image_id: str, head: Head, number: int, start: int, sealer: Sealer) -> Extents:
+    """The Extents of segment ``number``; segments begin at ``start`` in the manifest's file. Raises NotFound, Damaged."""
+    segment = head.segments[number]
+    path = image_path(root, image_id)
+    try:
+        with open(path, "rb") as file:
+            file.seek(start + segment.offset)
+            content = sealer.open(b"segment" + segment.digest, file.read(segment.length))
+        return parse_extents(content, head.pages, LARGEST_BLOCK // head.page_size)
+    except FileNotFoundError:
+        raise NotFound(f"image {image_id}", "it has been removed.") from None
+    except (ValueError, OSError) as error:
+        raise Damaged(
+            f"manifest {path.name}", f"{error}.", "Restore it from a copy of the store.",
+            image=image_id, extent=f"{segment.first * head.page_size:#x}",
+        ) from None  # fmt: skip

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The store: create, open, put, list, find, remove. The one thing that ``cli`` and the mount talk to.
+
+Reading needs no lock and may go on in threads, beside one writer in any process. What changes the store takes the
+writer's lock; a version appears when its manifest is renamed into place, and is gone when it is renamed away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from fuse_store import names
+from fuse_store.blocks import CODECS
+from fuse_store.crypto import DIGEST, Sealer, default_key_file, new_key, read_key, write_key
+from fuse_store.durable import crash, sweep, sync_directory, write_file
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
+from fuse_store.locks import WriterLock
+from fuse_store.manifest import PAGE_SIZES, Head, ImageFile, Summary, image_path, read_head, summary
+from fuse_store.progress import SILENT, Progress
+
+FORMAT = 1
+FOLDERS = ("packs", "index", "images", "trash", "locks")
+DURABILITY = ("full", "none")
+CACHE = "summaries"
+REFERENCE = re.compile(r"[0-9a-f]{1,32}\Z")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What ``store.json`` says. ``check`` tells a wrong key; ``root`` is there only if the store is not encrypted."""
+
+    format: int
+    id: str
+    page_size: int
+    compression: str
+    level: int
+    encryption: str
+    durability: str
+    check: str
+    root: str = ""
+
+
+class Store:
+    """An open store; a context manager. Get one by ``create`` or ``open``."""
+
+    def __init__(self, path: Path, config: Config, sealer: Sealer) -> None:
+        self.path, self.config, self.sealer = path, config, sealer
+        self._blocks: Any = None  # made when a block is first needed: lists need neither numpy nor threads
+
+    @classmethod
+    def create(
+        cls, path: str | Path, *, encryption: bool = True, key_file: str | Path | None = None, compression: str = "zstd",
+        level: int = 1, page_size: int = 4096, durability: str = "full",
+    ) -> Store:  # fmt: skip
+        """A new store in a folder that is empty or not there. Raises Refused, UsageError, StoreError."""
+        path = Path(path)
+        for what, value, choice in (
+            ("page size", page_size, PAGE_SIZES), ("compression", compression, tuple(CODECS)), ("durability", durability, DURABILITY),
+        ):  # fmt: skip
+            if value not in choice:
+                raise UsageError(f"{what} {value}", "there is no such.", f"There are {', '.join(map(str, choice))}.")
+        if not 1 <= level <= 19:
+            raise UsageError(f"level {level}", "zstd has levels 1 to 19.")
+        store_id = secrets.token_bytes(DIGEST)
+        root = new_key()
+        sealer = Sealer(store_id, root, encryption)
+        config = Config(
+            FORMAT, store_id.hex(), page_size, compression, level, "aes-256-gcm" if encryption else "none", durability,
+            sealer.check.hex(), "" if encryption else root.hex(),
+        )  # fmt: skip
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise Refused(f"store {path}", "something is there already.", "Name a folder that is empty or not there.")
+            if encryption:
+                write_key(Path(key_file) if key_file else default_key_file(store_id), store_id, root)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in FOLDERS:
+                (path / folder).mkdir(mode=0o700)
+            write_file(path / "store.json", (json.dumps(asdict(config), indent=1) + "\n").encode(), sync=True)
+        except OSError as error:
+            raise StoreError(f"store {path}", f"{error.strerror} ({error.filename}).") from None
+        return cls(path, config, sealer)
+
+    @classmethod
+    def open(cls, path: str | Path, *, key_file: str | Path | None = None) -> Store:
+        """Raises NotFound, Refused (no key), WrongKey, Damaged."""
+        path = Path(path)
+        try:
+            values = json.loads((path / "store.json").read_text())
+            config = Config(**values)
+            store_id, check = bytes.fromhex(config.id), bytes.fromhex(config.check)
+            known = config.page_size in PAGE_SIZES and config.compression in CODECS and isinstance(config.level, int)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"store {path}", "there is no store.", f"fuse-store --store {path} init makes one.") from None
+        except OSError as error:
+            raise StoreError(f"store {path}", f"{error.strerror}.") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Damaged(f"store {path}", f"store.json cannot be read ({error}).", "Restore it from a copy.") from None
+        if config.format != FORMAT or not known:
+            raise Refused(f"store {path}", f"its format {config.format} is not known to this program.", "Use a newer fuse-store.")
+        if config.encryption == "none":
+            root = bytes.fromhex(config.root)
+        else:
+            named = key_file or os.environ.get("FUSE_STORE_KEY_FILE")
+            root = read_key(Path(named) if named else default_key_file(store_id), store_id)
+        sealer = Sealer(store_id, root, config.encryption != "none")
+        if sealer.check != check:
+            raise WrongKey(f"store {path}", "the key is not the one it was made with.", "Name the right one with --key-file.")
+        return cls(path, config, sealer)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._blocks is not None:
+            self._blocks.close()
+            self._reader.close()
+
+    # what is there -------------------------------------------------------------------------------------------------
+
+    def summaries(self) -> list[Summary]:
+        """Every version, by machine, application and time. Damaged manifests are left out; ``verify`` names them."""
+        known = self._cached()
+        found: dict[str, Summary] = {}
+        fresh = False
+        for image_id in self.ids():
+            if image_id not in known:
+                try:
+                    known[image_id] = summary(image_id, read_head(self.path, image_id, self.sealer)[0])
+                except (NotFound, Damaged):
+                    continue
+                fresh = True
+            found[image_id] = known[image_id]
+        if fresh or len(found) != len(known):
+            self._cache(found)
+        return sorted(found.values(), key=lambda one: (one.machine, one.application, one.taken, one.id))
+
+    def find(self, reference: str) -> Summary:
+        """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. Raises NotFound, UsageError."""
+        every = self.summaries()
+        machine, slash, rest = reference.partition("/")
+        if slash:
+            application, at, when = rest.partition("@")
+            name = "latest"
+            if not at:
+                application, _slash, name = rest.rpartition("/")
+            own = [one for one in every if (one.machine, one.application) == (machine, application)]
+            if at:
+                own = [one for one in own if one.taken.isoformat().startswith(when) or one.version.startswith(when)]
+            elif name != "latest":
+                own = [one for one in own if one.version == name]
+        else:
+            own = [one for one in every if REFERENCE.match(reference) and one.id.startswith(reference)]
+            if len(own) > 1:
+                ids = ", ".join(one.id[:12] for one in own[:4])
+                raise UsageError(f"image {reference}", f"{len(own)} ids begin like this: {ids}.", "Give more of it.")
+        if not own:
+            raise NotFound(f"image {reference}", "there is none like this.", "fuse-store list shows what there is.")
+        return own[-1]
+
+    def open_image(self, image_id: str) -> Any:
+        """The Image with that id. Raises NotFound, Damaged."""
+        from fuse_store.image import Image
+
+        return Image(self.path, image_id, self.sealer, self.blocks)
+
+    @property
+    def blocks(self) -> Any:
+        """The BlockCache of this store."""
+        if self._blocks is None:
+            from fuse_store.image import BlockCache
+            from fuse_store.packs import PackReader
+
+            self._reader = PackReader(self.path, self.sealer)
+            self._blocks = BlockCache(self._reader)
+        return self._blocks
+
+    @property
+    def reader(self) -> Any:
+        """The PackReader of this store."""
+        _ = self.blocks
+        return self._reader
+
+    # what changes it -----------------------------------------------------------------------------------------------
+
+    def put(
+        self, source: str, *, machine: str, application: str = "system", kind: str = "file", event: str = "",
+        tags: Mapping[str, str] | None = None, bases: Sequence[str] | None = None, replace: bool = False,
+        progress: Progress = SILENT,
+    ) -> Summary:  # fmt: skip
+        """Store what ``source`` names as a new version. ``bases`` are references, by default the newest version of the same
+        machine and application; ``replace`` removes that one once the new one is there. Raises StoreError."""
+        from fuse_store.capture import Capture
+        from fuse_store.manifest import Segment, seal_segment, write_manifest
+        from fuse_store.packs import PackWriter
+        from fuse_store.sources import open_source
+
+        machine, application = names.checked("the machine", machine), names.checked("the application", application)
+        event, kind = names.checked("the event", event, empty=True), names.checked_kind(kind)
+        own_tags = names.checked_tags(tags or {})
+        _kind, files = open_source(source)
+        sync = self.config.durability != "none"
+        with self.writing() as lock:
+            taken = time.time_ns()
+            earlier = [one for one in self.summaries() if (one.machine, one.application) == (machine, application)]
+            base = [self.find(one) for one in bases] if bases is not None else earlier[-1:]
+            packs: dict[bytes, None] = {}
+            for one in base:
+                packs.update(dict.fromkeys(sorted(self.open_image(one.id).packs())))
+            known = set(self.reader.packs())
+            writer = PackWriter(self.path, self.sealer, sync)
+            try:
+                capture = Capture(
+                    self.reader, writer, self.sealer, page_size=self.config.page_size, codec=self.config.compression,
+                    level=self.config.level, bases=[pack for pack in packs if pack in known] if base else [],
+                )  # fmt: skip
+                captured = capture.run(files, progress)
+                writer.finish()
+            except OSError as error:
+                raise StoreError(f"store {self.path}", f"{error.strerror}.", "No version was made, none was lost.") from None
+            finally:
+                writer.abandon()
+            segments: list[Segment] = []
+            parts: list[bytes] = []
+            for extents in captured.segments:
+                segment, part = seal_segment(extents, sum(map(len, parts)), self.sealer)
+                segments.append(segment)
+                parts.append(part)
+            stored = [
+                ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in captured.files
+            ]
+            head = Head(
+                machine, application, kind, event, own_tags, taken, sum(file.size for file in stored), captured.allocated,
+                captured.new, writer.written, self.config.page_size, tuple(one.id for one in base), tuple(stored), tuple(segments),
+            )  # fmt: skip
+            lock.check()
+            crash("commit")
+            try:
+                image_id = write_manifest(self.path, head, parts, self.sealer, sync)
+            except OSError as error:
+                raise StoreError(f"store {self.path}", f"{error.strerror}.", "No version was made, none was lost.") from None
+            if replace and earlier:
+                self._remove([earlier[-1].id])
+        return summary(image_id, head)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove versions. Their manifests go to the trash; ``upkeep.collect`` frees the room. Raises Locked."""
+        with self.writing():
+            self._remove(ids)
+
+    def _remove(self, ids: Sequence[str]) -> None:
+        for image_id in ids:
+            crash("remove")
+            os.rename(image_path(self.path, image_id), self.path / "trash" / f"{image_id}.img")
+        if self.config.durability != "none":
+            sync_directory(self.path / "images")
+
+    def writing(self) -> Any:
+        """A context manager: the writer's lock. What writers that were killed left behind is swept away first."""
+        return _Writing(self)
+
+    def ids(self) -> list[str]:
+        try:
+            return [name[:-4] for name in os.listdir(self.path / "images") if re.fullmatch(r"[0-9a-f]{32}\.img", name)]
+        except OSError as error:
+            raise StoreError(f"store {self.path}", f"{error.strerror} ({error.filename}).") from None
+
+    # the cache of summaries: everything in it can be read from the manifests ------------------------------------------
+
+    def _cached(self) -> dict[str, Summary]:
+        from datetime import UTC, datetime
+
+        try:
+            content = self.sealer.open(b"summaries", (self.path / "index" / CACHE).read_bytes())
+            rows = msgpack.unpackb(content)
+            found = {}
+            for row in rows:
+                row[6], row[12] = datetime.fromtimestamp(row[6] / 1e6, UTC), tuple(row[12])
+                found[row[0]] = Summary(*row)
+            return found
+        except (OSError, ValueError, TypeError, IndexError, msgpack.UnpackException):
+            return {}
+
+    def _cache(self, found: Mapping[str, Summary]) -> None:
+        rows = []
+        for one in found.values():
+            values = list(vars(one).values())
+            values[6] = int(one.taken.timestamp() * 1e6)
+            rows.append(values)
+        try:
+            write_file(self.path / "index" / CACHE, self.sealer.seal(b"summaries", msgpack.packb(rows)), sync=False)
+        except OSError:
+            pass  # a store that is read-only or full lists more slowly
+
+
+class _Writing:
+    """The writer's lock around a change."""
+
+    def __init__(self, store: Store) -> None:
+        self._lock = WriterLock(store.path / "locks")
+        self._store = store
+
+    def __enter__(self) -> WriterLock:
+        try:
+            lock = self._lock.__enter__()
+        except OSError as error:
+            raise StoreError(f"store {self._store.path}", f"{error.strerror}.", "Nothing was changed.") from None
+        for name in ("packs", "index", "images"):
+            sweep(self._store.path / name)
+        for folder in (self._store.path / "packs").iterdir():
+            sweep(folder)
+        return lock
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.__exit__(*error)
+
+
+def destroy_trash(path: Path) -> None:
+    """Empty the trash of the store at ``path``."""
+    for entry in (path / "trash").iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
