@@ -26,8 +26,8 @@ help: ## list the targets
 demo: $(READY) ## hibernate a virtual machine into non-volatile memory and resume it; KEEP=1 leaves it running
 	KEEP=$(KEEP) $(PYTHON) -m tests.vm.demo
 
-.PHONY: bench
-bench: $(READY) ## compressors of hibernation images on NVM, compared; about 20 minutes
+.PHONY: bench-vm
+bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 20 minutes
 	$(PYTHON) -m tests.vm.bench
 
 .PHONY: test

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What compression costs and saves when hibernating into NVM. ``make bench`` runs it and prints a table.
+"""What compression costs and saves when hibernating into NVM. ``make bench-vm`` runs it and prints a table.
 
 On one guest of each kind, in one run: for each compressor the guest is configured by the role, booted, given a workload,
 and sent through hibernation several times. The medians of these are printed. Compare the rows of one guest; under
