@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line ``fuse-store``. Imports next to nothing, so that even an early Ctrl-C ends in one line.
+
+``main`` turns whatever can happen into an exit code and one line on standard error (docs/fuse-store.md, "Exit codes").
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    try:
+        from fuse_store.cli.run import run
+    except KeyboardInterrupt:
+        return 130
+    return run(list(sys.argv[1:] if arguments is None else arguments))

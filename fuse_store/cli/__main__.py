@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``python -m fuse_store.cli`` is ``fuse-store``."""
+
+import sys
+
+from fuse_store.cli import main
+
+sys.exit(main())

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How the command line writes sizes, times, names and tables for people. Used by every verb."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def size(number: float) -> str:
+    """Bytes in IEC units, three digits or so: ``0 B``, ``1.5 GiB``, ``512 MiB``."""
+    for unit in _UNITS:
+        if number < 1024 or unit == _UNITS[-1]:
+            break
+        number /= 1024
+    if unit == "B" or number >= 99.95:
+        return f"{number:.0f} {unit}"
+    return f"{number:.1f} {unit}"
+
+
+def when(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+def tags(pairs: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(pairs.items()))
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, without anything a terminal would take for a command: names in stored images may be hostile."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for letter in text
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
+    """Columns as wide as what is in them; those in ``right`` are aligned to the right."""
+    cells = [tuple(header), *(tuple(map(printable, row)) for row in rows)]
+    widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(_fill(cell, widths[number], number in right) for number, cell in enumerate(row)).rstrip()
+        for row in cells
+    )
+
+
+def _fill(cell: str, to: int, right: bool) -> str:
+    space = " " * (to - width(cell))
+    return space + cell if right else cell + space
+
+
+def width(text: str) -> int:
+    """Columns that a terminal gives to ``text`` (Unicode Standard Annex #11)."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) != 0 for letter in text)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``completion``: a script that completes verbs, options and file names in a shell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fuse_store.cli.parser import PROGRAM, Verb, argument, build
+
+if TYPE_CHECKING:
+    from fuse_store.cli.context import Context
+
+SHELLS = ("bash", "zsh", "tcsh")
+
+
+def run(context: Context) -> int:
+    import shtab
+
+    from fuse_store.cli.verbs import VERBS
+
+    parser = build(VERBS, {"file": shtab.FILE, "directory": shtab.DIRECTORY})
+    script = shtab.complete(parser, context.options.shell, root_prefix=PROGRAM.replace("-", "_"))
+    context.emit({"shell": context.options.shell, "script": script}, script.rstrip("\n"))
+    return 0
+
+
+VERB = Verb(
+    name="completion",
+    summary="print a script that completes commands in a shell",
+    run=run,
+    arguments=(argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or tcsh"),),
+    keys={"shell": "for which one", "script": "the script"},
+    examples=(
+        ("fuse-store completion bash > /etc/bash_completion.d/fuse-store", "for everybody"),
+        ("fuse-store completion zsh > ~/.zfunc/_fuse-store", "for one user of zsh, with ~/.zfunc in fpath"),
+    ),
+)

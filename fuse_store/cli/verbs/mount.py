@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``mount``: the versions as files."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+from fuse_store.cli.parser import Verb, argument
+from fuse_store.errors import StoreError
+
+if TYPE_CHECKING:
+    from fuse_store.cli.context import Context
+
+
+def run(context: Context) -> int:
+    options = context.options
+    with context.open_store() as store:
+        try:
+            from fuse_store import filesystem
+        except (ImportError, OSError) as error:
+            raise StoreError(
+                "mount", f"FUSE cannot be used here ({error}).", "Install libfuse (Debian: fuse3)."
+            ) from None
+        record = {
+            "store": str(store.path),
+            "directory": options.directory,
+            "foreground": options.foreground,
+            "writable": options.writable,
+        }
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # libfuse has handlers of its own, which unmount
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        filesystem.mount(store, options.directory, foreground=options.foreground, writable=options.writable)
+    context.emit(record, "")
+    return 0
+
+
+VERB = Verb(
+    name="mount",
+    summary="mount the versions as files, for this user only",
+    description="It goes on in the background until fusermount3 -u DIR; with -f it stays in the foreground.",
+    run=run,
+    arguments=(
+        argument("directory", metavar="DIR", help="an empty directory", complete="directory"),
+        argument("-f", "--foreground", action="store_true", help="stay in the foreground"),
+        argument(
+            "--writable", action="store_true", help="what is copied to incoming/MACHINE/APPLICATION/ becomes a version"
+        ),
+    ),
+    keys={
+        "store": "its folder",
+        "directory": "where it is mounted",
+        "foreground": "whether it stayed in the foreground; then this is printed when it has been unmounted",
+        "writable": "whether there is incoming/",
+    },
+    examples=(
+        ("fuse-store mount /mnt && ls /mnt/machines/web01/system/latest/", "look at the newest version of a machine"),
+        ("fuse-store mount /mnt --writable && cp disk.raw /mnt/incoming/web01/disk/", "store by copying"),
+    ),
+)
