@@ -40,8 +40,11 @@ chroot "$root" systemctl disable systemd-networkd-wait-online.service >/dev/null
 chroot "$root" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
   systemd-networkd-wait-online.service >/dev/null 2>&1
 chroot "$root" passwd -q -d root
-# Whoever waits for a slow guest tries again and again.
-echo 'MaxStartups 100' >"$root/etc/ssh/sshd_config.d/lab.conf"
+# Whoever waits for a slow guest tries again and again, for which OpenSSH since 9.8 shuts out the whole address for a while.
+{
+  echo 'MaxStartups 100'
+  ! grep -qi persourcepenalties "$root/usr/sbin/sshd" || echo 'PerSourcePenalties no'
+} >"$root/etc/ssh/sshd_config.d/lab.conf"
 : >"$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id"
 echo localhost >"$root/etc/hostname"
