@@ -2,16 +2,16 @@
 """From a source to a version: pages are compared with those of the bases, and only new ones are stored. Used by ``store``.
 
 One thread reads, finds equal pages and writes; others compress and seal. Pages are looked for wherever in the bases
-they stand. What is new goes into blocks: an aligned unit of 64 pages (256 KiB) that is mostly new is a block of its own, so
-that equal units of other machines' images are stored once; the scattered rest is gathered. Memory is bounded by the
-chunk, the queue of blocks, and 40 bytes for each page of the bases and of the image.
+they stand. What is new goes into blocks: an aligned unit of 256 KiB that is mostly new is a block of its own, so that
+equal units of other machines' images are stored once; the scattered rest is gathered. Memory is bounded by a batch of
+pages, the queue of blocks, and the table of known pages, which has at most KNOWN.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -21,82 +21,95 @@ from numpy.typing import NDArray
 
 from fuse_store.blocks import LARGEST, Block, pack_block
 from fuse_store.crypto import DIGEST, Sealer
-from fuse_store.extents import MOST, Extents, runs
-from fuse_store.packs import PackReader, PackWriter
+from fuse_store.errors import Damaged
+from fuse_store.extents import I64, MOST, Extents, runs
+from fuse_store.index import U64, Index, halves
+from fuse_store.manifest import Segment, seal_segment
+from fuse_store.packs import PackReader, PackWriter, Table
 from fuse_store.progress import Progress
 from fuse_store.sources import SourceFile
 
 QUEUE = 64  # blocks that are being compressed at once
-I64 = NDArray[np.int64]
-U64 = NDArray[np.uint64]
+KNOWN = 4 << 20  # pages in the table, 24 bytes each and as much again while it grows; those of 16 GiB of 4 KiB pages
+_SLOT_BITS = 8  # of a place, a block has at most 64 pages
 
 
 class PageTable:
     """Where pages are: page digest to (block, slot). Sorted runs, merged when they grow alike, so that adding n pages one
-    chunk at a time costs n log n. A digest is 128 bits of seeded XXH3: enough that two different pages have never one."""
+    batch at a time costs n log n. A digest is 128 bits of seeded XXH3: enough that two different pages have never one.
+    When it is full it takes no more, and later pages are compared only as parts of whole blocks."""
 
     def __init__(self) -> None:
-        self._runs: list[tuple[U64, U64, I64, I64]] = []
+        self._runs: list[tuple[U64, U64, I64]] = []
+        self.room = KNOWN
 
     def add(self, high: U64, low: U64, block: I64, slot: I64) -> None:
-        self._runs.append(_sorted(high, low, block, slot))
+        if not len(high) or len(high) > self.room:
+            return
+        self.room -= len(high)
+        self._runs.append(_sorted(high, low, block << _SLOT_BITS | slot))
         while len(self._runs) > 1 and len(self._runs[-2][0]) < 2 * len(self._runs[-1][0]):
             one, other = self._runs.pop(), self._runs.pop()
-            self._runs.append(_sorted(*(np.concatenate(pair) for pair in zip(one, other, strict=True))))
+            self._runs.append(_sorted(*(np.concatenate(pair) for pair in zip(other, one, strict=True))))
 
     def find(self, high: U64, low: U64) -> tuple[I64, I64]:
         """(block, slot) of each page; block is -1 where there is none."""
-        block, slot = np.full(len(high), -1, np.int64), np.zeros(len(high), np.int64)
-        for known_high, known_low, blocks, slots in self._runs:
-            open_ = np.flatnonzero(block < 0)
-            if not len(open_) or not len(known_high):
-                continue
+        place = np.full(len(high), -1, np.int64)
+        for known_high, known_low, places in self._runs:
+            open_ = np.flatnonzero(place < 0)
+            if not len(open_):
+                break
             at = np.searchsorted(known_high, high[open_])
             at[at == len(known_high)] = 0
             same = (known_high[at] == high[open_]) & (known_low[at] == low[open_])
-            block[open_[same]], slot[open_[same]] = blocks[at[same]], slots[at[same]]
-        return block, slot
+            place[open_[same]] = places[at[same]]
+        return place >> _SLOT_BITS, place & ((1 << _SLOT_BITS) - 1)
 
 
-def _sorted(high: U64, low: U64, block: I64, slot: I64) -> tuple[U64, U64, I64, I64]:
+def _sorted(high: U64, low: U64, place: I64) -> tuple[U64, U64, I64]:
     order = np.argsort(high, kind="stable")
-    return high[order], low[order], block[order], slot[order]
+    return high[order], low[order], place[order]
 
 
 @dataclass
 class Captured:
-    """What came of it. ``segments`` are Extents, in order."""
+    """What came of it. ``segments`` say where in ``sealed`` the extents are. Sizes in bytes."""
 
     files: list[tuple[SourceFile, int]] = field(default_factory=list)  # and the offset of each
-    segments: list[Extents] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    sealed: list[bytes] = field(default_factory=list)
     allocated: int = 0
     new: int = 0
 
 
 class Capture:
-    """One capture. ``bases`` are the packs in which pages are looked for."""
+    """One capture. ``bases`` are the packs in which pages are looked for, the most promising first."""
 
     def __init__(
-        self, reader: PackReader, writer: PackWriter, sealer: Sealer, *, page_size: int, codec: str, level: int,
-        bases: Sequence[bytes],
+        self, index: Index, reader: PackReader, writer: PackWriter, sealer: Sealer, *, page_size: int, codec: str, level: int,
+        sync: bool, bases: Iterable[bytes],
     ) -> None:  # fmt: skip
-        self._reader, self._writer, self._sealer = reader, writer, sealer
-        self._page_size, self._codec, self._level = page_size, codec, level
+        self._index, self._reader, self._writer, self._sealer = index, reader, writer, sealer
+        self._page_size, self._codec, self._level, self._sync = page_size, codec, level, sync
         self._slots = LARGEST // page_size
-        self._zero = xxhash.xxh3_128_digest(bytes(page_size), sealer.page_seed)
+        self._zero = halves(xxhash.xxh3_128_digest(bytes(page_size), sealer.page_seed))
         self._table = PageTable()
         self._digests = bytearray()  # of every block that is known, by ordinal
-        self._hints: list[bytes | None] = []  # its pack; None while it is not written
-        self._jobs: deque[tuple[int, bytes, Future[Block | None]]] = deque()
-        self._gathered: list[bytes] = []  # pages for the block that is being filled, and their digests
-        self._gathered_digests: list[bytes] = []
-        self._gathering = -1
+        self._jobs: deque[tuple[bytes, Future[Block | None]]] = deque()
+        self._gathered = np.empty((self._slots, page_size), np.uint8)  # the block that is being filled, and its page digests
+        self._gathered_digests = np.empty((self._slots, 2), np.uint64)
+        self._filled, self._gathering = 0, -1
         self._columns: list[tuple[I64, I64, I64, I64]] = []
-        self._extents = 0
+        self._extents = self._length = 0
         self._result = Captured()
         self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "seal")
         for pack in bases:
-            self._load(pack)
+            try:
+                self._load(self._reader.table(pack))
+            except (Damaged, FileNotFoundError):
+                continue  # its pages are stored again
+            if not self._table.room:
+                break
 
     def run(self, files: Sequence[SourceFile], progress: Progress) -> Captured:
         """Store what is new in the files. Raises StoreError, OSError."""
@@ -105,15 +118,16 @@ class Capture:
         progress.start("put", None if None in sizes else sum(size or 0 for size in sizes))
         try:
             for file in files:
-                for offset, data in file.chunks():
-                    self._chunk((at + offset) // self._page_size, data)
-                    progress.at(at + offset + len(data))
+                for batch in file.batches(self._page_size):
+                    self._batch(at // self._page_size + batch.page, batch.data)
+                    progress.at(at + batch.end)
                 self._result.files.append((file, at))
                 at += -(-(file.size or 0) // self._page_size) * self._page_size
             self._close_gathered()
-            while self._jobs:
-                self._write_one()
             self._segments(final=True)
+            rows = self._writer.finish()
+            if rows is not None:
+                self._index.add(rows, self._sync)
         finally:
             self._pool.shutdown(cancel_futures=True)
             progress.finish()
@@ -121,109 +135,98 @@ class Capture:
 
     # pages ---------------------------------------------------------------------------------------------------------
 
-    def _chunk(self, first: int, data: memoryview) -> None:
-        """Pages ``first`` and following are ``data``; a part of a page at the end is filled with zeros."""
-        size, seed = self._page_size, self._sealer.page_seed
-        if len(data) % size:
-            data = memoryview(bytes(data) + bytes(-len(data) % size))
-        digest = xxhash.xxh3_128_digest
-        digests = [digest(data[at : at + size], seed) for at in range(0, len(data), size)]
-        page = np.flatnonzero(np.array([one != self._zero for one in digests], bool))
-        if not len(page):
+    def _batch(self, page: I64, data: memoryview) -> None:
+        """Pages with these numbers, whose content stands one after the other in ``data``."""
+        size, seed, digest = self._page_size, self._sealer.page_seed, xxhash.xxh3_128_digest
+        high, low = halves(b"".join([digest(data[at : at + size], seed) for at in range(0, len(data), size)]))
+        rows = np.flatnonzero((high != self._zero[0]) | (low != self._zero[1]))
+        if not len(rows):
             return
-        halves = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)[page]
-        high, low = np.ascontiguousarray(halves[:, 0]), np.ascontiguousarray(halves[:, 1])
+        page, high, low = page[rows], high[rows], low[rows]
         block, slot = self._table.find(high, low)
         absent = np.flatnonzero(block < 0)
         if len(absent):
-            # A page that is new twice in this chunk is stored once.
-            keys = halves[absent].copy().view("V16").ravel()
-            _unique, where, back = np.unique(keys, return_index=True, return_inverse=True)
-            where_sorted = np.sort(where)
-            chosen = absent[where_sorted]
-            blocks, slots = self._store(first, page[chosen], data, digests)
-            self._table.add(high[chosen], low[chosen], blocks, slots)
-            rank = np.searchsorted(where_sorted, where)[back]
-            block[absent], slot[absent] = blocks[rank], slots[rank]
-            self._result.new += len(chosen) * size
+            first, back = _distinct(high[absent], low[absent])  # a page that is new twice in a batch is stored once
+            new = absent[first]
+            content = np.frombuffer(data, np.uint8).reshape(-1, size)
+            blocks, slots = self._store(page[new], content, rows[new], high[new], low[new])
+            self._table.add(high[new], low[new], blocks, slots)
+            block[absent], slot[absent] = blocks[back], slots[back]
+            self._result.new += len(new) * size
         self._result.allocated += len(page) * size
-        self._columns.append(runs(first + page, block, slot))
+        self._columns.append(runs(page, block, slot))
         self._extents += len(self._columns[-1][0])
         self._segments()
 
-    def _store(self, first: int, page: I64, data: memoryview, digests: list[bytes]) -> tuple[I64, I64]:
-        """Put the pages (ascending, relative to ``data``) into blocks; where each went."""
-        size = self._page_size
-        blocks, slots = np.empty(len(page), np.int64), np.empty(len(page), np.int64)
-        unit = (first + page) // self._slots
+    def _store(self, page: I64, content: NDArray[np.uint8], rows: I64, high: U64, low: U64) -> tuple[I64, I64]:
+        """Put pages (ascending), which are ``rows`` of ``content``, into blocks; where each went."""
+        block, slot = np.empty(len(page), np.int64), np.empty(len(page), np.int64)
+        digests = np.stack((high, low), axis=1)
+        unit = page // self._slots
         starts = np.flatnonzero(np.diff(unit, prepend=-1))
-        for start, end in zip(starts, np.append(starts[1:], len(page)), strict=True):
-            pages = page[start:end]
-            if 2 * len(pages) >= self._slots:
-                parts = [data[at * size : (at + 1) * size] for at in pages]
-                blocks[start:end] = self._new_block(b"".join(parts), b"".join(digests[at] for at in pages))
-                slots[start:end] = np.arange(len(pages))
-                continue
-            for row, at in enumerate(pages, int(start)):
-                if self._gathering < 0:
-                    self._gathering = self._ordinal()
-                blocks[row], slots[row] = self._gathering, len(self._gathered)
-                self._gathered.append(bytes(data[at * size : (at + 1) * size]))
-                self._gathered_digests.append(digests[at])
-                if len(self._gathered) == self._slots:
-                    self._close_gathered()
-        return blocks, slots
+        counts = np.diff(np.append(starts, len(page)))
+        own = 2 * counts >= self._slots
+        for start, count in zip(starts[own].tolist(), counts[own].tolist(), strict=True):
+            unit_pages = slice(start, start + count)
+            block[unit_pages], slot[unit_pages] = self._ordinal(), np.arange(count)
+            self._submit(int(block[start]), content[rows[unit_pages]].tobytes(), digests[unit_pages])
+        scattered = np.flatnonzero(np.repeat(~own, counts))
+        while len(scattered):
+            if self._gathering < 0:
+                self._gathering = self._ordinal()
+            part, scattered = scattered[: self._slots - self._filled], scattered[self._slots - self._filled :]
+            end = self._filled + len(part)
+            block[part], slot[part] = self._gathering, np.arange(self._filled, end)
+            self._gathered[self._filled : end] = content[rows[part]]
+            self._gathered_digests[self._filled : end] = digests[part]
+            self._filled = end
+            if end == self._slots:
+                self._close_gathered()
+        return block, slot
 
     # blocks --------------------------------------------------------------------------------------------------------
 
-    def _ordinal(self, digest: bytes = bytes(DIGEST), hint: bytes | None = None) -> int:
-        self._digests += digest
-        self._hints.append(hint)
-        return len(self._hints) - 1
+    def _ordinal(self) -> int:
+        self._digests += bytes(DIGEST)
+        return len(self._digests) // DIGEST - 1
 
     def _close_gathered(self) -> None:
-        if self._gathered:
-            self._submit(self._gathering, b"".join(self._gathered), b"".join(self._gathered_digests))
-            self._gathered, self._gathered_digests, self._gathering = [], [], -1
+        if self._filled:
+            pages, digests = self._gathered[: self._filled].tobytes(), self._gathered_digests[: self._filled]
+            self._submit(self._gathering, pages, digests)
+            self._filled, self._gathering = 0, -1
 
-    def _new_block(self, pages: bytes, page_digests: bytes) -> int:
-        ordinal = self._ordinal()
-        self._submit(ordinal, pages, page_digests)
-        return ordinal
-
-    def _submit(self, ordinal: int, pages: bytes, page_digests: bytes) -> None:
+    def _submit(self, ordinal: int, pages: bytes, page_digests: U64) -> None:
         while len(self._jobs) >= QUEUE:
             self._write_one()
-        self._jobs.append((ordinal, page_digests, self._pool.submit(self._seal, ordinal, pages)))
+        self._jobs.append((page_digests.astype("<u8").tobytes(), self._pool.submit(self._seal, ordinal, pages)))
 
     def _seal(self, ordinal: int, pages: bytes) -> Block | None:
         """In a thread: the block, or None if the store has it already."""
         digest = self._sealer.digest(pages)
         self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
-        found = self._reader.locate(digest)
-        if found is not None:
-            self._hints[ordinal] = found[0].pack
+        found = self._index.locate(digest)
+        if found.pack[0] >= 0 and self._reader.has(digest, found.packs[0], int(found.offset[0]), int(found.stored[0])):
             return None
         return pack_block(pages, digest, self._sealer, self._codec, self._level)
 
     def _write_one(self) -> None:
-        ordinal, page_digests, job = self._jobs.popleft()
+        page_digests, job = self._jobs.popleft()
         block = job.result()
-        if block is not None:
-            self._hints[ordinal] = self._writer.add(block, page_digests)
+        rows = self._writer.add(block, page_digests) if block is not None else None
+        if rows is not None:
+            self._index.add(rows, self._sync)
 
-    def _load(self, pack: bytes) -> None:
+    def _load(self, table: Table) -> None:
         """Make the pages of a pack known."""
-        fragment, pages = self._reader.page_digests(pack)
-        count = -(-fragment.length.astype(np.int64) // self._page_size)
-        if count.sum() != len(pages):
+        count = -(-table.length.astype(np.int64) // self._page_size)
+        if count.sum() != len(table.pages):
             return  # of a store with another page size
-        first = len(self._hints)
-        self._digests += fragment.digests()
-        self._hints += [pack] * len(count)
+        first = len(self._digests) // DIGEST
+        self._digests += table.digests
         block = np.repeat(np.arange(first, first + len(count)), count)
-        slot = np.arange(len(pages)) - np.repeat(np.cumsum(count) - count, count)
-        self._table.add(np.ascontiguousarray(pages[:, 0]), np.ascontiguousarray(pages[:, 1]), block, slot)
+        slot = np.arange(len(table.pages)) - np.repeat(np.cumsum(count) - count, count)
+        self._table.add(np.ascontiguousarray(table.pages[:, 0]), np.ascontiguousarray(table.pages[:, 1]), block, slot)
 
     # segments ------------------------------------------------------------------------------------------------------
 
@@ -231,20 +234,33 @@ class Capture:
         """Close the segments that are full; the last one, too, if ``final``."""
         if self._extents < MOST and not final:
             return
-        if not final:
-            self._close_gathered()
-        while self._jobs:  # a segment tells the packs, which are known when its blocks are written
+        self._close_gathered()
+        while self._jobs:  # a segment names its blocks by their digests
             self._write_one()
         if not self._columns:
             return
         page, count, block, slot = (np.concatenate(parts) for parts in zip(*self._columns, strict=True))
         self._columns, self._extents = [], 0
+        digests = np.frombuffer(self._digests, f"V{DIGEST}")
         for start in range(0, len(page), MOST):
             part = slice(start, start + MOST)
             used, local = np.unique(block[part], return_inverse=True)
-            digests = b"".join(bytes(self._digests[one * DIGEST : (one + 1) * DIGEST]) for one in used)
-            names: dict[bytes, int] = {}
-            hint = np.array([names.setdefault(self._hints[one] or bytes(DIGEST), len(names)) for one in used], np.int64)
-            self._result.segments.append(
-                Extents(page[part], count[part], local.astype(np.int64), slot[part], digests, hint, b"".join(names))
-            )
+            extents = Extents(page[part], count[part], local.astype(np.int64), slot[part], digests[used].tobytes())
+            segment, sealed = seal_segment(extents, self._length, self._sealer)
+            self._length += len(sealed)
+            self._result.segments.append(segment)
+            self._result.sealed.append(sealed)
+
+
+def _distinct(high: U64, low: U64) -> tuple[I64, I64]:
+    """(first, back): where each digest stands for the first time, ascending, and for each one which of those it is."""
+    order = np.argsort(high, kind="stable")
+    sorted_high, sorted_low = high[order], low[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (sorted_high[1:] != sorted_high[:-1]) | (sorted_low[1:] != sorted_low[:-1])
+    first = order[new]
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    back = np.empty(len(order), np.int64)
+    back[order] = rank[np.cumsum(new) - 1]
+    return np.sort(first), back

@@ -12,12 +12,12 @@ import itertools
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = ".partial"  # the end of names that the next writer sweeps away
-CRASH = "FUSE_STORE_CRASH_AT"  # for tests: the number of the step at which the process kills itself
+CRASH = "FUSE_STORE_CRASH_AT"  # for tests: the number, or the name, of the step at which the process kills itself
 _steps = itertools.count(1)
 
 
@@ -29,8 +29,11 @@ def crash(step: str) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, sync: bool) -> Iterator[BinaryIO]:
-    """A file to write, which appears under ``path`` when the block ends, and not at all if it raises."""
+def new_file(path: Path, sync: bool, before: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
+    """A file to write, which appears under ``path`` when the block ends, and not at all if it raises.
+
+    ``before`` is called when the content is durable under its partial name, right before it appears; it may raise.
+    """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -40,6 +43,8 @@ def new_file(path: Path, sync: bool) -> Iterator[BinaryIO]:
             if sync:
                 os.fsync(file.fileno())
         crash(f"rename {path.suffix}")
+        if before is not None:
+            before()
         os.rename(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -49,8 +54,9 @@ def new_file(path: Path, sync: bool) -> Iterator[BinaryIO]:
         sync_directory(path.parent)
 
 
-def write_file(path: Path, content: bytes, sync: bool) -> None:
-    with new_file(path, sync) as file:
+def write_file(path: Path, content: bytes, sync: bool, before: Callable[[], None] | None = None) -> None:
+    """A whole file; see ``new_file``."""
+    with new_file(path, sync, before) as file:
         file.write(content)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Extents: runs of an image's pages, and where in which block they are. Used by ``manifest``, ``capture`` and ``image``.
+"""Extents: runs of an image's pages, and which pages of which block they are. Used by ``manifest``, ``capture``, ``image``.
 
 They come in segments of bounded size, so that an image of any size is opened and read with bounded memory. All
 operations are on whole columns. Pages that no extent covers are zeros.
@@ -18,7 +18,7 @@ from fuse_store.crypto import DIGEST
 
 MOST = 1 << 16  # extents in a segment
 LARGEST = 8 << 20  # bytes of a segment, as it is before compression
-_HEAD = struct.Struct("<III")  # extents, blocks, packs
+_HEAD = struct.Struct("<II")  # extents, blocks
 
 I64 = NDArray[np.int64]
 
@@ -28,8 +28,7 @@ class Extents:
     """Columns of equal length, ordered by ``page`` and not overlapping.
 
     ``page`` is the first page in the image, ``count`` how many, ``block`` an ordinal into ``digests``, ``slot`` the first
-    page in that block. ``digests`` are 16 bytes for each block; ``hint`` is for each block the ordinal in ``packs`` of the
-    pack that held it when the image was captured.
+    page in that block. ``digests`` are 16 bytes for each block.
     """
 
     page: I64
@@ -37,14 +36,9 @@ class Extents:
     block: I64
     slot: I64
     digests: bytes
-    hint: I64
-    packs: bytes
 
     def digest(self, block: int) -> bytes:
         return self.digests[block * DIGEST : (block + 1) * DIGEST]
-
-    def pack(self, block: int) -> bytes:
-        return self.packs[int(self.hint[block]) * DIGEST : (int(self.hint[block]) + 1) * DIGEST]
 
     def between(self, first: int, last: int) -> tuple[I64, I64, I64]:
         """(page, block, slot) of every page in first..last (exclusive) that is covered, one element for each page."""
@@ -75,16 +69,13 @@ def runs(page: I64, block: I64, slot: I64) -> tuple[I64, I64, I64, I64]:
 
 def pack_extents(extents: Extents) -> bytes:
     """A segment as it is stored, before it is sealed (docs/format.md, "Segment")."""
-    blocks, packs = len(extents.digests) // DIGEST, len(extents.packs) // DIGEST
     step = np.diff(extents.page, prepend=0)
     columns = (step.astype("<u8"), extents.count.astype("<u4"), extents.block.astype("<u4"), extents.slot.astype("<u2"))
     raw = b"".join(
         (
-            _HEAD.pack(len(extents.page), blocks, packs),
+            _HEAD.pack(len(extents.page), len(extents.digests) // DIGEST),
             *(column.tobytes() for column in columns),
-            extents.hint.astype("<u4").tobytes(),
             extents.digests,
-            extents.packs,
         )
     )
     return zstandard.ZstdCompressor(level=3).compress(raw)
@@ -101,30 +92,26 @@ def parse_extents(content: bytes, pages: int, slots: int) -> Extents:
         raise ValueError(f"it does not decompress ({error})") from None
     if len(raw) < _HEAD.size:
         raise ValueError("it is cut off")
-    count, blocks, packs = _HEAD.unpack_from(raw)
-    if count > MOST or len(raw) != _HEAD.size + count * 18 + blocks * (4 + DIGEST) + packs * DIGEST:
+    count, blocks = _HEAD.unpack_from(raw)
+    if count > MOST or len(raw) != _HEAD.size + count * 18 + blocks * DIGEST:
         raise ValueError("its length is wrong")
     at = _HEAD.size
     columns = []
-    for kind, number in (("<u8", count), ("<u4", count), ("<u4", count), ("<u2", count), ("<u4", blocks)):
-        columns.append(np.frombuffer(raw, kind, number, at))
+    for kind in ("<u8", "<u4", "<u4", "<u2"):
+        columns.append(np.frombuffer(raw, kind, count, at))
         at += columns[-1].nbytes
-    step, length, block, slot, hint = columns
+    step, length, block, slot = columns
     if count and int(step.max()) > pages:
         raise ValueError("an extent lies outside of the image")
-    page, length, block, slot, hint = (
-        np.cumsum(step.astype(np.int64)), length.astype(np.int64), block.astype(np.int64), slot.astype(np.int64),
-        hint.astype(np.int64),
-    )  # fmt: skip
+    page = np.cumsum(step.astype(np.int64))
+    length, block, slot = length.astype(np.int64), block.astype(np.int64), slot.astype(np.int64)
     wrong = (
         (length < 1).any()
         or (page[1:] < page[:-1] + length[:-1]).any()
         or (page + length > pages).any()
         or (block >= blocks).any()
         or (slot + length > slots).any()
-        or (hint >= packs).any()
     )
     if wrong:
         raise ValueError("its extents contradict each other")
-    end = at + blocks * DIGEST
-    return Extents(page, length, block, slot, raw[at:end], hint, raw[end:])
+    return Extents(page, length, block, slot, raw[at:])

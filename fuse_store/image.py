@@ -12,67 +12,124 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fuse_store.blocks import LARGEST
-from fuse_store.crypto import Sealer
+from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.errors import Damaged
-from fuse_store.extents import Extents
+from fuse_store.extents import I64, Extents
+from fuse_store.index import U64, Index, Located
 from fuse_store.manifest import Head, ImageFile, read_head, read_segment, summary
 from fuse_store.packs import PackReader
 
 CACHE = 64 << 20  # bytes of opened blocks
-SEGMENTS = 4  # kept in memory, about 2 MB each
+SEGMENTS = 4  # kept in memory, about 4 MB each
 
 
 class BlockCache:
     """Opened blocks, the ones used last, and those that are being opened. One for all images of a store."""
 
-    def __init__(self, reader: PackReader) -> None:
-        self._reader = reader
+    def __init__(self, index: Index, reader: PackReader) -> None:
+        self.index, self._reader = index, reader
         self._blocks: OrderedDict[bytes, bytes] = OrderedDict()
         self._size = 0
         self._opening: dict[bytes, Future[bytes]] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "open")
 
-    def get(self, digest: bytes, hint: bytes) -> bytes:
-        """The pages of a block. Raises Damaged."""
-        return self.begin(digest, hint).result()
-
-    def begin(self, digest: bytes, hint: bytes) -> Future[bytes]:
-        """Have a block opened in a thread, unless it is at hand."""
+    def at_hand(self, digest: bytes) -> bytes | None:
+        """The pages of a block, if it is open."""
         with self._lock:
             block = self._blocks.get(digest)
             if block is not None:
                 self._blocks.move_to_end(digest)
-                done: Future[bytes] = Future()
-                done.set_result(block)
-                return done
+            return block
+
+    def begin(self, digest: bytes, located: Located, number: int) -> Future[bytes]:
+        """Have a block opened in a thread; ``located`` says in row ``number`` where it is. The result may raise Damaged."""
+        with self._lock:
             job = self._opening.get(digest)
             if job is None:
-                job = self._opening[digest] = self._pool.submit(self._open, digest, hint)
+                job = self._opening[digest] = self._pool.submit(self._open, digest, located, number)
             return job
+
+    def page_digests(self, located: Located, page_size: int) -> tuple[I64, U64]:
+        """(where the pages of each block begin, the digests of all pages as two halves). Raises Damaged."""
+        first = np.zeros(len(located.pack), np.int64)
+        parts = [np.zeros((LARGEST // page_size, 2), np.uint64)]  # of blocks that are nowhere: nothing is like that
+        length = len(parts[0])
+        for number, pack in enumerate(located.packs):
+            try:
+                table = self._reader.table(pack)
+            except FileNotFoundError:
+                raise Damaged(f"pack {pack.hex()}", "it is gone.", "Run it again.", pack=pack.hex()) from None
+            rows = np.flatnonzero(located.pack == number)
+            at = np.searchsorted(table.offset, located.offset[rows].astype(np.uint64))
+            at[at == len(table.offset)] = 0
+            right = (table.offset[at].astype(np.int64) == located.offset[rows]) if len(table.offset) else np.zeros(len(rows), bool)
+            rows, at = rows[right], at[right]
+            count = -(-table.length.astype(np.int64) // page_size)
+            begin = np.cumsum(count) - count
+            used = np.repeat(begin[at] - np.cumsum(count[at]) + count[at], count[at]) + np.arange(int(count[at].sum()))
+            first[rows] = length + np.cumsum(count[at]) - count[at]
+            if len(used) and int(used.max()) >= len(table.pages):
+                raise Damaged(f"pack {pack.hex()}", "its table contradicts itself.", "Run fuse-store repair.", pack=pack.hex())
+            parts.append(table.pages[used])
+            length += len(used)
+        return first, np.concatenate(parts + [np.zeros((LARGEST // page_size, 2), np.uint64)])
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _open(self, digest: bytes, hint: bytes) -> bytes:
+    def _open(self, digest: bytes, located: Located, number: int) -> bytes:
         try:
-            block = self._reader.read(digest, hint)
-        except BaseException:
+            try:
+                block = self._read(digest, located, number)
+            except FileNotFoundError:  # moved to another pack since
+                self.index.refresh()
+                block = self._read(digest, self.index.locate(digest), 0)
+        except FileNotFoundError:
+            raise Damaged(f"block {digest.hex()}", "its pack is gone.", "Run fuse-store repair.") from None
+        finally:
             with self._lock:
                 self._opening.pop(digest, None)
-            raise
         with self._lock:
-            self._opening.pop(digest, None)
-            self._blocks[digest] = block
-            self._size += len(block)
+            if digest not in self._blocks:
+                self._blocks[digest] = block
+                self._size += len(block)
             while self._size > CACHE:
                 self._size -= len(self._blocks.popitem(last=False)[1])
         return block
+
+    def _read(self, digest: bytes, located: Located, number: int) -> bytes:
+        if located.pack[number] < 0:
+            raise Damaged(f"block {digest.hex()}", "it is in no pack that the index knows.", "Run fuse-store repair.")
+        pack = located.packs[int(located.pack[number])]
+        return self._reader.read(digest, pack, int(located.offset[number]), int(located.stored[number]))
+
+
+@dataclass(frozen=True)
+class _Segment:
+    extents: Extents
+    located: Located
+
+
+@dataclass(frozen=True)
+class Place:
+    """Some pages of an image, and where their content is: columns of equal length, ascending by ``page``; ``number`` is the
+    block's row in ``segment``, ``slot`` the page in the block."""
+
+    page: I64
+    number: I64
+    slot: I64
+    segment: _Segment
+
+    def select(self, rows: NDArray[np.bool_] | I64) -> Place:
+        return Place(self.page[rows], self.number[rows], self.slot[rows], self.segment)
 
 
 class Image:
@@ -84,10 +141,12 @@ class Image:
         self.head: Head
         self.head, self._start = read_head(root, image_id, sealer)
         self.summary = summary(image_id, self.head)
+        self.page_seed = sealer.page_seed
         self.files: tuple[ImageFile, ...] = self.head.files
         self.size = max((file.offset + file.size for file in self.files), default=0)
         self._firsts = np.array([segment.first for segment in self.head.segments], np.int64)
-        self._segments: OrderedDict[int, Extents] = OrderedDict()
+        self._segments: OrderedDict[int, _Segment] = OrderedDict()
+        self._page_digests: tuple[_Segment, I64, U64] | None = None
         self._lock = threading.Lock()
 
     def read(self, offset: int, length: int) -> bytes:
@@ -98,76 +157,109 @@ class Image:
         page_size = self.head.page_size
         first, last = offset // page_size, -(-(offset + length) // page_size)
         out = np.zeros((last - first, page_size), np.uint8)
-        for extents, page, block, slot in self._parts(first, last):
-            order = np.argsort(block, kind="stable")
-            page, block, slot = page[order], block[order], slot[order]
-            starts = np.flatnonzero(np.diff(block, prepend=-1))
-            jobs = [
-                self._blocks.begin(extents.digest(one), extents.pack(one)) for one in (int(block[start]) for start in starts)
-            ]
-            for start, end, job in zip(starts, np.append(starts[1:], len(block)), jobs, strict=True):
-                rows = page[start:end] - first
+        for place in self.places(first, last):
+            place = place.select(np.argsort(place.number, kind="stable"))
+            page, slot = place.page, place.slot
+            starts = np.flatnonzero(np.diff(place.number, prepend=-1))
+            ends = np.append(starts[1:], len(page)).tolist()
+            numbers = place.number[starts].tolist()
+            # Those that are not at hand are opened at once, while the others are copied.
+            waiting = []
+            for start, end, number in zip(starts.tolist(), ends, numbers, strict=True):
+                pages = self._blocks.at_hand(place.segment.extents.digest(number))
+                if pages is None:
+                    waiting.append((start, end, self.open_block(place.segment, number)))
+                else:
+                    self._place(out, first, pages, page[start:end], slot[start:end])
+            for start, end, job in waiting:
                 try:
-                    pages = np.frombuffer(job.result(), np.uint8)
-                    whole = len(pages) // page_size
-                    out[rows] = pages[: whole * page_size].reshape(whole, page_size)[slot[start:end]]
+                    pages = job.result()
                 except Damaged as error:
-                    error.image, error.extent = self.id, f"{int(page[start]) * page_size:#x}"
-                    raise
-                except IndexError:
-                    raise Damaged(
-                        f"image {self.id}", "an extent goes past the end of its block.", image=self.id,
-                        extent=f"{int(page[start]) * page_size:#x}",
-                    ) from None  # fmt: skip
+                    raise self.damaged(error, int(page[start])) from None
+                self._place(out, first, pages, page[start:end], slot[start:end])
         start_in = offset - first * page_size
         return out.reshape(-1)[start_in : start_in + length].tobytes()
 
     def prefetch(self, offset: int, length: int) -> None:
-        """Have the blocks of a range opened in the background."""
+        """Have the blocks of a range opened in the background. Raises Damaged."""
         page_size = self.head.page_size
-        for extents, _page, block, _slot in self._parts(offset // page_size, -(-(offset + length) // page_size)):
-            for one in np.unique(block):
-                self._blocks.begin(extents.digest(int(one)), extents.pack(int(one)))
+        for place in self.places(offset // page_size, -(-(offset + length) // page_size)):
+            for number in np.unique(place.number).tolist():
+                if self._blocks.at_hand(place.segment.extents.digest(number)) is None:
+                    self.open_block(place.segment, number)
 
     def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is stored between two offsets, in order; the rest is zeros. Raises Damaged."""
         page_size = self.head.page_size
-        for _extents, page, _block, _slot in self._parts(start // page_size, -(-end // page_size)):
+        for place in self.places(start // page_size, -(-end // page_size)):
+            page = place.page
             breaks = np.flatnonzero(np.diff(page, prepend=-2) != 1)
-            for low, high in zip(breaks, np.append(breaks[1:], len(page)), strict=True):
-                begin = max(start, int(page[low]) * page_size)
-                stop = min(end, (int(page[high - 1]) + 1) * page_size, self.size)
+            begins = np.maximum(page[breaks] * page_size, start)
+            stops = np.minimum((page[np.append(breaks[1:], len(page)) - 1] + 1) * page_size, min(end, self.size))
+            for begin, stop in zip(begins.tolist(), stops.tolist(), strict=True):
                 if begin < stop:
                     yield begin, stop - begin
 
-    def blocks(self) -> Iterator[tuple[bytes, bytes, int]]:
-        """(digest, pack at capture, offset of its first use) of every block that the image needs; some more than once."""
+    def blocks(self) -> Iterator[tuple[Extents, Located, I64]]:
+        """For each segment: its extents, where its blocks are, and the first page that each block is needed for."""
         for number in range(len(self.head.segments)):
-            extents = self._segment(number)
-            used, where = np.unique(extents.block, return_index=True)
-            for one, row in zip(used, where, strict=True):
-                yield extents.digest(int(one)), extents.pack(int(one)), int(extents.page[row]) * self.head.page_size
+            segment = self._segment(number)
+            first = np.zeros(len(segment.extents.digests) // DIGEST, np.int64)
+            first[segment.extents.block[::-1]] = segment.extents.page[::-1]
+            yield segment.extents, segment.located, first
 
-    def packs(self) -> set[bytes]:
-        """The packs that the image was captured into or from."""
-        found: set[bytes] = set()
-        for number in range(len(self.head.segments)):
-            packs = self._segment(number).packs
-            found.update(packs[at : at + 16] for at in range(0, len(packs), 16))
-        return found
+    def packs(self) -> list[bytes]:
+        """The packs that the image's blocks are in, those with most of them first. Raises Damaged."""
+        found: dict[bytes, int] = {}
+        for _extents, located, _first in self.blocks():
+            count = np.bincount(located.pack[located.pack >= 0], minlength=len(located.packs)).tolist()
+            for pack, blocks in zip(located.packs, count, strict=True):
+                found[pack] = found.get(pack, 0) + blocks
+        return sorted(found, key=lambda pack: -found[pack])
 
-    def _parts(
-        self, first: int, last: int
-    ) -> Iterator[tuple[Extents, np.typing.NDArray[np.int64], np.typing.NDArray[np.int64], np.typing.NDArray[np.int64]]]:
+    def _place(self, out: NDArray[np.uint8], first: int, block: bytes, page: I64, slot: I64) -> None:
+        """Copy the pages ``slot`` of a block to where ``page`` is in ``out``, which begins with page ``first``."""
+        page_size = self.head.page_size
+        whole = len(block) // page_size
+        if int(slot.max()) >= whole:
+            error = Damaged(f"image {self.id}", "an extent goes past the end of its block.")
+            raise self.damaged(error, int(page[0]))
+        pages = np.frombuffer(block, np.uint8)[: whole * page_size].reshape(whole, page_size)
+        low, start, count = int(page[0]) - first, int(slot[0]), len(slot)
+        if (page[-1] - page[0] == count - 1) and (slot == np.arange(start, start + count)).all():
+            out[low : low + count] = pages[start : start + count]
+        else:
+            out[page - first] = pages[slot]
+
+    def damaged(self, error: Damaged, page: int) -> Damaged:
+        """The error with what only the image knows. A new one: threads may wait for the same block."""
+        extent = f"{page * self.head.page_size:#x}"
+        return Damaged(error.thing, error.cause, error.remedy, image=self.id, extent=extent, pack=error.pack)
+
+    def places(self, first: int, last: int) -> Iterator[Place]:
+        """The pages in first..last (exclusive) that are not zeros, in order, a segment at a time. Raises Damaged."""
         number = max(0, int(np.searchsorted(self._firsts, first, "right")) - 1)
         while number < len(self._firsts) and self._firsts[number] < last:
-            extents = self._segment(number)
-            page, block, slot = extents.between(first, last)
+            segment = self._segment(number)
+            page, block, slot = segment.extents.between(first, last)
             if len(page):
-                yield extents, page, block, slot
+                yield Place(page, block, slot, segment)
             number += 1
 
-    def _segment(self, number: int) -> Extents:
+    def open_block(self, segment: _Segment, number: int) -> Future[bytes]:
+        """Have a block opened in a thread. The result may raise Damaged."""
+        return self._blocks.begin(segment.extents.digest(number), segment.located, number)
+
+    def page_digests(self, place: Place) -> U64:
+        """The digest of each page, two halves each, as the tables of the packs say; no block is opened. Raises Damaged."""
+        known = self._page_digests
+        if known is None or known[0] is not place.segment:
+            known = self._page_digests = (place.segment, *self._blocks.page_digests(place.segment.located, self.head.page_size))
+        _segment, first, digests = known
+        wanted: U64 = digests[first[place.number] + place.slot]
+        return wanted
+
+    def _segment(self, number: int) -> _Segment:
         with self._lock:
             if number in self._segments:
                 self._segments.move_to_end(number)
@@ -175,8 +267,9 @@ class Image:
         extents = read_segment(self._root, self.id, self.head, number, self._start, self._sealer)
         if extents.page.size and (extents.slot + extents.count).max() > LARGEST // self.head.page_size:
             raise Damaged(f"image {self.id}", "an extent goes past the end of its block.", image=self.id)
+        segment = _Segment(extents, self._blocks.index.locate(extents.digests))
         with self._lock:
-            self._segments[number] = extents
+            self._segments[number] = segment
             while len(self._segments) > SEGMENTS:
                 self._segments.popitem(last=False)
-        return extents
+        return segment

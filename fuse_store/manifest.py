@@ -9,7 +9,7 @@ the blocks: so the id stands for every byte.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +96,7 @@ class Summary:
     stored: int
     files: int
     bases: tuple[str, ...]
+    state: str = "captured"
 
     @property
     def version(self) -> str:
@@ -116,12 +117,14 @@ def image_path(root: Path, image_id: str) -> Path:
     return root / "images" / f"{image_id}.img"
 
 
-def write_manifest(root: Path, head: Head, segments: Sequence[bytes], sealer: Sealer, sync: bool) -> str:
-    """Make the version exist; returns its id. ``segments`` are sealed, as ``head.segments`` says."""
+def write_manifest(
+    root: Path, head: Head, segments: Sequence[bytes], sealer: Sealer, sync: bool, before: Callable[[], None] | None = None
+) -> str:
+    """Make the version exist; returns its id. ``segments`` are sealed, as ``head.segments`` says; ``before``: ``new_file``."""
     content = bytes(msgpack.packb({"format": FORMAT, **asdict(head)}))
     digest = sealer.digest(content)
     sealed = sealer.seal(b"image" + digest, content)
-    write_file(image_path(root, digest.hex()), b"".join((_FILE.pack(_MAGIC, len(sealed)), sealed, *segments)), sync)
+    write_file(image_path(root, digest.hex()), b"".join((_FILE.pack(_MAGIC, len(sealed)), sealed, *segments)), sync, before)
     return digest.hex()
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What images are made from: a file, a block device, a directory of files, standard input. Used by ``capture``.
 
-A source gives its files, and the data of each in order; what it passes over is a hole, which reads as zeros.
+A source gives its files, and the data of each in order; what it passes over is a hole, which reads as zeros. Holes are
+asked for, not read: reading them would fill the page cache with zeros.
 """
 
 from __future__ import annotations
@@ -15,9 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 
-CHUNK = 16 << 20  # bytes that are read at once; a multiple of every page size and of a block
+BATCH = 16 << 20  # bytes that are read at once; a multiple of every page size
+JOINED = 16 << 10  # a hole that is smaller than this is read
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pages of a file: their numbers, ascending, and their content, one after the other. ``end`` is how far in the
+    file, in bytes, the source has been read."""
+
+    page: NDArray[np.int64]
+    data: memoryview
+    end: int
 
 
 @dataclass
@@ -30,12 +45,10 @@ class SourceFile:
     mode: int = 0o600
     mtime: int = 0
 
-    def chunks(self) -> Iterator[tuple[int, memoryview]]:
-        """(offset, data) in ascending order; offsets are multiples of CHUNK, data are CHUNK bytes or what is left.
-
-        The data are valid until the next one is asked for. Raises StoreError if it changes while it is read.
-        """
-        yield from _stream(sys.stdin.buffer, self) if self.path is None else _seekable(self.path, self)
+    def batches(self, page_size: int) -> Iterator[Batch]:
+        """Its data, in ascending order; a last page that is not full ends in zeros. A batch is valid until the next one is
+        asked for. Raises StoreError if the source changes while it is read."""
+        yield from _stream(sys.stdin.buffer, self, page_size) if self.path is None else _seekable(self.path, self, page_size)
 
 
 def open_source(text: str) -> tuple[str, list[SourceFile]]:
@@ -79,52 +92,84 @@ def _directory(root: Path) -> list[SourceFile]:
     return files
 
 
-def _seekable(path: Path, file: SourceFile) -> Iterator[tuple[int, memoryview]]:
-    buffer = memoryview(bytearray(CHUNK))
+def _seekable(path: Path, file: SourceFile, page_size: int) -> Iterator[Batch]:
+    buffer = memoryview(bytearray(BATCH))
     with open(path, "rb", buffering=0) as opened:
-        before = os.fstat(opened.fileno())
+        descriptor = opened.fileno()
+        before = os.fstat(descriptor)
         assert file.size is not None
-        at = 0
-        while at < file.size:
-            at = _next_data(opened.fileno(), at, file.size) // CHUNK * CHUNK
-            wanted = min(CHUNK, file.size - at)
-            if wanted <= 0:
-                break
-            got = 0
-            while got < wanted:
-                number = os.preadv(opened.fileno(), [buffer[got:wanted]], at + got)
-                if number == 0:
-                    raise StoreError(f"source {path}", "it became shorter while it was read.", "Nothing was stored.")
-                got += number
-            yield at, buffer[:wanted]
-            at += wanted
-        after = os.fstat(opened.fileno())
+        filled = 0
+        parts: list[tuple[int, int]] = []  # first page, number of pages
+        for start, end in _data(descriptor, file.size, page_size):
+            while start < end:
+                length = min(end - start, BATCH - filled)
+                _fill(descriptor, buffer[filled : filled + length], start, min(length, file.size - start), path)
+                parts.append((start // page_size, length // page_size))
+                filled, start = filled + length, start + length
+                if filled == BATCH:
+                    yield Batch(_pages(parts), buffer, start)
+                    filled, parts = 0, []
+        if filled:
+            yield Batch(_pages(parts), buffer[:filled], file.size)
+        after = os.fstat(descriptor)
         if stat.S_ISREG(after.st_mode) and (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
             raise StoreError(f"source {path}", "it changed while it was read.", "Nothing was stored. Stop what writes to it.")
 
 
-def _next_data(descriptor: int, at: int, size: int) -> int:
-    try:
-        return os.lseek(descriptor, at, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return size + CHUNK  # only a hole is left
-        return at  # whatever it is, it knows no holes
+def _pages(parts: list[tuple[int, int]]) -> NDArray[np.int64]:
+    first, count = (np.array(column, np.int64) for column in zip(*parts, strict=True))
+    return np.repeat(first - np.cumsum(count) + count, count) + np.arange(int(count.sum()))
 
 
-def _stream(stream: BinaryIO, file: SourceFile) -> Iterator[tuple[int, memoryview]]:
-    buffer = memoryview(bytearray(CHUNK))
+def _data(descriptor: int, size: int, page_size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of what is no hole, in whole pages; the last end may lie past the end of the file."""
+    start = end = at = 0
+    while at < size:
+        try:
+            begin = os.lseek(descriptor, at, os.SEEK_DATA)
+            at = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break  # only a hole is left
+            begin, at = at, size  # whatever it is, it knows no holes
+        begin, stop = begin // page_size * page_size, -(-at // page_size) * page_size
+        if begin - end < JOINED and end:
+            end = max(end, stop)
+            continue
+        if end:
+            yield start, end
+        start, end = begin, stop
+    if end:
+        yield start, end
+
+
+def _fill(descriptor: int, buffer: memoryview, offset: int, wanted: int, path: Path) -> None:
+    """``wanted`` bytes at ``offset`` of the file, zeros after them."""
+    got = 0
+    while got < wanted:
+        number = os.preadv(descriptor, [buffer[got:wanted]], offset + got)
+        if number == 0:
+            raise StoreError(f"source {path}", "it became shorter while it was read.", "Nothing was stored.")
+        got += number
+    if got < len(buffer):
+        buffer[got:] = bytes(len(buffer) - got)
+
+
+def _stream(stream: BinaryIO, file: SourceFile, page_size: int) -> Iterator[Batch]:
+    buffer = memoryview(bytearray(BATCH))
     at = 0
     while True:
         got = 0
-        while got < CHUNK:
+        while got < BATCH:
             number = stream.readinto(buffer[got:])  # type: ignore[attr-defined]
             if not number:
                 break
             got += number
         if got:
-            yield at, buffer[:got]
+            whole = -(-got // page_size) * page_size
+            buffer[got:whole] = bytes(whole - got)
+            yield Batch(at // page_size + np.arange(whole // page_size), buffer[:whole], at + got)
             at += got
-        if got < CHUNK:
+        if got < BATCH:
             break
     file.size = at

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ from fuse_store.blocks import CODECS
 from fuse_store.crypto import DIGEST, Sealer, default_key_file, new_key, read_key, write_key
 from fuse_store.durable import crash, sweep, sync_directory, write_file
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
+from fuse_store.ledger import Ledger
 from fuse_store.locks import WriterLock
 from fuse_store.manifest import PAGE_SIZES, Head, ImageFile, Summary, image_path, read_head, summary
 from fuse_store.progress import SILENT, Progress
 
 FORMAT = 1
-FOLDERS = ("packs", "index", "images", "trash", "locks")
+FOLDERS = ("packs", "index", "images", "states", "trash", "locks")
 DURABILITY = ("full", "none")
 CACHE = "summaries"
+UNCACHED = 16  # manifests that are read anew each time, before the cache is written again; at most 1/64 of all
 REFERENCE = re.compile(r"[0-9a-f]{1,32}\Z")
 
 
@@ -56,6 +58,8 @@ class Store:
 
     def __init__(self, path: Path, config: Config, sealer: Sealer) -> None:
         self.path, self.config, self.sealer = path, config, sealer
+        self.sync = config.durability != "none"
+        self.ledger = Ledger(path, sealer, self.sync)
         self._blocks: Any = None  # made when a block is first needed: lists need neither numpy nor threads
 
     @classmethod
@@ -134,20 +138,25 @@ class Store:
 
     def summaries(self) -> list[Summary]:
         """Every version, by machine, application and time. Damaged manifests are left out; ``verify`` names them."""
-        known = self._cached()
+        known, states_at, states = self._cached()
+        changed = self.ledger.changed()
+        if changed != states_at:
+            states = {image_id: self.ledger.state(image_id) for image_id in self.ledger.ids()}
         found: dict[str, Summary] = {}
-        fresh = False
+        fresh = 0
         for image_id in self.ids():
             if image_id not in known:
                 try:
                     known[image_id] = summary(image_id, read_head(self.path, image_id, self.sealer)[0])
                 except (NotFound, Damaged):
                     continue
-                fresh = True
+                fresh += 1
             found[image_id] = known[image_id]
-        if fresh or len(found) != len(known):
-            self._cache(found)
-        return sorted(found.values(), key=lambda one: (one.machine, one.application, one.taken, one.id))
+        stale = fresh + len(known) - len(found) + (changed != states_at)
+        if stale > max(UNCACHED, len(found) // 64) or (changed != states_at and len(states) > UNCACHED):
+            self._cache(found, changed, states)
+        every = (replace(one, state=states[one.id]) if one.id in states else one for one in found.values())
+        return sorted(every, key=lambda one: (one.machine, one.application, one.taken, one.id))
 
     def find(self, reference: str) -> Summary:
         """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. Raises NotFound, UsageError."""
@@ -183,11 +192,18 @@ class Store:
         """The BlockCache of this store."""
         if self._blocks is None:
             from fuse_store.image import BlockCache
+            from fuse_store.index import Index
             from fuse_store.packs import PackReader
 
-            self._reader = PackReader(self.path, self.sealer)
-            self._blocks = BlockCache(self._reader)
+            self._index, self._reader = Index(self.path, self.sealer), PackReader(self.path, self.sealer)
+            self._blocks = BlockCache(self._index, self._reader)
         return self._blocks
+
+    @property
+    def index(self) -> Any:
+        """The Index of this store."""
+        _ = self.blocks
+        return self._index
 
     @property
     def reader(self) -> Any:
@@ -205,7 +221,7 @@ class Store:
         """Store what ``source`` names as a new version. ``bases`` are references, by default the newest version of the same
         machine and application; ``replace`` removes that one once the new one is there. Raises StoreError."""
         from fuse_store.capture import Capture
-        from fuse_store.manifest import Segment, seal_segment, write_manifest
+        from fuse_store.manifest import write_manifest
         from fuse_store.packs import PackWriter
         from fuse_store.sources import open_source
 
@@ -213,49 +229,50 @@ class Store:
         event, kind = names.checked("the event", event, empty=True), names.checked_kind(kind)
         own_tags = names.checked_tags(tags or {})
         _kind, files = open_source(source)
-        sync = self.config.durability != "none"
         with self.writing() as lock:
             taken = time.time_ns()
             earlier = [one for one in self.summaries() if (one.machine, one.application) == (machine, application)]
             base = [self.find(one) for one in bases] if bases is not None else earlier[-1:]
-            packs: dict[bytes, None] = {}
-            for one in base:
-                packs.update(dict.fromkeys(sorted(self.open_image(one.id).packs())))
-            known = set(self.reader.packs())
-            writer = PackWriter(self.path, self.sealer, sync)
+            packs = dict.fromkeys(pack for one in base for pack in self._packs(one.id))
+            writer = PackWriter(self.path, self.sealer, self.sync)
             try:
                 capture = Capture(
-                    self.reader, writer, self.sealer, page_size=self.config.page_size, codec=self.config.compression,
-                    level=self.config.level, bases=[pack for pack in packs if pack in known] if base else [],
+                    self.index, self.reader, writer, self.sealer, page_size=self.config.page_size,
+                    codec=self.config.compression, level=self.config.level, sync=self.sync, bases=packs,
                 )  # fmt: skip
                 captured = capture.run(files, progress)
-                writer.finish()
+                self.index.compact(self.sync, lock.check)
+                stored = [ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in captured.files]
+                head = Head(
+                    machine, application, kind, event, own_tags, taken, sum(file.size for file in stored), captured.allocated,
+                    captured.new, writer.written, self.config.page_size, tuple(one.id for one in base), tuple(stored),
+                    tuple(captured.segments),
+                )  # fmt: skip
+                crash("commit")
+                image_id = write_manifest(self.path, head, captured.sealed, self.sealer, self.sync, lock.check)
             except OSError as error:
                 raise StoreError(f"store {self.path}", f"{error.strerror}.", "No version was made, none was lost.") from None
             finally:
                 writer.abandon()
-            segments: list[Segment] = []
-            parts: list[bytes] = []
-            for extents in captured.segments:
-                segment, part = seal_segment(extents, sum(map(len, parts)), self.sealer)
-                segments.append(segment)
-                parts.append(part)
-            stored = [
-                ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in captured.files
-            ]
-            head = Head(
-                machine, application, kind, event, own_tags, taken, sum(file.size for file in stored), captured.allocated,
-                captured.new, writer.written, self.config.page_size, tuple(one.id for one in base), tuple(stored), tuple(segments),
-            )  # fmt: skip
-            lock.check()
-            crash("commit")
-            try:
-                image_id = write_manifest(self.path, head, parts, self.sealer, sync)
-            except OSError as error:
-                raise StoreError(f"store {self.path}", f"{error.strerror}.", "No version was made, none was lost.") from None
             if replace and earlier:
                 self._remove([earlier[-1].id])
         return summary(image_id, head)
+
+    def record(self, ids: Sequence[str], state: str, detail: str = "") -> None:
+        """Note in the ledger what happened to versions: ``verified`` and so on. Raises Locked, StoreError."""
+        with self.writing():
+            try:
+                for image_id in ids:
+                    self.ledger.record(image_id, state, detail)
+            except OSError as error:
+                raise StoreError(f"store {self.path}", f"{error.strerror}.", "The state was not recorded.") from None
+
+    def _packs(self, image_id: str) -> list[bytes]:
+        """The packs of a base; none if it can't be read: then nothing is found in it, and all is stored anew."""
+        try:
+            return list(self.open_image(image_id).packs())
+        except (NotFound, Damaged):
+            return []
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove versions. Their manifests go to the trash; ``upkeep.collect`` frees the room. Raises Locked."""
@@ -266,7 +283,8 @@ class Store:
         for image_id in ids:
             crash("remove")
             os.rename(image_path(self.path, image_id), self.path / "trash" / f"{image_id}.img")
-        if self.config.durability != "none":
+            self.ledger.forget(image_id)
+        if self.sync:
             sync_directory(self.path / "images")
 
     def writing(self) -> Any:
@@ -281,28 +299,30 @@ class Store:
 
     # the cache of summaries: everything in it can be read from the manifests ------------------------------------------
 
-    def _cached(self) -> dict[str, Summary]:
+    def _cached(self) -> tuple[dict[str, Summary], int, dict[str, str]]:
+        """(summaries by id, the time of the ledger, states by id)."""
         from datetime import UTC, datetime
 
         try:
             content = self.sealer.open(b"summaries", (self.path / "index" / CACHE).read_bytes())
-            rows = msgpack.unpackb(content)
+            rows, states_at, states = msgpack.unpackb(content)
             found = {}
             for row in rows:
                 row[6], row[12] = datetime.fromtimestamp(row[6] / 1e6, UTC), tuple(row[12])
                 found[row[0]] = Summary(*row)
-            return found
+            return found, int(states_at), dict(states)
         except (OSError, ValueError, TypeError, IndexError, msgpack.UnpackException):
-            return {}
+            return {}, 0, {}
 
-    def _cache(self, found: Mapping[str, Summary]) -> None:
+    def _cache(self, found: Mapping[str, Summary], states_at: int, states: Mapping[str, str]) -> None:
         rows = []
         for one in found.values():
             values = list(vars(one).values())
             values[6] = int(one.taken.timestamp() * 1e6)
             rows.append(values)
         try:
-            write_file(self.path / "index" / CACHE, self.sealer.seal(b"summaries", msgpack.packb(rows)), sync=False)
+            content = self.sealer.seal(b"summaries", msgpack.packb([rows, states_at, dict(states)]))
+            write_file(self.path / "index" / CACHE, content, sync=False)
         except OSError:
             pass  # a store that is read-only or full lists more slowly
 
@@ -319,7 +339,7 @@ class _Writing:
             lock = self._lock.__enter__()
         except OSError as error:
             raise StoreError(f"store {self._store.path}", f"{error.strerror}.", "Nothing was changed.") from None
-        for name in ("packs", "index", "images"):
+        for name in ("packs", "index", "images", "states"):
             sweep(self._store.path / name)
         for folder in (self._store.path / "packs").iterdir():
             sweep(folder)

@@ -1,25 +1,39 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where images go: a file, a directory of files, standard output, a block device. Used by ``cli``.
+"""Where images go: a file, a directory of files, standard output, a block device. Used by ``cli`` and ``device``.
 
 A file appears whole or not at all, sparse where the image has zeros. A device that is in use or holds something that can
-be recognised is refused; what was written to it is read back and compared.
+be recognised is refused; what was written to it is read back and compared. Blocks are opened in the order in which they
+stand in the packs, each once, and their pages go where they belong. What stands there already, because a ``get`` was
+interrupted or an older version is on the device, is recognised by its page digests without opening a block.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-import secrets
 import stat
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
-from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
-from fuse_store.image import Image
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
+from fuse_store.extents import I64
+from fuse_store.image import Image, Place
 from fuse_store.manifest import ImageFile
 from fuse_store.progress import Progress
 
-WINDOW = 8 << 20  # bytes that are read and written at once
+WINDOW = 8 << 20  # bytes that are read and compared at once
+QUEUE = 32  # blocks that are being opened at once
+ZEROS = bytes(WINDOW)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def get(image: Image, target: str, progress: Progress, *, changed_only: bool = False, force: bool = False) -> int:
@@ -29,12 +43,14 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
             return _to_stream(image, progress)
         path = Path(target)
         if path.exists() and stat.S_ISBLK(path.stat().st_mode):
-            return _to_device(image, path, progress, changed_only, force)
+            return to_device(image, path, progress, changed_only=changed_only, force=force)
         if changed_only:
             raise UsageError("--changed-only", "it is for block devices; a file is written whole, and then replaces the old one.")
         if len(image.files) == 1 and image.files[0].name == "image":
             if path.is_dir():
-                raise UsageError(f"target {target}", "it is a directory.", "Name a file in it.")
+                raise UsageError(f"target {target}", "it is a directory, and the image is one file.", "Name a file in it.")
+            if path.exists() and not path.is_file():
+                raise UsageError(f"target {target}", "it is neither a file nor a block device.")
             return _to_file(image, image.files[0], path, progress)
         return _to_directory(image, path, progress)
     except FileNotFoundError as error:
@@ -47,54 +63,54 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
 
 def _to_stream(image: Image, progress: Progress) -> int:
     progress.start("get", image.size)
+    out = sys.stdout.buffer
     for at in range(0, image.size, WINDOW):
         image.prefetch(at + WINDOW, WINDOW)
-        sys.stdout.buffer.write(image.read(at, WINDOW))
+        out.write(image.read(at, WINDOW))
         progress.at(min(at + WINDOW, image.size))
-    sys.stdout.buffer.flush()
+    out.flush()
     progress.finish()
     return image.size
 
 
 def _to_file(image: Image, file: ImageFile, path: Path, progress: Progress) -> int:
-    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
-    written = 0
-    progress.start("get", file.size)
-    try:
-        with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+    # Of another boot: after a power cut nobody knows what is in it.
+    partial = path.with_name(f".{path.name[:100]}.{image.id[:12]}.{_BOOT_ID.read_text()[:8]}.partial")
+    with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+b", buffering=0) as out:
+        try:
+            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(f"target {path}", "another process is getting this image to there.", "Wait until it is done.") from None
+        resumed = os.fstat(out.fileno()).st_size > 0
+        try:
             out.truncate(file.size)
-            for at in range(0, file.size, WINDOW):
-                end = min(at + WINDOW, file.size)
-                image.prefetch(file.offset + end, min(WINDOW, file.size - end))
-                data = memoryview(image.read(file.offset + at, end - at))
-                for start, length in image.data_ranges(file.offset + at, file.offset + end):
-                    start -= file.offset
-                    _write_at(out.fileno(), data[start - at : start - at + length], start)
-                    written += length
-                progress.at(end)
-            os.fsync(out.fileno())
-            if path.exists():  # what replaces a file is open to those the file was open to
-                status = path.stat()
-                os.fchmod(out.fileno(), stat.S_IMODE(status.st_mode))
-                os.fchown(out.fileno(), status.st_uid, status.st_gid)
-            else:
-                os.fchmod(out.fileno(), file.mode & 0o700 if image.summary.kind in ("hibernation", "memory") else file.mode & 0o777)
-        os.rename(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    finally:
-        progress.finish()
+            written = _write(image, file, out.fileno(), progress, compare=resumed, zeros=resumed)
+            _take_attributes(out.fileno(), path, image, file)
+            os.rename(partial, path)
+        except (StoreError, OSError):  # interrupted or killed, it stays, and the next get goes on with it
+            partial.unlink(missing_ok=True)
+            raise
     return written
 
 
-def _to_directory(image: Image, path: Path, progress: Progress) -> int:
+def _take_attributes(descriptor: int, path: Path, image: Image, file: ImageFile) -> None:
+    """What replaces a file is open to those the file was open to, and on the disk before the file goes."""
     if path.exists():
-        raise Refused(f"target {path}", "it exists, and the image has several files.", "Name a directory that does not exist.")
+        status = path.stat()
+        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+        os.fsync(descriptor)
+    else:
+        private = image.summary.kind in ("hibernation", "memory", "core", "process", "vm")
+        os.fchmod(descriptor, file.mode & (0o700 if private else 0o777))
+
+
+def _to_directory(image: Image, path: Path, progress: Progress) -> int:
+    if path.exists() and any(path.iterdir()):
+        raise Refused(f"target {path}", "it is not empty, and the image has several files.", "Name a directory that does not exist.")
     written = 0
     for file in image.files:
-        parts = Path(file.name).parts
-        if Path(file.name).is_absolute() or ".." in parts:
+        if Path(file.name).is_absolute() or ".." in Path(file.name).parts:
             raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of it.", image=image.id)
         place = path / file.name
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -103,50 +119,48 @@ def _to_directory(image: Image, path: Path, progress: Progress) -> int:
     return written
 
 
-def _to_device(image: Image, path: Path, progress: Progress, changed_only: bool, force: bool) -> int:
+def to_device(image: Image, path: Path, progress: Progress, *, changed_only: bool, force: bool) -> int:
+    """Write the image onto a block device, from its start; returns how many bytes were written. Raises StoreError."""
     if len(image.files) != 1:
         raise UsageError(f"target {path}", "it is a device, and the image has several files.")
     if not force:
-        _refuse_precious(path, ours=changed_only)
-    try:
-        # O_EXCL: fails with EBUSY while it is mounted, swap, or part of something (blkdev_open).
-        descriptor = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-    except OSError as error:
-        raise Refused(f"device {path}", f"it can't be opened for itself alone: {error.strerror}.", "Unmount it first.") from None
-    written = 0
-    progress.start("get", 2 * image.size)
+        refuse_precious(path, ours=changed_only)
+    descriptor = open_device(path)
     try:
         room = os.lseek(descriptor, 0, os.SEEK_END)
         if room < image.size:
             raise Refused(f"device {path}", f"it has {room} bytes, and the image {image.size}.", "Choose a larger one.")
-        for at in range(0, image.size, WINDOW):
-            image.prefetch(at + WINDOW, WINDOW)
-            data = image.read(at, min(WINDOW, image.size - at))
-            if changed_only:
-                old = os.pread(descriptor, len(data), at)
-                step = image.head.page_size
-                for start in range(0, len(data), step):
-                    if data[start : start + step] != old[start : start + step]:
-                        _write_at(descriptor, memoryview(data)[start : start + step], at + start)
-                        written += min(step, len(data) - start)
-            else:  # zeros as well: what stood there before must not show through
-                _write_at(descriptor, memoryview(data), at)
-                written += len(data)
-            progress.at(at + len(data))
+        written = _write(image, image.files[0], descriptor, progress, compare=changed_only, zeros=True)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        for at in range(0, image.size, WINDOW):
-            data = image.read(at, min(WINDOW, image.size - at))
-            if os.pread(descriptor, len(data), at) != data:
-                raise Damaged(f"device {path}", f"what was written at {at:#x} reads back otherwise.", "Do not use it.")
-            progress.at(image.size + at + len(data))
+        read_back(image, descriptor, path, progress)
     finally:
         os.close(descriptor)
-        progress.finish()
     return written
 
 
-def _refuse_precious(path: Path, ours: bool) -> None:
+def open_device(path: Path) -> int:
+    """A descriptor of a block device that nobody else uses. Raises Refused."""
+    try:
+        # O_EXCL: fails with EBUSY while it is mounted, swap, or part of something (blkdev_open).
+        return os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        remedy = "Unmount it, or take it out of use, first." if error.errno == errno.EBUSY else ""
+        raise Refused(f"device {path}", f"it can't be opened for itself alone: {error.strerror}.", remedy) from None
+
+
+def read_back(image: Image, descriptor: int, path: Path, progress: Progress) -> None:
+    """Compare what stands on a device with the image. Raises Damaged, which says where they differ."""
+    progress.start("compare", image.size)
+    for at, stale, holes in _differing(image, image.files[0], descriptor):
+        if stale or holes:
+            where = int(stale[0].page[0]) * image.head.page_size if stale else holes[0][0]
+            raise Damaged(f"device {path}", f"what was written at {where:#x} reads back otherwise.", "Do not use it.")
+        progress.at(at)
+    progress.finish()
+
+
+def refuse_precious(path: Path, ours: bool) -> None:
     """Refuse a device that something recognisable is on. With --changed-only an older version may stand there."""
     try:
         found = subprocess.run(
@@ -157,11 +171,142 @@ def _refuse_precious(path: Path, ours: bool) -> None:
         raise Refused(f"device {path}", "blkid is not here to tell what is on it.", "Install util-linux, or say --force.") from None
     fields = dict(line.split("=", 1) for line in found.stdout.splitlines() if "=" in line)
     kind = fields.get("TYPE") or fields.get("PTTYPE")
-    if kind and not ours:
-        raise Refused(f"device {path}", f"it holds {kind}.", "Say --force if that may be lost.")
+    if (kind or found.returncode == 8) and not ours:  # 8: several that contradict each other
+        raise Refused(f"device {path}", f"it holds {kind or 'more than one thing'}.", "Say --force if that may be lost.")
+
+
+# pages -----------------------------------------------------------------------------------------------------------------
+
+
+def _write(image: Image, file: ImageFile, descriptor: int, progress: Progress, *, compare: bool, zeros: bool) -> int:
+    """Write a file of the image at the start of ``descriptor``. ``compare``: leave what is right already. ``zeros``: something
+    else may stand where the image has zeros. Returns how many bytes were written."""
+    written = 0
+    progress.start("get", file.size)
+    parts = _differing(image, file, descriptor) if compare else _everything(image, file, zeros)
+    try:
+        for at, places, holes in parts:
+            for start, end in holes:
+                for begin in range(start, end, WINDOW):
+                    _write_at(descriptor, memoryview(ZEROS)[: min(WINDOW, end - begin)], begin)
+                written += end - start
+            for place in places:
+                for wrote in _scatter(image, file, place, descriptor):
+                    written += wrote
+                    if not compare:
+                        progress.at(min(written, at))
+            progress.at(at)
+    finally:
+        progress.finish()
+    return written
+
+
+Part = tuple[int, list[Place], list[tuple[int, int]]]
+
+
+def _everything(image: Image, file: ImageFile, zeros: bool) -> Iterator[Part]:
+    """(end, its pages, where it has zeros) of each segment of a file."""
+    size = image.head.page_size
+    first = done = file.offset // size
+    last = -(-(file.offset + file.size) // size)
+    for place in image.places(first, last):
+        end = int(place.page[-1]) + 1
+        yield min((end - first) * size, file.size), [place], _gaps(place.page, done, end, first, size, file.size) if zeros else []
+        done = end
+    if zeros and done < last:
+        yield file.size, [], [((done - first) * size, file.size)]
+
+
+def _differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Part]:
+    """The same, of what stands otherwise in ``descriptor``; in windows."""
+    size, seed, digest = image.head.page_size, image.page_seed, xxhash.xxh3_128_digest
+    first = file.offset // size
+    last = -(-(file.offset + file.size) // size)
+    step = WINDOW // size
+    for low in range(first, last, step):
+        high = min(low + step, last)
+        start = (low - first) * size
+        length = min((high - low) * size, file.size - start)
+        there = _read_at(descriptor, start, length)
+        there += bytes((high - low) * size - len(there))
+        content = np.frombuffer(there, np.uint8).reshape(-1, size)
+        filled = np.asarray(content.view(np.uint64).any(axis=1))
+        stale = []
+        for place in image.places(low, high):
+            rows = place.page - low
+            filled[rows] = False
+            wanted = image.page_digests(place)
+            have = np.frombuffer(b"".join([digest(content[row], seed) for row in rows.tolist()]), "<u8").reshape(-1, 2)
+            same = (have == wanted).all(axis=1)
+            if not same.all():
+                stale.append(place.select(~same))
+        holes = [
+            (start + begin * size, min(start + end * size, file.size)) for begin, end in _runs_of(np.flatnonzero(filled))
+        ]
+        yield start + length, stale, holes
+
+
+def _runs_of(numbers: I64) -> list[tuple[int, int]]:
+    """(first, end) of each run of consecutive numbers."""
+    if not len(numbers):
+        return []
+    breaks = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+    ends = numbers[np.append(breaks[1:], len(numbers)) - 1] + 1
+    return list(zip(numbers[breaks].tolist(), ends.tolist(), strict=True))
+
+
+def _gaps(page: I64, low: int, high: int, first: int, size: int, most: int) -> list[tuple[int, int]]:
+    """(start, end) in bytes of what ``page`` leaves out of low..high."""
+    edges = np.concatenate(([low - 1], page, [high]))
+    breaks = np.flatnonzero(np.diff(edges) > 1)
+    begin, end = (edges[breaks] + 1 - first) * size, np.minimum((edges[breaks + 1] - first) * size, most)
+    return list(zip(begin.tolist(), end.tolist(), strict=True))
+
+
+def _scatter(image: Image, file: ImageFile, place: Place, descriptor: int) -> Iterator[int]:
+    """Write pages where they belong, block by block in the order of the packs; the bytes written of each block."""
+    order = np.lexsort((place.page, place.number))
+    place = place.select(order)
+    starts = np.flatnonzero(np.diff(place.number, prepend=-1))
+    ends = np.append(starts[1:], len(order))
+    numbers, located = place.number[starts], place.segment.located
+    queue: deque[tuple[slice, Future[bytes]]] = deque()
+    for which in np.lexsort((located.offset[numbers], located.pack[numbers])).tolist():
+        rows = slice(int(starts[which]), int(ends[which]))
+        queue.append((rows, image.open_block(place.segment, int(numbers[which]))))
+        if len(queue) >= QUEUE:
+            yield _write_block(image, file, place, *queue.popleft(), descriptor)
+    while queue:
+        yield _write_block(image, file, place, *queue.popleft(), descriptor)
+
+
+def _write_block(image: Image, file: ImageFile, place: Place, rows: slice, job: Future[bytes], descriptor: int) -> int:
+    """Write the pages of one block."""
+    size, page, slot = image.head.page_size, place.page[rows], place.slot[rows]
+    try:
+        content = memoryview(job.result())
+        if (int(slot.max()) + 1) * size > len(content):
+            raise Damaged(f"image {image.id}", "an extent goes past the end of its block.")
+    except Damaged as error:
+        raise image.damaged(error, int(page[0])) from None
+    breaks = np.flatnonzero((np.diff(page, prepend=-2) != 1) | (np.diff(slot, prepend=-2) != 1))
+    count = np.diff(np.append(breaks, len(page)))
+    offsets = page[breaks] * size - file.offset
+    lengths = np.minimum(count * size, file.size - offsets)
+    for offset, length, at in zip(offsets.tolist(), lengths.tolist(), (slot[breaks] * size).tolist(), strict=True):
+        _write_at(descriptor, content[at : at + length], offset)
+    return int(lengths.sum())
+
+
+def _read_at(descriptor: int, at: int, length: int) -> bytes:
+    parts = []
+    while length and (part := os.pread(descriptor, length, at)):
+        parts.append(part)
+        at, length = at + len(part), length - len(part)
+    return b"".join(parts)
 
 
 def _write_at(descriptor: int, data: memoryview, at: int) -> None:
-    while data:
+    while len(data):
         number = os.pwrite(descriptor, data, at)
         data, at = data[number:], at + number

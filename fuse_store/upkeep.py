@@ -2,7 +2,7 @@
 """Keeping a store: verify what is there, free what nobody needs, make a lost index anew. Used by ``cli``.
 
 ``verify`` only reads. ``collect`` and ``repair`` take the writer's lock. What they no longer need is moved to the trash
-and destroyed by the collection after the next one, so that a reader which knew it a moment ago can still finish.
+and destroyed by a collection an hour later, so that a reader which knew it a moment ago can still finish.
 """
 
 from __future__ import annotations
@@ -10,24 +10,34 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
 
 from fuse_store.blocks import Block
 from fuse_store.crypto import DIGEST
-from fuse_store.durable import crash, sync_directory, write_file
+from fuse_store.durable import crash, sync_directory
 from fuse_store.errors import Damaged, NotFound, StoreError
-from fuse_store.packs import TRAILER, TRAILER_MAGIC, PackWriter, fragment_bytes, index_path, pack_path, parse_fragment
+from fuse_store.index import Rows, merged
+from fuse_store.locks import WriterLock
+from fuse_store.packs import PackReader, PackWriter, Table, all_packs, pack_path, pack_table, parse_table
 from fuse_store.progress import Progress
-from fuse_store.store import Store, destroy_trash
+from fuse_store.store import Store
 
-WORTH_COPYING = 0.5  # a pack of which less than this is needed is copied; above, room is not worth the work
+WORTH_KEEPING = 0.5  # a pack of which less than this is needed is copied; above, room is not worth the work
 GRACE = 3600.0  # seconds that something stays in the trash
+QUEUE = 32  # blocks that are being opened at once
 
 
 @dataclass
 class Verdict:
-    """What ``verify`` found of one version. ``state`` is sound or damaged."""
+    """What ``verify`` found of one version. ``state`` is sound or damaged; ``blocks`` is how many were looked at."""
 
     id: str
     state: str = "sound"
@@ -36,53 +46,66 @@ class Verdict:
 
 
 def verify(store: Store, ids: Sequence[str], sample: float, progress: Progress) -> list[Verdict]:
-    """Read ``sample`` percent of the blocks of each version (0 to 100), and compare their pages with their digests."""
-    verdicts = []
-    sound: set[bytes] = set()
-    bad: dict[bytes, str] = {}
-    chance = random.Random(time.time_ns())
+    """Read ``sample`` percent of the blocks of each version (0 to 100), and compare their pages with their digests.
+
+    With 100 the checksums of the index are compared as well; a damaged one is a problem of every version.
+    """
+    verifier = _Verifier(store, sample, progress)
     progress.start("verify", None)
-    done = 0
-    for image_id in ids:
-        verdict = Verdict(image_id)
-        verdicts.append(verdict)
+    try:
+        return [verifier.verify(image_id) for image_id in ids]
+    finally:
+        progress.finish()
+
+
+class _Verifier:
+    def __init__(self, store: Store, sample: float, progress: Progress) -> None:
+        self._store, self._sample, self._progress = store, sample, progress
+        self._chance = random.Random(time.time_ns())
+        self._seen: dict[bytes, str] = {}  # blocks that were read, and what is wrong with them
+        self._read = 0
+        self._general = []
+        if sample >= 100:
+            damaged = [(name, what) for name, what in store.index.checked() if isinstance(what, str)]
+            self._general = [f"index {name}: {what}. Run fuse-store repair." for name, what in damaged]
+
+    def verify(self, image_id: str) -> Verdict:
+        verdict = Verdict(image_id, problems=list(self._general))
+        jobs: deque[tuple[bytes, int, Future[bytes]]] = deque()
         try:
-            image = store.open_image(image_id)
-            jobs = []
-            for digest, pack, offset in image.blocks():
-                verdict.blocks += 1
-                if digest in sound or chance.random() * 100 >= sample:
-                    continue
-                if digest in bad:
-                    verdict.problems.append(f"{bad[digest]} (extent {offset:#x})")
-                    continue
-                jobs.append((digest, offset, store.blocks.begin(digest, pack)))
-                if len(jobs) >= 32:
-                    done += _settle(store, jobs, sound, bad, verdict)
-                    progress.at(done)
-            done += _settle(store, jobs, sound, bad, verdict)
+            image = self._store.open_image(image_id)
+            for extents, located, first in image.blocks():
+                for number in range(len(first)):
+                    digest, offset = extents.digest(number), int(first[number]) * image.head.page_size
+                    if digest in self._seen:
+                        self._settle(verdict, digest, offset)
+                    elif self._chance.random() * 100 < self._sample:
+                        verdict.blocks += 1
+                        jobs.append((digest, offset, self._store.blocks.begin(digest, located, number)))
+                        if len(jobs) >= QUEUE:
+                            self._finish(verdict, *jobs.popleft())
+            while jobs:
+                self._finish(verdict, *jobs.popleft())
         except (Damaged, NotFound) as error:
             verdict.problems.append(str(error))
         if verdict.problems:
             verdict.state = "damaged"
-    progress.finish()
-    return verdicts
+        return verdict
 
-
-def _settle(store: Store, jobs: list, sound: set[bytes], bad: dict[bytes, str], verdict: Verdict) -> int:  # type: ignore[type-arg]
-    read = 0
-    for digest, offset, job in jobs:
+    def _finish(self, verdict: Verdict, digest: bytes, offset: int, job: Future[bytes]) -> None:
         try:
             pages = job.result()
-            if store.sealer.digest(pages) != digest:
-                raise Damaged(f"block {digest.hex()}", "its pages are not those it was named after.")
-            sound.add(digest)
-            read += len(pages)
+            wrong = "" if self._store.sealer.digest(pages) == digest else "its pages are not those it was named after."
+            self._seen[digest] = wrong and f"block {digest.hex()}: {wrong}"
+            self._read += len(pages)
+            self._progress.at(self._read)
         except Damaged as error:
-            bad[digest] = str(error)
-            verdict.problems.append(f"{error} (extent {offset:#x})")
-    jobs.clear()
-    return read
+            self._seen[digest] = str(error)
+        self._settle(verdict, digest, offset)
+
+    def _settle(self, verdict: Verdict, digest: bytes, offset: int) -> None:
+        if self._seen[digest]:
+            verdict.problems.append(f"{self._seen[digest]} (image {verdict.id}, extent {offset:#x})")
 
 
 @dataclass
@@ -99,191 +122,225 @@ class Collected:
 def collect(store: Store, *, dry_run: bool, progress: Progress) -> Collected:
     """Free the packs that no version needs, and copy what is needed out of those that are mostly unneeded.
 
-    A pack is needed as long as any manifest names a block of it. If a manifest can't be read, nothing is freed.
+    A block is needed as long as any manifest names it. If a manifest, or the index, can't be read, nothing is freed.
     """
     result = Collected()
     with store.writing() as lock:
-        needed = _needed(store, result)
-        reader = store.reader
         progress.start("gc", None)
-        for number, pack in enumerate(reader.packs()):
-            progress.at(number)
-            fragment = reader.fragment(pack)
-            digests = fragment.digests()
-            live = [
-                row for row in range(len(fragment.high)) if needed.get(digests[row * DIGEST : (row + 1) * DIGEST]) in (None, pack)
-                and digests[row * DIGEST : (row + 1) * DIGEST] in needed
-            ]  # fmt: skip
-            size = pack_path(store.path, pack).stat().st_size
-            used = int(fragment.stored[live].sum()) if live else 0
-            if live and used >= WORTH_COPYING * size:
-                result.packs_kept += 1
-                for row in live:
-                    needed[digests[row * DIGEST : (row + 1) * DIGEST]] = pack
-                continue
-            result.freed += size - used
-            result.packs_copied += bool(live)
-            result.packs_removed += not live
-            if dry_run:
-                continue
-            if live:
-                _copy(store, pack, live, needed)
-            lock.check()
-            crash("gc drop index")
-            _to_trash(store, index_path(store.path, pack))
-            crash("gc drop pack")
-            _to_trash(store, pack_path(store.path, pack))
-            reader.forget(pack)
-        progress.finish()
+        fragments = _fragments(store)
+        needed = _needed(store, fragments, result, progress)
+        drop, copy = _choose(store, fragments, needed, result)
         if not dry_run:
+            if drop:
+                _rebuild(store, lock, fragments, needed, drop, copy)
             _empty(store)
+        progress.finish()
     return result
 
 
-def _needed(store: Store, result: Collected) -> dict[bytes, bytes | None]:
-    """Every block that a version needs; the value is the pack that was chosen to keep it, once it is."""
-    needed: dict[bytes, bytes | None] = {}
+def _fragments(store: Store) -> dict[str, Rows]:
+    """Every fragment of the index, checked. Raises StoreError."""
+    found = {}
+    for name, rows in store.index.checked():
+        if isinstance(rows, str):
+            raise StoreError(f"index {name}", f"{rows}.", "Nothing was freed. Run fuse-store repair first.")
+        found[name] = rows
+    return found
+
+
+def _needed(store: Store, fragments: dict[str, Rows], result: Collected, progress: Progress) -> dict[str, NDArray[np.bool_]]:
+    """For each fragment, which of its rows a version needs; of a block with several rows one is. Raises StoreError."""
+    needed = {name: np.zeros(len(rows), bool) for name, rows in fragments.items()}
     for image_id in store.ids():
         try:
-            needed.update(dict.fromkeys(digest for digest, _pack, _offset in store.open_image(image_id).blocks()))
-        except Damaged as error:
+            for extents, _located, _first in store.open_image(image_id).blocks():
+                _mark(extents.digests, fragments, needed)
+        except (Damaged, NotFound) as error:
             raise StoreError(
-                f"store {store.path}", f"what image {image_id} needs is not known: {error}", "Nothing was freed. Remove or restore it."
-            ) from None
+                f"store {store.path}", f"what image {image_id} needs is not known: {error}",
+                "Nothing was freed. Run fuse-store repair, or restore it from a copy.",
+            ) from None  # fmt: skip
         result.versions_needed += 1
+        progress.at(result.versions_needed)
     return needed
 
 
-def _copy(store: Store, pack: bytes, rows: list[int], needed: dict[bytes, bytes | None]) -> None:
-    """Copy blocks of a pack, as they are stored, into a new pack, which is durable when this returns."""
-    fragment, pages = store.reader.page_digests(pack)
-    count = -(-fragment.length.astype("i8") // store.config.page_size)
-    first = count.cumsum() - count
-    digests = fragment.digests()
-    writer = PackWriter(store.path, store.sealer, store.config.durability != "none")
+def _mark(digests: bytes, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]]) -> None:
+    from fuse_store.index import halves
+
+    high, low = halves(digests)
+    for name, rows in fragments.items():
+        row = rows.find(high, low)
+        needed[name][row[row >= 0]] = True
+        high, low = high[row < 0], low[row < 0]
+    if len(high):
+        raise Damaged(f"{len(high)} blocks", "they are in no pack that the index knows.")
+
+
+def _choose(
+    store: Store, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]], result: Collected
+) -> tuple[set[bytes], set[bytes]]:
+    """(packs to drop, those among them of which blocks have to be copied first)."""
+    used: dict[bytes, int] = {}
+    for name, rows in fragments.items():
+        sums = np.bincount(rows.pack[needed[name]], rows.stored[needed[name]], len(rows.packs) // DIGEST)
+        for number, size in enumerate(sums.tolist()):
+            pack = rows.packs[number * DIGEST : (number + 1) * DIGEST]
+            used[pack] = used.get(pack, 0) + int(size)
+    drop, copy = set(), set()
+    for pack in all_packs(store.path):
+        size, live = pack_path(store.path, pack).stat().st_size, used.get(pack, 0)
+        if live and live >= WORTH_KEEPING * size:
+            result.packs_kept += 1
+            continue
+        drop.add(pack)
+        if live:
+            copy.add(pack)
+        result.packs_copied += bool(live)
+        result.packs_removed += not live
+        result.freed += size - live
+    return drop, copy
+
+
+def _rebuild(
+    store: Store, lock: WriterLock, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]], drop: set[bytes],
+    copy: set[bytes],
+) -> None:  # fmt: skip
+    """Copy, then an index without the packs that go, then drop them."""
+    wanted = {
+        rows.packs[number * DIGEST : (number + 1) * DIGEST]: np.stack((rows.high, rows.low), 1)[needed[name] & (rows.pack == number)]
+        for name, rows in fragments.items()
+        for number in range(len(rows.packs) // DIGEST)
+        if rows.packs[number * DIGEST : (number + 1) * DIGEST] in copy
+    }
+    new = _copy(store, wanted)
+    for name, rows in fragments.items():
+        gone = np.array([rows.packs[at : at + DIGEST] in drop for at in range(0, len(rows.packs), DIGEST)], bool)
+        if gone.any():
+            kept = rows.select(~gone[rows.pack])
+            store.index.replace([name], [part for part in (kept, *new) if len(part)], store.sync, lock.check)
+            new = []
+    for pack in drop:
+        lock.check()
+        crash("gc drop pack")
+        _to_trash(store, pack_path(store.path, pack))
+        store.reader.forget(pack)
+
+
+def _copy(store: Store, wanted: dict[bytes, NDArray[np.uint64]]) -> list[Rows]:
+    """Copy blocks, as they are stored, into new packs, which are durable when this returns. Raises Damaged: a block that
+    can't be read is not copied, and the collection ends."""
+    writer = PackWriter(store.path, store.sealer, store.sync)
+    made: list[Rows | None] = []
     try:
-        with open(pack_path(store.path, pack), "rb") as file:
-            for row in rows:
-                digest = digests[row * DIGEST : (row + 1) * DIGEST]
-                file.seek(int(fragment.offset[row]))
-                block = Block(digest, int(fragment.length[row]), file.read(int(fragment.stored[row])))
-                store.reader.read(digest, pack)  # a damaged block is not copied on: Damaged ends the collection
-                own = pages[first[row] : first[row] + count[row]].astype("<u8").tobytes()
-                needed[digest] = writer.add(block, own)
-        writer.finish()
+        for pack, digests in wanted.items():
+            table = store.reader.table(pack)
+            chosen = {row.tobytes() for row in digests.astype("<u8")}
+            count = -(-table.length.astype(np.int64) // store.config.page_size)
+            first = np.cumsum(count) - count
+            for number in range(len(count)):
+                digest = table.digests[number * DIGEST : (number + 1) * DIGEST]
+                if digest not in chosen:
+                    continue
+                chosen.discard(digest)
+                offset, stored = int(table.offset[number]), int(table.stored[number])
+                store.reader.read(digest, pack, offset, stored)
+                block = Block(digest, int(table.length[number]), store.reader.stored(pack, offset, stored))
+                pages = table.pages[first[number] : first[number] + count[number]]
+                made.append(writer.add(block, pages.astype("<u8").tobytes()))
+            if chosen:
+                raise Damaged(f"pack {pack.hex()}", "the index and its table contradict each other.", "Run fuse-store repair.")
+        made.append(writer.finish())
     finally:
         writer.abandon()
+    return [rows for rows in made if rows is not None]
 
 
-def _to_trash(store: Store, path: os.PathLike[str]) -> None:
-    target = store.path / "trash" / os.path.basename(path)
+def _to_trash(store: Store, path: Path) -> None:
+    target = store.path / "trash" / path.name
+    os.utime(path)
     os.rename(path, target)
-    os.utime(target)
-    if store.config.durability != "none":
+    if store.sync:
         sync_directory(target.parent)
+        sync_directory(path.parent)
 
 
 def _empty(store: Store) -> None:
     """Destroy what has been in the trash for a while."""
     for entry in (store.path / "trash").iterdir():
-        if time.time() - entry.stat().st_mtime > GRACE:
+        if time.time() - entry.stat().st_ctime > GRACE:
             crash("gc destroy")
             entry.unlink()
 
 
 @dataclass
 class Repaired:
-    """What ``repair`` did. ``lost`` are versions that can't be read whole, with the reason."""
+    """What ``repair`` did. ``lost`` are versions that can't be read whole, with the reason; ``packs_bad`` are packs of
+    which blocks are lost, or that are none."""
 
-    fragments_made: int = 0
+    packs_found: int = 0
+    packs_rescued: int = 0
     packs_bad: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
 
 
 def repair(store: Store, progress: Progress) -> Repaired:
-    """Make index fragments that are missing or damaged anew, from the packs; then say which versions are not whole.
+    """Make the index anew from the packs; then say which versions are not whole.
 
-    Packs and manifests are never removed: what is damaged today may come back from a copy tomorrow.
+    Manifests are never removed, nor packs: what is damaged today may come back from a copy tomorrow. Of a pack whose table
+    is lost, what can still be read is found by its headers.
     """
     result = Repaired()
     with store.writing() as lock:
-        reader = store.reader
-        packs = sorted((store.path / "packs").glob("??/*.pack"))
         progress.start("repair", None)
-        for number, path in enumerate(packs):
-            progress.at(number)
+        old = [name for name, _rows in store.index.checked()]
+        new: list[Rows] = []
+        part: list[Rows] = []
+        for pack in sorted(all_packs(store.path)):
             try:
-                pack = bytes.fromhex(path.stem)
-                reader.page_digests(pack)
+                rows = _readable_table(store, pack, result).rows()
+            except Damaged as error:
+                result.packs_bad.append(str(error))
                 continue
-            except ValueError:
-                continue  # no pack of ours
-            except (Damaged, FileNotFoundError):
-                pass
-            try:
-                fragment = _fragment_at_end(store, pack) or _fragment_by_scan(store, pack)
-            except ValueError as error:
-                result.packs_bad.append(f"{path.name}: {error}")
-                continue
-            lock.check()
-            crash("repair index")
-            write_file(index_path(store.path, pack), fragment, store.config.durability != "none")
-            reader.forget(pack)
-            result.fragments_made += 1
+            part.append(rows)
+            result.packs_found += 1
+            progress.at(result.packs_found)
+            if sum(map(len, part)) > 1 << 19:
+                new, part = [*new, merged(part)], []
+        crash("repair index")
+        store.index.replace(old, [*new, merged(part)] if part else new, store.sync, lock.check)
         (store.path / "index" / "summaries").unlink(missing_ok=True)
-        for image_id in store.ids():
-            try:
-                for digest, hint, _offset in store.open_image(image_id).blocks():
-                    if reader.locate(digest, hint) is None:
-                        raise Damaged(f"block {digest.hex()}", "it is in no pack.", image=image_id)
-            except (Damaged, NotFound) as error:
-                result.lost[image_id] = str(error)
+        _find_lost(store, result)
         progress.finish()
     return result
 
 
-def _fragment_at_end(store: Store, pack: bytes) -> bytes | None:
-    """What the pack itself says it holds, if its end is whole."""
-    with open(pack_path(store.path, pack), "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size < TRAILER.size:
-            return None
-        file.seek(size - TRAILER.size)
-        length, magic = TRAILER.unpack(file.read(TRAILER.size))
-        if magic != TRAILER_MAGIC or length > size - TRAILER.size:
-            return None
-        file.seek(size - TRAILER.size - length)
-        content = file.read(length)
+def _readable_table(store: Store, pack: bytes, result: Repaired) -> Table:
+    """The table of a pack, or one made of the blocks that can be read. Raises Damaged if it is no pack at all."""
+    reader: PackReader = store.reader
     try:
-        _fragment, end = parse_fragment(content, pack, store.sealer)
-        store.sealer.open(b"pages" + pack, content[end:])
-    except ValueError:
-        return None
-    return content
+        return reader.table(pack)
+    except Damaged as error:
+        blocks, digests = [], []
+        size, seed = store.config.page_size, store.sealer.page_seed
+        for digest, offset, stored, pages in reader.scan(pack):
+            blocks.append((digest, offset, stored, len(pages)))
+            digests += [xxhash.xxh3_128_digest(pages[at : at + size], seed) for at in range(0, len(pages), size)]
+        result.packs_rescued += 1
+        result.packs_bad.append(f"{error} {len(blocks)} blocks were found in it.")
+        return parse_table(pack_table(blocks, b"".join(digests)), pack)
 
 
-def _fragment_by_scan(store: Store, pack: bytes) -> bytes:
-    """From the blocks that can still be read. Raises ValueError if it is no pack."""
-    import xxhash
-
-    from fuse_store.blocks import unpack_block
-
-    rows = []
-    size = store.config.page_size
-    with open(pack_path(store.path, pack), "rb") as file:
-        for digest, offset, stored, length in store.reader.scan(pack):
-            file.seek(offset)
-            try:
-                pages = unpack_block(file.read(stored), digest, store.sealer)
-            except ValueError:
-                continue
-            seed = store.sealer.page_seed
-            digests = b"".join(xxhash.xxh3_128_digest(pages[at : at + size], seed) for at in range(0, len(pages), size))
-            rows.append((digest, offset, stored, length, digests))
-    return fragment_bytes(pack, rows, store.sealer)
-
-
-def empty_trash(store: Store) -> None:
-    """Destroy everything in the trash now."""
-    with store.writing():
-        destroy_trash(store.path)
+def _find_lost(store: Store, result: Repaired) -> None:
+    for image_id in store.ids():
+        try:
+            for _extents, located, first in store.open_image(image_id).blocks():
+                missing = np.flatnonzero(located.pack < 0)
+                if len(missing):
+                    page_size = store.config.page_size
+                    raise Damaged(
+                        f"{len(missing)} blocks", "they are in no pack.", image=image_id,
+                        extent=f"{int(first[missing].min()) * page_size:#x}",
+                    )  # fmt: skip
+        except (Damaged, NotFound) as error:
+            result.lost[image_id] = str(error)

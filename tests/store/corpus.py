@@ -2,55 +2,83 @@
 """Makes versions of a memory image with the statistics of real ones; used by the benchmark and the tests of the store.
 
 Seen on hibernation images of one machine, whose processes rewrote a tenth of their memory in between: a quarter of the
-pages is not zero; of a version's pages 85 % stand somewhere in the version before, 55 % at the same place; equal runs are
-four pages long on average; zstd at level 1 makes 2.5 of the pages into one. The same seed gives the same versions.
+device is image; of a version's pages 85 % stand somewhere in the version before, 55 % at the same place, because pages
+that come and go shift those after them by a few pages; equal runs are four pages long on average; zstd at level 1
+makes 2.5 of the pages into one. The same seed gives the same versions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 PAGE = 4096
-RUN = 4
-NEW = 0.13  # of a version's pages
-MOVED = 0.35  # of the runs that stay
-FILLED = 0.27  # of the image
+FILLED = 0.27  # of the device
+NEW = 0.13  # of a version's pages, one by one
+SHIFTED = 0.38  # of the pages, in stretches of STRETCH
+STRETCH = 2048
+ZERO = 0.03  # of the image
+
+I64 = NDArray[np.int64]
 
 
 def versions(folder: Path, count: int, size: int, seed: int = 1) -> list[Path]:
     """Files v0, v1, … of ``size`` bytes, sparse where they are zero."""
-    random = np.random.default_rng(seed)
-    slots = size // PAGE // RUN
-    used = int(slots * FILLED)
-    place = np.sort(random.choice(slots, used, replace=False))
-    content = _pages(random, used * RUN).reshape(used, RUN, PAGE)
     paths = []
-    for number in range(count):
-        if number:
-            fresh = random.choice(used, int(used * NEW), replace=False)
-            content[fresh] = _pages(random, len(fresh) * RUN).reshape(len(fresh), RUN, PAGE)
-            moved = random.choice(used, int(used * MOVED), replace=False)
-            place[np.sort(moved)] = place[random.permutation(np.sort(moved))]
+    for number, pages in enumerate(_page_numbers(count, size // PAGE, seed)):
         path = folder / f"v{number}"
         with open(path, "wb") as file:
             file.truncate(size)
-            for row in np.argsort(place):
-                file.seek(int(place[row]) * RUN * PAGE)
-                file.write(content[row].tobytes())
+            for at in range(0, len(pages), 4096):
+                part = pages[at : at + 4096]
+                content = _content(part, seed)
+                for begin, end in _filled(part):
+                    file.seek((1 + at + begin) * PAGE)
+                    file.write(content[begin:end].tobytes())
         paths.append(path)
     return paths
 
 
-def _pages(random: np.random.Generator, count: int) -> NDArray[np.uint8]:
-    """Pages of which two fifths are noise, and the rest repeats: pointers and text, to a compressor."""
-    pages = np.zeros((count, PAGE), np.uint8)
+def _page_numbers(count: int, pages: int, seed: int) -> Iterator[I64]:
+    """For each version, which page stands where; 0 is a page of zeros."""
+    random = np.random.default_rng(seed)
+    used = max(8, int(pages * FILLED))
+    now = np.arange(1, used + 1)
+    now[random.random(used) < ZERO] = 0
+    fresh = used + 1
+    for _version in range(count):
+        yield now
+        now = now.copy()
+        changed = np.flatnonzero(random.random(used) < NEW)
+        now[changed] = np.arange(fresh, fresh + len(changed))
+        fresh += len(changed)
+        for start in range(0, used - STRETCH, STRETCH):
+            if random.random() < SHIFTED:
+                by = int(random.integers(1, 9))
+                now[start : start + STRETCH - by] = now[start + by : start + STRETCH]
+                now[start + STRETCH - by : start + STRETCH] = np.arange(fresh, fresh + by)
+                fresh += by
+
+
+def _filled(pages: I64) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], pages != 0, [0]))))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _content(numbers: I64, seed: int) -> NDArray[np.uint8]:
+    """The pages with these numbers. Two fifths of a page are noise; the rest repeats, as pointers and text do to a compressor."""
+    random = np.random.default_rng(seed)
     noise = PAGE * 2 // 5 // 64 * 64
-    pages[:, :noise] = random.integers(0, 256, (count, noise), np.uint8)
-    words = random.integers(0, 1 << 62, (count, 4), np.int64)
-    pages[:, noise:] = np.tile(words, (1, PAGE // 32))[:, : (PAGE - noise) // 8].copy().view(np.uint8)
-    # Shuffle the lines of 64 bytes, alike in every page, so that noise and order alternate.
+    pool = random.integers(0, 256, 64 << 20, np.uint8)  # every page's noise is a stretch of its own of one pool, mixed with its number
     lines = random.permutation(PAGE // 64)
-    return pages.reshape(count, PAGE // 64, 64)[:, lines].reshape(count, PAGE).copy()
+    at = (numbers * 7919 * 64) % (len(pool) - noise)
+    words = (pool[at[:, None] + np.arange(noise)]).view("<u8") ^ (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))[:, None]
+    pages = np.empty((len(numbers), PAGE), np.uint8)
+    pages[:, :noise] = words.view(np.uint8).reshape(len(numbers), noise)
+    pages[:, noise:] = np.tile(words[:, :4], (1, PAGE // 32))[:, : (PAGE - noise) // 8].copy().view(np.uint8)
+    pages = pages.reshape(len(numbers), PAGE // 64, 64)[:, lines].reshape(len(numbers), PAGE)
+    pages[numbers == 0] = 0
+    return pages

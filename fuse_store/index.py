@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The index: in which pack, and where in it, each block is. Used by ``capture``, ``image`` and ``upkeep``.
+
+It is a set of fragments: write-once files of sorted columns, mapped into memory and looked up by bisection, many
+digests at a time. Whoever writes packs adds a fragment; small ones are merged, so that their number grows with the
+logarithm of the store. Everything in it can be made anew from the packs. A wrong row does no harm: a block is verified
+when it is read, and a block that the index says is there already is looked at in its pack. Threads may share an Index.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import secrets
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from fuse_store.crypto import DIGEST, Sealer
+from fuse_store.durable import crash, sync_directory, write_file
+from fuse_store.errors import Damaged
+
+MAGIC = b"FSINDEX1"
+_START = struct.Struct("<8sII")  # magic, length of the sealed header, where the columns begin
+_NAME = re.compile(r"[0-9a-f]{32}\.idx")
+ROW = 36  # bytes of the columns for one block
+MOST_ROWS = 1 << 20  # a fragment with more is merged no further
+MOST_PACKS = 1 << 22
+SETTLED = 20_000_000  # ns after which a directory's time tells whether it changed again
+
+U64 = NDArray[np.uint64]
+U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
+COLUMNS = (("high", "<u8"), ("low", "<u8"), ("offset", "<u8"), ("pack", "<u4"), ("stored", "<u4"), ("length", "<u4"))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of equal length, one element for each block, sorted by digest.
+
+    ``high`` and ``low`` are the halves of the digest, little-endian; ``pack`` is an ordinal into ``packs``, 16 bytes each;
+    ``offset`` and ``stored`` say where in the pack the block is, header included; ``length`` is that of its pages.
+    """
+
+    high: U64
+    low: U64
+    offset: U64
+    pack: U32
+    stored: U32
+    length: U32
+    packs: bytes
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def select(self, rows: NDArray[np.bool_] | I64) -> Rows:
+        """Some of the rows; rows must stay in order."""
+        used, pack = np.unique(self.pack[rows], return_inverse=True)
+        packs = b"".join(self.packs[one * DIGEST : (one + 1) * DIGEST] for one in used.tolist())
+        return Rows(
+            self.high[rows], self.low[rows], self.offset[rows], pack.astype(np.uint32), self.stored[rows], self.length[rows], packs
+        )
+
+    def find(self, high: U64, low: U64) -> I64:
+        """The row of each digest, -1 where there is none."""
+        row = np.full(len(high), -1, np.int64)
+        at = np.searchsorted(self.high, high)
+        open_ = np.arange(len(high))
+        while len(open_):  # twice only if two digests have one half in common
+            open_ = open_[at[open_] < len(self.high)]
+            open_ = open_[self.high[at[open_]] == high[open_]]
+            hit = self.low[at[open_]] == low[open_]
+            row[open_[hit]] = at[open_[hit]]
+            open_ = open_[~hit]
+            at[open_] += 1
+        return row
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where blocks are: columns as in Rows, in the order in which they were asked for. ``pack`` is -1 where there is none."""
+
+    pack: I64
+    offset: I64
+    stored: I64
+    length: I64
+    packs: tuple[bytes, ...]
+
+
+def halves(digests: bytes | bytearray | memoryview) -> tuple[U64, U64]:
+    """The columns ``high`` and ``low`` of digests that stand one after the other."""
+    both = np.frombuffer(digests, "<u8").reshape(-1, 2)
+    return np.ascontiguousarray(both[:, 0]), np.ascontiguousarray(both[:, 1])
+
+
+def merged(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts; a block that several have is taken from the first of them."""
+    ordinals: dict[bytes, int] = {}
+    packs = []
+    for part in parts:
+        names = [part.packs[at : at + DIGEST] for at in range(0, len(part.packs), DIGEST)]
+        table = np.array([ordinals.setdefault(name, len(ordinals)) for name in names], np.uint32)
+        packs.append(table[part.pack])
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name, _kind in COLUMNS if name != "pack"}
+    columns["pack"] = np.concatenate(packs)
+    order = np.lexsort((columns["low"], columns["high"]))  # stable: equal digests stay in the order of the parts
+    columns = {name: column[order] for name, column in columns.items()}
+    first = np.ones(len(order), bool)
+    first[1:] = (np.diff(columns["high"]) != 0) | (np.diff(columns["low"]) != 0)
+    return Rows(**columns, packs=b"".join(ordinals)).select(first)
+
+
+def fragment_bytes(rows: Rows, sealer: Sealer) -> bytes:
+    """A fragment as it is stored (docs/format.md, "Index")."""
+    columns = b"".join(getattr(rows, name).astype(kind).tobytes() for name, kind in COLUMNS)
+    header = msgpack.packb({"rows": len(rows), "packs": rows.packs, "digest": sealer.digest(columns)})
+    sealed = sealer.seal(b"index", header)
+    begin = -(-(_START.size + len(sealed)) // 8) * 8
+    return _START.pack(MAGIC, len(sealed), begin) + sealed + bytes(begin - _START.size - len(sealed)) + columns
+
+
+def parse_fragment(content: bytes | mmap.mmap, sealer: Sealer, check: bool = False) -> Rows:
+    """The Rows in a fragment, as views of ``content``. ``check`` compares the columns with their digest. Raises ValueError."""
+    if len(content) < _START.size:
+        raise ValueError("it is cut off")
+    magic, sealed, begin = _START.unpack(content[: _START.size])
+    if magic != MAGIC or begin % 8 or not _START.size + sealed <= begin <= len(content):
+        raise ValueError("it is no index")
+    try:
+        header = msgpack.unpackb(
+            sealer.open(b"index", content[_START.size : _START.size + sealed]), max_bin_len=MOST_PACKS * DIGEST
+        )
+        count, packs, digest = header["rows"], header["packs"], header["digest"]
+    except (KeyError, TypeError, msgpack.UnpackException) as error:
+        raise ValueError(f"its header cannot be read ({error})") from None
+    if not isinstance(count, int) or not isinstance(packs, bytes) or len(packs) % DIGEST or count < 0:
+        raise ValueError("its header has impossible values")
+    if len(content) != begin + count * ROW:
+        raise ValueError("its length is wrong")
+    if check and sealer.digest(memoryview(content)[begin:]) != digest:
+        raise ValueError("its checksum is wrong")
+    columns = {}
+    for name, kind in COLUMNS:
+        columns[name] = np.frombuffer(content, kind, count, begin)
+        begin += columns[name].nbytes
+    if check and count and int(columns["pack"].max()) >= len(packs) // DIGEST:
+        raise ValueError("it names packs that it does not list")
+    return Rows(**columns, packs=packs)
+
+
+class Index:
+    """The index of a store. Reading is safe in threads; what writes is for who holds the writer's lock."""
+
+    def __init__(self, root: Path, sealer: Sealer) -> None:
+        self.folder = root / "index"
+        self._sealer = sealer
+        self._fragments: dict[str, Rows] = {}
+        self._listed = 0
+        self._lock = threading.Lock()
+
+    def locate(self, digests: bytes | bytearray | memoryview) -> Located:
+        """Where the blocks with these digests, 16 bytes each, are. Raises Damaged if a fragment can't be read."""
+        high, low = halves(digests)
+        where = np.full(len(high), -1, np.int64)
+        offset, stored, length = (np.zeros(len(high), np.int64) for _ in range(3))
+        packs: list[bytes] = []
+        open_ = np.arange(len(high))
+        for rows in self.fragments().values():
+            if not len(open_):
+                break
+            row = rows.find(high[open_], low[open_])
+            hit = row >= 0
+            found, row, open_ = open_[hit], row[hit], open_[~hit]
+            if len(found):
+                ordinals, pack = np.unique(rows.pack[row], return_inverse=True)
+                where[found] = pack + len(packs)
+                packs += [rows.packs[one * DIGEST : (one + 1) * DIGEST] for one in ordinals.tolist()]
+                offset[found], stored[found], length[found] = rows.offset[row], rows.stored[row], rows.length[row]
+        return Located(where, offset, stored, length, tuple(packs))
+
+    def fragments(self) -> dict[str, Rows]:
+        """Every fragment there is now, by name."""
+        with self._lock:
+            for _attempt in range(8):
+                changed = os.stat(self.folder).st_mtime_ns
+                if changed == self._listed:
+                    break
+                try:
+                    names = [name for name in os.listdir(self.folder) if _NAME.fullmatch(name)]
+                    self._fragments = {name: self._fragments.get(name) or self._open(name) for name in names}
+                except FileNotFoundError:
+                    continue  # merged away between the list and the look
+                # A directory that changes twice within one tick of its clock looks unchanged the second time.
+                self._listed = changed if time.time_ns() - changed > SETTLED else 0
+                break
+            return self._fragments
+
+    def refresh(self) -> None:
+        """Look again, whatever the directory's time says."""
+        with self._lock:
+            self._listed = 0
+
+    def checked(self) -> Iterator[tuple[str, Rows | str]]:
+        """Every fragment, its columns compared with their digest; instead of Rows what is wrong with it."""
+        for name in sorted(name for name in os.listdir(self.folder) if _NAME.fullmatch(name)):
+            try:
+                yield name, parse_fragment(self._mapped(name), self._sealer, check=True)
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                yield name, str(error)
+
+    def add(self, rows: Rows, sync: bool) -> None:
+        """Make a fragment of ``rows``, durable when this returns."""
+        if len(rows):
+            write_file(self.folder / f"{secrets.token_hex(DIGEST)}.idx", fragment_bytes(rows, self._sealer), sync)
+            self.refresh()
+
+    def replace(self, old: Sequence[str], rows: Sequence[Rows], sync: bool, before: Callable[[], None]) -> None:
+        """Put ``rows`` in the place of the fragments ``old``. Until the new ones are durable the old ones stay."""
+        for part in rows:
+            self.add(part, sync)
+        before()
+        for name in old:
+            crash("drop index")
+            (self.folder / name).unlink(missing_ok=True)  # who has it mapped keeps it
+        if sync:
+            sync_directory(self.folder)
+        self.refresh()
+
+    def compact(self, sync: bool, before: Callable[[], None]) -> None:
+        """Merge fragments of similar size."""
+        sizes = sorted((len(rows), name) for name, rows in self.fragments().items())
+        group: list[str] = []
+        total = 0
+        for size, name in sizes:
+            if group and (size > 2 * total or size + total > MOST_ROWS):
+                break
+            group.append(name)
+            total += size
+        if len(group) > 1:
+            parts = [parse_fragment(self._mapped(name), self._sealer, check=True) for name in group]
+            self.replace(group, [merged(parts)], sync, before)
+
+    def _open(self, name: str) -> Rows:
+        try:
+            return parse_fragment(self._mapped(name), self._sealer)
+        except ValueError as error:
+            raise Damaged(f"index {name}", f"{error}.", "Run fuse-store repair, which makes it anew.") from None
+
+    def _mapped(self, name: str) -> bytes | mmap.mmap:
+        with open(self.folder / name, "rb") as file:
+            try:
+                return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            except ValueError:
+                return b""  # an empty file can't be mapped
