@@ -57,6 +57,7 @@ class PageIndex:
         self.zeros = self.count - stored
         self.last = last
         self._firsts, self._befores = firsts, befores
+        self._recent: tuple[tuple[int, int], tuple[I64, I64]] | None = None
 
     def within(self, first: int, last: int) -> tuple[I64, I64]:
         """(pfn, place) of the pages with first <= PFN < last: the number among the stored pages, -1 for zeros."""
@@ -87,9 +88,13 @@ class PageIndex:
             yield self._lists(number, min(self._step, self._info.lists - number))[0]
 
     def _places(self, number: int, lists: int) -> tuple[I64, I64]:
+        recent = self._recent  # sequential readers ask for the same again and again
+        if recent is not None and recent[0] == (number, lists):
+            return recent[1]
         pfn, zero = self._lists(number, lists)
         place = np.cumsum(~zero) - 1 + int(self._befores[number])
         place[zero] = -1
+        self._recent = (number, lists), (pfn, place)
         return pfn, place
 
     def _lists(self, number: int, lists: int) -> tuple[I64, NDArray[np.bool_]]:

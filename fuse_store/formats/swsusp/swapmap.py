@@ -49,12 +49,18 @@ class SwapMap:
 
     def read(self, entry: int, count: int) -> NDArray[np.uint8]:
         """The ``count`` pages from ``entry`` on, one row each. Raises Damaged."""
-        size, out, row = self._page_size, np.empty((count, self._page_size), np.uint8), 0
-        for block, here in self.runs(entry, count):
-            content = read_exactly(self._readable, block * size, here * size, THING)
-            out[row : row + here] = np.frombuffer(content, np.uint8).reshape(here, size)
+        size, runs, row = self._page_size, list(self.runs(entry, count)), 0
+        if len(runs) == 1:
+            return self._read(*runs[0])
+        out = np.empty((count, size), np.uint8)
+        for block, here in runs:
+            out[row : row + here] = self._read(block, here)
             row += here
         return out
+
+    def _read(self, block: int, count: int) -> NDArray[np.uint8]:
+        size = self._page_size
+        return np.frombuffer(read_exactly(self._readable, block * size, count * size, THING), np.uint8).reshape(count, size)
 
     def read_start(self, entry: int, length: int) -> bytes:
         """The first ``length`` bytes of one page. Raises Damaged."""

@@ -250,7 +250,7 @@ def _write(target: BinaryIO, places: _Places, first: int, content: Pages) -> Non
     row = 0
     for block, count in places.runs(first, len(content)):
         target.seek(block * places.page_size)
-        view = memoryview(np.ascontiguousarray(content[row : row + count]).reshape(-1)).cast("B")
+        view = np.ascontiguousarray(content[row : row + count]).data.cast("B")
         while view:
             done = target.write(view)
             view = view[done:]
