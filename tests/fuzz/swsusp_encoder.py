@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes hibernation images as the kernel does, for the tests and the fuzzer of ``fuse_store.formats.swsusp``.
+
+Written from the kernel's sources and not from our parser, of which it uses nothing, so that a mistake in one shows in the
+other: page by page, with struct and with the compressors' own libraries. Memory is a dictionary of PFN → page.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+import lz4.block
+from lzallright import LZOCompressor
+
+RELEASE = "6.12.7-test"
+HOST = "web01"
+KERNEL = 0xFFFFFFFF81000000  # where the kernel's image is mapped
+KERNEL_PHYSICAL = 0x200000
+DIRECT_MAP = 0xFFFF8A7780000000
+UUID = bytes(range(16))
+
+
+@dataclass
+class Encoded:
+    """An image and where in it everything is: ``stream`` block of each page of the stream, ``maps`` of each map page."""
+
+    device: bytearray
+    page_size: int
+    memory: dict[int, bytes]
+    header: int = 0
+    stream: list[int] = field(default_factory=list)
+    maps: list[int] = field(default_factory=list)
+    crc: int = 0
+    chunks: list[int] = field(default_factory=list)  # index in stream of the first page of each chunk
+
+
+def machine(page_size: int = 4096, architecture: str = "x86", pages: int = 300, zeros: float = 0.3, seed: int = 1) -> dict[int, bytes]:
+    """Memory of a machine: a kernel with its names, its VMCOREINFO and (x86) its page tables, noise, text and zeros."""
+    source = random.Random(seed)
+    memory: dict[int, bytes] = {}
+    pfn = 1
+    while len(memory) < pages:
+        pfn += source.choice((1, 1, 1, 1, 1, 1, 2, 40))
+        if source.random() < zeros:
+            memory[pfn] = bytes(page_size)
+        elif source.random() < 0.5:
+            memory[pfn] = source.randbytes(page_size)
+        else:
+            memory[pfn] = (b"process %d says hello; " % source.randrange(1000) * page_size)[:page_size]
+    kernel = KERNEL_PHYSICAL // page_size
+    names = b"".join(
+        name.encode().ljust(65, b"\0") for name in ("Linux", HOST, RELEASE, "#1 SMP test", "x86_64", "(none)")
+    )
+    uts = 0x480
+    memory[kernel] = (bytes(uts) + names).ljust(page_size, b"\0")[:page_size]
+    note_pfn = kernel + 4 + kernel % 2
+    items = {
+        "x86": [
+            f"NUMBER(phys_base)={KERNEL_PHYSICAL - (KERNEL - 0xFFFFFFFF80000000)}",
+            f"SYMBOL(init_top_pgt)={KERNEL + page_size:x}", "NUMBER(pgtable_l5_enabled)=0", "KERNELOFFSET=0",
+        ],
+        "arm64": [f"NUMBER(kimage_voffset)={KERNEL - KERNEL_PHYSICAL:#x}", "NUMBER(VA_BITS)=48", "NUMBER(PHYS_OFFSET)=0x0"],
+        "riscv": [
+            f"NUMBER(va_kernel_pa_offset)={KERNEL - KERNEL_PHYSICAL:#x}", "NUMBER(PAGE_OFFSET)=0xffffffd600000000",
+            "NUMBER(phys_ram_base)=0x0",
+        ],
+        "generic": [],
+    }[architecture]  # fmt: skip
+    text = "\n".join(
+        [
+            f"OSRELEASE={RELEASE}", "BUILD-ID=00112233445566778899aabbccddeeff00112233", f"PAGESIZE={page_size}",
+            f"SYMBOL(init_uts_ns)={KERNEL + uts:x}", "OFFSET(uts_namespace.name)=0", *items,
+        ]
+    ).encode() + b"\n"  # fmt: skip
+    memory[note_pfn] = note(text).ljust(page_size, b"\0")
+    if architecture == "x86" and page_size == 4096:
+        top, middle, low = bytearray(page_size), bytearray(page_size), bytearray(page_size)
+        struct.pack_into("<Q", top, 8 * (DIRECT_MAP >> 39 & 511), (kernel + 2) << 12 | 0x63)
+        struct.pack_into("<Q", top, 8 * 511, (kernel + 9) << 12 | 0x63)
+        struct.pack_into("<Q", middle, 8 * (DIRECT_MAP >> 30 & 511), (kernel + 3) << 12 | 0x63)
+        struct.pack_into("<Q", low, 0, 0 | 0xE3)  # 2 MiB from physical 0 on
+        memory.update({kernel + 1: bytes(top), kernel + 2: bytes(middle), kernel + 3: bytes(low)})
+    return memory
+
+
+def note(text: bytes) -> bytes:
+    """The ELF note with a text."""
+    return struct.pack("<III", 11, len(text), 0) + b"VMCOREINFO\0\0" + text + bytes(-len(text) % 4)
+
+
+def info(architecture: str, page_size: int, memory_pages: int, stored: int, pages: int) -> bytes:
+    """struct swsusp_info."""
+    page = bytearray(page_size)
+    if architecture == "x86":
+        struct.pack_into("<QQQQQ", page, 0, KERNEL + 0x50, KERNEL_PHYSICAL + 0x50, 0x1000, 0x23456789ABCDEF02, 0xC66E147B)
+    elif architecture == "arm64":
+        page[:12] = b"#1 SMP test\0"
+        struct.pack_into("<QQQQ", page, 72, 0x41000000, 0xFFFF800008010000, 0, 0x80000001)
+    elif architecture == "riscv":
+        page[:12] = b"#1 SMP test\0"
+        struct.pack_into("<QQQ", page, 72, 1, 8 << 60 | 0x81234, 0xFFFFFFFF80002000)
+    else:
+        for number, name in enumerate(("Linux", HOST, RELEASE, "#1 SMP test", "loongarch64", "(none)")):
+            page[65 * number : 65 * number + len(name)] = name.encode()
+        struct.pack_into("<I", page, 392, 0x060C07)
+    struct.pack_into("<Q", page, 400, memory_pages)
+    struct.pack_into("<QQQ", page, 416, stored, pages, pages * page_size)
+    return bytes(page)
+
+
+def stream_of(memory: dict[int, bytes], page_size: int = 4096, architecture: str = "x86", zero_flags: bool = True) -> list[bytes]:
+    """The pages that /dev/snapshot gives."""
+    words, data = [], []
+    for pfn in sorted(memory):
+        if zero_flags and not any(memory[pfn]):
+            words.append(pfn | 1 << 63)
+        else:
+            words.append(pfn)
+            data.append(memory[pfn])
+    per_page = page_size // 8
+    lists = []
+    for at in range(0, len(words), per_page):
+        part = words[at : at + per_page]
+        if len(part) < per_page:
+            part += [0xFFFFFFFFFFFFFFFF] + [0] * (per_page - len(part) - 1)
+        lists.append(struct.pack(f"<{per_page}Q", *part))
+    first = info(architecture, page_size, max(memory) + 100, len(data), 1 + len(lists) + len(data))
+    return [first, *lists, *data]
+
+
+def encode(
+    memory: dict[int, bytes],
+    page_size: int = 4096,
+    architecture: str = "x86",
+    compression: str = "none",
+    zero_flags: bool = True,
+    armed: bool = True,
+    resume_offset: int = 0,
+    scattered: int = 0,
+    extra_empty: bool = True,
+    flags: int = 0,
+    hw_sig: int = 0,
+) -> Encoded:
+    """A swap device with the image of ``memory``. ``scattered`` gives blocks in a random order, with that seed;
+    ``extra_empty`` writes the last map page that lists nothing, as kernels before 7.3 do."""
+    pages = stream_of(memory, page_size, architecture, zero_flags)
+    crc, chunks = 0, []
+    if compression != "none":
+        packed = [pages[0]]
+        for at in range(1, len(pages), 32):
+            raw = b"".join(pages[at : at + 32])
+            crc = zlib.crc32(raw, crc ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+            small = LZOCompressor().compress(raw) if compression == "lzo" else lz4.block.compress(raw, store_size=False)
+            chunk = struct.pack("<Q", len(small)) + small
+            chunk += b"\xa5" * (-len(chunk) % page_size)
+            chunks.append(len(packed))
+            packed += [chunk[begin : begin + page_size] for begin in range(0, len(chunk), page_size)]
+        pages = packed
+    flags |= {"none": 2, "lzo": 4, "lz4": 4 | 16}[compression]
+    entries = page_size // 8 - 1
+    map_count = len(pages) // entries + 1 if extra_empty else -(-len(pages) // entries)
+    needed = len(pages) + map_count
+    blocks = resume_offset + 2 + needed + 20
+    free = [block for block in range(1, blocks) if block != resume_offset]
+    if scattered:
+        random.Random(scattered).shuffle(free)
+    else:
+        free = free[3:7] + free[10:]  # not in one run, nor from the first block on
+    supply = iter(free)
+    # Blocks are taken in the order in which the kernel asks for them: the first map page before what it lists.
+    maps, stream = [next(supply)], []
+    for number in range(len(pages)):
+        stream.append(next(supply))
+        if (number + 1) % entries == 0 and len(maps) < map_count:
+            maps.append(next(supply))
+    device = bytearray(blocks * page_size)
+    for block, page in zip(stream, pages, strict=True):
+        device[block * page_size : (block + 1) * page_size] = page
+    for number, block in enumerate(maps):
+        listed = stream[number * entries : (number + 1) * entries]
+        following = maps[number + 1] if number + 1 < len(maps) else 0
+        content = struct.pack(f"<{entries + 1}Q", *listed, *[0] * (entries - len(listed)), following)
+        device[block * page_size : (block + 1) * page_size] = content
+    header = resume_offset * page_size
+    struct.pack_into("<III16s16s", device, header + 1024, 1, blocks - 1, 0, UUID, b"NVM_SWAP")
+    end = header + page_size
+    struct.pack_into("<II", device, end - 40, hw_sig, crc if compression != "none" else 0)
+    struct.pack_into("<QI", device, end - 32, maps[0], flags)
+    device[end - 20 : end] = b"SWAPSPACE2" + (b"S1SUSPEND\0" if armed else b"SWAPSPACE2")
+    return Encoded(device, page_size, memory, header, stream, maps, crc, chunks)
+
+
+def decode(device: bytes, page_size: int = 4096, resume_offset: int = 0) -> list[bytes]:
+    """The pages of the stream of an uncompressed image, as the kernel's reader goes through it."""
+    end = (resume_offset + 1) * page_size
+    block, flags = struct.unpack_from("<QI", device, end - 32)
+    assert flags & 2, "it is compressed"
+    pages, entries = [], page_size // 8 - 1
+    while block:
+        *listed, block = struct.unpack_from(f"<{entries + 1}Q", device, block * page_size)
+        for one in listed:
+            if not one:
+                return pages
+            pages.append(bytes(device[one * page_size : (one + 1) * page_size]))
+    return pages
