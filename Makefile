@@ -26,17 +26,25 @@ help: ## list the targets
 demo: $(READY) ## hibernate a virtual machine into non-volatile memory and resume it; KEEP=1 leaves it running
 	KEEP=$(KEEP) $(PYTHON) -m tests.vm.demo
 
+.PHONY: bench
+bench: bench-store ## the store against borg, restic and squashfs; writes docs/benchmarks.md; about 10 minutes
+
+.PHONY: bench-store
+bench-store: $(READY)
+	@tools/install-packages tools/bench-packages.txt
+	$(PYTHON) -m tests.store.bench --report $(BENCH)
+
 .PHONY: bench-vm
 bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 20 minutes
 	$(PYTHON) -m tests.vm.bench
 
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, two lanes at once
-	$(PYTHON) tools/test_lanes.py static:$(LINT_LIST),types,unit,build ansible-test:sanity,units then \
+	$(PYTHON) tools/test_lanes.py static:$(LINT_LIST),types,unit,store-test,build ansible-test:sanity,units then \
 	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)) vm:vm-test
 
 .PHONY: check
-check: lint types unit ## lint, types and unit tests: a few minutes
+check: lint types unit store-test ## lint, types, unit tests and tests of the store: a few minutes
 
 .PHONY: setup
 setup: $(READY) ## install missing Debian packages and make .venv; the other targets do it by themselves
@@ -86,15 +94,20 @@ changelog-lint: $(READY) ## changelog fragments
 	antsibull-changelog lint
 
 .PHONY: types
-types: tree ## type checks: strict for the lab and the tools
+types: tree ## type checks: strict for the store, the lab and the tools
 	cd build && MYPYPATH=. mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache/plugins \
 	  -p ansible_collections.nvm.fastboot.plugins
+	mypy --strict --cache-dir .mypy_cache/strict -p fuse_store
 	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict -p tests.vm.lab
 	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict tools
 
 .PHONY: unit
 unit: $(READY) ## unit tests
 	$(PYTHON) -m pytest tests/unit -q
+
+.PHONY: store-test
+store-test: $(READY) ## tests of the store; they mount it, and need /dev/fuse
+	$(PYTHON) -m pytest tests/store -q
 
 .PHONY: sanity
 sanity: $(READY) ## ansible-test sanity
@@ -124,6 +137,6 @@ build/.packages: tools/debian-packages.txt tools/install-packages
 	@tools/install-packages tools/debian-packages.txt
 	@mkdir -p build && touch $@
 
-$(READY): requirements-dev.txt tools/make-venv | build/.packages
+$(READY): requirements-dev.txt pyproject.toml tools/make-venv | build/.packages
 	@tools/make-venv $(VENV) requirements-dev.txt
 	@touch $@
