@@ -29,12 +29,16 @@ def crash(step: str) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, sync: bool, before: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
+def new_file(
+    path: Path, sync: bool, before: Callable[[], None] | None = None, folder: Path | None = None
+) -> Iterator[BinaryIO]:
     """A file to write, which appears under ``path`` when the block ends, and not at all if it raises.
 
-    ``before`` is called when the content is durable under its partial name, right before it appears; it may raise.
+    ``before`` is called when the content is durable under its partial name, right before it appears; it may raise. Until
+    then the file is in ``folder``, by default that of ``path``.
     """
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    folder = folder or path.parent
+    partial = folder / f"{path.name}.{secrets.token_hex(4)}{PARTIAL}"
     try:
         with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             crash(f"write {path.suffix}")
@@ -51,7 +55,8 @@ def new_file(path: Path, sync: bool, before: Callable[[], None] | None = None) -
         raise
     crash(f"renamed {path.suffix}")
     if sync:
-        sync_directory(path.parent)
+        for changed in {path.parent, folder}:
+            sync_directory(changed)
 
 
 def write_file(path: Path, content: bytes, sync: bool, before: Callable[[], None] | None = None) -> None:

@@ -132,7 +132,7 @@ class PackWriter:
         path = pack_path(self._root, self._pack)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         crash("begin pack")
-        self._context = new_file(path, self._sync)
+        self._context = new_file(path, self._sync, folder=self._root / "packs")  # one folder to sweep, not 256
         self._file = self._context.__enter__()
         self._file.write(PACK_HEADER.pack(PACK_MAGIC, self._pack))
         self._size = PACK_HEADER.size

@@ -341,8 +341,6 @@ class _Writing:
             raise StoreError(f"store {self._store.path}", f"{error.strerror}.", "Nothing was changed.") from None
         for name in ("packs", "index", "images", "states"):
             sweep(self._store.path / name)
-        for folder in (self._store.path / "packs").iterdir():
-            sweep(folder)
         return lock
 
     def __exit__(self, *error: object) -> None:
