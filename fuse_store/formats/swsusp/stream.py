@@ -26,7 +26,7 @@ from fuse_store.errors import Damaged
 from fuse_store.formats.swsusp.header import THING, Header
 from fuse_store.formats.swsusp.info import Info
 from fuse_store.formats.swsusp.layout import CHUNK_HEAD, CHUNK_PAGES, largest_compressed
-from fuse_store.formats.swsusp.swapmap import SwapMap
+from fuse_store.formats.swsusp.swapmap import CUT_OFF, SwapMap
 from fuse_store.progress import SILENT, Progress
 
 CACHE = 16 << 20  # bytes of opened chunks
@@ -160,6 +160,8 @@ def open_stream(swap_map: SwapMap, header: Header, info: Info) -> Stream:
     """The Stream of an image. Raises Damaged if the map is too short for it."""
     if header.compression == "none":
         return PlainStream(swap_map, info.data)
+    if info.data > (swap_map.count - 1) * CHUNK_PAGES:
+        raise Damaged(THING, f"its {info.data} pages cannot be in the {swap_map.count} that its swap map lists.", CUT_OFF)
     return ChunkStream(swap_map, info.data, header.page_size, header.compression)
 
 

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,47 +34,52 @@ STEP = 8 << 20  # bytes that are read from the image at once
 I64 = NDArray[np.int64]
 
 
+T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """What ``make`` gives, made when it is first asked for, and by one thread while the others wait."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._made: list[T] = []
+
+    def __call__(self) -> T:
+        if not self._made:
+            with self._lock:
+                if not self._made:
+                    self._made.append(self._make())
+        return self._made[0]
+
+
 class Source:
-    """The image behind all its views, opened when it is first needed, and what they have in common."""
+    """The image behind all its views, opened when it is first needed, and what they have in common.
+
+    ``image``, ``kernel`` (which searches the image, unless it was told where the note is) and ``ranges`` raise what opening
+    an image does.
+    """
 
     def __init__(self, readable: Readable, resume_offset: int, note: int | None) -> None:
-        self._readable, self._resume_offset, self._note = readable, resume_offset, note
-        self._lock = threading.RLock()
-
-    @cached_property
-    def image(self) -> HibernationImage:
-        """Raises NotFound, Refused, Damaged."""
-        with self._lock:
-            return HibernationImage(self._readable, self._resume_offset)
-
-    @cached_property
-    def kernel(self) -> Kernel | None:
-        """Searches the image, unless it was told where the note is. Raises Damaged."""
-        with self._lock:
-            return kernel(self.image, self._note)
-
-    @cached_property
-    def ranges(self) -> Ranges:
-        """Raises Damaged."""
-        with self._lock:
-            return find_ranges(self.image.pages)
+        self.image = Once(lambda: HibernationImage(readable, resume_offset))
+        self.kernel: Once[Kernel | None] = Once(lambda: kernel(self.image(), note))
+        self.ranges = Once(lambda: find_ranges(self.image().pages))
 
     def dense(self, first: int, last: int) -> NDArray[np.uint8]:
         """The pages of all ranges one after the other, from ``first`` to ``last`` (exclusive), a row each."""
         if first >= last:
-            return np.empty((0, self.image.page_size), np.uint8)
-        ranges = self.ranges
+            return np.empty((0, self.image().page_size), np.uint8)
+        ranges = self.ranges()
         number = np.searchsorted(ranges.before, (first, last - 1), "right") - 1
         ends = (ranges.first[number] + (first, last - 1) - ranges.before[number]).tolist()
-        pfn, place = self.image.pages.within(ends[0], ends[1] + 1)
+        pfn, place = self.image().pages.within(ends[0], ends[1] + 1)
         kept = place >= 0
         pfn, place = pfn[kept], place[kept]
         if not len(pfn):
-            return np.zeros((last - first, self.image.page_size), np.uint8)
-        content = self.image.stored(int(place[0]), len(place))
+            return np.zeros((last - first, self.image().page_size), np.uint8)
+        content = self.image().stored(int(place[0]), len(place))
         if len(content) == last - first:
             return content
-        out = np.zeros((last - first, self.image.page_size), np.uint8)
+        out = np.zeros((last - first, self.image().page_size), np.uint8)
         number = np.searchsorted(ranges.first, pfn, "right") - 1
         out[ranges.before[number] + pfn - ranges.first[number] - first] = content
         return out
@@ -124,8 +130,8 @@ class Dump:
 
     def size(self) -> int:
         """Raises what opening an image does."""
-        ranges = self._source.ranges
-        return self.room + self.mark * len(ranges.first) + ranges.pages * self._source.image.page_size
+        ranges = self._source.ranges()
+        return self.room + self.mark * len(ranges.first) + ranges.pages * self._source.image().page_size
 
     def read(self, offset: int, length: int) -> bytes:
         """Raises Damaged."""
@@ -148,13 +154,13 @@ class Dump:
     @cached_property
     def begins(self) -> I64:
         """Where in this file the memory of each range begins."""
-        ranges = self._source.ranges
+        ranges = self._source.ranges()
         marks = self.mark * np.arange(1, len(ranges.first) + 1)
-        return np.asarray(self.room + marks + ranges.before * self._source.image.page_size, np.int64)
+        return np.asarray(self.room + marks + ranges.before * self._source.image().page_size, np.int64)
 
     def _memory(self, offset: int, end: int) -> bytes:
         """What stands between two offsets, behind ``room``."""
-        ranges, begins, size = self._source.ranges, self.begins, self._source.image.page_size
+        ranges, begins, size = self._source.ranges(), self.begins, self._source.image().page_size
         low = max(0, int(np.searchsorted(begins, offset, "right")) - 1)
         high = int(np.searchsorted(begins, end + self.mark, "left"))
         # As if there were no marks, which are put between the pages afterwards.
@@ -179,11 +185,11 @@ class ElfCore(Dump):
 
     @cached_property
     def room(self) -> int:  # type: ignore[override]
-        return elf.core_room(len(self._source.ranges.first), NOTE_START + LARGEST, self._source.image.page_size)
+        return elf.core_room(len(self._source.ranges().first), NOTE_START + LARGEST, self._source.image().page_size)
 
     @cached_property
     def _head(self) -> bytes:
-        image, found, ranges = self._source.image, self._source.kernel, self._source.ranges
+        image, found, ranges = self._source.image(), self._source.kernel(), self._source.ranges()
         table = (self.begins, ranges.first * image.page_size, ranges.count * image.page_size)
         segments = list(zip(*(column.tolist() for column in table), strict=True))
         offset = direct_map(image, found.info if found else None)
@@ -236,7 +242,7 @@ class PageTable:
 
     def size(self) -> int:
         """Raises what opening an image does."""
-        return len(self.HEAD) + self._source.image.pages.count * self.LINE
+        return len(self.HEAD) + self._source.image().pages.count * self.LINE
 
     def read(self, offset: int, length: int) -> bytes:
         """Raises Damaged."""
@@ -250,7 +256,7 @@ class PageTable:
         return self.HEAD[offset:end] + lines[max(0, offset - start) : max(0, end - start)]
 
     def _lines(self, first: int, count: int) -> bytes:
-        pfn, place = self._source.image.pages.numbered(first, count)
+        pfn, place = self._source.image().pages.numbered(first, count)
         table = np.full((len(pfn), self.LINE), ord("\t"), np.uint8)
         table[:, :2] = list(b"0x")
         table[:, 2 : 2 + self.PFN] = _digits(pfn, self.PFN, 16)
@@ -279,6 +285,6 @@ def derived(readable: Readable, resume_offset: int = 0, note: int | None = None)
     source = Source(readable, resume_offset, note)
 
     def header() -> str:
-        return json.dumps({**header_fields(source.image), **kernel_fields(source.kernel)}, indent=1, sort_keys=True) + "\n"
+        return json.dumps({**header_fields(source.image()), **kernel_fields(source.kernel())}, indent=1, sort_keys=True) + "\n"
 
     return [ElfCore("memory.elf", source), Lime("memory.lime", source), Text("header.json", header), PageTable(source)]
