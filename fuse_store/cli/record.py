@@ -20,7 +20,7 @@ VERSION_KEYS = {
     "state": "captured, verified, staged, armed, resumed or failed",
     "size": "bytes of all its files",
     "allocated": "bytes of its pages that are not zero",
-    "new": "bytes of its pages that nothing in the store had",
+    "new": "bytes of its pages that none of its bases had",
     "stored": "bytes that were written for it",
     "files": "how many files it has",
     "bases": "ids of the versions whose pages it was compared with",

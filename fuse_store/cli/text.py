@@ -26,7 +26,7 @@ def when(moment: datetime) -> str:
 
 
 def tags(pairs: dict[str, str]) -> str:
-    return " ".join(f"{key}={value}" for key, value in sorted(pairs.items()))
+    return " ".join([f"{key}={value}" for key, value in sorted(pairs.items())])
 
 
 def printable(text: str) -> str:
@@ -40,18 +40,29 @@ def printable(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
-    """Columns as wide as what is in them; those in ``right`` are aligned to the right."""
-    cells = [tuple(header), *(tuple(map(printable, row)) for row in rows)]
+    """Columns as wide as what is in them; those in ``right`` are aligned to the right. Made for ten thousand rows: those of
+    plain ASCII, which are nearly all, are formatted as one."""
+    cells = [tuple(header)]
+    plain = [True]
+    for row in rows:
+        joined = "".join(row)
+        plain.append(joined.isascii())
+        cells.append(tuple(row) if joined.isprintable() else tuple(map(printable, row)))
     widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+    line = "  ".join(f"{{:{'>' if number in right else '<'}{most}}}" for number, most in enumerate(widths)).format
     return "\n".join(
-        "  ".join(_fill(cell, widths[number], number in right) for number, cell in enumerate(row)).rstrip()
-        for row in cells
+        (line(*row) if ascii_only else _line(row, widths, right)).rstrip()
+        for row, ascii_only in zip(cells, plain, strict=True)
     )
 
 
-def _fill(cell: str, to: int, right: bool) -> str:
-    space = " " * (to - width(cell))
-    return space + cell if right else cell + space
+def _line(row: Sequence[str], widths: Sequence[int], right: frozenset[int]) -> str:
+    """What ``str.format`` can't do: it counts letters, and not the columns they take."""
+    spaces = (" " * (most - width(cell)) for cell, most in zip(row, widths, strict=True))
+    return "  ".join(
+        space + cell if number in right else cell + space
+        for number, (cell, space) in enumerate(zip(row, spaces, strict=True))
+    )
 
 
 def width(text: str) -> int:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
 from fuse_store.cli.parser import Verb, argument
@@ -28,8 +27,6 @@ def run(context: Context) -> int:
             "foreground": options.foreground,
             "writable": options.writable,
         }
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # libfuse has handlers of its own, which unmount
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         filesystem.mount(store, options.directory, foreground=options.foreground, writable=options.writable)
     context.emit(record, "")
     return 0

@@ -103,7 +103,7 @@ VERB = Verb(
         "groups": "one object for each machine and application:",
         "  machine, application": "whose they are",
         "  versions, logical, allocated": "as above, of these",
-        "  new": "bytes of pages that nothing in the store had when they were captured",
+        "  new": "bytes of pages that their bases did not have",
         "  stored": "bytes that were written for them; blocks that others share as well count for who brought them",
         "  newest": "when the newest was taken, in UTC",
     },
