@@ -152,7 +152,7 @@ def open_device(path: Path) -> int:
 def read_back(image: Image, descriptor: int, path: Path, progress: Progress) -> None:
     """Compare what stands on a device with the image. Raises Damaged, which says where they differ."""
     progress.start("compare", image.size)
-    for at, stale, holes in _differing(image, image.files[0], descriptor):
+    for at, stale, holes in differing(image, image.files[0], descriptor):
         if stale or holes:
             where = int(stale[0].page[0]) * image.head.page_size if stale else holes[0][0]
             raise Damaged(f"device {path}", f"what was written at {where:#x} reads back otherwise.", "Do not use it.")
@@ -162,6 +162,13 @@ def read_back(image: Image, descriptor: int, path: Path, progress: Progress) -> 
 
 def refuse_precious(path: Path, ours: bool) -> None:
     """Refuse a device that something recognisable is on. With --changed-only an older version may stand there."""
+    kind = recognised(path)
+    if kind and not ours:
+        raise Refused(f"device {path}", f"it holds {kind}.", "Say --force if that may be lost.")
+
+
+def recognised(path: Path) -> str:
+    """What blkid finds on a device or in a file: ext4, swap, gpt …; empty if nothing. Raises Refused without blkid."""
     try:
         found = subprocess.run(
             ["blkid", "-p", "-o", "export", str(path)], capture_output=True, text=True, check=False,
@@ -170,9 +177,8 @@ def refuse_precious(path: Path, ours: bool) -> None:
     except FileNotFoundError:
         raise Refused(f"device {path}", "blkid is not here to tell what is on it.", "Install util-linux, or say --force.") from None
     fields = dict(line.split("=", 1) for line in found.stdout.splitlines() if "=" in line)
-    kind = fields.get("TYPE") or fields.get("PTTYPE")
-    if (kind or found.returncode == 8) and not ours:  # 8: several that contradict each other
-        raise Refused(f"device {path}", f"it holds {kind or 'more than one thing'}.", "Say --force if that may be lost.")
+    contradicting = found.returncode == 8
+    return fields.get("TYPE") or fields.get("PTTYPE") or ("more than one thing" if contradicting else "")
 
 
 # pages -----------------------------------------------------------------------------------------------------------------
@@ -183,15 +189,15 @@ def _write(image: Image, file: ImageFile, descriptor: int, progress: Progress, *
     else may stand where the image has zeros. Returns how many bytes were written."""
     written = 0
     progress.start("get", file.size)
-    parts = _differing(image, file, descriptor) if compare else _everything(image, file, zeros)
+    parts = differing(image, file, descriptor) if compare else _everything(image, file, zeros)
     try:
         for at, places, holes in parts:
             for start, end in holes:
                 for begin in range(start, end, WINDOW):
-                    _write_at(descriptor, memoryview(ZEROS)[: min(WINDOW, end - begin)], begin)
+                    write_at(descriptor, memoryview(ZEROS)[: min(WINDOW, end - begin)], begin)
                 written += end - start
             for place in places:
-                for wrote in _scatter(image, file, place, descriptor):
+                for wrote in scatter(image, file, place, descriptor):
                     written += wrote
                     if not compare:
                         progress.at(min(written, at))
@@ -217,7 +223,7 @@ def _everything(image: Image, file: ImageFile, zeros: bool) -> Iterator[Part]:
         yield file.size, [], [((done - first) * size, file.size)]
 
 
-def _differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Part]:
+def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Part]:
     """The same, of what stands otherwise in ``descriptor``; in windows."""
     size, seed, digest = image.head.page_size, image.page_seed, xxhash.xxh3_128_digest
     first = file.offset // size
@@ -227,7 +233,7 @@ def _differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Part]
         high = min(low + step, last)
         start = (low - first) * size
         length = min((high - low) * size, file.size - start)
-        there = _read_at(descriptor, start, length)
+        there = read_at(descriptor, start, length)
         there += bytes((high - low) * size - len(there))
         content = np.frombuffer(there, np.uint8).reshape(-1, size)
         filled = np.asarray(content.view(np.uint64).any(axis=1))
@@ -241,12 +247,12 @@ def _differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Part]
             if not same.all():
                 stale.append(place.select(~same))
         holes = [
-            (start + begin * size, min(start + end * size, file.size)) for begin, end in _runs_of(np.flatnonzero(filled))
+            (start + begin * size, min(start + end * size, file.size)) for begin, end in runs_of(np.flatnonzero(filled))
         ]
         yield start + length, stale, holes
 
 
-def _runs_of(numbers: I64) -> list[tuple[int, int]]:
+def runs_of(numbers: I64) -> list[tuple[int, int]]:
     """(first, end) of each run of consecutive numbers."""
     if not len(numbers):
         return []
@@ -263,7 +269,7 @@ def _gaps(page: I64, low: int, high: int, first: int, size: int, most: int) -> l
     return list(zip(begin.tolist(), end.tolist(), strict=True))
 
 
-def _scatter(image: Image, file: ImageFile, place: Place, descriptor: int) -> Iterator[int]:
+def scatter(image: Image, file: ImageFile, place: Place, descriptor: int) -> Iterator[int]:
     """Write pages where they belong, block by block in the order of the packs; the bytes written of each block."""
     order = np.lexsort((place.page, place.number))
     place = place.select(order)
@@ -294,11 +300,11 @@ def _write_block(image: Image, file: ImageFile, place: Place, rows: slice, job: 
     offsets = page[breaks] * size - file.offset
     lengths = np.minimum(count * size, file.size - offsets)
     for offset, length, at in zip(offsets.tolist(), lengths.tolist(), (slot[breaks] * size).tolist(), strict=True):
-        _write_at(descriptor, content[at : at + length], offset)
+        write_at(descriptor, content[at : at + length], offset)
     return int(lengths.sum())
 
 
-def _read_at(descriptor: int, at: int, length: int) -> bytes:
+def read_at(descriptor: int, at: int, length: int) -> bytes:
     parts = []
     while length and (part := os.pread(descriptor, length, at)):
         parts.append(part)
@@ -306,7 +312,7 @@ def _read_at(descriptor: int, at: int, length: int) -> bytes:
     return b"".join(parts)
 
 
-def _write_at(descriptor: int, data: memoryview, at: int) -> None:
+def write_at(descriptor: int, data: memoryview, at: int) -> None:
     while len(data):
         number = os.pwrite(descriptor, data, at)
         data, at = data[number:], at + number
