@@ -29,8 +29,9 @@ class WriterLock:
     def __enter__(self) -> WriterLock:
         for _attempt in range(8):
             partial = self._path.with_name(f"writer.{secrets.token_hex(4)}.partial")
-            partial.write_text(self._content)
             try:
+                with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                    file.write(self._content)
                 os.link(partial, self._path)  # fails if it exists, which a rename would not
                 return self
             except FileExistsError:
