@@ -7,6 +7,7 @@ traceback before it. SIGTERM and SIGHUP end a command as Ctrl-C does, so that wh
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -36,6 +38,11 @@ class Terminated(KeyboardInterrupt):
 
 def run(arguments: list[str]) -> int:
     """The exit code of the command."""
+    with _whole_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     context: Context | None = None
     verb: Verb | None = None
@@ -78,6 +85,26 @@ def run(arguments: list[str]) -> int:
         _finish(context)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _whole_output() -> Iterator[None]:
+    """Have standard output buffered. It is not under PYTHONUNBUFFERED, and then a write that a full disk cuts short is no
+    error: the rest would be missing and nobody told."""
+    old = sys.stdout
+    raw = getattr(old, "buffer", None)
+    if not isinstance(old, io.TextIOWrapper) or not isinstance(raw, io.RawIOBase):
+        yield
+        return
+    buffered = io.BufferedWriter(raw)
+    sys.stdout = io.TextIOWrapper(buffered, encoding=old.encoding, errors=old.errors, newline="")
+    try:
+        yield
+    finally:
+        text, sys.stdout = sys.stdout, old
+        with contextlib.suppress(OSError):  # _run has flushed, or told why it could not
+            text.detach()
+            buffered.detach()  # else it would close what is not its own
 
 
 def _explain(error: Exception, as_json: bool) -> int:

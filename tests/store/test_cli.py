@@ -615,6 +615,19 @@ def test_standard_output_that_is_full(run: Run, store: Path) -> None:
     assert done.returncode == 1 and done.stderr == "fuse-store: input or output: No space left on device\n"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_standard_output_that_becomes_full(
+    run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str
+) -> None:
+    made = put(run, image(tmp_path / "a", 1024))
+    (tmp_path / "small").mkdir()
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    script = 'mount -t tmpfs -o size=1m none small && exec "$@" > small/out'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", *COMMAND, "get", made, "-"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and "No space left on device" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_pipes_on_both_sides(run: Run, store: Path, tmp_path: Path) -> None:
     content = image(tmp_path / "a", 300).read_bytes() + b"end"
     done = subprocess.run([*COMMAND, "put", "-", "--machine", "web01"], input=content, capture_output=True, check=True)
