@@ -96,6 +96,8 @@ def info(architecture: str, page_size: int, memory_pages: int, stored: int, page
     page = bytearray(page_size)
     if architecture == "x86":
         struct.pack_into("<QQQQQ", page, 0, KERNEL + 0x50, KERNEL_PHYSICAL + 0x50, 0x1000, 0x23456789ABCDEF02, 0xC66E147B)
+    elif architecture == "x86 before 5.13":
+        struct.pack_into("<QQQQ16s", page, 0, KERNEL + 0x50, KERNEL_PHYSICAL + 0x50, 0x1000, 0x23456789ABCDEF01, bytes(range(16)))
     elif architecture == "arm64":
         page[:12] = b"#1 SMP test\0"
         struct.pack_into("<QQQQ", page, 72, 0x41000000, 0xFFFF800008010000, 0, 0x80000001)

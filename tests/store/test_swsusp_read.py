@@ -331,6 +331,26 @@ def test_description(architecture: str, compression: str, tmp_path: Path) -> Non
     assert told["swap"]["label"] == "NVM_SWAP"
 
 
+def test_x86_kernels_before_5_13_have_a_digest_of_the_memory_map() -> None:
+    told = describe(Memory(encode(machine(), architecture="x86 before 5.13", zero_flags=False, compression="lzo").device))
+    assert (told["architecture"], told["e820_checksum"]) == ("x86", None)
+    assert told["e820_digest"] == bytes(range(16)).hex()
+    assert told["kernel"] == encoder.RELEASE
+
+
+def test_release_before_vmcoreinfo_told_where_the_names_are() -> None:
+    """Until 5.10 the names stand behind a counter in uts_namespace, and the note does not say where."""
+    memory = machine()
+    page = next(pfn for pfn, content in memory.items() if content.startswith(struct.pack("<I", 11)))
+    memory[page] = memory[page].replace(b"OFFSET(uts_namespace.name)=0\n", b"OFFSET(list_head.next)=00000\n")
+    kernel_page = encoder.KERNEL_PHYSICAL // 4096
+    memory[kernel_page] = bytes(4) + memory[kernel_page][:-4]
+    with opened(encode(memory, architecture="x86 before 5.13")) as image:
+        found = kernel(image)
+        assert found is not None
+        assert found.host == encoder.HOST
+
+
 def test_description_of_an_image_without_a_note() -> None:
     told = describe(Memory(encode({5: b"x" * 4096}).device))
     assert told["kernel"] is None

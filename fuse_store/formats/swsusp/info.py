@@ -21,18 +21,23 @@ MOST_PAGES = 1 << 34  # of memory: 64 TiB in the smallest pages
 
 @dataclass(frozen=True)
 class Architecture:
-    """``record`` names the 64-bit words at ``at``; ``knows`` tells whether a page's start has this form."""
+    """``record`` names the 64-bit words at ``at``; ``digest`` 16 bytes behind them, shown in hexadecimal. ``knows`` tells
+    whether a page's start has this form."""
 
     name: str
     at: int
     record: tuple[str, ...]
     knows: Callable[[bytes], bool]
     version: bool = False  # utsname.version stands at 0
+    digest: str = ""
 
     def parse(self, page: bytes) -> dict[str, Any]:
-        words = struct.unpack_from(f"<{len(self.record)}Q", page, self.at)
+        words = struct.Struct(f"<{len(self.record)}Q")
         fields: dict[str, Any] = {"version": text(page[: layout.UTS_LENGTH])} if self.version else {}
-        return {**fields, **dict(zip(self.record, words, strict=True))}
+        fields.update(zip(self.record, words.unpack_from(page, self.at), strict=True))
+        if self.digest:
+            fields[self.digest] = page[self.at + words.size : self.at + words.size + 16].hex()
+        return fields
 
 
 def _word(page: bytes, at: int) -> int:
@@ -40,13 +45,19 @@ def _word(page: bytes, at: int) -> int:
 
 
 X86_MAGIC = 0x23456789ABCDEF02
-X86_MAGIC_32 = 0x12345679
+X86_MAGIC_MD5 = 0x23456789ABCDEF01  # until 5.12
+X86_MAGICS_32 = (0x12345678, 0x12345679)
 
 ARCHITECTURES = (
-    # arch/x86/power/hibernate.c, struct restore_data_record. e820_checksum is a CRC since 5.3.
+    # arch/x86/power/hibernate.c, struct restore_data_record; until 5.12 with the MD5 of the memory map, then with its CRC.
     Architecture(
         "x86", 0, ("jump_address", "jump_address_phys", "cr3", "magic", "e820_checksum"),
         lambda page: _word(page, 24) == X86_MAGIC,
+    ),
+    Architecture(
+        "x86", 0, ("jump_address", "jump_address_phys", "cr3", "magic"),
+        lambda page: _word(page, 24) == X86_MAGIC_MD5,
+        digest="e820_digest",
     ),
     # arch/riscv/kernel/hibernate.c, struct arch_hibernate_hdr: satp has its mode (Sv39, 48, 57) in the highest four bits.
     Architecture(
@@ -93,7 +104,7 @@ def parse(page: bytes, page_size: int) -> Info:
     version_code, memory, cpus, stored, pages, size = layout.INFO.unpack_from(page, layout.INFO_AT)
     if size != pages * page_size or not pages:
         _memory, _cpus, _stored, pages_32, size_32 = layout.INFO_32.unpack_from(page, layout.INFO_32_AT)
-        if (pages_32 and size_32 == pages_32 * page_size) or _word(page, 12) & 0xFFFFFFFF == X86_MAGIC_32:
+        if (pages_32 and size_32 == pages_32 * page_size) or _word(page, 12) & 0xFFFFFFFF in X86_MAGICS_32:
             raise Refused(THING, "it was made by a 32-bit kernel.", "Only images of 64-bit kernels are understood.")
         raise Damaged(THING, f"its first page says {pages} pages of {page_size} bytes, and a size of {size}.", _OVERWRITTEN)
     per_list = page_size // layout.ENTRY

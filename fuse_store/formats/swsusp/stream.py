@@ -47,14 +47,23 @@ class Stream(Protocol):
 
 
 class PlainStream:
-    """Pages as they are."""
+    """Pages as they are. While reading is sequential, what comes next is fetched ahead."""
 
-    def __init__(self, swap_map: SwapMap, count: int) -> None:
+    def __init__(self, swap_map: SwapMap, count: int, page_size: int) -> None:
         if swap_map.count <= count:
             list(swap_map.runs(count, 1))  # says what is missing
         self._map, self.count = swap_map, count
+        self._ahead = STEP // page_size
+        self._next = self._asked = 0  # where sequential reading goes on, and what has been asked for; a wrong one costs little
 
     def read(self, first: int, count: int) -> Pages:
+        end = first + count
+        if first == self._next and end + self._ahead // 2 > self._asked:
+            begin, self._asked = max(end, self._asked), min(end + self._ahead, self.count)
+            self._map.prefetch(begin + 1, self._asked - begin)
+        elif first != self._next:
+            self._asked = end
+        self._next = end
         return self._map.read(first + 1, count)
 
     def close(self) -> None:
@@ -159,7 +168,7 @@ class ChunkStream:
 def open_stream(swap_map: SwapMap, header: Header, info: Info) -> Stream:
     """The Stream of an image. Raises Damaged if the map is too short for it."""
     if header.compression == "none":
-        return PlainStream(swap_map, info.data)
+        return PlainStream(swap_map, info.data, header.page_size)
     if info.data > (swap_map.count - 1) * CHUNK_PAGES:
         raise Damaged(THING, f"its {info.data} pages cannot be in the {swap_map.count} that its swap map lists.", CUT_OFF)
     return ChunkStream(swap_map, info.data, header.page_size, header.compression)

@@ -58,6 +58,13 @@ class SwapMap:
             row += here
         return out
 
+    def prefetch(self, entry: int, count: int) -> None:
+        """Tell the source that ``count`` pages will be read soon, if it can make use of that, as a stored version can."""
+        ahead = getattr(self._readable, "prefetch", None)
+        if ahead is not None and count > 0:
+            for block, here in self.runs(entry, count):
+                ahead(block * self._page_size, here * self._page_size)
+
     def _read(self, block: int, count: int) -> NDArray[np.uint8]:
         size = self._page_size
         return np.frombuffer(read_exactly(self._readable, block * size, count * size, THING), np.uint8).reshape(count, size)
