@@ -218,6 +218,30 @@ def test_reasons_name_every_rule() -> None:
     assert reasons == {1: ("last", "daily", "within 2h"), 0: ("oldest daily", "within 2h", "tag keep=yes")}
 
 
+@pytest.mark.parametrize(
+    ("rule", "one", "other"),
+    [
+        ("hourly", "2026-11-24 10:00", "2026-11-23 10:30"),
+        ("daily", "2026-11-24 10:00", "2026-10-24 10:00"),
+        ("weekly", "2026-11-24 10:00", "2025-11-18 10:00"),  # both in week 48
+        ("weekly", "2027-01-03 10:00", "2021-01-03 10:00"),  # both in week 53, of 2026 and of 2020
+        ("monthly", "2026-11-24 10:00", "2025-11-24 10:00"),
+        ("yearly", "2026-01-01 00:00", "2025-12-31 23:59"),
+    ],
+)
+def test_periods_with_the_same_number_are_not_the_same(rule: str, one: str, other: str) -> None:
+    versions = [
+        version(datetime.fromisoformat(text).replace(tzinfo=UTC), number) for number, text in enumerate((one, other))
+    ]
+    older = version(datetime(2019, 1, 1, tzinfo=UTC), 2)
+    assert {int(name, 16) for name in kept([*versions, older], Policy({rule: 2}))} == {0, 1}
+
+
+def test_within_leaves_out_what_is_exactly_that_old() -> None:
+    versions = [version(day(0), 0), version(day(0) + timedelta(seconds=1), 1), version(day(2), 2)]
+    assert {int(one, 16) for one in kept(versions, Policy({}, Duration(days=2)))} == {1, 2}
+
+
 # durations -----------------------------------------------------------------------------------------------------------
 
 
