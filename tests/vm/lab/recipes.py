@@ -46,6 +46,13 @@ RECIPES: dict[str, Recipe] = {
         initramfs="initramfs-tools",
         extra=("apparmor", "chrony", "cron", "logrotate", "rsyslog", "tomcat10"),
     ),
+    # With what the role image_store asks apt for, and b3sum, to check the store's mount with a tool that is not ours.
+    "debian12-store": Recipe(
+        suite="bookworm",
+        firmware="bios",
+        initramfs="initramfs-tools",
+        extra=("b3sum", "fuse3", "python3-packaging", "python3-venv"),
+    ),
     "debian13": Recipe(suite="trixie", firmware="efi", initramfs="dracut"),
     "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),
     "debian13-initramfs-tools": Recipe(suite="trixie", firmware="efi", initramfs="initramfs-tools"),
