@@ -9,6 +9,7 @@ each commit. Readers need no lock: nothing they use is changed, and what is remo
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -53,20 +54,18 @@ class WriterLock:
 
     def _take_over(self) -> None:
         """Remove the lock of a holder that is gone for certain; Locked otherwise."""
-        text = self._holder_text()
-        if text is None:
-            return
-        holder = self._holder()
-        if not _is_gone(holder):
-            raise self._locked(holder)
-        stale = self._path.with_name(f"writer.{secrets.token_hex(4)}.partial")
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.rename(self._path, stale)
-        except FileNotFoundError:
-            return
-        if stale.read_text() != text:  # another one was faster, and it is not stale
-            os.link(stale, self._path)
-        stale.unlink()
+            # One at a time, or the second would remove what the first has just taken. Only this machine's processes do it.
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if self._holder_text() is None:
+                return
+            holder = self._holder()
+            if not _is_gone(holder):
+                raise self._locked(holder)
+            self._path.unlink(missing_ok=True)
+        finally:
+            os.close(folder)
 
     def _holder_text(self) -> str | None:
         try:

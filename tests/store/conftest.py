@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of the store have in common: images of numbered pages, limits made small, children, real filesystems."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fuse_store import capture, image, index, packs, sources
+from fuse_store.store import Store
+
+PAGE = 4096
+FAILED = 99  # exit code of a child that raised
+
+
+@pytest.fixture(autouse=True)
+def config_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Key files go there, and nowhere else."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("FUSE_STORE_KEY_FILE", raising=False)
+    return tmp_path / "config"
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch, full: int = 192 << 10) -> None:
+    """Limits so small that a few hundred pages make several batches, packs, segments, and merges of the index."""
+    monkeypatch.setattr(packs, "FULL", full)
+    monkeypatch.setattr(sources, "BATCH", 256 << 10)
+    monkeypatch.setattr(capture, "QUEUE", 2)
+    monkeypatch.setattr(capture, "MOST", 8)
+    monkeypatch.setattr(image, "SEGMENTS", 2)
+    monkeypatch.setattr(image, "CACHE", 512 << 10)
+    monkeypatch.setattr(index, "MOST_ROWS", 64)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
+
+
+def page(number: int, size: int = PAGE) -> bytes:
+    """The page with this number: zeros for 0, else a third noise of its own and the rest text, as memory is."""
+    if not number:
+        return bytes(size)
+    noise = np.random.default_rng(number).bytes(size // 3)
+    return (noise + b"page %8d " % number * size)[:size]
+
+
+def content(numbers: Sequence[int], size: int = PAGE, cut: int = 0) -> bytes:
+    """The pages with these numbers, one after the other, without the last ``cut`` bytes."""
+    whole = b"".join(page(number, size) for number in numbers)
+    return whole[: len(whole) - cut]
+
+
+def write_sparse(path: Path, data: bytes) -> Path:
+    """A file in which pages of zeros are holes."""
+    with open(path, "wb") as file:
+        file.truncate(len(data))
+        for at in range(0, len(data), PAGE):
+            if any(data[at : at + PAGE]):
+                file.seek(at)
+                file.write(data[at : at + PAGE])
+    return path
+
+
+def read_whole(store: Store, image_id: str) -> bytes:
+    """An image's bytes, read in pieces that do not fit its pages."""
+    opened = store.open_image(image_id)
+    return b"".join(opened.read(at, 100_001) for at in range(0, opened.size, 100_001))
+
+
+def read_store(path: Path) -> dict[str, bytes]:
+    """The content of every version of a store, by id."""
+    with Store.open(path) as store:
+        return {image_id: read_whole(store, image_id) for image_id in store.ids()}
+
+
+def clone(store: Path, target: Path, fresh: Sequence[str] = ()) -> Path:
+    """A store with the same files, by hard links (nothing in a store is changed in place); ``fresh`` are real copies."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(store, target, copy_function=os.link)
+    for name in fresh:
+        (target / name).unlink()
+        shutil.copy2(store / name, target / name)
+    return target
+
+
+def replace_content(path: Path, data: bytes) -> None:
+    """Other content under the same name; a clone's original keeps its own."""
+    path.unlink()
+    path.write_bytes(data)
+    path.chmod(0o600)
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Do ``work`` in a child, which starts as warm as this process is; its pid. The child ends with 0, or FAILED."""
+    child = os.fork()
+    if child:
+        return child
+    code = FAILED
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def wait(child: int) -> int:
+    """The exit code of a child, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run(*command: str) -> str:
+    """What a command prints; if it fails, so does the test."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.fail("this test mounts a filesystem or sets up a loop device: run it as root")
+
+
+@contextlib.contextmanager
+def loop_device(file: Path, size: int) -> Iterator[Path]:
+    """A block device of ``size`` bytes that is kept in ``file``."""
+    needs_root()
+    with open(file, "ab") as out:
+        out.truncate(size)
+    try:
+        device = run("losetup", "--find", "--show", str(file)).strip()
+    except AssertionError as error:
+        pytest.fail(f"there are no loop devices here, and block devices can't be tested without: {error}")
+    try:
+        yield Path(device)
+    finally:
+        run("losetup", "--detach", device)
+
+
+@contextlib.contextmanager
+def small_filesystem(folder: Path, size: int) -> Iterator[Path]:
+    """A filesystem with ``size`` bytes: ext4 on a loop device, or a tmpfs where there are no loop devices."""
+    needs_root()
+    folder.mkdir()
+    backing = folder.with_suffix(".ext4")
+    with open(backing, "wb") as file:
+        file.truncate(size)
+    run("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(backing))
+    mounted = subprocess.run(["mount", "-o", "loop", str(backing), str(folder)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        tmpfs = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        second = subprocess.run(tmpfs, capture_output=True, text=True, check=False)
+        if second.returncode:
+            pytest.fail(f"neither ext4 on a loop device ({mounted.stderr}) nor a tmpfs ({second.stderr}) can be mounted")
+    try:
+        yield folder
+    finally:
+        run("umount", str(folder))
