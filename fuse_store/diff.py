@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What changed between two versions: pages added, changed and gone, by range. Used by the verb ``diff``.
 
-Files are paired by name. Only windows in which one of the two has data are read, so holes of any size cost nothing, and
-memory is a few windows whatever the sizes. A page is *added* if it has become other than zero, *gone* if it is all zeros
-now or lies beyond the new end, *changed* if both have data there and they differ. Both must have one page size.
+Files are paired by name. Pages are compared by the digests that the tables of the packs have of them: no block is opened, and
+memory is that of a window of pages and of two segments of extents, whatever the sizes. A page is *added* if it has become
+other than zero, *gone* if it is all zeros now or lies beyond the new end, *changed* if both have data there and they
+differ. Both must have one page size.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.errors import UsageError
+from fuse_store.errors import Damaged, UsageError
 from fuse_store.progress import Progress
 
 if TYPE_CHECKING:
     from fuse_store.image import Image
     from fuse_store.manifest import ImageFile
 
-WINDOW = 8 << 20  # bytes of each version that are compared at once; a multiple of every page size
+WINDOW = 1 << 16  # pages of each version that are compared at once
 CHANGES = ("added", "changed", "gone")
 
 
@@ -76,48 +76,39 @@ def _of_file(
     done: int,
 ) -> Iterator[Range]:
     page_size = a.head.page_size
-    for start in _windows(a, old, b, new):
-        length = min(WINDOW, size - start)
-        before, after = _pages(a, old, start, length), _pages(b, new, start, length)
-        differs = (before != after).any(axis=1)
-        empty_before, empty_after = (~pages.any(axis=1) for pages in (before, after))
-        # 0: the same, else one more than the ordinal in CHANGES
-        change = np.where(differs, np.where(empty_before, 1, np.where(empty_after, 3, 2)), 0)
+    pages = -(-size // page_size)
+    for start in range(0, pages, WINDOW):
+        end = min(start + WINDOW, pages)
+        (there, before), (here, after) = _window(a, old, start, end), _window(b, new, start, end)
+        both = np.flatnonzero(there & here)
+        change = np.where(here & ~there, 1, np.where(there & ~here, 3, 0))  # one more than the ordinal in CHANGES
+        change[both[(before[both] != after[both]).any(axis=1)]] = 2
         breaks = np.flatnonzero(np.diff(change, prepend=-1))
-        for low, high in zip(breaks.tolist(), np.append(breaks[1:], len(change)).tolist(), strict=True):
-            if change[low]:
-                yield Range(name, CHANGES[change[low] - 1], start + low * page_size, (high - low) * page_size)
-        progress.at(done + start + length)
+        kinds = change[breaks].tolist()
+        for kind, low, high in zip(kinds, breaks.tolist(), np.append(breaks[1:], end - start).tolist(), strict=True):
+            if kind:
+                yield Range(name, CHANGES[kind - 1], (start + low) * page_size, (high - low) * page_size)
+        progress.at(done + min(end * page_size, size))
 
 
-def _windows(a: Image, old: ImageFile | None, b: Image, new: ImageFile | None) -> Iterator[int]:
-    """Offsets of the windows in which one of the two has data, ascending."""
-    last = -1
-    for number in heapq.merge(_with_data(a, old), _with_data(b, new)):
-        if number != last:
-            yield number * WINDOW
-            last = number
-
-
-def _with_data(image: Image, file: ImageFile | None) -> Iterator[int]:
+def _window(image: Image, file: ImageFile | None, start: int, end: int) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+    """(whether it is other than zero, the two halves of its digest) of each page in start..end of a file."""
+    there, digests = np.zeros(end - start, bool), np.zeros((end - start, 2), np.uint64)
     if file is None:
-        return
-    last = -1
-    for offset, length in image.data_ranges(file.offset, file.offset + file.size):
-        first, end = (offset - file.offset) // WINDOW, (offset - file.offset + length - 1) // WINDOW
-        yield from range(max(first, last + 1), end + 1)
-        last = end
-
-
-def _pages(image: Image, file: ImageFile | None, start: int, length: int) -> NDArray[np.uint64]:
-    """``length`` bytes of a file as rows of one page; zeros beyond its end."""
-    page_size = image.head.page_size
-    room = -(-length // page_size) * page_size
-    wanted = max(0, min(length, file.size - start)) if file is not None else 0
-    data = image.read(file.offset + start, wanted) if file is not None and wanted else b""
-    if len(data) < room:
-        data = data + bytes(room - len(data))
-    return np.frombuffer(data, np.uint64).reshape(-1, page_size // 8)
+        return there, digests
+    first = file.offset // image.head.page_size + start
+    last = min(first + end - start, -(-(file.offset + file.size) // image.head.page_size))
+    for place in image.places(first, last):
+        digest = image.page_digests(place)
+        unknown = np.flatnonzero(~digest.any(axis=1))
+        if len(unknown):
+            error = Damaged(
+                f"image {image.id}", "a block of it is in no pack that the index knows.", "Run fuse-store repair."
+            )
+            raise image.damaged(error, int(place.page[unknown[0]]))
+        there[place.page - first] = True
+        digests[place.page - first] = digest
+    return there, digests
 
 
 def _joined(ranges: Iterable[Range], page_size: int) -> Iterator[Range]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fuse_store import diff
+from fuse_store import diff, upkeep
 from fuse_store.diff import Range
-from fuse_store.errors import UsageError
+from fuse_store.errors import Damaged, UsageError
 from fuse_store.progress import SILENT
 from fuse_store.store import Store
 from tests.store.corpus import versions
@@ -53,8 +53,10 @@ def write(path: Path, *parts: bytes) -> Path:
     return path
 
 
-def test_versions_of_a_machine(store: Store, tmp_path: Path) -> None:
-    a, b = versions(tmp_path, 2, 40 << 20)  # five windows
+@pytest.mark.parametrize("window", [diff.WINDOW, 1000])
+def test_versions_of_a_machine(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    monkeypatch.setattr(diff, "WINDOW", window)
+    a, b = versions(tmp_path, 2, 40 << 20)
     with open(b, "r+b") as file:
         for at in (0, 5 << 20, 39 << 20):
             file.seek(at)
@@ -65,11 +67,13 @@ def test_versions_of_a_machine(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_run_that_crosses_windows_is_one_range(store: Store, tmp_path: Path) -> None:
-    ones = bytes([1]) * PAGE
-    edge = diff.WINDOW // PAGE
-    a = write(tmp_path / "a", bytes((edge + 9) * PAGE))
-    b = write(tmp_path / "b", bytes((edge - 2) * PAGE), 4 * ones, bytes(7 * PAGE))
-    assert compared(store, a, b) == [Range("image", "added", diff.WINDOW - 2 * PAGE, 4 * PAGE)]
+    begin = (diff.WINDOW - 2) * PAGE
+    for name, content in (("a", b""), ("b", b"1" * 4 * PAGE)):
+        with open(tmp_path / name, "wb") as file:
+            file.seek(begin)
+            file.write(content)
+            file.truncate(begin + 9 * PAGE)
+    assert compared(store, tmp_path / "a", tmp_path / "b") == [Range("image", "added", begin, 4 * PAGE)]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,20 @@ def test_a_sparse_image_of_64_gib_is_compared_in_little_memory(store: Store, tmp
         tracemalloc.stop()
     assert ranges == [Range("image", "changed", at, PAGE) for at in (20 << 30, (64 << 30) - PAGE)]
     assert peak < 100 << 20
+
+
+def test_what_is_lost_is_not_the_same(tmp_path: Path) -> None:
+    """A block that is in no pack has no digest; two of them must not count as equal."""
+    path = tmp_path / "store"
+    random = np.random.default_rng(3)
+    with Store.create(path, encryption=False, durability="none") as store:
+        ids = [store.put(str(write(tmp_path / name, random.bytes(9 * PAGE))), machine="m").id for name in "ab"]
+    for pack in path.glob("packs/*/*.pack"):
+        pack.unlink()
+    with Store.open(path) as store:
+        upkeep.repair(store, SILENT)
+    with Store.open(path) as store, pytest.raises(Damaged):
+        list(diff.diff(store.open_image(ids[0]), store.open_image(ids[1]), SILENT))
 
 
 def test_pages_of_different_sizes_are_refused(tmp_path: Path) -> None:
