@@ -66,6 +66,7 @@ class Bench:
         self.sizes: dict[str, int] = {}
         self.others: list[tuple[str, str, str]] = []
         self.data = self._filled(images[-1])
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed programs have their byte code, the checkout gets it by the first run
         os.environ.update(
             XDG_CONFIG_HOME=str(folder / "config"), BORG_BASE_DIR=str(folder / "borg-base"), BORG_PASSPHRASE="bench",
             RESTIC_PASSWORD="bench", RESTIC_CACHE_DIR=str(folder / "restic-cache"),
