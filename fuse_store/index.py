@@ -190,12 +190,11 @@ class Index:
         """Every fragment there is now, by name."""
         with self._lock:
             for _attempt in range(8):
-                changed = os.stat(self.folder).st_mtime_ns
+                changed = os.stat(self.folder).st_mtime_ns if self.folder.exists() else -1
                 if changed == self._listed:
                     break
                 try:
-                    names = [name for name in os.listdir(self.folder) if _NAME.fullmatch(name)]
-                    self._fragments = {name: self._fragments.get(name) or self._open(name) for name in names}
+                    self._fragments = {name: self._fragments.get(name) or self._open(name) for name in self._names()}
                 except FileNotFoundError:
                     continue  # merged away between the list and the look
                 # A directory that changes twice within one tick of its clock looks unchanged the second time.
@@ -210,7 +209,7 @@ class Index:
 
     def checked(self) -> Iterator[tuple[str, Rows | str]]:
         """Every fragment, its columns compared with their digest; instead of Rows what is wrong with it."""
-        for name in sorted(name for name in os.listdir(self.folder) if _NAME.fullmatch(name)):
+        for name in sorted(self._names()):
             try:
                 yield name, parse_fragment(self._mapped(name), self._sealer, check=True)
             except FileNotFoundError:
@@ -249,6 +248,11 @@ class Index:
         if len(group) > 1:
             parts = [parse_fragment(self._mapped(name), self._sealer, check=True) for name in group]
             self.replace(group, [merged(parts)], sync, before)
+
+    def _names(self) -> list[str]:
+        if not self.folder.exists():
+            return []  # it can be made anew
+        return [name for name in os.listdir(self.folder) if _NAME.fullmatch(name)]
 
     def _open(self, name: str) -> Rows:
         try:

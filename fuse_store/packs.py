@@ -32,7 +32,7 @@ TRAILER = struct.Struct("<Q8s")  # length of the sealed table before it, magic
 TRAILER_MAGIC = b"FSPKEND1"
 _ROW = np.dtype([("digest", "V16"), ("offset", "<u8"), ("stored", "<u4"), ("length", "<u4")])
 FULL = 256 << 20  # bytes in a pack; an interrupted put begins again after the last full one
-MOST_BLOCKS = 1 << 20
+MOST_BLOCKS = 1 << 14  # in a pack: of blocks that compress to nothing there would be millions in so many bytes
 LARGEST_TABLE = 1 << 30
 OPEN_FILES = 64
 
@@ -104,7 +104,7 @@ class PackWriter:
         self._file.write(block.stored)
         self._size += len(block.stored)
         self.written += len(block.stored)
-        return self.finish() if self._size >= FULL else None
+        return self.finish() if self._size >= FULL or len(self._blocks) >= MOST_BLOCKS else None
 
     def finish(self) -> Rows | None:
         """Make what was added durable; the Rows of the pack, or None if there is none."""

@@ -79,6 +79,7 @@ class Store:
         store_id = secrets.token_bytes(DIGEST)
         root = new_key()
         sealer = Sealer(store_id, root, encryption)
+        key_path = Path(key_file) if key_file else default_key_file(store_id)
         config = Config(
             FORMAT, store_id.hex(), page_size, compression, level, "aes-256-gcm" if encryption else "none", durability,
             sealer.check.hex(), "" if encryption else root.hex(),
@@ -87,11 +88,15 @@ class Store:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise Refused(f"store {path}", "something is there already.", "Name a folder that is empty or not there.")
             if encryption:
-                write_key(Path(key_file) if key_file else default_key_file(store_id), store_id, root)
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in FOLDERS:
-                (path / folder).mkdir(mode=0o700)
-            write_file(path / "store.json", (json.dumps(asdict(config), indent=1) + "\n").encode(), sync=True)
+                write_key(key_path, store_id, root)
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_folders(path)
+                write_file(path / "store.json", (json.dumps(asdict(config), indent=1) + "\n").encode(), sync=True)
+            except OSError:
+                if encryption:
+                    key_path.unlink()
+                raise
         except OSError as error:
             raise StoreError(f"store {path}", f"{error.strerror} ({error.filename}).") from None
         return cls(path, config, sealer)
@@ -275,14 +280,17 @@ class Store:
             return []
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Remove versions. Their manifests go to the trash; ``upkeep.collect`` frees the room. Raises Locked."""
+        """Remove versions. Their manifests go to the trash; ``upkeep.collect`` frees the room. Raises Locked, NotFound."""
         with self.writing():
             self._remove(ids)
 
     def _remove(self, ids: Sequence[str]) -> None:
         for image_id in ids:
             crash("remove")
-            os.rename(image_path(self.path, image_id), self.path / "trash" / f"{image_id}.img")
+            try:
+                os.rename(image_path(self.path, image_id), self.path / "trash" / f"{image_id}.img")
+            except FileNotFoundError:
+                raise NotFound(f"image {image_id}", "it is not in the store.", "fuse-store list shows what is.") from None
             self.ledger.forget(image_id)
         if self.sync:
             sync_directory(self.path / "images")
@@ -336,6 +344,7 @@ class _Writing:
 
     def __enter__(self) -> WriterLock:
         try:
+            make_folders(self._store.path)  # a copy of the store may have lost those that were empty
             lock = self._lock.__enter__()
         except OSError as error:
             raise StoreError(f"store {self._store.path}", f"{error.strerror}.", "Nothing was changed.") from None
@@ -345,6 +354,11 @@ class _Writing:
 
     def __exit__(self, *error: object) -> None:
         self._lock.__exit__(*error)
+
+
+def make_folders(path: Path) -> None:
+    for folder in FOLDERS:
+        (path / folder).mkdir(mode=0o700, exist_ok=True)
 
 
 def destroy_trash(path: Path) -> None:
