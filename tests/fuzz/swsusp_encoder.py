@@ -20,6 +20,8 @@ HOST = "web01"
 KERNEL = 0xFFFFFFFF81000000  # where the kernel's image is mapped
 KERNEL_PHYSICAL = 0x200000
 DIRECT_MAP = 0xFFFF8A7780000000
+DIRECT_MAP_5 = 0xFF11000140000000
+SECRET = 1 << 47  # sme_mask, set in every entry of the page tables
 UUID = bytes(range(16))
 
 
@@ -37,8 +39,13 @@ class Encoded:
     chunks: list[int] = field(default_factory=list)  # index in stream of the first page of each chunk
 
 
-def machine(page_size: int = 4096, architecture: str = "x86", pages: int = 300, zeros: float = 0.3, seed: int = 1) -> dict[int, bytes]:
-    """Memory of a machine: a kernel with its names, its VMCOREINFO and (x86) its page tables, noise, text and zeros."""
+def machine(
+    page_size: int = 4096, architecture: str = "x86", pages: int = 300, zeros: float = 0.3, seed: int = 1, levels: int = 4
+) -> dict[int, bytes]:
+    """Memory of a machine: a kernel with its names, its VMCOREINFO and (x86) its page tables, noise, text and zeros.
+
+    ``levels`` are those of the page tables; with 5 the direct map is at DIRECT_MAP_5.
+    """
     source = random.Random(seed)
     memory: dict[int, bytes] = {}
     pfn = 1
@@ -56,11 +63,12 @@ def machine(page_size: int = 4096, architecture: str = "x86", pages: int = 300, 
     )
     uts = 0x480
     memory[kernel] = (bytes(uts) + names).ljust(page_size, b"\0")[:page_size]
-    note_pfn = kernel + 4 + kernel % 2
+    note_pfn = kernel + 6 + kernel % 2
     items = {
         "x86": [
             f"NUMBER(phys_base)={KERNEL_PHYSICAL - (KERNEL - 0xFFFFFFFF80000000)}",
-            f"SYMBOL(init_top_pgt)={KERNEL + page_size:x}", "NUMBER(pgtable_l5_enabled)=0", "KERNELOFFSET=0",
+            f"SYMBOL(init_top_pgt)={KERNEL + page_size:x}", f"NUMBER(pgtable_l5_enabled)={int(levels == 5)}", "KERNELOFFSET=0",
+            f"NUMBER(sme_mask)={SECRET}",
         ],
         "arm64": [f"NUMBER(kimage_voffset)={KERNEL - KERNEL_PHYSICAL:#x}", "NUMBER(VA_BITS)=48", "NUMBER(PHYS_OFFSET)=0x0"],
         "riscv": [
@@ -77,12 +85,14 @@ def machine(page_size: int = 4096, architecture: str = "x86", pages: int = 300, 
     ).encode() + b"\n"  # fmt: skip
     memory[note_pfn] = note(text).ljust(page_size, b"\0")
     if architecture == "x86" and page_size == 4096:
-        top, middle, low = bytearray(page_size), bytearray(page_size), bytearray(page_size)
-        struct.pack_into("<Q", top, 8 * (DIRECT_MAP >> 39 & 511), (kernel + 2) << 12 | 0x63)
-        struct.pack_into("<Q", top, 8 * 511, (kernel + 9) << 12 | 0x63)
-        struct.pack_into("<Q", middle, 8 * (DIRECT_MAP >> 30 & 511), (kernel + 3) << 12 | 0x63)
-        struct.pack_into("<Q", low, 0, 0 | 0xE3)  # 2 MiB from physical 0 on
-        memory.update({kernel + 1: bytes(top), kernel + 2: bytes(middle), kernel + 3: bytes(low)})
+        base = DIRECT_MAP if levels == 4 else DIRECT_MAP_5
+        for level in range(levels - 1, 0, -1):  # the lowest maps 2 MiB, from physical 0 on
+            table = bytearray(page_size)
+            place, entry = kernel + levels - level, (kernel + levels - level + 1) << 12 | SECRET | 0x63
+            struct.pack_into("<Q", table, 8 * (base >> (12 + 9 * level) & 511), entry if level > 1 else SECRET | 0xE3)
+            if level == levels - 1:
+                struct.pack_into("<Q", table, 8 * 511, (kernel + 9) << 12 | 0x63)
+            memory[place] = bytes(table)
     return memory
 
 

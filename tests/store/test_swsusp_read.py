@@ -156,6 +156,13 @@ def test_consumed_and_overwritten_image_is_no_image() -> None:
         opened(encoded)
 
 
+def test_consumed_image_whose_lists_are_overwritten_is_no_image() -> None:
+    encoded = encode(machine(), armed=False)
+    encoded.device[encoded.stream[1] * 4096 : (encoded.stream[1] + 1) * 4096] = b"\x5a" * 4096
+    with pytest.raises(NotFound, match="overwritten"):
+        describe(Memory(encoded.device))
+
+
 def broken(encoded: Encoded, offset: int, content: bytes) -> Encoded:
     encoded.device[offset : offset + len(content)] = content
     return encoded
@@ -369,11 +376,12 @@ def test_note_of_a_guest_is_not_taken_for_the_kernels_own() -> None:
         assert kernel(image, found.info.address // 4096) == found
 
 
-def test_direct_map_is_found_in_the_page_tables() -> None:
-    with opened(encode(machine())) as image:
+@pytest.mark.parametrize(("levels", "base"), [(4, encoder.DIRECT_MAP), (5, encoder.DIRECT_MAP_5)])
+def test_direct_map_is_found_in_the_page_tables(levels: int, base: int) -> None:
+    with opened(encode(machine(levels=levels))) as image:
         found = kernel(image)
         assert found is not None
-        assert direct_map(image, found.info) == encoder.DIRECT_MAP
+        assert direct_map(image, found.info) == base
 
 
 def test_hostile_note() -> None:

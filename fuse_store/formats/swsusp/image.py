@@ -35,21 +35,27 @@ class HibernationImage:
             self.info = infos.parse(self.first_page, self.page_size)
             self.stream = open_stream(self.map, self.header, self.info)
         except Damaged as error:
-            if self.header.state == "armed":
-                raise
-            raise NotFound(
-                headers.THING, "the image of this swap area was resumed or disarmed, and is overwritten.", "Hibernate again."
-            ) from error
+            raise self._gone(error) from error
         self._pages: PageIndex | None = None
         self._lock = threading.Lock()
 
     @property
     def pages(self) -> PageIndex:
-        """Which pages of memory it holds. Raises Damaged."""
+        """Which pages of memory it holds. Raises Damaged, NotFound as opening does."""
         with self._lock:
             if self._pages is None:
-                self._pages = PageIndex(self.stream, self.info, self.page_size)
+                try:
+                    self._pages = PageIndex(self.stream, self.info, self.page_size)
+                except Damaged as error:
+                    raise self._gone(error) from error
             return self._pages
+
+    def _gone(self, error: Damaged) -> Damaged | NotFound:
+        """Of a swap area that is in use again after a resume nothing is damaged: there is no image any more."""
+        if self.header.state == "armed":
+            return error
+        cause = f"the image of this swap area was resumed or disarmed, and is overwritten: {error.cause}"
+        return NotFound(headers.THING, cause, "Hibernate again.")
 
     def stored(self, first: int, count: int) -> Pages:
         """``count`` stored pages of memory by their number, a row each. Raises Damaged."""

@@ -62,6 +62,7 @@ def _x86_direct(image: HibernationImage, info: VmCoreInfo) -> int | None:
     if table is None or base is None:
         return None
     address, virtual = (table - KERNEL_MAP + base) & MASK, 0
+    secret = info.number("NUMBER", "sme_mask") or 0  # the bit that says that memory is encrypted
     five = info.number("NUMBER", "pgtable_l5_enabled") == 1
     levels = (48, 39, 30, 21, 12) if five else (39, 30, 21, 12)
     for shift in levels:
@@ -75,7 +76,7 @@ def _x86_direct(image: HibernationImage, info: VmCoreInfo) -> int | None:
             return None
         entry = int(entries[present[0]])
         virtual |= int(present[0]) << shift
-        address = entry & 0x000FFFFFFFFFF000
+        address = entry & 0x000FFFFFFFFFF000 & ~secret
         if shift == 12 or (entry & 0x80 and shift in (21, 30)):
             address &= ~((1 << shift) - 1)
             break
@@ -99,7 +100,7 @@ ARCHITECTURES = {
         243, _item("va_kernel_pa_offset"), _difference(("NUMBER", "PAGE_OFFSET"), ("NUMBER", "phys_ram_base"))
     ),
 }
-UNKNOWN = Architecture(0, lambda image, info: None, lambda image, info: None)
+MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "loongarch64": 258, "ppc64le": 21, "mips64": 8}  # e_machine by uname -m
 DIRECT_MAP = 0xFFFF888000000000  # where it is on x86 without KASLR; for want of a better one
 
 
@@ -140,7 +141,9 @@ def direct_map(image: HibernationImage, info: VmCoreInfo | None) -> int:
 
 
 def architecture(image: HibernationImage) -> Architecture:
-    return ARCHITECTURES.get(image.info.architecture, UNKNOWN)
+    known = ARCHITECTURES.get(image.info.architecture)
+    machine = MACHINES.get(image.info.record.get("machine", ""), 0)
+    return known or Architecture(machine, lambda image, info: None, lambda image, info: None)
 
 
 def _uts(image: HibernationImage, info: VmCoreInfo) -> dict[str, str]:
