@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 from fuse_store.extents import I64

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuse_store.cli.text import printable
-from fuse_store.errors import UsageError
+from fuse_store.errors import StoreError, UsageError
 from fuse_store.progress import Progress, Silent, Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fuse_store.manifest import Summary
     from fuse_store.store import Store
 
@@ -58,6 +60,15 @@ class Context:
             names = ", ".join(sorted(lost)[:3])
             self.warn(f"{len(lost)} manifests can't be read and are left out ({names}); fuse-store verify tells why")
         return found
+
+    def record(self, store: Store, ids: Sequence[str], state: str, detail: str = "") -> bool:
+        """Note in the ledger what happened to versions. Whether that worked: the store may be read-only, or in use."""
+        try:
+            store.record(ids, state, detail)
+        except StoreError as error:
+            self.remark(f"Not recorded as {state}: {error}")
+            return False
+        return True
 
     def emit(self, record: dict[str, Any], text: str) -> None:
         """The result: ``record`` with --json, else ``text``."""

@@ -5,18 +5,23 @@ from __future__ import annotations
 
 from fuse_store.cli.parser import Verb
 from fuse_store.cli.verbs import (
+    arm,
     completion,
     diff,
+    disarm,
     gc,
     get,
     init,
+    inspect,
     list,
     mount,
+    preflight,
     prune,
     put,
     repair,
     select,
     show,
+    stage,
     stats,
     verify,
 )
@@ -35,5 +40,10 @@ VERBS: tuple[Verb, ...] = (
     select.VERB,
     diff.VERB,
     mount.VERB,
+    inspect.VERB,
+    preflight.VERB,
+    stage.VERB,
+    arm.VERB,
+    disarm.VERB,
     completion.VERB,
 )

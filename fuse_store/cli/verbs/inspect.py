@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``inspect``: what is in a device, a file, or a stored version?"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from fuse_store.cli import text
+from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
+from fuse_store.errors import Damaged, NotFound
+
+if TYPE_CHECKING:
+    from fuse_store.cli.context import Context
+    from fuse_store.formats import Readable
+
+SIZES = ("page_size", "memory_size", "image_size")
+
+
+def run(context: Context) -> int:
+    options = context.options
+    from fuse_store.formats import describe
+
+    with ExitStack() as stack:
+        readable = _source(context, stack)
+        try:
+            found = describe(readable, options.resume_offset, options.check, context.progress)
+        except NotFound as error:
+            raise NotFound(f"source {options.source}", error.cause, error.remedy) from None
+    context.emit({"source": options.source, **found}, "" if context.json else _human(found))
+    if found["crc"] == "wrong":
+        raise Damaged(
+            f"source {options.source}", "the kernel's checksum is not that of its pages.", "The kernel would refuse it."
+        )
+    return 0
+
+
+def _source(context: Context, stack: ExitStack) -> Readable:
+    """What the name means: a path if there is one, else a version of the store. Raises NotFound."""
+    name = context.options.source
+    if os.path.exists(name) or not (context.options.store or os.environ.get("FUSE_STORE")):
+        from fuse_store.formats import File
+
+        return stack.enter_context(File(name))
+    store = stack.enter_context(context.open_store())
+    image: Readable = store.open_image(store.find(name).id)
+    return image
+
+
+def _human(found: dict[str, Any]) -> str:
+    shown: dict[str, Any] = {}
+    for key, value in found.items():
+        if isinstance(value, dict):
+            shown |= {f"{key}.{inner}": one for inner, one in value.items()}
+        else:
+            shown[key] = value
+    lines = []
+    for key, value in shown.items():
+        if key in SIZES:
+            value = f"{text.size(value)} ({value} bytes)"
+        elif key.endswith(("checksum", "crc32", "cr3", "magic")) and isinstance(value, int):
+            value = f"{value:#x}"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none"
+        lines.append(f"{key.replace('_', ' '):26} {text.printable('unknown' if value is None else str(value))}")
+    return "\n".join(lines)
+
+
+VERB = Verb(
+    name="inspect",
+    summary="show what a device, a file or a version is: format, kernel, sizes, flags, integrity",
+    description="Exit code 3 if there is no image in it, 4 if it is damaged. Only reads.",
+    run=run,
+    arguments=(
+        argument("source", metavar="SOURCE", help=f"a block device, a file, or {IMAGE_HELP}", complete="file"),
+        argument("--check", action="store_true", help="read all of it, and compare the kernel's own checksum"),
+        argument(
+            "--resume-offset", metavar="PAGES", type=int, default=0,
+            help="where the header is on the device that holds a swap file, in pages: what resume_offset= names",
+        ),
+    ),
+    keys={
+        "source": "as it was named",
+        "format": "swsusp: an image of Linux in a swap area",
+        "state": "armed: the kernel would resume it; or disarmed",
+        "kernel": "release of the kernel that hibernated; null if it was not found",
+        "host": "name of the machine; null if it was not found",
+        "compression": "none, lzo or lz4",
+        "flags": "list of those in the header",
+        "memory_size": "bytes of the machine's memory",
+        "image_pages": "pages of the image; stored_pages, zero_pages, list_pages and map_pages are those of each sort",
+        "e820_checksum": "of the firmware's memory map; null if it is not of an x86 machine",
+        "crc": "the kernel's own checksum: none, not checked, right or wrong",
+        "swap": "object: uuid and label of the swap area, and its size in pages",
+        "record": "object: what the architecture's code keeps for itself",
+    },
+    examples=(
+        ("fuse-store inspect /dev/pmem0", "whether a device holds an image, and of what"),
+        ("fuse-store inspect web01/system/latest --check", "a stored one, with the kernel's checksum"),
+        ("fuse-store inspect /dev/vda2 --resume-offset 34816", "one in a swap file on that device"),
+    ),
+    interrupted="Nothing was changed.",
+)  # fmt: skip
