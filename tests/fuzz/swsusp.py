@@ -18,6 +18,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 from fuse_store.errors import StoreError
 from fuse_store.formats import describe
@@ -161,10 +162,11 @@ def everything(device: bytes) -> str:
         return type(error).__name__
     with image:
         size = image.page_size
-        room = Room(size, 1 << 12, swap_header(size, 1 << 12, bytes(16)))
+        room = Room(size, 1 << 12, swap_header(size, 1 << 12, bytes(16)), runs=[(1, (1 << 12) - 1)])
         attempt(lambda: stage_image(image, Sink(), room))
         attempt(lambda: stage_image(image, Sink(), room, True))
         ended = outcome
+        attempt(lambda: stage_image(image, Sink(), replace(room, runs=None)))
         attempt(lambda: stage_stream(io.BytesIO(image.first_page + device[: 20 * size]), Sink(), room))
     return ended
 

@@ -12,7 +12,7 @@ import pytest
 
 from fuse_store.errors import Damaged, NotFound, Refused, UsageError
 from fuse_store.formats import File, describe
-from fuse_store.formats.swsusp import HibernationImage, armed, disarmed, find, layout, vmcoreinfo
+from fuse_store.formats.swsusp import HibernationImage, armed, disarmed, find, layout, swap_header, vmcoreinfo
 from fuse_store.formats.swsusp.memory import direct_map, kernel
 from tests.fuzz import swsusp_encoder as encoder
 from tests.fuzz.swsusp_encoder import Encoded, encode, machine
@@ -122,6 +122,10 @@ def test_arming_and_disarming_change_ten_bytes() -> None:
     assert off[-10:] == b"SWAPSPACE2"
     assert armed(off) == header.block
     assert header.signature_offset == 4086
+    with pytest.raises(NotFound, match="leads to none"):
+        armed(swap_header(4096, 100, bytes(16)))
+    with pytest.raises(Damaged, match="does not keep the signature"):
+        disarmed(bytes(4096))
 
 
 def test_device_without_an_image_is_not_found() -> None:

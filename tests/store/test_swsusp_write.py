@@ -9,13 +9,15 @@ import struct
 import pytest
 
 from fuse_store.errors import Damaged, Refused, StoreError, UsageError
-from fuse_store.formats.swsusp import HibernationImage, armed, swap_header
+from fuse_store.formats.swsusp import HibernationImage, armed, disarmed, swap_header
 from fuse_store.formats.swsusp.write import Room, Staged, stage_image, stage_stream
 from tests.fuzz.swsusp_encoder import UUID, decode, encode, machine, stream_of
 from tests.store.test_swsusp_read import Memory, same
 
 
 def room(page_size: int = 4096, blocks: int = 4000, **more: object) -> Room:
+    """A partition from which nothing was swapped out."""
+    more = {"runs": [(1, blocks - 1)], **more}
     return Room(page_size, blocks, swap_header(page_size, blocks, UUID, b"NVM_SWAP"), **more)  # type: ignore[arg-type]
 
 
@@ -108,11 +110,46 @@ def test_swap_file_only_its_extents_are_written() -> None:
 
 def test_what_does_not_fit_is_refused_before_anything_is_written() -> None:
     target = io.BytesIO()
+    stream = b"".join(stream_of(machine()))
+    with pytest.raises(Refused, match="there is room for 99"):
+        stage_stream(io.BytesIO(stream), target, Room(4096, 4000, swap_header(4096, 100, UUID)))
     with HibernationImage(Memory(encode(machine()).device)) as image:
-        for small in (room(blocks=100), room(runs=[(5, 40), (90, 3)]), Room(4096, 4000, swap_header(4096, 100, UUID))):
+        for small in (room(blocks=100), room(runs=[(5, 40), (90, 3)]), room(runs=[])):
             with pytest.raises(Refused, match="there is room for"):
                 stage_image(image, target, small)
     assert not target.getvalue()
+
+
+@pytest.mark.parametrize("compression", ["none", "lzo"])
+def test_what_was_swapped_out_stays(compression: str) -> None:
+    """Only blocks of the image itself and those behind the swap area change, unless one says that they may."""
+    memory = machine(pages=700)
+    encoded = encode(memory, compression=compression, scattered=7)
+    blocks = len(encoded.device) // 4096
+    before = bytearray(encoded.device)
+    used = {0, *encoded.stream, *encoded.maps}
+    for block in set(range(blocks)) - used:
+        before[block * 4096 : (block + 1) * 4096] = b"swapped " * 512
+    larger = before + bytes(4096 * 1000)
+    target = io.BytesIO(larger)
+    with HibernationImage(Memory(before)) as image:
+        if compression == "none":
+            stage_image(image, io.BytesIO(before), Room(4096, blocks, disarmed(image.header.block)))
+        else:
+            with pytest.raises(Refused, match="behind the swap area"):
+                stage_image(image, io.BytesIO(before), Room(4096, blocks, disarmed(image.header.block)))
+        staged = stage_image(image, target, Room(4096, len(larger) // 4096, disarmed(image.header.block)), materialise_zeros=True)
+    after = bytearray(target.getvalue())
+    after[:4096] = armed(staged.header)
+    assert decode(after) == stream_of(memory, zero_flags=False)
+    for block in set(range(blocks)) - used:
+        assert after[block * 4096 : (block + 1) * 4096] == b"swapped " * 512
+
+
+def test_stream_for_a_swap_file_needs_its_extents() -> None:
+    stream = io.BytesIO(b"".join(stream_of(machine())))
+    with pytest.raises(UsageError, match="extents"):
+        stage_stream(stream, io.BytesIO(), Room(4096, 4000, swap_header(4096, 4000, UUID), resume_offset=8))
 
 
 def test_exactly_enough_room() -> None:
@@ -127,13 +164,13 @@ def test_exactly_enough_room() -> None:
 
 
 def test_devices_that_are_no_place_for_an_image() -> None:
-    armed_swap = armed(swap_header(4096, 4000, UUID))
+    armed_swap = bytes(encode(machine()).device[:4096])
     bad = bytearray(swap_header(4096, 4000, UUID))
     struct.pack_into("<I", bad, 1032, 3)
     with HibernationImage(Memory(encode(machine()).device)) as image:
         for wrong, kind in (
             (Room(4096, 4000, armed_swap), Refused), (Room(4096, 4000, bytes(4096)), Refused), (Room(4096, 4000, bytes(bad)), Refused),
-            (room(16384), Refused), (room(resume_offset=8), UsageError), (room(runs=[(3990, 11)]), UsageError),
+            (room(16384), Refused), (room(runs=[(3990, 11)]), UsageError),
             (room(runs=[(-4, 1000)]), UsageError),
         ):  # fmt: skip
             target = io.BytesIO()

@@ -139,8 +139,10 @@ def _parse(readable: Readable, resume_offset: int, page_size: int) -> Header:
 
 
 def armed(block: bytes) -> bytes:
-    """The page of a header with the signature that makes the kernel resume."""
+    """The page of a header with the signature that makes the kernel resume. Raises NotFound if it leads to no image."""
     tail = list(layout.TAIL.unpack(block[-layout.TAIL.size :]))
+    if not tail[2] or tail[4] not in layout.SWAP_SIGNATURES:
+        raise NotFound(THING, "this swap area's header leads to none.", "Stage one first.")
     tail[5] = layout.SIGNATURE
     return block[: -layout.TAIL.size] + layout.TAIL.pack(*tail)
 

@@ -4,12 +4,16 @@
 Out of another image, whatever its compression, or out of the stream that /dev/snapshot gives. The pages of the stream come
 first, then the swap map; the header is not written but returned, because it has to be the last thing that reaches the
 device. Until then the device must not have an armed header: what it leads to is overwritten here.
+
+A swap area holds more than the image: the pages that were swapped out before, which the restored processes need. The kernel
+takes free slots for the image, so what is safe to overwrite are the blocks that the image itself stands in, and what is
+behind the swap area. Whoever knows that nothing was swapped out may say so, with ``Room.runs``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
@@ -42,8 +46,8 @@ class Staged:
 class Room:
     """Where an image may go: ``swap`` is the page with the header of the swap area, which stands at ``resume_offset``.
 
-    ``runs`` are (first block, how many) of the area's blocks, for a swap file those of its extents; None is for a
-    partition, which is its own. ``blocks`` of ``page_size`` bytes are on the whole device.
+    ``blocks`` of ``page_size`` bytes are on the whole device. ``runs`` are (first block, how many) of those that may be
+    overwritten; see ``stage_image`` and ``stage_stream`` for what None means.
     """
 
     page_size: int
@@ -59,6 +63,8 @@ def stage_image(
     """Write ``image`` to ``target``, uncompressed. ``materialise_zeros`` stores the pages that it only lists as zeros,
     for kernels before 6.6. The kernel's checksum is compared on the way.
 
+    ``target`` must hold what the image's own device holds in all other blocks, and not be what the image is read from.
+    Without ``room.runs`` the blocks that the image itself stands in are taken, and those behind the swap area.
     Raises Refused if it does not fit or the swap area is none, Damaged, StoreError.
     """
     if room.page_size != image.page_size:
@@ -67,15 +73,32 @@ def stage_image(
     stored = image.pages.count if materialise_zeros else info.stored
     first = infos.patched(image.first_page, stored, 1 + info.lists + stored, image.page_size)
     batches = _with_zeros(image, first) if materialise_zeros else _as_stored(image, first)
+    if room.runs is None:
+        room = replace(room, runs=safe_runs(image, room))
     return _stage(batches, 1 + info.lists + stored, target, room, header.flags, header.hardware_signature or 0, progress)
 
 
 def stage_stream(stream: BinaryIO, target: BinaryIO, room: Room, progress: Progress = SILENT) -> Staged:
-    """Write the stream of /dev/snapshot to ``target``. Raises Refused, Damaged if it ends early, StoreError."""
+    """Write the stream of /dev/snapshot to ``target``. Such a snapshot is taken without swap in use; so without
+    ``room.runs`` a whole swap partition is taken. Raises Refused, Damaged if it ends early, StoreError."""
     batches = _from_stream(stream, room.page_size)
     first = next(batches)
     total = infos.parse(first.tobytes(), room.page_size).pages
     return _stage(_chain(first, batches), total, target, room, 0, 0, progress)
+
+
+def safe_runs(image: HibernationImage, room: Room) -> list[tuple[int, int]]:
+    """What is free for certain: the blocks of ``image``, and of a partition those behind the swap area."""
+    own = image.map
+    begin = np.concatenate((own.block, own.pages))
+    count = np.concatenate((np.diff(own.first, append=own.count), np.ones(len(own.pages), np.int64)))
+    order = np.argsort(begin)
+    begin, count = begin[order], count[order]
+    joined = np.flatnonzero(np.concatenate(([True], begin[1:] != (begin + count)[:-1])))
+    runs = list(zip(begin[joined].tolist(), np.add.reduceat(count, joined).tolist(), strict=True))
+    _version, last_page, *_rest = layout.SWAP.unpack_from(room.swap, layout.SWAP_AT)
+    behind = room.blocks - last_page - 1
+    return [*runs, (last_page + 1, behind)] if behind > 0 and not room.resume_offset else runs
 
 
 def _as_stored(image: HibernationImage, first: bytes) -> Iterator[Pages]:
@@ -205,7 +228,7 @@ class _Places:
             raise Refused("device", f"its swap area has {bad_pages} bad pages.", "Make one without them.")
         if room.runs is None and room.resume_offset:
             raise UsageError("device", "for a swap file its extents must be given.")
-        runs = np.array(room.runs or [(1, min(room.blocks - 1, last_page))], np.int64).reshape(-1, 2)
+        runs = np.array([(1, min(room.blocks - 1, last_page))] if room.runs is None else room.runs, np.int64).reshape(-1, 2)
         runs = _without(runs, room.resume_offset)
         if (runs[:, 0] <= 0).any() or (runs.sum(axis=1) > room.blocks).any():
             raise UsageError("device", f"the runs of its swap area are not within its {room.blocks} blocks.")
@@ -215,7 +238,7 @@ class _Places:
         if free < count:
             raise Refused(
                 "device", f"the image takes {count} pages of {room.page_size} bytes, and there is room for {free}.",
-                "Take a larger device.",
+                "Take a larger device: what is behind the swap area is free.",
             )  # fmt: skip
 
     def blocks(self, first: int, count: int) -> I64:
