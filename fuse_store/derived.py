@@ -18,7 +18,10 @@ class DerivedFile(Protocol):
     """A file that is computed. Whatever ``size`` and ``read`` raise other than Damaged means that it can't be made from
     this image: the mount then leaves it out."""
 
-    name: str  # one component of a path, not one that the mount itself has (image, info.json, B3SUMS)
+    @property
+    def name(self) -> str:
+        """One component of a path; not one that the mount itself has (image, info.json, B3SUMS)."""
+        ...
 
     def size(self) -> int:
         """Bytes, exactly as many as ``read`` gives. Asked once, when the folder is listed; may read some of the image."""
@@ -29,4 +32,12 @@ class DerivedFile(Protocol):
         ...
 
 
-DERIVED: dict[str, Callable[[Image], Sequence[DerivedFile]]] = {}  # by kind (names.KINDS)
+def _hibernation(image: Image) -> Sequence[DerivedFile]:
+    from fuse_store.formats.swsusp.views import derived
+
+    tags = image.summary.tags
+    page = tags.get("vmcoreinfo_page")
+    return derived(image, int(tags.get("resume_offset", 0)), None if page is None else int(page))
+
+
+DERIVED: dict[str, Callable[[Image], Sequence[DerivedFile]]] = {"hibernation": _hibernation}  # by kind (names.KINDS)

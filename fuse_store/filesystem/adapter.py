@@ -49,6 +49,10 @@ ERRORS: tuple[tuple[type[StoreError], int], ...] = (  # the first that fits
     (Damaged, errno.EIO), (NotFound, errno.ESTALE), (UsageError, errno.EINVAL), (Refused, errno.EACCES), (Locked, errno.EBUSY),
 )  # fmt: skip
 
+# Python makes a new state for a thread that is not its own at each call, and drops it after; libfuse's threads, of which
+# there are THREADS and no more, keep theirs.
+THREAD = threading.local()
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -82,11 +86,11 @@ def number(error: Exception) -> int:
         DAMAGES.tell(error)
     elif isinstance(error, StoreError):
         log.error("%s", error)
-        if isinstance(error.__context__, OSError) and error.__context__.errno:
-            return error.__context__.errno
     else:
         log.exception("unexpected")
-    return next((value for kind, value in ERRORS if isinstance(error, kind)), errno.EIO)
+    cause = error.__context__  # a StoreError is made from it: a full disk, for example
+    known = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
+    return next((value for kind, value in ERRORS if isinstance(error, kind)), known)
 
 
 def _missing(error: OSError) -> int:
@@ -98,6 +102,8 @@ def answers(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not hasattr(THREAD, "stays"):
+            THREAD.stays = ctypes.pythonapi.PyGILState_Ensure()
         try:
             return method(*args, **kwargs)
         except Exception as error:

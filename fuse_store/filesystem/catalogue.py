@@ -72,6 +72,8 @@ class Catalogue:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._images = str(store.path / "images")
+        self._ledger = getattr(store, "ledger", None)
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] = ()
         self._versions = Versions((), 0)
@@ -90,5 +92,4 @@ class Catalogue:
 
     def _stamp(self) -> tuple[int, ...]:
         """What is another value when a version has come, gone, or got another state."""
-        ledger = getattr(self._store, "ledger", None)
-        return os.stat(self._store.path / "images").st_mtime_ns, ledger.changed() if ledger is not None else 0
+        return os.stat(self._images).st_mtime_ns, self._ledger.changed() if self._ledger is not None else 0

@@ -21,8 +21,8 @@ from fuse_store.filesystem.ranges import Ranges
 if TYPE_CHECKING:
     from fuse_store.image import Image
 
-WINDOW = 2 << 20  # bytes, a multiple of the page size
-WINDOWS = 24  # that are kept
+WINDOW = 4 << 20  # bytes, a multiple of the page size
+WINDOWS = 16  # that are kept
 AHEAD = 3  # windows that are read before they are asked for
 SEQUENTIAL = 256 << 10  # bytes after which reading in order is taken for a habit
 NEAR = 2 << 20  # how far from the end of the last request the next one may begin: the kernel asks for several at once
