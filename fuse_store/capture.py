@@ -24,9 +24,10 @@ from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.errors import Damaged
 from fuse_store.extents import I64, MOST, Extents, runs
 from fuse_store.index import U64, Index, halves
-from fuse_store.manifest import Segment, seal_segment
+from fuse_store.manifest import Segment
 from fuse_store.packs import PackReader, PackWriter, Table
 from fuse_store.progress import Progress
+from fuse_store.segments import seal_segment
 from fuse_store.sources import SourceFile
 
 QUEUE = 64  # blocks that are being compressed at once

@@ -8,6 +8,7 @@ names every step, for tests that kill the process there.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import secrets
@@ -63,6 +64,16 @@ def write_file(path: Path, content: bytes, sync: bool, before: Callable[[], None
     """A whole file; see ``new_file``."""
     with new_file(path, sync, before) as file:
         file.write(content)
+
+
+def sync_filesystem(path: Path) -> None:
+    """Have everything that was written to the file system of ``path`` on the disk (syncfs(2)). Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

@@ -23,8 +23,9 @@ from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.errors import Damaged
 from fuse_store.extents import I64, Extents
 from fuse_store.index import U64, Index, Located
-from fuse_store.manifest import Head, ImageFile, read_head, read_segment, summary
+from fuse_store.manifest import Head, ImageFile, read_head, summary
 from fuse_store.packs import PackReader
+from fuse_store.segments import read_segment
 
 CACHE = 64 << 20  # bytes of opened blocks
 SEGMENTS = 4  # kept in memory, about 4 MB each

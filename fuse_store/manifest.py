@@ -17,11 +17,9 @@ from typing import Any
 
 import msgpack
 
-from fuse_store.blocks import LARGEST as LARGEST_BLOCK
 from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.durable import write_file
 from fuse_store.errors import Damaged, NotFound
-from fuse_store.extents import Extents, pack_extents, parse_extents
 
 FORMAT = 1
 _FILE = struct.Struct("<8sI")  # magic, length of the sealed head
@@ -56,7 +54,7 @@ class Segment:
 @dataclass(frozen=True)
 class Head:
     """What a version is. Sizes in bytes: ``size`` of all files, ``allocated`` of the pages that are not zero, ``new`` of
-    those that no base and no other block had, ``stored`` of what was written for them. ``taken`` is in ns since 1970."""
+    those that no base had, ``stored`` of what was written for them. ``taken`` is in ns since 1970."""
 
     machine: str
     application: str
@@ -178,30 +176,3 @@ def parse_head(content: bytes) -> Head:
             raise ValueError("its segments contradict each other")
         last = segment.last
     return head
-
-
-def seal_segment(extents: Extents, offset: int, sealer: Sealer) -> tuple[Segment, bytes]:
-    """A Segment, which will stand at ``offset``, and its sealed bytes."""
-    content = pack_extents(extents)
-    digest = sealer.digest(content)
-    sealed = sealer.seal(b"segment" + digest, content)
-    last = int(extents.page[-1] + extents.count[-1])
-    return Segment(int(extents.page[0]), last, offset, len(sealed), digest), sealed
-
-
-def read_segment(root: Path, image_id: str, head: Head, number: int, start: int, sealer: Sealer) -> Extents:
-    """The Extents of segment ``number``; segments begin at ``start`` in the manifest's file. Raises NotFound, Damaged."""
-    segment = head.segments[number]
-    path = image_path(root, image_id)
-    try:
-        with open(path, "rb") as file:
-            file.seek(start + segment.offset)
-            content = sealer.open(b"segment" + segment.digest, file.read(segment.length))
-        return parse_extents(content, head.pages, LARGEST_BLOCK // head.page_size)
-    except FileNotFoundError:
-        raise NotFound(f"image {image_id}", "it has been removed.") from None
-    except (ValueError, OSError) as error:
-        raise Damaged(
-            f"manifest {path.name}", f"{error}.", "Restore it from a copy of the store.",
-            image=image_id, extent=f"{segment.first * head.page_size:#x}",
-        ) from None  # fmt: skip

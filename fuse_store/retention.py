@@ -4,8 +4,9 @@
 Versions are grouped by machine and application, and the rules look at each group by itself, newest version first. As in
 restic, every rule counts alone, so one version may be kept by several, and a rule that finds fewer periods than it may
 keep also keeps the oldest version: a history that is still short is not cut. All times are UTC, weeks are those of
-ISO 8601. Whatever the rules say, the newest version of a group that can be booted stays, and so do the versions which
-those that stay name as their bases.
+ISO 8601. Whatever the rules say, the newest version of a group that can be booted stays, and so does what a version that
+stays names as its base in another group: somebody chose it. A version's own predecessor is its base by default, and goes
+like any other; nobody needs it to read what follows.
 """
 
 from __future__ import annotations
@@ -99,16 +100,17 @@ def decide(versions: Iterable[Summary], policy: Policy, others: Iterable[Summary
         decisions += [
             Decision(one, tuple(why)) for one, why in zip(newest_first, _reasons(newest_first, policy), strict=True)
         ]
-    named: dict[str, str] = {}  # base to the version that names it
+    named: dict[str, list[Summary]] = {}  # base to the versions that name it
     for one in [*(decision.version for decision in decisions if decision.reasons), *others]:
         for base in one.bases:
-            named.setdefault(base, one.id)
-    return [
-        Decision(one.version, (f"base of {named[one.version.id][:12]}",))
-        if not one.reasons and one.version.id in named
-        else one
-        for one in decisions
-    ]
+            named.setdefault(base, []).append(one)
+    return [decision if decision.reasons else Decision(decision.version, _chosen(decision.version, named)) for decision in decisions]
+
+
+def _chosen(version: Summary, named: Mapping[str, list[Summary]]) -> tuple[str, ...]:
+    """The reason why a base stays, if there is one."""
+    of = [one for one in named.get(version.id, ()) if _group_of(one) != _group_of(version)]
+    return (f"base of {of[0].id[:12]}",) if of else ()
 
 
 def _group_of(version: Summary) -> tuple[str, str]:

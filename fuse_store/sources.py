@@ -86,6 +86,10 @@ def _directory(root: Path) -> list[SourceFile]:
             if not stat.S_ISREG(status.st_mode):
                 raise UsageError(f"source {path}", "it is not a regular file.", "An image of several files holds such only.")
             relative = str(path.relative_to(root))
+            try:
+                relative.encode()
+            except UnicodeEncodeError:
+                raise UsageError(f"source {str(path)!r}", "its name is not UTF-8.", "Rename it.") from None
             files.append(SourceFile(relative, path, status.st_size, stat.S_IMODE(status.st_mode), status.st_mtime_ns))
     if not files:
         raise UsageError(f"source {root}", "there is no file in it.")
@@ -161,7 +165,7 @@ def _stream(stream: BinaryIO, file: SourceFile, page_size: int) -> Iterator[Batc
     while True:
         got = 0
         while got < BATCH:
-            number = stream.readinto(buffer[got:])  # type: ignore[attr-defined]
+            number = os.readv(stream.fileno(), [buffer[got:]])  # not readinto, which sees no signal while the producer stalls
             if not number:
                 break
             got += number

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,9 +20,8 @@ from typing import Any
 import msgpack
 
 from fuse_store import names
-from fuse_store.blocks import CODECS
 from fuse_store.crypto import DIGEST, Sealer, default_key_file, new_key, read_key, write_key
-from fuse_store.durable import crash, sweep, sync_directory, write_file
+from fuse_store.durable import crash, sweep, sync_directory, sync_filesystem, write_file
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
 from fuse_store.ledger import Ledger
 from fuse_store.locks import WriterLock
@@ -32,7 +30,9 @@ from fuse_store.progress import SILENT, Progress
 
 FORMAT = 1
 FOLDERS = ("packs", "index", "images", "states", "trash", "locks")
-DURABILITY = ("full", "none")
+COMPRESSIONS = ("zstd", "lz4", "none")  # blocks.CODECS, which is not imported for a list of versions
+DURABILITY = ("full", "batch", "none")
+SETTLED = 20_000_000  # ns after which a folder's time tells whether it changed again
 CACHE = "summaries"
 UNCACHED = 16  # manifests that are read anew each time, before the cache is written again; at most 1/64 of all
 REFERENCE = re.compile(r"[0-9a-f]{1,32}\Z")
@@ -58,7 +58,7 @@ class Store:
 
     def __init__(self, path: Path, config: Config, sealer: Sealer) -> None:
         self.path, self.config, self.sealer = path, config, sealer
-        self.sync = config.durability != "none"
+        self.sync = config.durability == "full"  # every file, before what depends on it
         self.ledger = Ledger(path, sealer, self.sync)
         self._blocks: Any = None  # made when a block is first needed: lists need neither numpy nor threads
 
@@ -70,7 +70,7 @@ class Store:
         """A new store in a folder that is empty or not there. Raises Refused, UsageError, StoreError."""
         path = Path(path)
         for what, value, choice in (
-            ("page size", page_size, PAGE_SIZES), ("compression", compression, tuple(CODECS)), ("durability", durability, DURABILITY),
+            ("page size", page_size, PAGE_SIZES), ("compression", compression, COMPRESSIONS), ("durability", durability, DURABILITY),
         ):  # fmt: skip
             if value not in choice:
                 raise UsageError(f"{what} {value}", "there is no such.", f"There are {', '.join(map(str, choice))}.")
@@ -109,7 +109,7 @@ class Store:
             values = json.loads((path / "store.json").read_text())
             config = Config(**values)
             store_id, check = bytes.fromhex(config.id), bytes.fromhex(config.check)
-            known = config.page_size in PAGE_SIZES and config.compression in CODECS and isinstance(config.level, int)
+            known = config.page_size in PAGE_SIZES and config.compression in COMPRESSIONS and isinstance(config.level, int)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"store {path}", "there is no store.", f"fuse-store --store {path} init makes one.") from None
         except OSError as error:
@@ -159,7 +159,7 @@ class Store:
             found[image_id] = known[image_id]
         stale = fresh + len(known) - len(found) + (changed != states_at)
         if stale > max(UNCACHED, len(found) // 64) or (changed != states_at and len(states) > UNCACHED):
-            self._cache(found, changed, states)
+            self._cache(found, changed if time.time_ns() - changed > SETTLED else -1, states)
         every = (replace(one, state=states[one.id]) if one.id in states else one for one in found.values())
         return sorted(every, key=lambda one: (one.machine, one.application, one.taken, one.id))
 
@@ -246,7 +246,7 @@ class Store:
                     codec=self.config.compression, level=self.config.level, sync=self.sync, bases=packs,
                 )  # fmt: skip
                 captured = capture.run(files, progress)
-                self.index.compact(self.sync, lock.check)
+                self.index.compact(self.sync, lambda: self.settle(lock))
                 stored = [ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in captured.files]
                 head = Head(
                     machine, application, kind, event, own_tags, taken, sum(file.size for file in stored), captured.allocated,
@@ -254,7 +254,9 @@ class Store:
                     tuple(captured.segments),
                 )  # fmt: skip
                 crash("commit")
-                image_id = write_manifest(self.path, head, captured.sealed, self.sealer, self.sync, lock.check)
+                image_id = write_manifest(
+                    self.path, head, captured.sealed, self.sealer, self.config.durability != "none", lambda: self.settle(lock)
+                )
             except OSError as error:
                 raise StoreError(f"store {self.path}", f"{error.strerror}.", "No version was made, none was lost.") from None
             finally:
@@ -262,6 +264,13 @@ class Store:
             if replace and earlier:
                 self._remove([earlier[-1].id])
         return summary(image_id, head)
+
+    def settle(self, lock: WriterLock) -> None:
+        """Before something depends on what was written, or something goes: make it durable, if files are not synced one by
+        one, and make sure that the lock is still ours. Raises Locked, OSError."""
+        if self.config.durability == "batch":
+            sync_filesystem(self.path)
+        lock.check()
 
     def record(self, ids: Sequence[str], state: str, detail: str = "") -> None:
         """Note in the ledger what happened to versions: ``verified`` and so on. Raises Locked, StoreError."""
@@ -291,8 +300,9 @@ class Store:
                 os.rename(image_path(self.path, image_id), self.path / "trash" / f"{image_id}.img")
             except FileNotFoundError:
                 raise NotFound(f"image {image_id}", "it is not in the store.", "fuse-store list shows what is.") from None
+            crash("removed")
             self.ledger.forget(image_id)
-        if self.sync:
+        if self.config.durability != "none":
             sync_directory(self.path / "images")
 
     def writing(self) -> Any:
@@ -359,12 +369,3 @@ class _Writing:
 def make_folders(path: Path) -> None:
     for folder in FOLDERS:
         (path / folder).mkdir(mode=0o700, exist_ok=True)
-
-
-def destroy_trash(path: Path) -> None:
-    """Empty the trash of the store at ``path``."""
-    for entry in (path / "trash").iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()

@@ -119,21 +119,26 @@ class Collected:
     versions_needed: int = 0
 
 
-def collect(store: Store, *, dry_run: bool, progress: Progress) -> Collected:
+def collect(store: Store, *, dry_run: bool, progress: Progress, grace: float = GRACE) -> Collected:
     """Free the packs that no version needs, and copy what is needed out of those that are mostly unneeded.
 
-    A block is needed as long as any manifest names it. If a manifest, or the index, can't be read, nothing is freed.
+    A block is needed as long as any manifest names it. If a manifest, or the index, can't be read, nothing is freed. What
+    has been in the trash for ``grace`` seconds is destroyed; that comes first, as a full disk has no room for anything else.
     """
     result = Collected()
+    if not dry_run:
+        _empty(store, grace)
     with store.writing() as lock:
-        progress.start("gc", None)
+        progress.start("gc", None, unit="versions")
         fragments = _fragments(store)
         needed = _needed(store, fragments, result, progress)
         drop, copy = _choose(store, fragments, needed, result)
         if not dry_run:
             if drop:
                 _rebuild(store, lock, fragments, needed, drop, copy)
-            _empty(store)
+            for image_id in set(store.ledger.ids()) - set(store.ids()):
+                store.ledger.forget(image_id)  # whoever removed the version was killed before its ledger
+            _empty(store, grace)
         progress.finish()
     return result
 
@@ -218,7 +223,7 @@ def _rebuild(
         gone = np.array([rows.packs[at : at + DIGEST] in drop for at in range(0, len(rows.packs), DIGEST)], bool)
         if gone.any():
             kept = rows.select(~gone[rows.pack])
-            store.index.replace([name], [part for part in (kept, *new) if len(part)], store.sync, lock.check)
+            store.index.replace([name], [part for part in (kept, *new) if len(part)], store.sync, lambda: store.settle(lock))
             new = []
     for pack in drop:
         lock.check()
@@ -265,12 +270,12 @@ def _to_trash(store: Store, path: Path) -> None:
         sync_directory(path.parent)
 
 
-def _empty(store: Store) -> None:
-    """Destroy what has been in the trash for a while."""
+def _empty(store: Store, grace: float) -> None:
+    """Destroy what has been in the trash for ``grace`` seconds."""
     for entry in (store.path / "trash").iterdir():
-        if time.time() - entry.stat().st_ctime > GRACE:
+        if time.time() - entry.lstat().st_ctime >= grace:
             crash("gc destroy")
-            entry.unlink()
+            entry.unlink(missing_ok=True)
 
 
 @dataclass
@@ -292,7 +297,7 @@ def repair(store: Store, progress: Progress) -> Repaired:
     """
     result = Repaired()
     with store.writing() as lock:
-        progress.start("repair", None)
+        progress.start("repair", None, unit="packs")
         old = [name for name, _rows in store.index.checked()]
         new: list[Rows] = []
         part: list[Rows] = []
@@ -308,7 +313,7 @@ def repair(store: Store, progress: Progress) -> Repaired:
             if sum(map(len, part)) > 1 << 19:
                 new, part = [*new, merged(part)], []
         crash("repair index")
-        store.index.replace(old, [*new, merged(part)] if part else new, store.sync, lock.check)
+        store.index.replace(old, [*new, merged(part)] if part else new, store.sync, lambda: store.settle(lock))
         (store.path / "index" / "summaries").unlink(missing_ok=True)
         _find_lost(store, result)
         progress.finish()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
-from fuse_store.cli.parser import DRY_RUN, Verb
+from fuse_store.cli.parser import DRY_RUN, Verb, argument
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -17,7 +17,8 @@ def run(context: Context) -> int:
     with context.open_store() as store:
         from fuse_store import upkeep
 
-        done = upkeep.collect(store, dry_run=dry_run, progress=context.progress)
+        grace = 0 if context.options.now else upkeep.GRACE
+        done = upkeep.collect(store, dry_run=dry_run, progress=context.progress, grace=grace)
     record = {
         "dry_run": dry_run, "versions": done.versions_needed, "packs_kept": done.packs_kept, "packs_removed": done.packs_removed,
         "packs_copied": done.packs_copied, "freed": done.freed,
@@ -28,7 +29,7 @@ def run(context: Context) -> int:
         f"{done.packs_removed} packs {would}removed, {done.packs_copied} {would}copied without what nobody needs, "
         f"{done.packs_kept} kept; {text.size(done.freed)} {would}freed",
     )
-    if done.freed and not dry_run:
+    if done.freed and not dry_run and not context.options.now:
         context.remark(
             "They are in the trash for an hour, for readers that need them still; the gc after that destroys them."
         )
@@ -41,7 +42,13 @@ VERB = Verb(
     description="Packs that no version needs go to the trash; what is needed of packs that are mostly unneeded is copied first. "
     "What has been in the trash for an hour is destroyed. Readers, mounts included, are not disturbed.",
     run=run,
-    arguments=(DRY_RUN,),
+    arguments=(
+        DRY_RUN,
+        argument(
+            "--now", action="store_true",
+            help="destroy what nobody needs at once, and not an hour later; a reader of a version that was just removed fails",
+        ),
+    ),
     keys={
         "dry_run": "whether nothing was done",
         "versions": "how many versions were asked what they need",
@@ -53,6 +60,7 @@ VERB = Verb(
     examples=(
         ("fuse-store gc --dry-run", "how much would be freed"),
         ("fuse-store gc", "after prune, or in a nightly job"),
+        ("fuse-store gc --now", "on a full disk"),
     ),
     interrupted="No version was touched. Run it again.",
 )

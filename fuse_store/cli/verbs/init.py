@@ -62,7 +62,7 @@ VERB = Verb(
             help="what is compared: 4KiB, 16KiB or 64KiB; that of the machines (default: 4KiB)",
         ),
         argument(
-            "--durability", default="full", metavar="full|none",
+            "--durability", default="full", metavar="full|batch|none",
             help="what is forced onto the disk before a version counts as stored (default: full)",
         ),
     ),
@@ -74,7 +74,7 @@ VERB = Verb(
         "page_size": "in bytes",
         "compression": "zstd, lz4 or none",
         "level": "of zstd",
-        "durability": "full or none",
+        "durability": "full, batch or none",
     },
     examples=(
         ("fuse-store --store /srv/images init", "an encrypted store; the key goes below ~/.config/fuse-store/keys"),

@@ -86,8 +86,8 @@ VERB = Verb(
     name="prune",
     summary="remove versions that no rule keeps",
     description="The rules look at the versions of each machine and application by themselves, newest first, in UTC; each rule "
-    "counts alone. The newest version of kind hibernation of a group is never removed, nor a version that one kept by a rule "
-    "names as its base. gc frees the room.",
+    "counts alone. The newest version of kind hibernation of a group is never removed, nor one that was named as the base of "
+    "another group's version that stays. gc frees the room.",
     run=run,
     arguments=(
         argument("--keep-last", metavar="N", type=values.count, default=0, help="keep the newest N versions, or unlimited"),
