@@ -44,13 +44,16 @@ class Part:
         return f"{self.kind} {text or UNREADABLE}"
 
 
-def tags_of(image: HibernationImage, source: Path | None, disks: Sequence[Path], machine: Machine) -> dict[str, str]:
-    """The tags for an image that is captured from ``source``; none if nothing can be known. ``disks`` are those of the
-    machine that it is of. Raises StoreError, Refused."""
+def tags_of_disks(disks: Sequence[Path]) -> dict[str, str]:
+    """The tags, from the disks of the machine that an image is of. Raises NotFound, StoreError, Refused."""
     with ExitStack() as stack:
-        if disks:
-            return _recorded(DISKS, (part for disk in disks for part in disk_parts(disk, stack)))
-        if source is None or not source.is_block_device() or not _is_of(image, machine):
+        return _recorded(DISKS, (part for disk in disks for part in disk_parts(disk, stack)))
+
+
+def tags_of_machine(image: HibernationImage, source: Path, machine: Machine) -> dict[str, str]:
+    """The tags, from the machine whose own device ``source`` is; none if the image is of another one. Raises Refused."""
+    with ExitStack() as stack:
+        if not source.is_block_device() or not _is_of(image, machine):
             return {}
         if image.header.state == "armed":  # read before it resumes: whatever is on the disks is what it knows of them
             return _recorded(DISKS, machine_parts(machine, stack))

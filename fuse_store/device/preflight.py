@@ -134,7 +134,7 @@ def _already_used(case: Case) -> tuple[str, str] | None:
     text = use.used(case.store.ledger.entries(case.version.id))
     if not text:
         return None
-    return f"{text}.", "A state is good for one resume; record the outcome if the attempt failed, or choose another version."
+    return f"{text}.", "If the attempt failed, say so: fuse-store outcome IMAGE failed. Else choose another version."
 
 
 # the machine ----------------------------------------------------------------------------------------------------------

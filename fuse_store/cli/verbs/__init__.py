@@ -15,6 +15,7 @@ from fuse_store.cli.verbs import (
     inspect,
     list,
     mount,
+    outcome,
     preflight,
     prune,
     put,
@@ -45,5 +46,6 @@ VERBS: tuple[Verb, ...] = (
     stage.VERB,
     arm.VERB,
     disarm.VERB,
+    outcome.VERB,
     completion.VERB,
 )

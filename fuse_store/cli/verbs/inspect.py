@@ -28,7 +28,7 @@ def run(context: Context) -> int:
             found = describe(readable, options.resume_offset, options.check, context.progress)
         except NotFound as error:
             raise NotFound(f"source {options.source}", error.cause, error.remedy) from None
-    context.emit({"source": options.source, **found}, "" if context.json else _human(found))
+    context.emit({"source": options.source, **found}, "" if context.json else human(found))
     if found["crc"] == "wrong":
         raise Damaged(
             f"source {options.source}", "the kernel's checksum is not that of its pages.", "The kernel would refuse it."
@@ -48,7 +48,8 @@ def _source(context: Context, stack: ExitStack) -> Readable:
     return image
 
 
-def _human(found: dict[str, Any]) -> str:
+def human(found: dict[str, Any]) -> str:
+    """What ``formats.describe`` found, for people."""
     shown: dict[str, Any] = {}
     for key, value in found.items():
         if isinstance(value, dict):

@@ -21,6 +21,10 @@ def run(context: Context) -> int:
     if len(tags) < len(options.tag):
         raise UsageError("--tag", "one key is given twice.", "A version has one value for each.")
     began = time.monotonic()
+    if options.kind == "hibernation":
+        tags = {**_recorded(context), **tags}
+    elif options.evidence_disk:
+        raise UsageError("--evidence-disk", "it is for hibernation images.", "Say --kind hibernation.")
     with context.open_store() as store:
         version = store.put(
             options.source, machine=options.machine, application=options.application, kind=options.kind, event=options.event,
@@ -33,6 +37,20 @@ def run(context: Context) -> int:
         f"{label(version)}: {text.size(version.size)}; {pages}; {text.size(version.stored)} written in {seconds:.1f} s"
     )
     return 0
+
+
+def _recorded(context: Context) -> dict[str, str]:
+    """What is known of a hibernation image beside its bytes."""
+    from pathlib import Path
+
+    from fuse_store.device.capture import tags_of
+    from fuse_store.device.machine import Machine
+
+    disks = [Path(disk) for disk in context.options.evidence_disk]
+    tags, wrong = tags_of(context.options.source, disks, Machine())
+    if wrong:
+        context.warn(f"no hibernation image was found in {context.options.source}: {wrong}")
+    return tags
 
 
 VERB = Verb(
@@ -53,6 +71,11 @@ VERB = Verb(
         argument(
             "--base", metavar="IMAGE", action="append", default=None,
             help="a version that it has pages in common with; may be repeated (default: the newest of machine and application)",
+        ),
+        argument(
+            "--evidence-disk", metavar="DISK", action="append", default=[], complete="file",
+            help="of a hibernation image: a disk of the machine, as a device or a raw image, as it is while nobody has resumed the "
+            "image; the state of its filesystems is recorded for preflight; may be repeated",
         ),
         argument("--replace", action="store_true", help="remove the version before it, once the new one is stored"),
     ),

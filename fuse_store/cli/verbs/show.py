@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fuse_store.cli import text
 from fuse_store.cli.parser import IMAGE, Verb
 from fuse_store.cli.record import VERSION_KEYS, version_record
+from fuse_store.cli.verbs.inspect import human as hibernation_text
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -18,10 +19,17 @@ if TYPE_CHECKING:
 def run(context: Context) -> int:
     with context.open_store() as store:
         version = store.find(context.options.image)
-        head = store.open_image(version.id).head
+        image = store.open_image(version.id)
+        head = image.head
+        hibernation = None
+        if version.kind == "hibernation":
+            from fuse_store.device.capture import description
+
+            hibernation = description(store, image)
     record = {
         **version_record(version), "page_size": head.page_size, "pages": head.pages, "segments": len(head.segments),
         "contents": [_file(one) for one in head.files],
+        "hibernation": hibernation,
     }  # fmt: skip
     context.emit(record, "" if context.json else _human(record))
     return 0
@@ -41,12 +49,14 @@ def _human(record: dict[str, Any]) -> str:
         "bases": ", ".join(one[:12] for one in record["bases"]) or "none",
         "page_size": text.size(record["page_size"]),
     }
-    contents = shown.pop("contents")
+    contents, hibernation = shown.pop("contents"), shown.pop("hibernation")
     lines = [f"{key.replace('_', ' '):12} {text.printable(str(value))}" for key, value in shown.items()]
     rows = [
         (one["name"], text.size(one["size"]), one["mode"], (one["mtime"] or "")[:19].replace("T", " "))
         for one in contents
     ]
+    if hibernation:
+        lines += ["", hibernation_text(hibernation)]
     return "\n".join((*lines, "", text.table(("FILE", "SIZE", "MODE", "MODIFIED (UTC)"), rows, right=frozenset((1,)))))
 
 
@@ -66,6 +76,7 @@ VERB = Verb(
         "  offset": "where it begins in the image's address space",
         "  mode": "permissions, octal",
         "  mtime": "when it was modified, in UTC; null if nobody knows",
+        "hibernation": "what inspect prints; null if it is no hibernation image",
     },
     examples=(
         ("fuse-store show web01/system/latest", "the newest version of a machine"),

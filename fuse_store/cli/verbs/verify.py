@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from fuse_store.cli import text, values
 from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
 from fuse_store.cli.record import label
-from fuse_store.errors import Damaged, StoreError
+from fuse_store.errors import Damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fuse_store.cli.context import Context
     from fuse_store.store import Store
+    from fuse_store.upkeep import Verdict
 
 
 def run(context: Context) -> int:
@@ -27,13 +28,17 @@ def run(context: Context) -> int:
         if not options.image:  # also those whose manifests can't be read
             ids = [*(one.id for one in versions), *sorted(set(store.ids()) - {one.id for one in versions})]
         verdicts = upkeep.verify(store, ids, options.sample, context.progress)
+        checksums = _kernel_checksums(context, store, verdicts) if options.sample >= 100 else {}
         sound = [one.id for one in verdicts if one.state == "sound"]
-        recorded = options.sample >= 100 and _record(context, store, sound)
+        recorded = options.sample >= 100 and _record(context, store, sound, checksums)
     names = {one.id: label(one) for one in versions}
     damaged = [one for one in verdicts if one.state != "sound"]
     record = {
         "sample": options.sample, "sound": len(sound), "damaged": len(damaged), "recorded": recorded,
-        "versions": [{"id": one.id, "state": one.state, "blocks": one.blocks, "problems": one.problems} for one in verdicts],
+        "versions": [
+            {"id": one.id, "state": one.state, "blocks": one.blocks, "kernel_checksum": checksums.get(one.id), "problems": one.problems}
+            for one in verdicts
+        ],
     }  # fmt: skip
     rows = [
         (one.id[:12], one.state, str(one.blocks), names.get(one.id, "its manifest can't be read")) for one in verdicts
@@ -54,16 +59,33 @@ def run(context: Context) -> int:
     )  # fmt: skip
 
 
-def _record(context: Context, store: Store, sound: Sequence[str]) -> bool:
-    """Note that these verified whole. Whether that worked: a store may be read-only, or somebody is writing to it."""
-    if not sound:
-        return False
-    try:
-        store.record(sound, "verified")
-    except StoreError as error:
-        context.remark(f"Not recorded as verified: {error}")
-        return False
-    return True
+def _kernel_checksums(context: Context, store: Store, verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """Of the hibernation images among sound versions; those that are wrong become damaged."""
+    from fuse_store.device.capture import WRONG, kernel_checksum
+
+    found = {}
+    for one in verdicts:
+        if one.state != "sound" or (image := store.open_image(one.id)).summary.kind != "hibernation":
+            continue
+        try:
+            found[one.id] = kernel_checksum(image, context.progress)
+            if found[one.id] == WRONG:
+                one.problems.append("the kernel's checksum is not that of its pages: it was captured like this.")
+        except Damaged as error:
+            one.problems.append(str(error))
+        one.state = "damaged" if one.problems else "sound"
+    return found
+
+
+def _record(context: Context, store: Store, sound: Sequence[str], checksums: Mapping[str, str]) -> bool:
+    """Note that these verified whole. Whether that worked."""
+    from fuse_store.device import use
+    from fuse_store.device.capture import RIGHT
+
+    right = [one for one in sound if checksums.get(one) == RIGHT]
+    others = [one for one in sound if checksums.get(one) != RIGHT]
+    done = [context.record(store, ids, "verified", detail) for ids, detail in ((right, use.RIGHT), (others, "")) if ids]
+    return bool(done) and all(done)
 
 
 VERB = Verb(
@@ -87,6 +109,7 @@ VERB = Verb(
         "  id": "of the version",
         "  state": "sound or damaged",
         "  blocks": "how many blocks were looked at; one that several versions share counts for the first",
+        "  kernel_checksum": "of a hibernation image, the kernel's own: none, right or wrong; null if it was not compared",
         "  problems": "what is wrong, with image, extent and pack",
     },
     examples=(
