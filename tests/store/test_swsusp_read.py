@@ -136,6 +136,9 @@ def test_device_without_an_image_is_not_found() -> None:
     swap[4086:4096] = b"SWAPSPACE2"
     with pytest.raises(NotFound, match="no image has been written"):
         describe(Memory(swap))
+    struct.pack_into("<QI10s", swap, 4064, 1 << 30, 2, b"SWAPSPACE2")  # leads nowhere
+    with pytest.raises(NotFound, match="no image has been written"):
+        describe(Memory(swap))
 
 
 @pytest.mark.parametrize(

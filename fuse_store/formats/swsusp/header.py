@@ -43,7 +43,6 @@ class Header:
     flags: int
     crc32: int | None
     hardware_signature: int | None
-    original_signature: str
     swap: Swap
 
     @property
@@ -92,7 +91,7 @@ def find(readable: Readable, resume_offset: int = 0, page_size: int | None = Non
         if signature in layout.SWAP_SIGNATURES:
             swap = True
             _hw_sig, _crc32, image, _flags, original, _signature = layout.TAIL.unpack(tail)
-            if image and original in layout.SWAP_SIGNATURES:
+            if 0 < image < readable.size // candidate and original in layout.SWAP_SIGNATURES:
                 disarmed.append(candidate)
     if disarmed:
         return _parse(readable, resume_offset, disarmed[0])
@@ -106,7 +105,7 @@ def find(readable: Readable, resume_offset: int = 0, page_size: int | None = Non
 
 def _parse(readable: Readable, resume_offset: int, page_size: int) -> Header:
     block = read_exactly(readable, resume_offset * page_size, page_size, THING)
-    hw_sig, crc32, image, flags, original, signature = layout.TAIL.unpack(block[-layout.TAIL.size :])
+    hw_sig, crc32, image, flags, _original, signature = layout.TAIL.unpack(block[-layout.TAIL.size :])
     blocks = readable.size // page_size
     if not 0 < image < blocks:
         if 0 < int.from_bytes(image.to_bytes(8, "little"), "big") < blocks:
@@ -129,13 +128,18 @@ def _parse(readable: Readable, resume_offset: int, page_size: int) -> Header:
         flags=flags,
         crc32=crc32 if flags & layout.CRC32 and not flags & layout.NOCOMPRESS else None,
         hardware_signature=hw_sig if flags & layout.HW_SIG else None,
-        original_signature=original.rstrip(b"\0").decode("ascii", "replace"),
         swap=Swap(
             version, last_page, bad_pages,
             "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])),
-            label.split(b"\0")[0].decode("utf-8", "replace"),
+            text(label),
         ),
     )  # fmt: skip
+
+
+def text(field: bytes) -> str:
+    """What a NUL-terminated field says, with what a terminal would act on replaced."""
+    content = field.split(b"\0")[0].decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in content)
 
 
 def armed(block: bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fuse_store.errors import Damaged, Refused
 from fuse_store.formats.swsusp import layout
-from fuse_store.formats.swsusp.header import THING
+from fuse_store.formats.swsusp.header import THING, text
 
 MOST_PAGES = 1 << 34  # of memory: 64 TiB in the smallest pages
 
@@ -126,12 +126,6 @@ def parse(page: bytes, page_size: int) -> Info:
 
 
 _OVERWRITTEN = "It was overwritten, or this is not the device that it was written to."
-
-
-def text(field: bytes) -> str:
-    """What a NUL-terminated field says, with what a terminal would act on replaced."""
-    content = field.split(b"\0")[0].decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in content)
 
 
 def patched(page: bytes, stored: int, pages: int, page_size: int) -> bytes:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fuse_store.formats.swsusp.header import text
 from fuse_store.formats.swsusp.image import HibernationImage
-from fuse_store.formats.swsusp.info import text
 from fuse_store.formats.swsusp.layout import UTS_FIELDS, UTS_LENGTH
 from fuse_store.formats.swsusp.vmcoreinfo import VmCoreInfo, candidates, read_note
 
