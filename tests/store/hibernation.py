@@ -5,6 +5,7 @@ was written from the kernel's sources; a machine is a recorded tree of /proc and
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import zlib
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ class Case:
     def image(self, number: int) -> Image:
         image: Image = self.store.open_image(self.ids[number])
         return image
+
+    def copied(self, folder: Path) -> Case:
+        """The same in another folder, to be changed."""
+        shutil.copytree(self.store.path.parent, folder)
+        store = Store.open(folder / "store", key_file=folder / "key")
+        return Case(store, self.ids, [folder / source.name for source in self.sources])
 
     def content(self, number: int) -> bytes:
         return self.sources[number].read_bytes()
