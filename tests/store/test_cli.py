@@ -25,6 +25,7 @@ import fuse_store
 from fuse_store.blocks import CODECS
 from fuse_store.cli import main, manpage, text
 from fuse_store.cli.parser import GENERAL
+from fuse_store.cli.record import NAME_KEYS
 from fuse_store.cli.verbs import VERBS, init
 from fuse_store.cli.verbs import put as put_verb
 from fuse_store.names import KINDS
@@ -467,6 +468,19 @@ def test_diff(run: Run, store: Path, tmp_path: Path) -> None:
     assert same.code == 0 and same.json["identical"] is True and same.json["ranges"] == []
 
 
+def test_remove_takes_the_named_and_no_other(run: Run, store: Path, tmp_path: Path) -> None:
+    image(tmp_path / "a"), image(tmp_path / "b", 64, 2)
+    ids = [run("put", name, "--machine", "m", "-q").out.strip() for name in ("a", "b", "a")]
+    assert run("remove", ids[1], "0123456789", "--json").code == 3
+    assert {one["id"] for one in run("list", "--json").json["versions"]} == {*ids}, "one is not there, so none goes"
+    done = run("remove", ids[0], ids[0][:20], "m/system/latest", "--json")
+    assert done.code == 0 and {one["id"] for one in done.json["removed"]} == {ids[0], ids[2]}
+    assert set(done.json["removed"][0]) == set(NAME_KEYS)
+    assert [one["id"] for one in run("list", "--json").json["versions"]] == [ids[1]]
+    assert run("gc").code == 0 and run("verify").code == 0, "the version that was compared with one of them is whole"
+    assert run("remove", ids[0]).code == 3
+
+
 # what every verb promises -------------------------------------------------------------------------------------------------
 
 
@@ -478,7 +492,7 @@ def test_json_has_the_keys_that_are_documented(run: Run, tmp_path: Path) -> None
         "diff": ["m/system/latest", "m/system/latest"], "completion": ["bash"],
     }  # fmt: skip
     # Those of the mount and of devices have tests of their own for it.
-    assert {*commands, "mount", "inspect", "preflight", "stage", "arm", "disarm", "outcome"} == {verb.name for verb in VERBS}
+    assert {*commands, "mount", "inspect", "preflight", "stage", "arm", "disarm", "outcome", "remove"} == {verb.name for verb in VERBS}
     for verb in VERBS:
         if verb.name not in commands:
             continue
