@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def _to_stream(image: Image, progress: Progress) -> int:
 
 def _to_file(image: Image, file: ImageFile, path: Path, progress: Progress) -> int:
     # Of another boot: after a power cut nobody knows what is in it.
-    partial = path.with_name(f".{path.name[:100]}.{image.id[:12]}.{_BOOT_ID.read_text()[:8]}.partial")
+    partial = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}{_mark_of(image)}")
     with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+b", buffering=0) as out:
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,6 +94,10 @@ def _to_file(image: Image, file: ImageFile, path: Path, progress: Progress) -> i
     return written
 
 
+def _mark_of(image: Image) -> str:
+    return f".{image.id[:12]}.{_BOOT_ID.read_text()[:8]}.partial"
+
+
 def _take_attributes(descriptor: int, path: Path, image: Image, file: ImageFile) -> None:
     """What replaces a file is open to those the file was open to, and on the disk before the file goes."""
     if path.exists():
@@ -107,16 +111,22 @@ def _take_attributes(descriptor: int, path: Path, image: Image, file: ImageFile)
 
 
 def _to_directory(image: Image, path: Path, progress: Progress) -> int:
-    if path.exists() and any(path.iterdir()):
+    marker = path / _mark_of(image)  # there until all files are: then an interrupted get may go on
+    if path.exists() and any(path.iterdir()) and not marker.exists():
         raise Refused(f"target {path}", "it is not empty, and the image has several files.", "Name a directory that does not exist.")
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    marker.touch(0o600)
     written = 0
     for file in image.files:
         if Path(file.name).is_absolute() or ".." in Path(file.name).parts:
             raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of it.", image=image.id)
         place = path / file.name
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if place.exists() and (place.stat().st_size, place.stat().st_mtime_ns) == (file.size, file.mtime):
+            continue  # an earlier get came as far as this
         written += _to_file(image, file, place, progress)
         os.utime(place, ns=(file.mtime, file.mtime))
+    marker.unlink()
     return written
 
 
@@ -230,14 +240,12 @@ def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Part]:
     first = file.offset // size
     last = -(-(file.offset + file.size) // size)
     step = WINDOW // size
-    for low in range(first, last, step):
+    for low, there, got in _windows(descriptor, first, last, step, size, file.size):
         high = min(low + step, last)
         start = (low - first) * size
         length = min((high - low) * size, file.size - start)
-        there = read_at(descriptor, start, length)
-        there += bytes((high - low) * size - len(there))
         content = np.frombuffer(there, np.uint8).reshape(-1, size)
-        filled = np.asarray(content.view(np.uint64).any(axis=1))
+        filled = np.zeros(len(content), bool) if not got else np.bitwise_or.reduce(content.view(np.uint64), axis=1) != 0
         stale = []
         for place in image.places(low, high):
             rows = place.page - low
@@ -251,6 +259,33 @@ def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Part]:
             (start + begin * size, min(start + end * size, file.size)) for begin, end in runs_of(np.flatnonzero(filled))
         ]
         yield start + length, stale, holes
+
+
+def _windows(descriptor: int, first: int, last: int, step: int, size: int, most: int) -> Iterator[tuple[int, memoryview, int]]:
+    """(first page, content, bytes that were read) of windows of ``step`` pages, valid until the next one; the rest is zeros,
+    as it is behind ``most`` bytes. The next is read while this one is compared. Two buffers serve for all: a fresh one each
+    time costs as much as the reading."""
+    buffers = deque(memoryview(bytearray(WINDOW)) for _buffer in range(2))
+
+    def read(low: int) -> tuple[int, memoryview, int]:
+        buffer = buffers[0]
+        buffers.rotate()
+        start = (low - first) * size
+        there = buffer[: (min(low + step, last) - low) * size]
+        got = _read_into(descriptor, start, there[: most - start])
+        if not got:
+            return low, memoryview(ZEROS)[: len(there)], 0
+        there[got:] = ZEROS[: len(there) - got]
+        return low, there, got
+
+    with ThreadPoolExecutor(1, "read") as pool:
+        ahead = pool.submit(read, first) if first < last else None
+        for low in range(first, last, step):
+            assert ahead is not None
+            window = ahead.result()
+            if low + step < last:
+                ahead = pool.submit(read, low + step)
+            yield window
 
 
 def runs_of(numbers: I64) -> list[tuple[int, int]]:
@@ -311,6 +346,20 @@ def read_at(descriptor: int, at: int, length: int) -> bytes:
         parts.append(part)
         at, length = at + len(part), length - len(part)
     return b"".join(parts)
+
+
+def _read_into(descriptor: int, at: int, buffer: memoryview) -> int:
+    """Fill the buffer; how many bytes there were, without zeros that are only a hole in a file."""
+    try:
+        if os.lseek(descriptor, at, os.SEEK_DATA) >= at + len(buffer):
+            return 0
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no data any more
+            return 0
+    got = 0
+    while got < len(buffer) and (number := os.preadv(descriptor, [buffer[got:]], at + got)):
+        got += number
+    return got
 
 
 def write_at(descriptor: int, data: memoryview, at: int) -> None:

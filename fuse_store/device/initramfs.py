@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ OPENERS: dict[bytes, Callable[[Any], Any]] = {  # each gives a file to read from
     b"\xfd7zXZ\0": lzma.open,
     b"\x5d\0\0": lzma.open,
     b"BZh": bz2.open,
-    b"\x28\xb5\x2f\xfd": lambda file: zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(file, read_across_frames=True),
+    b"\x28\xb5\x2f\xfd": lambda file: zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(file, read_across_frames=True),
     b"\x04\x22\x4d\x18": lz4.frame.open,
 }
 
@@ -36,13 +35,13 @@ OPENERS: dict[bytes, Callable[[Any], Any]] = {  # each gives a file to read from
 def modules_in(path: Path) -> set[str] | None:
     """The names of its modules, with _ for -; None if it can't be read: of a compressor that is not known here, say."""
     try:
-        with open(path, "rb") as file:
-            return _modules(io.BufferedReader(file.detach(), 1 << 20))
+        with open(path, "rb", buffering=1 << 20) as file:
+            return _modules(file)
     except (OSError, ValueError, EOFError, RuntimeError, lzma.LZMAError, zstandard.ZstdError):
         return None
 
 
-def _modules(file: io.BufferedReader) -> set[str] | None:
+def _modules(file: Any) -> set[str] | None:
     found: set[str] = set()
     while True:
         start = file.peek(6)[:6]
