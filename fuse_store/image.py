@@ -58,8 +58,10 @@ class BlockCache:
                 job = self._opening[digest] = self._pool.submit(self._open, digest, located, number)
             return job
 
-    def page_digests(self, located: Located, page_size: int) -> tuple[I64, U64]:
-        """(where the pages of each block begin, the digests of all pages as two halves). Raises Damaged."""
+    def page_digests(self, digests: bytes, located: Located, page_size: int) -> tuple[I64, U64]:
+        """(where the pages of each block begin, the digests of all pages as two halves). ``digests`` are those of the blocks,
+        16 bytes each: the index is not believed. Raises Damaged."""
+        wanted = np.frombuffer(digests, "<u8").reshape(-1, 2)
         first = np.zeros(len(located.pack), np.int64)
         parts = [np.zeros((LARGEST // page_size, 2), np.uint64)]  # of blocks that are nowhere: nothing is like that
         length = len(parts[0])
@@ -71,7 +73,8 @@ class BlockCache:
             rows = np.flatnonzero(located.pack == number)
             at = np.searchsorted(table.offset, located.offset[rows].astype(np.uint64))
             at[at == len(table.offset)] = 0
-            right = (table.offset[at].astype(np.int64) == located.offset[rows]) if len(table.offset) else np.zeros(len(rows), bool)
+            have = np.frombuffer(table.digests, "<u8").reshape(-1, 2)
+            right = (have[at] == wanted[rows]).all(axis=1) if len(have) else np.zeros(len(rows), bool)
             rows, at = rows[right], at[right]
             count = -(-table.length.astype(np.int64) // page_size)
             begin = np.cumsum(count) - count
@@ -106,13 +109,7 @@ class BlockCache:
 
     def _open(self, digest: bytes, located: Located, number: int) -> bytes:
         try:
-            try:
-                block = self._read(digest, located, number)
-            except FileNotFoundError:  # moved to another pack since
-                self.index.refresh()
-                block = self._read(digest, self.index.locate(digest), 0)
-        except FileNotFoundError:
-            raise Damaged(f"block {digest.hex()}", "its pack is gone.", "Run fuse-store repair.") from None
+            block = self._read(digest, located, number)
         finally:
             with self._lock:
                 self._opening.pop(digest, None)
@@ -125,10 +122,22 @@ class BlockCache:
         return block
 
     def _read(self, digest: bytes, located: Located, number: int) -> bytes:
-        if located.pack[number] < 0:
-            raise Damaged(f"block {digest.hex()}", "it is in no pack that the index knows.", "Run fuse-store repair.")
-        pack = located.packs[int(located.pack[number])]
-        return self._reader.read(digest, pack, int(located.offset[number]), int(located.stored[number]))
+        error = Damaged(f"block {digest.hex()}", "it is in no pack that the index knows.", "Run fuse-store repair.")
+        if located.pack[number] >= 0:
+            pack = located.packs[int(located.pack[number])]
+            try:
+                return self._reader.read(digest, pack, int(located.offset[number]), int(located.stored[number]))
+            except FileNotFoundError:
+                error = Damaged(f"block {digest.hex()}", "its pack is gone.", "Run fuse-store repair.", pack=pack.hex())
+            except Damaged as damaged:
+                error = damaged
+        self.index.refresh()
+        for place in self.index.places(digest):  # it was moved since, or is whole in another pack
+            try:
+                return self._reader.read(digest, *place)
+            except (FileNotFoundError, Damaged):
+                continue
+        raise error
 
 
 @dataclass(frozen=True)
@@ -277,9 +286,10 @@ class Image:
         """The digest of each page, two halves each, as the tables of the packs say; no block is opened. Raises Damaged."""
         known = self._page_digests
         if known is None or known[0] is not place.segment:
-            known = self._page_digests = (place.segment, *self._blocks.page_digests(place.segment.located, self.head.page_size))
-        _segment, first, digests = known
-        wanted: U64 = digests[first[place.number] + place.slot]
+            digests, located = place.segment.extents.digests, place.segment.located
+            known = self._page_digests = (place.segment, *self._blocks.page_digests(digests, located, self.head.page_size))
+        _segment, first, pages = known
+        wanted: U64 = pages[first[place.number] + place.slot]
         return wanted
 
     def _segment(self, number: int) -> _Segment:

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.durable import crash, sync_directory, write_file
-from fuse_store.errors import Damaged
 
 MAGIC = b"FSINDEX1"
 _START = struct.Struct("<8sII")  # magic, length of the sealed header, where the columns begin
@@ -60,6 +59,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.high)
+
+    def place(self, row: int) -> tuple[bytes, int, int]:
+        """(pack, offset, length stored) of one block."""
+        pack = int(self.pack[row])
+        return self.packs[pack * DIGEST : (pack + 1) * DIGEST], int(self.offset[row]), int(self.stored[row])
 
     def select(self, rows: NDArray[np.bool_] | I64) -> Rows:
         """Some of the rows; rows must stay in order."""
@@ -160,14 +164,14 @@ class Index:
     """The index of a store. Reading is safe in threads; what writes is for who holds the writer's lock."""
 
     def __init__(self, root: Path, sealer: Sealer) -> None:
-        self.folder = root / "index"
+        self.folder, self._trash = root / "index", root / "trash"
         self._sealer = sealer
         self._fragments: dict[str, Rows] = {}
         self._listed = 0
         self._lock = threading.Lock()
 
     def locate(self, digests: bytes | bytearray | memoryview) -> Located:
-        """Where the blocks with these digests, 16 bytes each, are. Raises Damaged if a fragment can't be read."""
+        """Where the blocks with these digests, 16 bytes each, are."""
         high, low = halves(digests)
         where = np.full(len(high), -1, np.int64)
         offset, stored, length = (np.zeros(len(high), np.int64) for _ in range(3))
@@ -186,21 +190,35 @@ class Index:
                 offset[found], stored[found], length[found] = rows.offset[row], rows.stored[row], rows.length[row]
         return Located(where, offset, stored, length, tuple(packs))
 
+    def places(self, digest: bytes) -> list[tuple[bytes, int, int]]:
+        """(pack, offset, length stored) of every row of a block: one of them may be wrong."""
+        high, low = halves(digest)
+        found = [(rows, int(rows.find(high, low)[0])) for rows in self.fragments().values()]
+        if all(row < 0 for _rows, row in found):  # of a version that was removed; who has it open may finish
+            found = [(rows, int(rows.find(high, low)[0])) for rows in self._trashed()]
+        return [rows.place(row) for rows, row in found if row >= 0]
+
     def fragments(self) -> dict[str, Rows]:
-        """Every fragment there is now, by name."""
+        """Every fragment that can be read now, by name."""
         with self._lock:
             for _attempt in range(8):
                 changed = os.stat(self.folder).st_mtime_ns if self.folder.exists() else -1
                 if changed == self._listed:
                     break
                 try:
-                    self._fragments = {name: self._fragments.get(name) or self._open(name) for name in self._names()}
+                    found = {name: self._fragments.get(name) or self._open(name) for name in self._names()}
+                    self._fragments = {name: rows for name, rows in found.items() if rows is not None}
                 except FileNotFoundError:
                     continue  # merged away between the list and the look
                 # A directory that changes twice within one tick of its clock looks unchanged the second time.
                 self._listed = changed if time.time_ns() - changed > SETTLED else 0
                 break
             return self._fragments
+
+    def close(self) -> None:
+        """Let go of the mapped files, so that the disk can be unmounted."""
+        with self._lock:
+            self._fragments, self._listed = {}, 0
 
     def refresh(self) -> None:
         """Look again, whatever the directory's time says."""
@@ -223,14 +241,21 @@ class Index:
             write_file(self.folder / f"{secrets.token_hex(DIGEST)}.idx", fragment_bytes(rows, self._sealer), sync)
             self.refresh()
 
-    def replace(self, old: Sequence[str], rows: Sequence[Rows], sync: bool, before: Callable[[], None]) -> None:
-        """Put ``rows`` in the place of the fragments ``old``. Until the new ones are durable the old ones stay."""
+    def replace(
+        self, old: Sequence[str], rows: Sequence[Rows], sync: bool, before: Callable[[], None], to_trash: bool = False
+    ) -> None:
+        """Put ``rows`` in the place of the fragments ``old``. Until the new ones are durable the old ones stay; ``to_trash``:
+        and for a while in the trash, for readers of what they no longer name."""
         for part in rows:
             self.add(part, sync)
         before()
         for name in old:
             crash("drop index")
-            (self.folder / name).unlink(missing_ok=True)  # who has it mapped keeps it
+            if to_trash:
+                os.utime(self.folder / name)
+                os.rename(self.folder / name, self._trash / name)
+            else:
+                (self.folder / name).unlink(missing_ok=True)  # who has it mapped keeps it
         if sync:
             sync_directory(self.folder)
         self.refresh()
@@ -246,19 +271,30 @@ class Index:
             group.append(name)
             total += size
         if len(group) > 1:
-            parts = [parse_fragment(self._mapped(name), self._sealer, check=True) for name in group]
+            try:
+                parts = [parse_fragment(self._mapped(name), self._sealer, check=True) for name in group]
+            except ValueError:
+                return  # a put goes on; verify, gc and repair tell
             self.replace(group, [merged(parts)], sync, before)
+
+    def _trashed(self) -> Iterator[Rows]:
+        for path in self._trash.glob("*.idx"):
+            try:
+                yield parse_fragment(path.read_bytes(), self._sealer)
+            except (OSError, ValueError):
+                continue
 
     def _names(self) -> list[str]:
         if not self.folder.exists():
             return []  # it can be made anew
         return [name for name in os.listdir(self.folder) if _NAME.fullmatch(name)]
 
-    def _open(self, name: str) -> Rows:
+    def _open(self, name: str) -> Rows | None:
+        """None if it is damaged: what only it has can't be found, and the rest can. ``checked`` tells."""
         try:
             return parse_fragment(self._mapped(name), self._sealer)
-        except ValueError as error:
-            raise Damaged(f"index {name}", f"{error}.", "Run fuse-store repair, which makes it anew.") from None
+        except ValueError:
+            return None
 
     def _mapped(self, name: str) -> bytes | mmap.mmap:
         with open(self.folder / name, "rb") as file:

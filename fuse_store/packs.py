@@ -157,8 +157,12 @@ def all_packs(root: Path) -> Iterator[bytes]:
 class _File:
     """An open pack. Closed when nobody uses it any more, so one thread can forget it while another reads."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, root: Path, pack: bytes) -> None:
+        path = pack_path(root, pack)
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # who knew it a moment ago may finish
+            self.descriptor = os.open(root / "trash" / path.name, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -183,6 +187,8 @@ class PackReader:
     def has(self, digest: bytes, pack: bytes, offset: int, stored: int) -> bool:
         """Whether a block really begins there, and ends within the pack."""
         try:
+            if not pack_path(self._root, pack).exists():
+                return False  # in the trash nothing lasts
             file = self._file(pack)
             _codec, sealed, _length, found = parse_header(os.pread(file.descriptor, HEADER.size, offset))
             return found == digest and HEADER.size + sealed == stored and offset + stored <= os.fstat(file.descriptor).st_size
@@ -203,10 +209,12 @@ class PackReader:
             raise self._damaged("pack", ValueError("it is cut off"), pack)
         return content
 
-    def table(self, pack: bytes) -> Table:
-        """What is in a pack. Raises FileNotFoundError, Damaged."""
+    def table(self, pack: bytes, check: bool = False) -> Table:
+        """What is in a pack. ``check`` looks at its header, too, which nothing else needs. Raises FileNotFoundError, Damaged."""
         try:
             with open(pack_path(self._root, pack), "rb") as file:
+                if check and file.read(PACK_HEADER.size) != PACK_HEADER.pack(PACK_MAGIC, pack):
+                    raise ValueError("its header is not its own")
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - TRAILER.size))
                 end = file.read(TRAILER.size)
@@ -220,26 +228,24 @@ class PackReader:
         except (ValueError, OSError) as error:
             raise self._damaged("pack", error, pack) from None
 
-    def scan(self, pack: bytes) -> Iterator[tuple[bytes, int, int, bytes]]:
-        """(digest, offset, length stored, pages) of every block that can be read, by the headers in the pack itself: what is
-        left of a pack whose table is lost. Raises FileNotFoundError, Damaged if it is no pack."""
+    def scan(self, pack: bytes) -> Iterator[tuple[Block, bytes]]:
+        """Every block that can be read, and its pages, by the headers of the blocks alone: what is left of a pack whose table
+        is lost, or that has another's name. Raises FileNotFoundError, OSError."""
         with open(pack_path(self._root, pack), "rb") as file:
-            head = file.read(PACK_HEADER.size)
-            if len(head) < PACK_HEADER.size or PACK_HEADER.unpack(head) != (PACK_MAGIC, pack):
-                raise self._damaged("pack", ValueError("it is no pack, or another one"), pack)
             at = PACK_HEADER.size
             while True:
                 file.seek(at)
                 header = file.read(HEADER.size)
                 try:
-                    _codec, sealed, _length, digest = parse_header(header)
+                    _codec, sealed, length, digest = parse_header(header)
                 except ValueError:
                     return
+                stored = header + file.read(sealed)
                 try:
-                    yield digest, at, HEADER.size + sealed, unpack_block(header + file.read(sealed), digest, self._sealer)
+                    yield Block(digest, length, stored), unpack_block(stored, digest, self._sealer)
                 except ValueError:
                     pass
-                at += HEADER.size + sealed
+                at += len(stored)
 
     def forget(self, pack: bytes) -> None:
         """Let go of a pack that was removed."""
@@ -254,7 +260,7 @@ class PackReader:
         with self._lock:
             file = self._files.get(pack)
             if file is None:
-                file = self._files[pack] = _File(pack_path(self._root, pack))
+                file = self._files[pack] = _File(self._root, pack)
                 while len(self._files) > OPEN_FILES:
                     self._files.popitem(last=False)
             else:

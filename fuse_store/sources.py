@@ -48,7 +48,10 @@ class SourceFile:
     def batches(self, page_size: int) -> Iterator[Batch]:
         """Its data, in ascending order; a last page that is not full ends in zeros. A batch is valid until the next one is
         asked for. Raises StoreError if the source changes while it is read."""
-        yield from _stream(sys.stdin.buffer, self, page_size) if self.path is None else _seekable(self.path, self, page_size)
+        try:
+            yield from _stream(sys.stdin.buffer, self, page_size) if self.path is None else _seekable(self.path, self, page_size)
+        except OSError as error:
+            raise StoreError(f"source {self.path or '-'}", f"{error.strerror}.", "Nothing was stored.") from None
 
 
 def open_source(text: str) -> tuple[str, list[SourceFile]]:
@@ -80,7 +83,8 @@ def _directory(root: Path) -> list[SourceFile]:
     files = []
     for folder, folders, names in os.walk(root):
         folders.sort()
-        for name in sorted(names):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not go into them
+        for name in sorted((*names, *links)):
             path = Path(folder) / name
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):
@@ -98,10 +102,9 @@ def _directory(root: Path) -> list[SourceFile]:
 
 def _seekable(path: Path, file: SourceFile, page_size: int) -> Iterator[Batch]:
     buffer = memoryview(bytearray(BATCH))
+    assert file.size is not None
     with open(path, "rb", buffering=0) as opened:
         descriptor = opened.fileno()
-        before = os.fstat(descriptor)
-        assert file.size is not None
         filled = 0
         parts: list[tuple[int, int]] = []  # first page, number of pages
         for start, end in _data(descriptor, file.size, page_size):
@@ -116,7 +119,7 @@ def _seekable(path: Path, file: SourceFile, page_size: int) -> Iterator[Batch]:
         if filled:
             yield Batch(_pages(parts), buffer[:filled], file.size)
         after = os.fstat(descriptor)
-        if stat.S_ISREG(after.st_mode) and (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        if stat.S_ISREG(after.st_mode) and (file.mtime, file.size) != (after.st_mtime_ns, after.st_size):
             raise StoreError(f"source {path}", "it changed while it was read.", "Nothing was stored. Stop what writes to it.")
 
 

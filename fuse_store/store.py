@@ -52,6 +52,13 @@ class Config:
     check: str
     root: str = ""
 
+    def is_possible(self) -> bool:
+        """Whether the choices are such that ``create`` offers."""
+        return (
+            self.page_size in PAGE_SIZES and self.compression in COMPRESSIONS and self.durability in DURABILITY
+            and self.encryption in ("aes-256-gcm", "none") and self.level in range(1, 20)
+        )  # fmt: skip
+
 
 class Store:
     """An open store; a context manager. Get one by ``create`` or ``open``."""
@@ -107,20 +114,19 @@ class Store:
         path = Path(path)
         try:
             values = json.loads((path / "store.json").read_text())
+            if values["format"] != FORMAT:
+                raise Refused(f"store {path}", "its format is not known to this program.", "Use a newer fuse-store.")
             config = Config(**values)
-            store_id, check = bytes.fromhex(config.id), bytes.fromhex(config.check)
-            known = config.page_size in PAGE_SIZES and config.compression in COMPRESSIONS and isinstance(config.level, int)
+            store_id, check, root = (bytes.fromhex(text) for text in (config.id, config.check, config.root))
+            if not config.is_possible():
+                raise ValueError("it has impossible values")
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"store {path}", "there is no store.", f"fuse-store --store {path} init makes one.") from None
         except OSError as error:
             raise StoreError(f"store {path}", f"{error.strerror}.") from None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise Damaged(f"store {path}", f"store.json cannot be read ({error}).", "Restore it from a copy.") from None
-        if config.format != FORMAT or not known:
-            raise Refused(f"store {path}", f"its format {config.format} is not known to this program.", "Use a newer fuse-store.")
-        if config.encryption == "none":
-            root = bytes.fromhex(config.root)
-        else:
+        if config.encryption != "none":
             named = key_file or os.environ.get("FUSE_STORE_KEY_FILE")
             root = read_key(Path(named) if named else default_key_file(store_id), store_id)
         sealer = Sealer(store_id, root, config.encryption != "none")
@@ -138,6 +144,7 @@ class Store:
         if self._blocks is not None:
             self._blocks.close()
             self._reader.close()
+            self._index.close()
 
     # what is there -------------------------------------------------------------------------------------------------
 

@@ -24,9 +24,9 @@ from fuse_store.blocks import Block
 from fuse_store.crypto import DIGEST
 from fuse_store.durable import crash, sync_directory
 from fuse_store.errors import Damaged, NotFound, StoreError
-from fuse_store.index import Rows, merged
+from fuse_store.index import Rows, halves, merged
 from fuse_store.locks import WriterLock
-from fuse_store.packs import PackReader, PackWriter, Table, all_packs, pack_path, pack_table, parse_table
+from fuse_store.packs import PackWriter, all_packs, pack_path
 from fuse_store.progress import Progress
 from fuse_store.store import Store
 
@@ -48,7 +48,8 @@ class Verdict:
 def verify(store: Store, ids: Sequence[str], sample: float, progress: Progress) -> list[Verdict]:
     """Read ``sample`` percent of the blocks of each version (0 to 100), and compare their pages with their digests.
 
-    With 100 the checksums of the index are compared as well; a damaged one is a problem of every version.
+    With 100 the checksums of the index and the tables of the packs are compared as well; a damaged index is a problem of
+    every version.
     """
     verifier = _Verifier(store, sample, progress)
     progress.start("verify", None)
@@ -64,6 +65,7 @@ class _Verifier:
         self._chance = random.Random(time.time_ns())
         self._seen: dict[bytes, str] = {}  # blocks that were read, and what is wrong with them
         self._read = 0
+        self._packs: dict[bytes, str] = {}  # what is wrong with the tables of packs
         self._general = []
         if sample >= 100:
             damaged = [(name, what) for name, what in store.index.checked() if isinstance(what, str)]
@@ -75,6 +77,8 @@ class _Verifier:
         try:
             image = self._store.open_image(image_id)
             for extents, located, first in image.blocks():
+                if self._sample >= 100:
+                    self._tables(verdict, located.packs)
                 for number in range(len(first)):
                     digest, offset = extents.digest(number), int(first[number]) * image.head.page_size
                     if digest in self._seen:
@@ -91,6 +95,17 @@ class _Verifier:
         if verdict.problems:
             verdict.state = "damaged"
         return verdict
+
+    def _tables(self, verdict: Verdict, packs: Sequence[bytes]) -> None:
+        for pack in packs:
+            if pack not in self._packs:
+                try:
+                    self._store.reader.table(pack, check=True)
+                    self._packs[pack] = ""
+                except (Damaged, FileNotFoundError) as error:
+                    self._packs[pack] = str(error)
+            if self._packs[pack] and self._packs[pack] not in verdict.problems:
+                verdict.problems.append(self._packs[pack])
 
     def _finish(self, verdict: Verdict, digest: bytes, offset: int, job: Future[bytes]) -> None:
         try:
@@ -159,7 +174,7 @@ def _needed(store: Store, fragments: dict[str, Rows], result: Collected, progres
     for image_id in store.ids():
         try:
             for extents, _located, _first in store.open_image(image_id).blocks():
-                _mark(extents.digests, fragments, needed)
+                _mark(store, extents.digests, fragments, needed)
         except (Damaged, NotFound) as error:
             raise StoreError(
                 f"store {store.path}", f"what image {image_id} needs is not known: {error}",
@@ -170,16 +185,22 @@ def _needed(store: Store, fragments: dict[str, Rows], result: Collected, progres
     return needed
 
 
-def _mark(digests: bytes, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]]) -> None:
-    from fuse_store.index import halves
-
+def _mark(store: Store, digests: bytes, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]]) -> None:
     high, low = halves(digests)
-    for name, rows in fragments.items():
-        row = rows.find(high, low)
-        needed[name][row[row >= 0]] = True
-        high, low = high[row < 0], low[row < 0]
-    if len(high):
-        raise Damaged(f"{len(high)} blocks", "they are in no pack that the index knows.")
+    found = {name: rows.find(high, low) for name, rows in fragments.items()}
+    places = np.zeros(len(high), np.int64)
+    for row in found.values():
+        places += row >= 0
+    if not places.all():
+        raise Damaged(f"{np.count_nonzero(places == 0)} blocks", "they are in no pack that the index knows.")
+    for name, row in found.items():
+        needed[name][row[(row >= 0) & (places == 1)]] = True
+    for number in np.flatnonzero(places > 1).tolist():  # the pack of one of them may be gone, or another's
+        digest = digests[number * DIGEST : (number + 1) * DIGEST]
+        rows_of_it = [(name, int(row[number])) for name, row in found.items() if row[number] >= 0]
+        whole = (one for one in rows_of_it if store.reader.has(digest, *fragments[one[0]].place(one[1])))
+        name, at = next(whole, rows_of_it[0])
+        needed[name][at] = True
 
 
 def _choose(
@@ -193,7 +214,11 @@ def _choose(
             pack = rows.packs[number * DIGEST : (number + 1) * DIGEST]
             used[pack] = used.get(pack, 0) + int(size)
     drop, copy = set(), set()
-    for pack in all_packs(store.path):
+    packs = set(all_packs(store.path))
+    for pack in used.keys() - packs:
+        if used[pack]:
+            raise StoreError(f"pack {pack.hex()}", "it is gone, and versions need it.", "Nothing was freed. Run fuse-store repair.")
+    for pack in packs:
         size, live = pack_path(store.path, pack).stat().st_size, used.get(pack, 0)
         if live and live >= WORTH_KEEPING * size:
             result.packs_kept += 1
@@ -212,18 +237,19 @@ def _rebuild(
     copy: set[bytes],
 ) -> None:  # fmt: skip
     """Copy, then an index without the packs that go, then drop them."""
-    wanted = {
-        rows.packs[number * DIGEST : (number + 1) * DIGEST]: np.stack((rows.high, rows.low), 1)[needed[name] & (rows.pack == number)]
-        for name, rows in fragments.items()
-        for number in range(len(rows.packs) // DIGEST)
-        if rows.packs[number * DIGEST : (number + 1) * DIGEST] in copy
-    }
-    new = _copy(store, wanted)
+    wanted: dict[bytes, list[NDArray[np.uint64]]] = {pack: [] for pack in copy}  # a pack may be in several fragments
+    for name, rows in fragments.items():
+        for number in range(len(rows.packs) // DIGEST):
+            pack = rows.packs[number * DIGEST : (number + 1) * DIGEST]
+            if pack in copy:
+                wanted[pack].append(np.stack((rows.high, rows.low), 1)[needed[name] & (rows.pack == number)])
+    new = _copy(store, {pack: np.concatenate(parts) for pack, parts in wanted.items()})
     for name, rows in fragments.items():
         gone = np.array([rows.packs[at : at + DIGEST] in drop for at in range(0, len(rows.packs), DIGEST)], bool)
         if gone.any():
             kept = rows.select(~gone[rows.pack])
-            store.index.replace([name], [part for part in (kept, *new) if len(part)], store.sync, lambda: store.settle(lock))
+            parts = [part for part in (kept, *new) if len(part)]
+            store.index.replace([name], parts, store.sync, lambda: store.settle(lock), to_trash=True)
             new = []
     for pack in drop:
         lock.check()
@@ -293,7 +319,7 @@ def repair(store: Store, progress: Progress) -> Repaired:
     """Make the index anew from the packs; then say which versions are not whole.
 
     Manifests are never removed, nor packs: what is damaged today may come back from a copy tomorrow. Of a pack whose table
-    is lost, what can still be read is found by its headers.
+    is lost, what can still be read is found by the headers of its blocks, and copied to a new pack.
     """
     result = Repaired()
     with store.writing() as lock:
@@ -301,39 +327,52 @@ def repair(store: Store, progress: Progress) -> Repaired:
         old = [name for name, _rows in store.index.checked()]
         new: list[Rows] = []
         part: list[Rows] = []
+        bad: dict[bytes, str] = {}
         for pack in sorted(all_packs(store.path)):
             try:
-                rows = _readable_table(store, pack, result).rows()
+                part.append(store.reader.table(pack, check=True).rows())
             except Damaged as error:
-                result.packs_bad.append(str(error))
+                bad[pack] = str(error)
                 continue
-            part.append(rows)
             result.packs_found += 1
             progress.at(result.packs_found)
             if sum(map(len, part)) > 1 << 19:
                 new, part = [*new, merged(part)], []
+        if part:
+            new = [*new, merged(part)]
+        new += _rescue(store, bad, new, result)
         crash("repair index")
-        store.index.replace(old, [*new, merged(part)] if part else new, store.sync, lambda: store.settle(lock))
+        store.index.replace(old, new, store.sync, lambda: store.settle(lock))
         (store.path / "index" / "summaries").unlink(missing_ok=True)
         _find_lost(store, result)
         progress.finish()
     return result
 
 
-def _readable_table(store: Store, pack: bytes, result: Repaired) -> Table:
-    """The table of a pack, or one made of the blocks that can be read. Raises Damaged if it is no pack at all."""
-    reader: PackReader = store.reader
+def _rescue(store: Store, bad: dict[bytes, str], known: Sequence[Rows], result: Repaired) -> list[Rows]:
+    """Copy what can still be read in packs without a table, and is in no other pack, to new ones, which are durable when
+    this returns. A collection frees the old ones as soon as nothing is lost."""
+    size, seed = store.config.page_size, store.sealer.page_seed
+    writer = PackWriter(store.path, store.sealer, store.sync)
+    made: list[Rows | None] = []
+    copied: set[bytes] = set()
     try:
-        return reader.table(pack)
-    except Damaged as error:
-        blocks, digests = [], []
-        size, seed = store.config.page_size, store.sealer.page_seed
-        for digest, offset, stored, pages in reader.scan(pack):
-            blocks.append((digest, offset, stored, len(pages)))
-            digests += [xxhash.xxh3_128_digest(pages[at : at + size], seed) for at in range(0, len(pages), size)]
-        result.packs_rescued += 1
-        result.packs_bad.append(f"{error} {len(blocks)} blocks were found in it.")
-        return parse_table(pack_table(blocks, b"".join(digests)), pack)
+        for pack, error in bad.items():
+            readable = 0
+            for block, pages in store.reader.scan(pack):
+                readable += 1
+                high, low = halves(block.digest)
+                if block.digest in copied or any(rows.find(high, low)[0] >= 0 for rows in known):
+                    continue
+                copied.add(block.digest)
+                digests = [xxhash.xxh3_128_digest(pages[at : at + size], seed) for at in range(0, len(pages), size)]
+                made.append(writer.add(block, b"".join(digests)))
+            result.packs_rescued += bool(readable)
+            result.packs_bad.append(f"{error} {readable} blocks were found in it.")
+        made.append(writer.finish())
+    finally:
+        writer.abandon()
+    return [rows for rows in made if rows is not None]
 
 
 def _find_lost(store: Store, result: Repaired) -> None:

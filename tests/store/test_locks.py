@@ -87,7 +87,7 @@ def test_the_lock_of_who_is_gone_is_taken_over(folder: Path, changes: dict[str, 
 )
 def test_the_lock_of_who_may_be_there_is_left_alone(folder: Path, text: str) -> None:
     (folder / "writer").write_text(text)
-    with pytest.raises(Locked, match="remove .*writer"), WriterLock(folder):
+    with pytest.raises(Locked, match=r"remove .*writer"), WriterLock(folder):
         pass
     assert (folder / "writer").read_text() == text
     assert len(list(folder.iterdir())) == 1
