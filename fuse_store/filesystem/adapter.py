@@ -329,6 +329,7 @@ class Fuse(mfusepy.FUSE):  # type: ignore[misc]
     def open(self, path: bytes, fip: Any) -> int:
         info = fip.contents
         info.fh, info.keep_cache = self.operations.open(path.decode(self.encoding, self.errors), info.flags)
+        info.noflush = info.flags & os.O_ACCMODE == os.O_RDONLY  # older libraries don't have it, and don't see it
         return 0
 
     def read(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:

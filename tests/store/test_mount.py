@@ -26,6 +26,7 @@ from fuse_store.errors import NotFound, Refused, UsageError
 from fuse_store.filesystem import mount
 from fuse_store.manifest import Summary
 from fuse_store.store import Store
+from tests.fuzz.swsusp_encoder import encode, machine
 from tests.store import corpus
 
 MB = 1 << 20
@@ -245,6 +246,42 @@ def test_several_readers(served: Mounted, home: Path) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_what_was_read_comes_from_the_page_cache(served: Mounted, home: Path) -> None:
+    """While the process that serves the mount is stopped, so that it can't be asked."""
+    with open(served.system / "latest" / "image", "rb") as first:
+        assert first.read() == (home / "v1").read_bytes()
+    with open(served.system / "latest" / "image", "rb", buffering=0) as again:  # the pages outlive the file
+        asked = threading.Event()
+
+        def go_on() -> None:
+            asked.set()
+            served.process.send_signal(signal.SIGCONT)
+
+        rescue = threading.Timer(WAIT / 4, go_on)  # nothing else could end a read that waits for the process
+        rescue.start()
+        served.process.send_signal(signal.SIGSTOP)
+        try:
+            data = os.pread(again.fileno(), SIZE, 0)
+        finally:
+            rescue.cancel()
+            served.process.send_signal(signal.SIGCONT)
+    assert data == (home / "v1").read_bytes()
+    assert not asked.is_set()
+
+
+def test_derived_files_of_a_hibernation_image(served: Mounted, tmp_path: Path) -> None:
+    source = tmp_path / "swap"
+    source.write_bytes(encode(machine()).device)
+    one = served.store.put(str(source), machine="web01", application="slept", kind="hibernation")
+    folder = served.point / "ids" / one.id
+    assert sorted(os.listdir(folder)) == sorted(
+        ["image", "info.json", "B3SUMS", "memory.elf", "memory.lime", "header.json", "pages.tsv"]
+    )
+    assert (folder / "memory.elf").read_bytes()[:4] == b"\x7fELF"
+    for name in ("memory.elf", "memory.lime", "header.json", "pages.tsv"):
+        assert len((folder / name).read_bytes()) == (folder / name).stat().st_size > 0
 
 
 def test_versions_come_and_go(served: Mounted, home: Path, tmp_path: Path) -> None:
