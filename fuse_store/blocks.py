@@ -32,6 +32,8 @@ def _zstd(pages: bytes, level: int) -> bytes:
 
 
 def _unzstd(stored: bytes, length: int) -> bytes:
+    if zstandard.frame_content_size(stored) != length:  # what the frame says is what it is given room for
+        raise ValueError("its length is not the one it was given")
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor()
     return bytes(_local.decompressor.decompress(stored, max_output_size=length))

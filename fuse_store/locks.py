@@ -69,7 +69,7 @@ class WriterLock:
 
     def _holder_text(self) -> str | None:
         try:
-            return self._path.read_text()
+            return self._path.read_text(errors="replace")
         except FileNotFoundError:
             return None
 
@@ -116,5 +116,5 @@ def _start(pid: Any) -> int | None:
     try:
         text = Path(f"/proc/{int(pid)}/stat").read_text()
         return int(text.rsplit(")", 1)[1].split()[19])
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, TypeError, OverflowError, IndexError):
         return None

@@ -163,6 +163,8 @@ def parse_head(content: bytes) -> Head:
     texts = [head.machine, head.application, head.kind, head.event, *head.bases, *(file.name for file in head.files)]
     if not all(isinstance(number, int) for number in numbers) or not all(isinstance(text, str) for text in texts):
         raise ValueError("its head has values of the wrong type")
+    if not all(isinstance(part.digest, bytes) and len(part.digest) == DIGEST for part in head.segments):
+        raise ValueError("its segments have impossible digests")
     if head.page_size not in PAGE_SIZES or not isinstance(head.tags, dict):
         raise ValueError("its head has impossible values")
     end = 0
