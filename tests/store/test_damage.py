@@ -225,7 +225,7 @@ def whole_again(sound: Sound, path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["header", "table", "trailer", "cut in the table", "header of another pack"])
 def test_a_pack_whose_blocks_are_whole_loses_nothing_and_is_mended(sound: Sound, tmp_path: Path, part: str) -> None:
-    for pack in sound.files("packs/*/*.pack")[:3]:
+    for pack in sound.files("packs/*/*.pack")[:2]:
         size = (sound.path / pack).stat().st_size
         end = sum(blocks_of(sound, pack)[-1])
         if part in ("header", "table", "trailer"):
