@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import subprocess
@@ -85,7 +86,7 @@ def _to_file(image: Image, file: ImageFile, path: Path, progress: Progress) -> i
         resumed = os.fstat(out.fileno()).st_size > 0
         try:
             out.truncate(file.size)
-            written = _write(image, file, out.fileno(), progress, compare=resumed, zeros=resumed)
+            written = write(image, file, out.fileno(), progress, compare=resumed, zeros=resumed)
             _take_attributes(out.fileno(), path, image, file)
             os.rename(partial, path)
         except (StoreError, OSError):  # interrupted or killed, it stays, and the next get goes on with it
@@ -141,7 +142,7 @@ def to_device(image: Image, path: Path, progress: Progress, *, changed_only: boo
         room = os.lseek(descriptor, 0, os.SEEK_END)
         if room < image.size:
             raise Refused(f"device {path}", f"it has {room} bytes, and the image {image.size}.", "Choose a larger one.")
-        written = _write(image, image.files[0], descriptor, progress, compare=changed_only, zeros=True)
+        written = write(image, image.files[0], descriptor, progress, compare=changed_only, zeros=True)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         read_back(image, descriptor, path, progress)
@@ -195,7 +196,7 @@ def recognised(path: Path) -> str:
 # pages -----------------------------------------------------------------------------------------------------------------
 
 
-def _write(image: Image, file: ImageFile, descriptor: int, progress: Progress, *, compare: bool, zeros: bool) -> int:
+def write(image: Image, file: ImageFile, descriptor: int, progress: Progress, *, compare: bool, zeros: bool) -> int:
     """Write a file of the image at the start of ``descriptor``. ``compare``: leave what is right already. ``zeros``: something
     else may stand where the image has zeros. Returns how many bytes were written."""
     written = 0
@@ -265,14 +266,14 @@ def _windows(descriptor: int, first: int, last: int, step: int, size: int, most:
     """(first page, content, bytes that were read) of windows of ``step`` pages, valid until the next one; the rest is zeros,
     as it is behind ``most`` bytes. The next is read while this one is compared. Two buffers serve for all: a fresh one each
     time costs as much as the reading."""
-    buffers = deque(memoryview(bytearray(WINDOW)) for _buffer in range(2))
+    buffers = deque(memoryview(mmap.mmap(-1, WINDOW)) for _buffer in range(2))  # as aligned as O_DIRECT wants it
 
     def read(low: int) -> tuple[int, memoryview, int]:
         buffer = buffers[0]
         buffers.rotate()
         start = (low - first) * size
         there = buffer[: (min(low + step, last) - low) * size]
-        got = _read_into(descriptor, start, there[: most - start])
+        got = min(_read_into(descriptor, start, there), most - start)
         if not got:
             return low, memoryview(ZEROS)[: len(there)], 0
         there[got:] = ZEROS[: len(there) - got]
@@ -359,6 +360,8 @@ def _read_into(descriptor: int, at: int, buffer: memoryview) -> int:
     got = 0
     while got < len(buffer) and (number := os.preadv(descriptor, [buffer[got:]], at + got)):
         got += number
+        if got % 512:
+            break  # the end of a file
     return got
 
 

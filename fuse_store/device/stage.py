@@ -127,7 +127,7 @@ def _write(image: Image, header: Header, target: Target, empty: bytes, progress:
 def parts(image: Image, target: Target, head: int) -> Iterator[Part]:
     """What differs on the device behind its first ``head`` bytes, as ``targets.differing`` tells it."""
     first = head // image.head.page_size
-    for at, places, holes in targets.differing(image, image.files[0], target.descriptor):
+    for at, places, holes in targets.differing(image, image.files[0], target.direct):
         if at - targets.WINDOW < head:
             places = [kept for place in places if len((kept := place.select(place.page >= first)).page)]
             holes = [(max(start, head), end) for start, end in holes if end > head]

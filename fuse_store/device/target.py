@@ -8,6 +8,7 @@ only after ``sync``, which also drops what the kernel has cached, so that the ne
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import stat
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Target:
         self.name = str(self.path.resolve()) if self.is_file else stable_name(self.path)
         self.descriptor = _open_file(self.path) if self.is_file else targets.open_device(self.path)
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
+        self.direct = self._open_direct()
 
     def read(self, offset: int, length: int) -> bytes:
         try:
@@ -73,7 +75,22 @@ class Target:
         if self.read(offset, len(content)) != content:
             raise Damaged(f"device {self.path}", f"what was written at {offset:#x} reads back otherwise.", "Do not use it.")
 
+    def _open_direct(self) -> int:
+        """A descriptor that reads past the kernel's cache, in multiples of a page; the other one where that can't be."""
+        try:
+            direct = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError:
+            return self.descriptor
+        try:
+            os.preadv(direct, [mmap.mmap(-1, mmap.PAGESIZE)], 0)
+            return direct
+        except OSError:
+            os.close(direct)
+            return self.descriptor
+
     def close(self) -> None:
+        if self.direct != self.descriptor:
+            os.close(self.direct)
         os.close(self.descriptor)
 
     def __enter__(self) -> Target:
