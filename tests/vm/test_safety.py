@@ -7,11 +7,12 @@ Every refusal is checked against the bytes: those of the NVDIMM are read on the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from tests.vm import evidence, play
-from tests.vm.conftest import MEMORY, NVDIMM, ODD_FILES, switched_on
+from tests.vm.conftest import MEMORY, NVDIMM, ODD_FILES, off, switched_on
 from tests.vm.lab import Lab, Machine
 
 # Everything of each file but its content, then the content; directories too, so that a file that came and went shows.
@@ -107,3 +108,39 @@ def test_check_mode_changes_nothing(lab: Lab, machine: Machine, nvm: str) -> Non
     after = machine.ssh(_FILES)
     assert after == files, "\n".join(sorted(set(files.splitlines()) ^ set(after.splitlines())))
     assert evidence.digest(machine) == bytes_before, "bytes on the NVM changed"
+
+
+def refuses(lab: Lab, machine: Machine, code: str, ignored: list[str], **options: str) -> None:
+    """``hibernate`` does nothing because of ``code`` when the blockers ``ignored`` are left aside."""
+    result = play.module(lab, machine, "hibernate", {"ignore_blockers": ignored, **options})
+    assert (result.get("verdict"), result.get("code")) == ("never_slept", code), result
+    assert [blocker["code"] for blocker in result["blockers"]] == [code] and result["remedy"], result
+
+
+def test_another_swap_area_would_be_chosen(lab: Lab, machine: Machine, nvm: str, disk: str) -> None:
+    """Nothing names a device to resume from, and systemd takes the swap area of the higher priority."""
+    machine.ssh(f"mkswap -q {nvm} && swapon -p 10 {nvm} && mkswap -q {disk} && swapon -p 20 {disk}")
+    try:
+        info = play.module(lab, machine, "nvm_info", {"device": nvm})
+        (blocker,) = [each for each in info["blockers"] if each["code"] == "other_swap_first"]
+        assert disk in blocker["message"], blocker
+        unconfigured = ["resume_running", "resume_configured", "initramfs_drivers"]
+        refuses(lab, machine, "other_swap_first", unconfigured, device=nvm)
+    finally:
+        machine.ssh(f"swapoff {disk}; wipefs -qa {disk}")
+
+
+def test_without_nvm_and_with_nohibernate(lab: Lab, machine: Machine) -> None:
+    """The last test of this machine: it is booted without its NVDIMM, by a kernel that was told not to hibernate."""
+    machine.ssh(r"sed -i '/^\s*linux\s/s/$/ nohibernate/' /boot/grub/grub.cfg && sync && fsfreeze -f / && fsfreeze -u /")
+    off(machine)
+    machine.settings = replace(machine.settings, nvdimm=0)
+    machine.power_on()
+    machine.wait_up()
+    assert machine.ssh("cat /sys/power/disk") == "[disabled]\n"
+    info = play.module(lab, machine, "nvm_info")
+    codes = [blocker["code"] for blocker in info["blockers"]]
+    assert {"no_nvm", "nohibernate"} <= set(codes) and not info["ready"], info["blockers"]
+    assert info["nvm"] == 0
+    for code in ("no_nvm", "nohibernate"):
+        refuses(lab, machine, code, [each for each in codes if each != code])
