@@ -33,5 +33,5 @@ VERB = Verb(
         argument("--detail", metavar="TEXT", default="", help="why, for the ledger"),
     ),
     keys={"id": "of the version", "state": "resumed or failed"},
-    examples=(("fuse-store outcome web01/system/latest failed --detail 'memory size'", "the machine booted afresh"),),
+    examples=(("fuse-store outcome web01/system/latest failed --detail memory-size", "the machine booted afresh"),),
 )
