@@ -7,6 +7,7 @@ many small extents of few blocks; so the pages of a range are gathered block by 
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections import OrderedDict
@@ -29,6 +30,12 @@ from fuse_store.segments import read_segment
 
 CACHE = 64 << 20  # bytes of opened blocks
 SEGMENTS = 4  # kept in memory, about 4 MB each
+
+
+@functools.lru_cache(maxsize=4)
+def _zeros(length: int) -> memoryview:
+    """So many zero bytes: readers ask for the same lengths again and again."""
+    return memoryview(bytes(length))
 
 
 class BlockCache:
@@ -179,13 +186,18 @@ class Image:
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes, fewer at the end of the image. Raises Damaged."""
+        return bytes(self.view(offset, length))
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """The same without a last copy; not to be written to. Raises Damaged."""
         length = max(0, min(length, self.size - offset))
-        if not length:
-            return b""
         page_size = self.head.page_size
         first, last = offset // page_size, -(-(offset + length) // page_size)
+        places = list(self.places(first, last)) if length else []
+        if not places:
+            return _zeros(length)
         out = np.zeros((last - first, page_size), np.uint8)
-        for place in self.places(first, last):
+        for place in places:
             place = place.select(np.argsort(place.number, kind="stable"))
             page, slot = place.page, place.slot
             starts = np.flatnonzero(np.diff(place.number, prepend=-1))
@@ -210,7 +222,7 @@ class Image:
                     raise self.damaged(error, int(page[start])) from None
                 self._place(out, first, pages, page[start:end], slot[start:end])
         start_in = offset - first * page_size
-        return out.reshape(-1)[start_in : start_in + length].tobytes()
+        return out.reshape(-1).data[start_in : start_in + length]
 
     def prefetch(self, offset: int, length: int) -> None:
         """Have the blocks of a range opened in the background. Raises Damaged."""

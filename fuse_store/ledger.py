@@ -47,9 +47,9 @@ class Ledger:
         return []
 
     def state(self, image_id: str) -> str:
-        """The newest state; ``captured`` if nothing happened."""
-        entries = self.entries(image_id)
-        return str(entries[-1]["state"]) if entries else "captured"
+        """The newest state; ``captured`` if nothing happened. A check hides nothing of what else happened."""
+        states = [str(entry["state"]) for entry in self.entries(image_id)]
+        return next((state for state in reversed(states) if state != "verified"), "verified" if states else "captured")
 
     def changed(self) -> int:
         """A number that is another one when an entry has been added (the folder's time, ns)."""

@@ -25,14 +25,20 @@ class WriterLock:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "writer"
+        self._free = folder / "free"  # the file of the last lock: on a full disk there is no room for a new one
         self._content = json.dumps({**_self(), "token": secrets.token_hex(8)}, sort_keys=True)
 
     def __enter__(self) -> WriterLock:
         for _attempt in range(8):
             partial = self._path.with_name(f"writer.{secrets.token_hex(4)}.partial")
             try:
-                with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                try:
+                    os.rename(self._free, partial)
+                except FileNotFoundError:
+                    pass
+                with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
                     file.write(self._content)
+                    file.truncate()
                 os.link(partial, self._path)  # fails if it exists, which a rename would not
                 return self
             except FileExistsError:
@@ -43,7 +49,7 @@ class WriterLock:
 
     def __exit__(self, *error: object) -> None:
         if self._holder_text() == self._content:
-            self._path.unlink(missing_ok=True)
+            os.rename(self._path, self._free)
 
     def check(self) -> None:
         """Raise Locked if the lock is no longer ours."""

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fuse_store.blocks import HEADER, LARGEST, OVERHEAD, Block, parse_header, unpack_block
+from fuse_store.blocks import HEADER, LARGEST, MAGIC, OVERHEAD, Block, parse_header, unpack_block
 from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.durable import crash, new_file
 from fuse_store.errors import Damaged
@@ -154,6 +154,20 @@ def all_packs(root: Path) -> Iterator[bytes]:
             yield pack
 
 
+def _next_block(file: BinaryIO, at: int) -> int | None:
+    """Where the next block begins, or seems to, at or after ``at``."""
+    overlap = len(MAGIC) - 1
+    while True:
+        file.seek(at)
+        content = file.read(1 << 20)
+        found = content.find(MAGIC)
+        if found >= 0:
+            return at + found
+        if len(content) <= overlap:
+            return None
+        at += len(content) - overlap
+
+
 class _File:
     """An open pack. Closed when nobody uses it any more, so one thread can forget it while another reads."""
 
@@ -230,22 +244,19 @@ class PackReader:
 
     def scan(self, pack: bytes) -> Iterator[tuple[Block, bytes]]:
         """Every block that can be read, and its pages, by the headers of the blocks alone: what is left of a pack whose table
-        is lost, or that has another's name. Raises FileNotFoundError, OSError."""
+        is lost, that is damaged somewhere, or that has another's name. Raises FileNotFoundError, OSError."""
         with open(pack_path(self._root, pack), "rb") as file:
-            at = PACK_HEADER.size
-            while True:
+            after = PACK_HEADER.size
+            while (at := _next_block(file, after)) is not None:
                 file.seek(at)
                 header = file.read(HEADER.size)
                 try:
                     _codec, sealed, length, digest = parse_header(header)
-                except ValueError:
-                    return
-                stored = header + file.read(sealed)
-                try:
+                    stored = header + file.read(sealed)
                     yield Block(digest, length, stored), unpack_block(stored, digest, self._sealer)
-                except ValueError:
-                    pass
-                at += len(stored)
+                    after = at + len(stored)
+                except ValueError:  # its length may be wrong as well
+                    after = at + 1
 
     def forget(self, pack: bytes) -> None:
         """Let go of a pack that was removed."""

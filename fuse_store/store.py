@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import msgpack
@@ -129,6 +130,11 @@ class Store:
         if config.encryption != "none":
             named = key_file or os.environ.get("FUSE_STORE_KEY_FILE")
             root = read_key(Path(named) if named else default_key_file(store_id), store_id)
+        elif key_file or default_key_file(store_id).exists():
+            raise Refused(
+                f"store {path}", "there is a key for it, and its store.json says that it is not encrypted.",
+                "Somebody may have changed store.json: restore it from a copy.",
+            )  # fmt: skip
         sealer = Sealer(store_id, root, config.encryption != "none")
         if sealer.check != check:
             raise WrongKey(f"store {path}", "the key is not the one it was made with.", "Name the right one with --key-file.")
@@ -365,12 +371,14 @@ class _Writing:
             lock = self._lock.__enter__()
         except OSError as error:
             raise StoreError(f"store {self._store.path}", f"{error.strerror}.", "Nothing was changed.") from None
-        for name in ("packs", "index", "images", "states"):
+        for name in ("packs", "index", "images", "states", "locks"):
             sweep(self._store.path / name)
         return lock
 
-    def __exit__(self, *error: object) -> None:
-        self._lock.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._lock.__exit__(kind, error, trace)
+        if isinstance(error, OSError):
+            raise StoreError(f"store {self._store.path}", f"{error.strerror}.", "What was in it is still there.") from None
 
 
 def make_folders(path: Path) -> None:

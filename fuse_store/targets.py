@@ -66,7 +66,7 @@ def _to_stream(image: Image, progress: Progress) -> int:
     out = sys.stdout.buffer
     for at in range(0, image.size, WINDOW):
         image.prefetch(at + WINDOW, WINDOW)
-        data = memoryview(image.read(at, WINDOW))
+        data = image.view(at, WINDOW)
         while data:  # a raw stream may take less than it is given
             data = data[out.write(data) :]
         progress.at(min(at + WINDOW, image.size))

@@ -12,7 +12,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from fuse_store.durable import crash, sync_directory
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.index import Rows, halves, merged
 from fuse_store.locks import WriterLock
-from fuse_store.packs import PackWriter, all_packs, pack_path
+from fuse_store.packs import PackReader, PackWriter, Table, all_packs, pack_path
 from fuse_store.progress import Progress
 from fuse_store.store import Store
 
@@ -318,8 +318,10 @@ class Repaired:
 def repair(store: Store, progress: Progress) -> Repaired:
     """Make the index anew from the packs; then say which versions are not whole.
 
-    Manifests are never removed, nor packs: what is damaged today may come back from a copy tomorrow. Of a pack whose table
-    is lost, what can still be read is found by the headers of its blocks, and copied to a new pack.
+    Manifests are never removed, nor packs: what is damaged today may come back from a copy tomorrow. Every block is read: of
+    a pack in which one is damaged, or whose table is lost, what can still be read is found by the headers of the blocks
+    and copied to a new pack, and the index forgets the old one. So a put stores anew what was lost, and the versions that
+    need it are whole again.
     """
     result = Repaired()
     with store.writing() as lock:
@@ -330,7 +332,7 @@ def repair(store: Store, progress: Progress) -> Repaired:
         bad: dict[bytes, str] = {}
         for pack in sorted(all_packs(store.path)):
             try:
-                part.append(store.reader.table(pack, check=True).rows())
+                part.append(_sound_table(store, pack).rows())
             except Damaged as error:
                 bad[pack] = str(error)
                 continue
@@ -349,8 +351,25 @@ def repair(store: Store, progress: Progress) -> Repaired:
     return result
 
 
+def _sound_table(store: Store, pack: bytes) -> Table:
+    """The table of a pack in which every block can be read. Raises Damaged."""
+    reader: PackReader = store.reader
+    table = reader.table(pack, check=True)
+    places = zip(table.offset.tolist(), table.stored.tolist(), strict=True)
+    jobs: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1), "repair") as pool:
+        for number, (offset, stored) in enumerate(places):
+            if len(jobs) >= QUEUE:
+                jobs.popleft().result()
+            digest = table.digests[number * DIGEST : (number + 1) * DIGEST]
+            jobs.append(pool.submit(reader.read, digest, pack, offset, stored))
+        for job in jobs:
+            job.result()
+    return table
+
+
 def _rescue(store: Store, bad: dict[bytes, str], known: Sequence[Rows], result: Repaired) -> list[Rows]:
-    """Copy what can still be read in packs without a table, and is in no other pack, to new ones, which are durable when
+    """Copy what can still be read in damaged packs, and is in no other pack, to new ones, which are durable when
     this returns. A collection frees the old ones as soon as nothing is lost."""
     size, seed = store.config.page_size, store.sealer.page_seed
     writer = PackWriter(store.path, store.sealer, store.sync)

@@ -49,7 +49,7 @@ class Context:
         """The store, a context manager. Raises StoreError."""
         from fuse_store.store import Store
 
-        return Store.open(self.store_path, key_file=self.key_file)
+        return Store.open(self.store_path, key_file=self.options.key_file)
 
     def summaries(self, store: Store) -> list[Summary]:
         """Every version of the store; a remark tells of manifests that can't be read."""

@@ -52,16 +52,16 @@ class Windows:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(2, "window")
-        self._windows: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._windows: OrderedDict[tuple[str, int], Future[memoryview]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin(self, image: Image, number: int) -> Future[bytes]:
+    def begin(self, image: Image, number: int) -> Future[memoryview]:
         """The bytes from ``number`` * WINDOW. The result may raise StoreError."""
         key = image.id, number
         with self._lock:
             window = self._windows.get(key)
             if window is None:
-                window = self._windows[key] = self._pool.submit(image.read, number * WINDOW, WINDOW)
+                window = self._windows[key] = self._pool.submit(image.view, number * WINDOW, WINDOW)
                 if len(self._windows) > WINDOWS:
                     self._windows.popitem(last=False)
             else:
@@ -89,19 +89,19 @@ class ImageContent:
             return b""
         start = self._base + offset
         if not self._in_order(start, length):
-            return self._image.read(start, length)
+            return self._image.view(start, length)
         number, within = divmod(start, WINDOW)
         if within + length > WINDOW:
-            return self._image.read(start, length)
+            return self._image.view(start, length)
         window = self._windows.begin(self._image, number)
         for ahead in range(max(number + 1, self._ahead), number + 1 + AHEAD):
             if ahead * WINDOW < self._base + self.size:
                 self._windows.begin(self._image, ahead)
         self._ahead = number + 1 + AHEAD
         try:
-            return memoryview(window.result())[within : within + length]
+            return window.result()[within : within + length]
         except StoreError:
-            return self._image.read(start, length)
+            return self._image.view(start, length)
 
     def data(self, offset: int) -> int | None:
         return self._ranges.data(offset)

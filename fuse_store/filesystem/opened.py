@@ -106,7 +106,7 @@ class OpenImage:
         for at in range(0, file.size, PIECE):
             end = min(at + PIECE, file.size)
             self.image.prefetch(file.offset + end, min(PIECE, file.size - end))
-            digest.update(self.image.read(file.offset + at, end - at))
+            digest.update(self.image.view(file.offset + at, end - at))
         return digest.hexdigest()
 
 

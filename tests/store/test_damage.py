@@ -194,7 +194,6 @@ def test_a_block_of_a_pack_in_the_place_of_another(sound: Sound) -> None:
     assert errors and all(error.pack == pack.stem for error in errors) and verdicts(path, sound.images)
 
 
-@pytest.mark.xfail(strict=True, reason="repair does not read blocks, so later versions share the damaged one for ever")
 def test_after_a_repair_a_put_does_not_share_what_is_damaged(sound: Sound, tmp_path: Path) -> None:
     pack = sound.files("packs/*/*.pack")[0]
     offset, length = blocks_of(sound, pack)[0]

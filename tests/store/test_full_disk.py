@@ -90,8 +90,20 @@ def test_full_packs_are_kept_for_the_next_put_and_freed_by_gc(
     assert read_store(store.path) == {old: content(range(1, 200)), new: content(range(100, 300))}
 
 
+def test_a_collection_frees_a_disk_with_no_block_left(store: Store, disk: Path, tmp_path: Path) -> None:
+    data = content(range(300, 500))
+    old = put(store, tmp_path, content(range(1, 200)))
+    kept = put(store, tmp_path, data)
+    fill(disk)
+    assert os.statvfs(disk).f_bavail == 0
+    store.remove([old])
+    upkeep.collect(store, dry_run=False, progress=SILENT, grace=0)
+    assert os.statvfs(disk).f_bavail > 0
+    assert store.ids() == [kept] and read_whole(store, kept) == data
+
+
 def test_a_disk_with_no_block_left(store: Store, disk: Path, tmp_path: Path) -> None:
-    """Not even the writer's lock can be written: said in one line, and reading goes on."""
+    """Nothing can be written: said in one line, and reading goes on."""
     data = content(range(1, 200))
     old = put(store, tmp_path, data)
     filler = fill(disk)
