@@ -39,7 +39,8 @@ ODD_FILES = {
     ),
     "/etc/default/grub.d/50-cloudimg-settings.cfg": (
         "# Of the image this machine was made from\n"
-        'GRUB_CMDLINE_LINUX="dyndbg=\\"file nothing.c +p\\" resume=UUID=0a1b2c3d-0000-4000-8000-00000000dead $GRUB_CMDLINE_LINUX"\n'
+        'GRUB_CMDLINE_LINUX="dyndbg=\\"file nothing.c +p\\" secretmem.enable=1 $GRUB_CMDLINE_LINUX"\n'
+        'GRUB_CMDLINE_LINUX="resume=UUID=0a1b2c3d-0000-4000-8000-00000000dead $GRUB_CMDLINE_LINUX"\n'
     ),
 }
 

@@ -29,6 +29,17 @@ def machine(_machine: Machine) -> Machine:
     return _machine
 
 
+# Holds a page that no image may hold; memfd_secret(2) has no function in libc, and the number 447 on x86-64.
+_SECRET = """
+import ctypes, mmap, os, time
+descriptor = ctypes.CDLL(None).syscall(447, 0)
+os.ftruncate(descriptor, 4096)
+page = mmap.mmap(descriptor, 4096)
+page[:6] = b"secret"
+time.sleep(900)
+"""
+
+
 def hibernate(lab: Lab, machine: Machine, **options: Any) -> dict[str, Any]:
     return play.module(lab, machine, "hibernate", {"wake_command": powercycle.wake_command(lab, machine), **options})
 
@@ -77,6 +88,25 @@ def test_never_slept_because_the_image_does_not_fit(lab: Lab, machine: Machine) 
     evidence.same_memory(before, machine, power_was_off=False)
 
 
+def test_never_slept_because_of_secret_memory(lab: Lab, machine: Machine) -> None:
+    """The kernel refuses as long as a process has such memory; the message names the process."""
+    before = evidence.remember(machine)
+    machine.ssh("cat >/run/secret.py && systemd-run -q --unit=secret python3 /run/secret.py", stdin=_SECRET)
+    try:
+        machine.ssh("timeout 60 sh -c 'until grep -qF [disabled] /sys/power/disk; do sleep 0.2; done'")
+        info = play.module(lab, machine, "nvm_info")
+        refused = hibernate(lab, machine)
+        result = hibernate(lab, machine, ignore_blockers=["memfd_secret"])
+        pid = machine.ssh("systemctl show --value --property=MainPID secret").strip()
+    finally:
+        machine.ssh("systemctl stop secret")
+    (blocker,) = info["blockers"]
+    assert blocker["code"] == "memfd_secret" and f"{pid} (python3)" in blocker["message"] and not info["ready"], blocker
+    assert (refused.get("verdict"), refused.get("code")) == ("never_slept", "memfd_secret"), refused
+    assert result.get("verdict") == "never_slept" and result["failed"], result
+    evidence.same_memory(before, machine, power_was_off=False)
+
+
 def test_power_cut_while_the_image_is_written(lab: Lab, machine: Machine) -> None:
     """The machine boots, and is ready to hibernate, which the test after this one does."""
     before, seen = evidence.remember(machine), len(machine.console())
@@ -102,7 +132,9 @@ def test_power_cut_while_the_image_is_written(lab: Lab, machine: Machine) -> Non
 
 
 def test_resumed(lab: Lab, machine: Machine) -> None:
+    """Beside a zram swap area, which has the higher priority and cannot take an image."""
     before = evidence.remember(machine)
+    machine.ssh("modprobe zram && echo 64M >/sys/block/zram0/disksize && mkswap -q /dev/zram0 && swapon -p 100 /dev/zram0")
     result = hibernate(lab, machine)
     assert result.get("verdict") == "resumed", result
     evidence.same_memory(before, machine, power_was_off=True)
@@ -111,6 +143,8 @@ def test_resumed(lab: Lab, machine: Machine) -> None:
     phases = result["seconds"]
     assert all(phases[name] is not None and phases[name] >= 0 for name in phases), phases
     assert phases["slept"] <= phases["total"], phases
+    swaps = play.module(lab, machine, "nvm_info")["swaps"]
+    assert max(swaps, key=lambda swap: swap["priority"])["path"] == "/dev/zram0", swaps
 
 
 def test_cold_booted(lab: Lab, machine: Machine) -> None:
