@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A store of images for the VM tests, used through its command line, and what a machine tells of itself to it.
+
+Used by the tests that capture and restore images. What a command prints comes back as data, its error as an exit code and a
+record.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.vm.lab import Machine
+from tests.vm.play import REPOSITORY
+
+# What a kernel compares with an image, as files below /proc and /sys.
+_TOLD = (
+    "proc/1/mountinfo", "proc/cmdline", "proc/self/smaps", "proc/sys/kernel/arch", "proc/sys/kernel/osrelease", "proc/sys/kernel/ostype",
+    "proc/sys/kernel/version", "proc/zoneinfo", "sys/firmware/memmap", "sys/kernel/security/lockdown",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The exit code of a command, the object it printed, and its error if it failed."""
+
+    code: int
+    record: dict[str, Any]
+    error: dict[str, Any]
+
+
+class Store:
+    """A new store in ``folder``; its keys stay below it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "store"
+        self.environment = {"XDG_CONFIG_HOME": str(folder / "config"), "FUSE_STORE": str(self.folder), "PYTHONPATH": str(REPOSITORY)}
+        self.done("init")
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Those with which the playbooks find the store and its command."""
+        (key,) = (self.folder.parent / "config").glob("fuse-store/keys/*.key")
+        executable = Path(sys.executable).parent / "fuse-store"
+        return {"nvm_store": str(self.folder), "nvm_store_key_file": str(key), "nvm_store_executable": str(executable)}
+
+    def __call__(self, *words: str | Path) -> Answer:
+        """Run a command."""
+        command = [sys.executable, "-m", "fuse_store.cli", "--json", *map(str, words)]
+        done = subprocess.run(
+            command, env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        said = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+        error = next((one["error"] for one in said if "error" in one), {})
+        assert done.returncode or not error, f"{shlex.join(command)}: {done.stderr}"
+        assert bool(done.returncode) == bool(error), f"{shlex.join(command)} exited with {done.returncode}: {done.stderr}"
+        return Answer(done.returncode, json.loads(done.stdout or "{}"), error)
+
+    def done(self, *words: str | Path) -> dict[str, Any]:
+        """What the command printed; AssertionError if it failed."""
+        answer = self(*words)
+        assert answer.code == 0, f"{shlex.join(map(str, words))}: {answer.error}"
+        return answer.record
+
+
+def tree_of(machine: Machine, folder: Path) -> Path:
+    """What the machine, which is on, tells of its kernel and its memory, as files below ``folder``."""
+    files = " ".join(f"/{path}" for path in _TOLD)
+    archive = machine.ssh(
+        f"rm -rf /run/tree && mkdir /run/tree && for i in {files}; do [ ! -e $i ] || cp -r --parents $i /run/tree; done;"
+        " tar -C /run/tree -c . | base64"
+    )
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(archive))) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            if content is not None:
+                place = folder / member.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content.read())
+    return folder

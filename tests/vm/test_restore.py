@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Images of a machine that were captured into a store, and resumed out of it by the machine's own kernel. Or not.
+
+One machine for all of it, in this order: with its ordinary root filesystem, which goes on being used, so that its image must
+not be resumed any more; then with a root filesystem that only lives in memory, so that any of its images may be. Its NVDIMM
+is a file on the host, which is where images are captured and staged while it is off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from tests.vm import evidence, play, ram_root, workload
+from tests.vm.conftest import MEMORY, off, switched_on
+from tests.vm.lab import Lab, Machine
+from tests.vm.powercycle import PAGE
+from tests.vm.store import Store, tree_of
+
+
+@dataclass
+class Case:
+    """The machine, its store, and what one test leaves to the next."""
+
+    machine: Machine
+    store: Store
+    folder: Path
+    nvdimm: Path
+    tree: Path
+
+
+@pytest.fixture(scope="module")
+def case(lab: Lab, configured: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    folder = tmp_path_factory.mktemp("restore")
+    with switched_on(lab.copy(configured, "restored")) as machine:
+        tree = tree_of(machine, folder / "tree")
+        yield Case(machine, Store(folder), folder, machine.folder / "nvdimm.img", tree)
+
+
+def hibernate(machine: Machine) -> None:
+    """Send the machine to sleep, and wait until it is off with an image on its NVDIMM."""
+    machine.ssh("systemd-run -q --on-active=1s systemctl hibernate")
+    machine.wait_off()
+    assert evidence.signature(machine) == evidence.IMAGE, "no image was written"
+
+
+def wake(machine: Machine) -> None:
+    machine.power_on()
+    machine.wait_up()
+
+
+def capture(case: Case, event: str) -> dict[str, Any]:
+    """Store what the NVDIMM of the machine, which is off, holds, with the state of the machine's filesystems."""
+    with ram_root.raw_disk(case.machine) as disk:
+        return case.store.done(
+            "put", case.nvdimm, "--machine", case.machine.name, "--kind", "hibernation", "--event", event, "--evidence-disk", disk
+        )  # fmt: skip
+
+
+def refusals(case: Case, image: str, tree: Path, disk: Path | None) -> set[str]:
+    """The codes of what speaks against resuming an image. Without its disk the filesystems can't be compared."""
+    answer = case.store("preflight", image, "--root", tree, *(["--evidence-disk", disk] if disk else []))
+    codes = {one["code"] for one in answer.record["refusals"]}
+    assert (answer.code == 5) == bool(codes), answer
+    return codes
+
+
+def test_an_image_of_disks_that_were_used_since_is_refused(lab: Lab, case: Case) -> None:
+    """And one of another size of memory. The machine boots as ever, and what was written since is there."""
+    machine = case.machine
+    before = evidence.remember(machine)
+    hibernate(machine)
+    image = capture(case, "ordinary")["id"]
+    with ram_root.raw_disk(machine) as disk:
+        assert refusals(case, image, case.tree, disk) == set()
+    wake(machine)
+    evidence.same_memory(before, machine, power_was_off=True)
+    is_captured_again(lab, case, image)
+    machine.ssh("echo precious >/root/since && sync")
+    off(machine)
+
+    case.store.done("stage", image, case.nvdimm)
+    staged = evidence.digest(machine)
+    with ram_root.raw_disk(machine) as disk:
+        assert refusals(case, image, case.tree, disk) == {"filesystems_changed"}
+        refused = case.store("arm", case.nvdimm, "--root", case.tree, "--evidence-disk", disk)
+    assert refused.code == 5 and "filesystems_changed" in refused.error["cause"], refused
+    assert evidence.digest(machine) == staged, "bytes on the NVDIMM changed"
+
+    machine.settings = replace(machine.settings, memory=MEMORY + 256)
+    wake(machine)
+    assert evidence.boot_id(machine) != before.boot_id, "the image was resumed"
+    assert machine.ssh("cat /root/since") == "precious\n"
+    assert machine.ssh("dmesg | grep -i 'EXT4-fs error'", check=False) == ""
+    larger = tree_of(machine, case.folder / "larger")
+    ram_root.adopt(machine)
+    off(machine)
+    with ram_root.raw_disk(machine) as disk:
+        assert refusals(case, image, larger, disk) == {"filesystems_changed", "memory_map", "memory_size"}
+
+
+def is_captured_again(lab: Lab, case: Case, image: str) -> None:
+    """After its resume, out of the running machine: the same image, but for the page with the signature."""
+    machine, store = case.machine, case.store
+    ssh = shlex.join(["ssh", *machine.ssh_options(), "root@127.0.0.1", "lz4 -1 -c /dev/NVM_SWAP"])
+    source = {"nvm_source_command": ["bash", "-o", "pipefail", "-c", f"{ssh} | lz4 -dc"]}
+    again = play.play(lab, [machine], "nvm.fastboot.capture", {**case.store.variables, **source}).ok().result("boot_image")
+    changes = store.done("diff", image, again["image"]["id"])["ranges"]
+    assert [(one["change"], one["offset"], one["length"]) for one in changes] == [("changed", 0, PAGE)], changes
+    assert store.done("inspect", again["image"]["id"])["state"] == "disarmed"
+    assert "/dev/pmem0" in machine.ssh("cat /proc/swaps"), "the swap area was not put back into use"
+
+
+def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
+    """With its memory and its files, not the third's. What has changed in the copy, or in the store, is found before."""
+    machine, store, nvdimm = case.machine, case.store, case.nvdimm
+    machine.settings = replace(machine.settings, memory=MEMORY)
+    memories, images = several_images(case, "first", "second", "third")
+    chosen = store.done("select", "--machine", machine.name, "--event", "second")["id"]
+    assert chosen == images["second"]
+    with flipped(largest_pack(store)):
+        assert store("verify").code == 4
+    assert store.done("verify", chosen)["sound"] == 1
+    assert store("stage", chosen, nvdimm).code == 5, "the third image, which is armed, was written over"
+    store.done("disarm", nvdimm)
+    store.done("stage", chosen, nvdimm)
+    with ram_root.raw_disk(machine) as disk:
+        here = ("--evidence-disk", disk, "--root")
+        refused = store("arm", nvdimm, *here, case.folder / "larger")
+        assert refused.code == 5 and "memory_size" in refused.error["cause"], refused
+        with flipped(nvdimm, a_page_of_the_image(nvdimm)):
+            changed = store("arm", nvdimm, *here, case.tree)
+        assert changed.code == 4, changed
+        assert evidence.signature(machine) == evidence.PLAIN
+        assert refusals(case, chosen, case.tree, disk) == set()
+        place = {"nvm_image_file": str(nvdimm), "nvm_machine_root": str(case.tree), "nvm_evidence_disks": [str(disk)]}
+        played = play.play(lab, [machine], "nvm.fastboot.restore", {**store.variables, **place, "nvm_event": "second"}).ok()
+        armed = played.result("boot_image")
+    assert armed["image"]["id"] == chosen and armed["image"]["state"] == "armed", armed
+    is_resumed(case, "second", memories["second"])
+    store.done("outcome", chosen, "resumed")
+    assert refusals(case, chosen, case.tree, None) >= {"already_used"}
+
+
+def test_a_compressed_image_is_resumed(case: Case) -> None:
+    """The same with LZO, the kernel's own choice: the first of two."""
+    machine, store, nvdimm = case.machine, case.store, case.nvdimm
+    machine.ssh("mount -o remount,rw /media && sed -i 's/ hibernate=nocompress//' /media/boot/grub/grub.cfg && mount -o remount,ro /media")
+    off(machine)
+    memories, images = several_images(case, "lzo", "later")
+    assert store.done("inspect", images["lzo"], "--check")["compression"] == "lzo"
+    store.done("disarm", nvdimm)
+    store.done("stage", images["lzo"], nvdimm)
+    with ram_root.raw_disk(machine) as disk:
+        store.done("arm", nvdimm, "--evidence-disk", disk, "--root", case.tree)
+    is_resumed(case, "lzo", memories["lzo"])
+
+
+def several_images(case: Case, *events: str) -> tuple[dict[str, evidence.Memory], dict[str, str]]:
+    """Boot the machine, which is off, and capture an image for each event, all of one boot and of one disk; then it is off.
+
+    Returns what was in its memory, and the ids.
+    """
+    machine = case.machine
+    disks = {ram_root.disk_digest(machine)}
+    wake(machine)
+    mounts = [line.split() for line in machine.ssh("cat /proc/mounts").splitlines()]
+    assert [one[2] for one in mounts if one[1] == "/"] == ["overlay"], mounts
+    assert all("ro" in one[3].split(",") for one in mounts if one[2] == "ext4"), mounts
+    memories: dict[str, evidence.Memory] = {}
+    images: dict[str, str] = {}
+    for event in events:
+        if memories:
+            wake(machine)
+        memories[event] = another_memory(machine)
+        machine.ssh(f"echo {event} >/root/event")
+        hibernate(machine)
+        disks.add(ram_root.disk_digest(machine))
+        images[event] = capture(case, event)["id"]
+    assert len(disks) == 1, "the disk is not the same for all images"
+    assert len({memory.boot_id for memory in memories.values()}) == 1, "an image was lost"
+    return memories, images
+
+
+def is_resumed(case: Case, event: str, memory: evidence.Memory) -> None:
+    """Switch the machine on; it must go on with the memory and the files that it had then."""
+    wake(case.machine)
+    evidence.same_memory(memory, case.machine, power_was_off=True)
+    assert case.machine.ssh("cat /root/event") == f"{event}\n"
+    assert evidence.signature(case.machine) == evidence.PLAIN, "the image can be resumed a second time"
+
+
+def another_memory(machine: Machine) -> evidence.Memory:
+    """New state in the memory of the machine, in place of what is there."""
+    machine.ssh(f"systemctl stop workload; rm -f {workload.SOCKET}", check=False)
+    return evidence.remember(machine)
+
+
+def a_page_of_the_image(nvdimm: Path) -> int:
+    """Where a page of memory stands in the image on the NVDIMM: the last one of its first swap map page."""
+    with open(nvdimm, "rb") as file:
+        (first_map,) = struct.unpack_from("<Q", file.read(PAGE), PAGE - 32)
+        file.seek(first_map * PAGE)
+        entries = struct.unpack("<511Q", file.read(511 * 8))
+    return int(entries[-1]) * PAGE
+
+
+def largest_pack(store: Store) -> Path:
+    return max(store.folder.glob("packs/*/*.pack"), key=lambda path: path.stat().st_size)
+
+
+@contextlib.contextmanager
+def flipped(path: Path, offset: int | None = None) -> Iterator[None]:
+    """One bit of a file, by default in its middle, is another one meanwhile."""
+
+    def flip(file: IO[bytes]) -> None:
+        at = path.stat().st_size // 2 if offset is None else offset
+        file.seek(at)
+        value = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([value ^ 0x10]))
+        file.flush()
+
+    with open(path, "r+b") as file:
+        flip(file)
+        try:
+            yield
+        finally:
+            flip(file)
