@@ -130,7 +130,7 @@ class Store:
         if config.encryption != "none":
             named = key_file or os.environ.get("FUSE_STORE_KEY_FILE")
             root = read_key(Path(named) if named else default_key_file(store_id), store_id)
-        elif key_file or default_key_file(store_id).exists():
+        elif Path(key_file or default_key_file(store_id)).exists():
             raise Refused(
                 f"store {path}", "there is a key for it, and its store.json says that it is not encrypted.",
                 "Somebody may have changed store.json: restore it from a copy.",

@@ -588,3 +588,15 @@ def test_halves_and_rows_agree_with_the_format() -> None:
     digest = bytes(range(16))
     high, low = halves(digest)
     assert int(high[0]).to_bytes(8, "little") + int(low[0]).to_bytes(8, "little") == digest
+
+
+def test_a_store_with_a_key_does_not_become_one_without(tmp_path: Path) -> None:
+    """Whoever can write to the folder must not get the next put to store in clear text."""
+    path = tmp_path / "store"
+    with Store.create(path) as store:
+        store_id = store.config.id
+    with Store.create(tmp_path / "other", encryption=False):
+        forged = json.loads((tmp_path / "other" / "store.json").read_text())
+    (path / "store.json").write_text(json.dumps({**forged, "id": store_id}))
+    with pytest.raises(Refused, match="there is a key for it"):
+        Store.open(path)

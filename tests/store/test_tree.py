@@ -342,10 +342,10 @@ def test_a_window_that_cannot_be_read_is_read_in_pieces(monkeypatch: pytest.Monk
     class Image:
         id = "x"
 
-        def read(self, offset: int, length: int) -> bytes:
+        def view(self, offset: int, length: int) -> memoryview:
             if offset <= bad < offset + length:
                 raise Damaged("block", "it is damaged.")
-            return bytes(length)
+            return memoryview(bytes(length))
 
     windows = Windows()
     opened = ImageContent(Image(), 0, 16 * MB, windows)  # type: ignore[arg-type]
