@@ -66,7 +66,8 @@ class Bench:
         self.sizes: dict[str, int] = {}
         self.others: list[tuple[str, str, str]] = []
         self.data = self._filled(images[-1])
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed programs have their byte code, the checkout gets it by the first run
+        # Installed programs have their byte code; the checkout gets it by the first run.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ.update(
             XDG_CONFIG_HOME=str(folder / "config"), BORG_BASE_DIR=str(folder / "borg-base"), BORG_PASSPHRASE="bench",
             RESTIC_PASSWORD="bench", RESTIC_CACHE_DIR=str(folder / "restic-cache"),
@@ -246,7 +247,8 @@ class Bench:
         for what, value, asked in self.others:
             lines.append(f"| {what} | {value} |{' |' * len(peers)} | {asked} |")
         size = self.images[-1].stat()
-        versions = [_version([name, "--version"]) for name in ("borg", "restic", "squashfuse", "fuse-store")]
+        programs = (("borg", "--version"), ("restic", "version"), ("squashfuse", "--version"), ("fuse-store", "--version"))
+        versions = [_version(list(program)) for program in programs]
         cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         machine = f"{os.cpu_count()} processors of {cpu[1] if cpu else platform.machine()}, Linux {platform.release()}"
         return "\n".join(
