@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fuse_store.cli.parser import Verb, argument
-from fuse_store.errors import StoreError
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -15,26 +14,25 @@ if TYPE_CHECKING:
 def run(context: Context) -> int:
     options = context.options
     with context.open_store() as store:
-        try:
-            from fuse_store import filesystem
-        except (ImportError, OSError) as error:
-            raise StoreError(
-                "mount", f"FUSE cannot be used here ({error}).", "Install libfuse (Debian: fuse3)."
-            ) from None
+        from fuse_store import filesystem
+
         record = {
             "store": str(store.path),
             "directory": options.directory,
             "foreground": options.foreground,
             "writable": options.writable,
+            "allow_other": options.allow_other,
         }
-        filesystem.mount(store, options.directory, foreground=options.foreground, writable=options.writable)
+        filesystem.mount(
+            store, options.directory, foreground=options.foreground, writable=options.writable, allow_other=options.allow_other
+        )
     context.emit(record, "")
     return 0
 
 
 VERB = Verb(
     name="mount",
-    summary="mount the versions as files, for this user only",
+    summary="mount the versions as files, for this user only unless told otherwise",
     description="It goes on in the background until fusermount3 -u DIR; with -f it stays in the foreground.",
     run=run,
     arguments=(
@@ -43,12 +41,17 @@ VERB = Verb(
         argument(
             "--writable", action="store_true", help="what is copied to incoming/MACHINE/APPLICATION/ becomes a version"
         ),
+        argument(
+            "--allow-other", action="store_true",
+            help="let every user read it; memory images hold every secret of a machine. Needs user_allow_other in /etc/fuse.conf",
+        ),
     ),
     keys={
         "store": "its folder",
         "directory": "where it is mounted",
         "foreground": "whether it stayed in the foreground; then this is printed when it has been unmounted",
         "writable": "whether there is incoming/",
+        "allow_other": "whether every user may read it",
     },
     examples=(
         ("fuse-store mount /mnt && ls /mnt/machines/web01/system/latest/", "look at the newest version of a machine"),
