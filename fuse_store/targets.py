@@ -2,8 +2,8 @@
 """Where images go: a file, a directory of files, standard output, a block device. Used by ``cli`` and ``device``.
 
 A file appears whole or not at all, sparse where the image has zeros. A device that is in use or holds something that can
-be recognised is refused; what was written to it is read back and compared. Blocks are opened in the order in which they
-stand in the packs, each once, and their pages go where they belong. What stands there already, because a ``get`` was
+be recognised is refused; what was written to it is read back and compared. Pages are gathered block by block, in the order
+of the packs, and written in the order of the image, a large part of it at once. What stands there already, because a ``get`` was
 interrupted or an older version is on the device, is recognised by its page digests without opening a block.
 """
 
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 from fuse_store.extents import I64
@@ -32,6 +33,7 @@ from fuse_store.progress import Progress
 
 WINDOW = 8 << 20  # bytes that are read and compared at once
 QUEUE = 32  # blocks that are being opened at once
+GATHERED = 96 << 20  # bytes of pages that are gathered before they are written
 ZEROS = bytes(WINDOW)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -307,38 +309,50 @@ def _gaps(page: I64, low: int, high: int, first: int, size: int, most: int) -> l
 
 
 def scatter(image: Image, file: ImageFile, place: Place, descriptor: int) -> Iterator[int]:
-    """Write pages where they belong, block by block in the order of the packs; the bytes written of each block."""
-    order = np.lexsort((place.page, place.number))
-    place = place.select(order)
-    starts = np.flatnonzero(np.diff(place.number, prepend=-1))
+    """Write pages where they belong, GATHERED bytes of them at once; the bytes written each time."""
+    size = image.head.page_size
+    step = GATHERED // size
+    buffer = np.empty((min(step, len(place.page)), size), np.uint8)
+    for start in range(0, len(place.page), step):
+        part = place.select(np.arange(start, min(start + step, len(place.page))))
+        _gather(image, part, buffer)
+        written = 0
+        at = 0
+        for first, end in runs_of(part.page):
+            offset = first * size - file.offset
+            length = min((end - first) * size, file.size - offset)
+            write_at(descriptor, buffer[at : at + end - first].reshape(-1).data[:length], offset)
+            at, written = at + end - first, written + length
+        yield written
+
+
+def _gather(image: Image, place: Place, buffer: NDArray[np.uint8]) -> None:
+    """Copy the pages of a place into the rows of a buffer, block by block in the order of the packs."""
+    order = np.argsort(place.number, kind="stable")
+    number = place.number[order]
+    starts = np.flatnonzero(np.diff(number, prepend=-1))
     ends = np.append(starts[1:], len(order))
-    numbers, located = place.number[starts], place.segment.located
-    queue: deque[tuple[slice, Future[bytes]]] = deque()
+    numbers, located = number[starts], place.segment.located
+    queue: deque[tuple[I64, Future[bytes]]] = deque()
+
+    def copy_one() -> None:
+        rows, job = queue.popleft()
+        slot = place.slot[rows]
+        try:
+            pages = np.frombuffer(job.result(), np.uint8)
+            whole = len(pages) // buffer.shape[1]
+            if int(slot.max()) >= whole:
+                raise Damaged(f"image {image.id}", "an extent goes past the end of its block.")
+        except Damaged as error:
+            raise image.damaged(error, int(place.page[rows[0]])) from None
+        buffer[rows] = pages[: whole * buffer.shape[1]].reshape(whole, -1)[slot]
+
     for which in np.lexsort((located.offset[numbers], located.pack[numbers])).tolist():
-        rows = slice(int(starts[which]), int(ends[which]))
-        queue.append((rows, image.open_block(place.segment, int(numbers[which]))))
+        queue.append((order[starts[which] : ends[which]], image.open_block(place.segment, int(numbers[which]))))
         if len(queue) >= QUEUE:
-            yield _write_block(image, file, place, *queue.popleft(), descriptor)
+            copy_one()
     while queue:
-        yield _write_block(image, file, place, *queue.popleft(), descriptor)
-
-
-def _write_block(image: Image, file: ImageFile, place: Place, rows: slice, job: Future[bytes], descriptor: int) -> int:
-    """Write the pages of one block."""
-    size, page, slot = image.head.page_size, place.page[rows], place.slot[rows]
-    try:
-        content = memoryview(job.result())
-        if (int(slot.max()) + 1) * size > len(content):
-            raise Damaged(f"image {image.id}", "an extent goes past the end of its block.")
-    except Damaged as error:
-        raise image.damaged(error, int(page[0])) from None
-    breaks = np.flatnonzero((np.diff(page, prepend=-2) != 1) | (np.diff(slot, prepend=-2) != 1))
-    count = np.diff(np.append(breaks, len(page)))
-    offsets = page[breaks] * size - file.offset
-    lengths = np.minimum(count * size, file.size - offsets)
-    for offset, length, at in zip(offsets.tolist(), lengths.tolist(), (slot[breaks] * size).tolist(), strict=True):
-        write_at(descriptor, content[at : at + length], offset)
-    return int(lengths.sum())
+        copy_one()
 
 
 def read_at(descriptor: int, at: int, length: int) -> bytes:
