@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Blocks: up to 256 KiB of pages, compressed and sealed together. Used by ``packs`` and ``capture``.
+"""Blocks: up to 128 KiB of pages, compressed and sealed together. Used by ``packs`` and ``capture``.
 
 A block is named by the keyed digest of its pages, and everything here is a pure function of the pages, the store's
 Sealer and its codec, so threads may do it at once: compressing, sealing and digesting release the interpreter's lock.
@@ -17,7 +17,7 @@ import zstandard
 
 from fuse_store.crypto import DIGEST, Sealer
 
-LARGEST = 256 << 10  # bytes of pages in a block
+LARGEST = 128 << 10  # bytes of pages in a block
 MAGIC = b"FSBK"
 HEADER = struct.Struct("<4sB3xII16s")  # magic, codec, length sealed, length of the pages, digest
 OVERHEAD = HEADER.size + 2 * DIGEST

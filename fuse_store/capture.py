@@ -2,7 +2,7 @@
 """From a source to a version: pages are compared with those of the bases, and only new ones are stored. Used by ``store``.
 
 One thread reads, finds equal pages and writes; others compress and seal. Pages are looked for wherever in the bases
-they stand. What is new goes into blocks: an aligned unit of 256 KiB that is mostly new is a block of its own, so that
+they stand. What is new goes into blocks: an aligned unit of 128 KiB that is mostly new is a block of its own, so that
 equal units of other machines' images are stored once; the scattered rest is gathered. Memory is bounded by a batch of
 pages, the queue of blocks, and the table of known pages, which has at most KNOWN.
 """
@@ -32,7 +32,7 @@ from fuse_store.sources import SourceFile
 
 QUEUE = 64  # blocks that are being compressed at once
 KNOWN = 4 << 20  # pages in the table, 24 bytes each and as much again while it grows; those of 16 GiB of 4 KiB pages
-_SLOT_BITS = 8  # of a place, a block has at most 64 pages
+_SLOT_BITS = 8  # of a place, a block has at most 32 pages
 
 
 class PageTable:

@@ -76,6 +76,13 @@ def sync_filesystem(path: Path) -> None:
         os.close(descriptor)
 
 
+def start_writing(file: BinaryIO, offset: int, length: int) -> None:
+    """Have the kernel begin to write a part of a file to the disk, so that a later fsync waits less (sync_file_range(2))."""
+    file.flush()
+    libc = ctypes.CDLL(None)
+    libc.sync_file_range(file.fileno(), ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(2))  # …_WRITE
+
+
 def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -22,7 +22,7 @@ import numpy as np
 
 from fuse_store.blocks import HEADER, LARGEST, MAGIC, OVERHEAD, Block, parse_header, unpack_block
 from fuse_store.crypto import DIGEST, Sealer
-from fuse_store.durable import crash, new_file
+from fuse_store.durable import crash, new_file, start_writing
 from fuse_store.errors import Damaged
 from fuse_store.index import U64, Rows, halves
 
@@ -35,6 +35,7 @@ FULL = 256 << 20  # bytes in a pack; an interrupted put begins again after the l
 MOST_BLOCKS = 1 << 14  # in a pack: of blocks that compress to nothing there would be millions in so many bytes
 LARGEST_TABLE = 1 << 30
 OPEN_FILES = 64
+BEGUN = 16 << 20  # bytes of a pack that are on their way to the disk while the next are compressed
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class PackWriter:
         self._file: BinaryIO | None = None
         self._blocks: list[tuple[bytes, int, int, int]] = []
         self._pages: list[bytes] = []
-        self._size = 0
+        self._size = self._begun = 0
         self._pack = b""
         self.written = 0
 
@@ -104,6 +105,9 @@ class PackWriter:
         self._file.write(block.stored)
         self._size += len(block.stored)
         self.written += len(block.stored)
+        if self._sync and self._size - self._begun >= BEGUN:
+            start_writing(self._file, self._begun, self._size - self._begun)
+            self._begun = self._size
         return self.finish() if self._size >= FULL or len(self._blocks) >= MOST_BLOCKS else None
 
     def finish(self) -> Rows | None:
@@ -135,7 +139,7 @@ class PackWriter:
         self._context = new_file(path, self._sync, folder=self._root / "packs")  # one folder to sweep, not 256
         self._file = self._context.__enter__()
         self._file.write(PACK_HEADER.pack(PACK_MAGIC, self._pack))
-        self._size = PACK_HEADER.size
+        self._size, self._begun = PACK_HEADER.size, 0
 
 
 def pack_path(root: Path, pack: bytes) -> Path:

@@ -12,6 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -49,7 +50,15 @@ class SourceFile:
         """Its data, in ascending order; a last page that is not full ends in zeros. A batch is valid until the next one is
         asked for. Raises StoreError if the source changes while it is read."""
         try:
-            yield from _stream(sys.stdin.buffer, self, page_size) if self.path is None else _seekable(self.path, self, page_size)
+            if self.path is None:
+                yield from _stream(sys.stdin.buffer, self, page_size)
+                return
+            source = _seekable(self.path, self, page_size)
+            with ThreadPoolExecutor(1, "read") as pool:  # the next batch is read while this one is used
+                job = pool.submit(next, source, None)
+                while (batch := job.result()) is not None:
+                    job = pool.submit(next, source, None)
+                    yield batch
         except OSError as error:
             raise StoreError(f"source {self.path or '-'}", f"{error.strerror}.", "Nothing was stored.") from None
 
@@ -101,7 +110,7 @@ def _directory(root: Path) -> list[SourceFile]:
 
 
 def _seekable(path: Path, file: SourceFile, page_size: int) -> Iterator[Batch]:
-    buffer = memoryview(bytearray(BATCH))
+    buffer, other = memoryview(bytearray(BATCH)), memoryview(bytearray(BATCH))
     assert file.size is not None
     with open(path, "rb", buffering=0) as opened:
         descriptor = opened.fileno()
@@ -115,7 +124,7 @@ def _seekable(path: Path, file: SourceFile, page_size: int) -> Iterator[Batch]:
                 filled, start = filled + length, start + length
                 if filled == BATCH:
                     yield Batch(_pages(parts), buffer, start)
-                    filled, parts = 0, []
+                    filled, parts, buffer, other = 0, [], other, buffer
         if filled:
             yield Batch(_pages(parts), buffer[:filled], file.size)
         after = os.fstat(descriptor)

@@ -350,7 +350,7 @@ def test_device_that_fails(case: Case, tmp_path: Path, monkeypatch: pytest.Monke
     device = blank(tmp_path / "device")
 
     def fails(descriptor: int, data: memoryview, at: int) -> None:
-        if at > 1 << 20:
+        if at + len(data) > 1 << 20:
             raise OSError(5, "Input/output error")
         targets_write(descriptor, data, at)
 
