@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.vm.lab import Machine
-from tests.vm.play import REPOSITORY
 
+COMMAND = str(Path(sys.executable).parent / "fuse-store")
 # What a kernel compares with an image, as files below /proc and /sys.
 _TOLD = (
     "proc/1/mountinfo", "proc/cmdline", "proc/self/smaps", "proc/sys/kernel/arch", "proc/sys/kernel/osrelease", "proc/sys/kernel/ostype",
@@ -43,19 +43,18 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "store"
-        self.environment = {"XDG_CONFIG_HOME": str(folder / "config"), "FUSE_STORE": str(self.folder), "PYTHONPATH": str(REPOSITORY)}
+        self.environment = {"XDG_CONFIG_HOME": str(folder / "config"), "FUSE_STORE": str(self.folder)}
         self.done("init")
 
     @property
     def variables(self) -> dict[str, str]:
         """Those with which the playbooks find the store and its command."""
         (key,) = (self.folder.parent / "config").glob("fuse-store/keys/*.key")
-        executable = Path(sys.executable).parent / "fuse-store"
-        return {"nvm_store": str(self.folder), "nvm_store_key_file": str(key), "nvm_store_executable": str(executable)}
+        return {"nvm_store": str(self.folder), "nvm_store_key_file": str(key), "nvm_store_executable": COMMAND}
 
     def __call__(self, *words: str | Path) -> Answer:
         """Run a command."""
-        command = [sys.executable, "-m", "fuse_store.cli", "--json", *map(str, words)]
+        command = [COMMAND, "--json", *map(str, words)]
         done = subprocess.run(
             command, env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
