@@ -94,4 +94,3 @@ def parse(address: int, note: bytes, content: bytes) -> VmCoreInfo | None:
                 continue
     release = fields.get("OSRELEASE", "")
     return VmCoreInfo(address, note, fields, numbers) if release and release.isprintable() else None
-
