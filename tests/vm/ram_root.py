@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -55,18 +53,19 @@ def disk_digest(machine: Machine) -> str:
 @contextlib.contextmanager
 def raw_disk(machine: Machine) -> Iterator[Path]:
     """The machine's disk as a file with the bytes that the machine sees. The machine must be off."""
-    place, pid_file = machine.folder / "disk.raw", machine.folder / "disk.pid"
+    place = machine.folder / "disk.raw"
     place.touch()
     image = "driver=qcow2,node-name=disk,read-only=on,file.driver=file,file.filename=disk.qcow2"
     export = f"type=fuse,id=raw,node-name=disk,mountpoint={place},writable=off"
-    command = ["qemu-storage-daemon", "--daemonize", "--pidfile", str(pid_file), "--blockdev", image, "--export", export]
-    subprocess.run(command, cwd=machine.folder, check=True, stdin=subprocess.DEVNULL)
-    try:
-        yield place
-    finally:
-        os.kill(int(pid_file.read_text()), signal.SIGTERM)
-        deadline = time.monotonic() + 60
-        while f" {place} " in Path("/proc/self/mountinfo").read_text():
-            assert time.monotonic() < deadline, f"{place} is still mounted"
-            time.sleep(0.05)
-        place.unlink()
+    command = ["qemu-storage-daemon", "--blockdev", image, "--export", export]
+    with subprocess.Popen(command, cwd=machine.folder, stdin=subprocess.DEVNULL) as daemon:  # which has the disk locked
+        try:
+            deadline = time.monotonic() + 60
+            while f" {place} " not in Path("/proc/self/mountinfo").read_text():
+                assert daemon.poll() is None and time.monotonic() < deadline, f"{place} is not there"
+                time.sleep(0.05)
+            yield place
+        finally:
+            daemon.terminate()
+            daemon.wait()
+    place.unlink()
