@@ -55,11 +55,6 @@ class Selection:
     passed_over: tuple[PassedOver, ...]
 
 
-def state_of(version: Summary) -> str:
-    """captured, verified, staged, armed, resumed or failed."""
-    return str(getattr(version, "state", "captured") or "captured")
-
-
 def select(versions: Iterable[Summary], wanted: Wanted) -> Selection:
     """The newest version that fits, and why the others of its machine were passed over."""
     own = sorted(
@@ -108,7 +103,7 @@ CHECKS = (
     _same("application", lambda one: one.application),
     _same("kind", lambda one: one.kind),
     _same("event", lambda one: one.event),
-    _same("state", state_of),
+    _same("state", lambda one: one.state),
     _before,
     _profile,
 )

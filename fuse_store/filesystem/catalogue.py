@@ -23,11 +23,7 @@ LONGEST_NAME = 255  # bytes, NAME_MAX
 
 def verified(summary: Summary) -> bool:
     """Whether every byte of the version was found sound once, and nothing else since."""
-    return state(summary) in READ_WHOLE
-
-
-def state(summary: Summary) -> str:
-    return str(getattr(summary, "state", "captured"))
+    return summary.state in READ_WHOLE
 
 
 class Versions:
@@ -73,7 +69,7 @@ class Catalogue:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._images = str(store.path / "images")
-        self._ledger = getattr(store, "ledger", None)
+        self._ledger = store.ledger
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] = ()
         self._versions = Versions((), 0)
@@ -92,4 +88,4 @@ class Catalogue:
 
     def _stamp(self) -> tuple[int, ...]:
         """What is another value when a version has come, gone, or got another state."""
-        return os.stat(self._images).st_mtime_ns, self._ledger.changed() if self._ledger is not None else 0
+        return os.stat(self._images).st_mtime_ns, self._ledger.changed()

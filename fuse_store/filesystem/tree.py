@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fuse_store.errors import NotFound
-from fuse_store.filesystem.catalogue import Catalogue, Versions, state
+from fuse_store.filesystem.catalogue import Catalogue, Versions
 from fuse_store.filesystem.content import Content, MadeContent
 from fuse_store.filesystem.opened import OpenImages
 from fuse_store.manifest import Summary
@@ -62,7 +62,7 @@ def attributes(node: Node) -> dict[str, bytes]:
     if one is None or isinstance(node, Link):
         return {}
     values = {
-        "id": one.id, "digest": one.id, "kind": one.kind, "event": one.event, "base": ",".join(one.bases), "state": state(one),
+        "id": one.id, "digest": one.id, "kind": one.kind, "event": one.event, "base": ",".join(one.bases), "state": one.state,
     }  # fmt: skip
     return {ATTRIBUTES + name: value.encode() for name, value in values.items()}
 
@@ -182,7 +182,7 @@ class Tree:
 
 def information(one: Summary) -> bytes:
     """``info.json``: the version for people."""
-    values = {**one.as_dict(), "digest": one.id, "state": state(one)}
+    values = {**one.as_dict(), "digest": one.id}
     if "kernel" in one.tags:
         values["kernel"] = one.tags["kernel"]
     return (json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n").encode(errors="surrogateescape")

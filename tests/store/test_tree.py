@@ -28,6 +28,7 @@ from tests.store.conftest import PAGE
 from tests.store.conftest import content as pages
 
 MB = 1 << 20
+LEDGER = SimpleNamespace(changed=lambda: 0)  # nothing ever happened
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_ten_thousand_versions_are_listed_without_opening_one(tmp_path: Path) ->
         asked.append("summaries")
         return summaries(10_000)
 
-    shown = Tree(SimpleNamespace(path=tmp_path, summaries=every, open_image=asked.append))  # type: ignore[arg-type]
+    shown = Tree(SimpleNamespace(path=tmp_path, ledger=LEDGER, summaries=every, open_image=asked.append))  # type: ignore[arg-type]
     found = names(shown, "machines/m/a")
     assert len(found) == 10_001
     for name in found[:-1]:
@@ -195,7 +196,7 @@ def test_ten_thousand_versions_are_listed_without_opening_one(tmp_path: Path) ->
 def test_a_folder_changed_within_a_tick_is_looked_at_again(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     lists = [summaries(1), summaries(2)]
-    catalogue = Catalogue(SimpleNamespace(path=tmp_path, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
+    catalogue = Catalogue(SimpleNamespace(path=tmp_path, ledger=LEDGER, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
     stamp = os.stat(tmp_path / "images").st_mtime_ns
     assert len(catalogue.current().ids) == 1
     os.utime(tmp_path / "images", ns=(stamp, stamp))  # a version came, and the clock did not move
