@@ -41,7 +41,7 @@ bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, two lanes at once
 	$(PYTHON) tools/test_lanes.py static:$(LINT_LIST),types,unit,store-test,build ansible-test:sanity,units then \
-	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)) vm:vm-test
+	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-kernels vm:vm-test-others
 
 .PHONY: check
 check: lint types unit store-test ## lint, types, unit tests and tests of the store: a few minutes
@@ -127,6 +127,13 @@ molecule-%: tree
 .PHONY: vm-test
 vm-test: $(READY) ## tests that start virtual machines
 	$(PYTHON) -m pytest tests/vm -v
+
+# The same in two parts, which make test runs at once: each has machines of its own.
+.PHONY: vm-test-kernels vm-test-others
+vm-test-kernels: $(READY)
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/test_kernels.py -v
+vm-test-others: $(READY)
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm --ignore=tests/vm/test_kernels.py -v
 
 # -- set-up ------------------------------------------------------------------------------------------------------------
 .PHONY: tree

@@ -21,7 +21,7 @@ import pytest
 from tests.vm import play
 from tests.vm.lab import Lab, LabError, Machine
 
-FOLDER = play.REPOSITORY / "build" / "vm-tests"
+FOLDER = play.REPOSITORY / "build" / os.environ.get("VM_TESTS", "vm-tests")
 LOGS = play.REPOSITORY / "build" / "logs"
 MEMORY = 768
 NVDIMM = MEMORY * 5 // 4
