@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -51,6 +52,7 @@ class Protocol(NamedTuple):
 
 SSH = Protocol(22, b"", b"SSH-")  # RFC 4253, 4.2
 HTTP = Protocol(8080, b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1.1 200")
+PORTS = (10240, 32768)  # of the host, for machines
 DISCARD = 9  # a port where nobody listens
 
 
@@ -423,10 +425,16 @@ def _unless_gone(_function: object, _path: str, error: tuple[type[BaseException]
 
 
 def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
-            probe.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1]), int(other.getsockname()[1])
+    """Two ports that nobody uses. A machine keeps them while it is off, so they are not of those (32768 and above on Linux)
+    that the kernel gives to connections; and chosen at random, as other laboratories choose here too."""
+    found: list[int] = []
+    while len(found) < 2:
+        port = random.SystemRandom().randrange(*PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in found:
+                found.append(port)
+    return found[0], found[1]
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
