@@ -17,7 +17,8 @@ import zstandard
 
 from fuse_store.crypto import DIGEST, Sealer
 
-LARGEST = 128 << 10  # bytes of pages in a block
+SIZE = 128 << 10  # bytes of pages in the blocks that are written
+LARGEST = 256 << 10  # in those that are read
 MAGIC = b"FSBK"
 HEADER = struct.Struct("<4sB3xII16s")  # magic, codec, length sealed, length of the pages, digest
 OVERHEAD = HEADER.size + 2 * DIGEST

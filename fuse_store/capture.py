@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fuse_store.blocks import LARGEST, Block, pack_block
+from fuse_store.blocks import SIZE, Block, pack_block
 from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.errors import Damaged
 from fuse_store.extents import I64, MOST, Extents, runs
@@ -32,7 +32,7 @@ from fuse_store.sources import SourceFile
 
 QUEUE = 64  # blocks that are being compressed at once
 KNOWN = 4 << 20  # pages in the table, 24 bytes each and as much again while it grows; those of 16 GiB of 4 KiB pages
-_SLOT_BITS = 8  # of a place, a block has at most 32 pages
+_SLOT_BITS = 8  # of a place, a block has at most 64 pages
 
 
 class PageTable:
@@ -92,7 +92,7 @@ class Capture:
     ) -> None:  # fmt: skip
         self._index, self._reader, self._writer, self._sealer = index, reader, writer, sealer
         self._page_size, self._codec, self._level, self._sync = page_size, codec, level, sync
-        self._slots = LARGEST // page_size
+        self._slots = SIZE // page_size
         self._zero = halves(xxhash.xxh3_128_digest(bytes(page_size), sealer.page_seed))
         self._table = PageTable()
         self._digests = bytearray()  # of every block that is known, by ordinal
