@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = ".partial"  # the end of names that the next writer sweeps away
+SETTLED = 20_000_000  # ns after which a folder's time tells whether it changed again
 CRASH = "FUSE_STORE_CRASH_AT"  # for tests: the number, or the name, of the step at which the process kills itself
 _steps = itertools.count(1)
 

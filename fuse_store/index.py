@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuse_store.crypto import DIGEST, Sealer
-from fuse_store.durable import crash, sync_directory, write_file
+from fuse_store.durable import SETTLED, crash, sync_directory, write_file
 
 MAGIC = b"FSINDEX1"
 _START = struct.Struct("<8sII")  # magic, length of the sealed header, where the columns begin
@@ -33,7 +33,6 @@ _NAME = re.compile(r"[0-9a-f]{32}\.idx")
 ROW = 36  # bytes of the columns for one block
 MOST_ROWS = 1 << 20  # a fragment with more is merged no further
 MOST_PACKS = 1 << 22
-SETTLED = 20_000_000  # ns after which a directory's time tells whether it changed again
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]

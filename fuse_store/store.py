@@ -22,7 +22,7 @@ import msgpack
 
 from fuse_store import names
 from fuse_store.crypto import DIGEST, Sealer, default_key_file, new_key, read_key, write_key
-from fuse_store.durable import crash, sweep, sync_directory, sync_filesystem, write_file
+from fuse_store.durable import SETTLED, crash, sweep, sync_directory, sync_filesystem, write_file
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
 from fuse_store.ledger import Ledger
 from fuse_store.locks import WriterLock
@@ -33,7 +33,6 @@ FORMAT = 1
 FOLDERS = ("packs", "index", "images", "states", "trash", "locks")
 COMPRESSIONS = ("zstd", "lz4", "none")  # blocks.CODECS, which is not imported for a list of versions
 DURABILITY = ("full", "batch", "none")
-SETTLED = 20_000_000  # ns after which a folder's time tells whether it changed again
 CACHE = "summaries"
 UNCACHED = 16  # manifests that are read anew each time, before the cache is written again; at most 1/64 of all
 REFERENCE = re.compile(r"[0-9a-f]{1,32}\Z")
