@@ -30,9 +30,11 @@ from fuse_store.progress import Progress
 from fuse_store.segments import seal_segment
 from fuse_store.sources import SourceFile
 
-QUEUE = 64  # blocks that are being compressed at once
+GROUP = 8  # blocks that a thread compresses and seals in one go
+QUEUE = 8  # groups that wait or are being compressed
 KNOWN = 4 << 20  # pages in the table, 24 bytes each and as much again while it grows; those of 16 GiB of 4 KiB pages
 _SLOT_BITS = 8  # of a place, a block has at most 64 pages
+_Job = tuple[int, bytes, bytes]  # ordinal of a block, its pages, their digests
 
 
 class PageTable:
@@ -96,7 +98,8 @@ class Capture:
         self._zero = halves(xxhash.xxh3_128_digest(bytes(page_size), sealer.page_seed))
         self._table = PageTable()
         self._digests = bytearray()  # of every block that is known, by ordinal
-        self._jobs: deque[tuple[bytes, Future[Block | None]]] = deque()
+        self._group: list[_Job] = []  # blocks that the next thread will take
+        self._jobs: deque[Future[list[tuple[Block, bytes]]]] = deque()
         self._gathered = np.empty((self._slots, page_size), np.uint8)  # the block that is being filled, and its page digests
         self._gathered_digests = np.empty((self._slots, 2), np.uint64)
         self._filled, self._gathering = 0, -1
@@ -170,7 +173,9 @@ class Capture:
         for start, count in zip(starts[own].tolist(), counts[own].tolist(), strict=True):
             unit_pages = slice(start, start + count)
             block[unit_pages], slot[unit_pages] = self._ordinal(), np.arange(count)
-            self._submit(int(block[start]), content[rows[unit_pages]].tobytes(), digests[unit_pages])
+            first, last = int(rows[start]), int(rows[start + count - 1]) + 1
+            pages = content[first:last] if last - first == count else content[rows[unit_pages]]
+            self._submit(int(block[start]), pages.tobytes(), digests[unit_pages])
         scattered = np.flatnonzero(np.repeat(~own, counts))
         while len(scattered):
             if self._gathering < 0:
@@ -198,25 +203,32 @@ class Capture:
             self._filled, self._gathering = 0, -1
 
     def _submit(self, ordinal: int, pages: bytes, page_digests: U64) -> None:
+        self._group.append((ordinal, pages, page_digests.astype("<u8").tobytes()))
+        if len(self._group) == GROUP:
+            self._submit_group()
+
+    def _submit_group(self) -> None:
         while len(self._jobs) >= QUEUE:
-            self._write_one()
-        self._jobs.append((page_digests.astype("<u8").tobytes(), self._pool.submit(self._seal, ordinal, pages)))
+            self._write_group()
+        self._jobs.append(self._pool.submit(self._seal, self._group))
+        self._group = []
 
-    def _seal(self, ordinal: int, pages: bytes) -> Block | None:
-        """In a thread: the block, or None if the store has it already."""
-        digest = self._sealer.digest(pages)
-        self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
-        found = self._index.locate(digest)
-        if found.pack[0] >= 0 and self._reader.has(digest, found.packs[0], int(found.offset[0]), int(found.stored[0])):
-            return None
-        return pack_block(pages, digest, self._sealer, self._codec, self._level)
+    def _seal(self, group: list[_Job]) -> list[tuple[Block, bytes]]:
+        """In a thread: the blocks that the store has not yet, and the digests of their pages."""
+        sealed = []
+        for ordinal, pages, page_digests in group:
+            digest = self._sealer.digest(pages)
+            self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
+            found = self._index.locate(digest)
+            if found.pack[0] < 0 or not self._reader.has(digest, found.packs[0], int(found.offset[0]), int(found.stored[0])):
+                sealed.append((pack_block(pages, digest, self._sealer, self._codec, self._level), page_digests))
+        return sealed
 
-    def _write_one(self) -> None:
-        page_digests, job = self._jobs.popleft()
-        block = job.result()
-        rows = self._writer.add(block, page_digests) if block is not None else None
-        if rows is not None:
-            self._index.add(rows, self._sync)
+    def _write_group(self) -> None:
+        for block, page_digests in self._jobs.popleft().result():
+            rows = self._writer.add(block, page_digests)
+            if rows is not None:
+                self._index.add(rows, self._sync)
 
     def _load(self, table: Table) -> None:
         """Make the pages of a pack known."""
@@ -236,8 +248,10 @@ class Capture:
         if self._extents < MOST and not final:
             return
         self._close_gathered()
+        if self._group:
+            self._submit_group()
         while self._jobs:  # a segment names its blocks by their digests
-            self._write_one()
+            self._write_group()
         if not self._columns:
             return
         page, count, block, slot = (np.concatenate(parts) for parts in zip(*self._columns, strict=True))

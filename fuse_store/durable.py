@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 PARTIAL = ".partial"  # the end of names that the next writer sweeps away
 SETTLED = 20_000_000  # ns after which a folder's time tells whether it changed again
+BUFFER = 1 << 20  # bytes that are written at once
 CRASH = "FUSE_STORE_CRASH_AT"  # for tests: the number, or the name, of the step at which the process kills itself
 _steps = itertools.count(1)
 
@@ -42,7 +43,7 @@ def new_file(
     folder = folder or path.parent
     partial = folder / f"{path.name}.{secrets.token_hex(4)}{PARTIAL}"
     try:
-        with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb", BUFFER) as file:
             crash(f"write {path.suffix}")
             yield file
             file.flush()

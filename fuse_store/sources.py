@@ -110,19 +110,20 @@ def _directory(root: Path) -> list[SourceFile]:
 
 
 def _seekable(path: Path, file: SourceFile, page_size: int) -> Iterator[Batch]:
-    buffer, other = memoryview(bytearray(BATCH)), memoryview(bytearray(BATCH))
     assert file.size is not None
+    room = min(BATCH, -(-file.size // page_size) * page_size)
+    buffer, other = (np.empty(room, np.uint8).data for _ in range(2))  # in huge pages, unlike a bytearray
     with open(path, "rb", buffering=0) as opened:
         descriptor = opened.fileno()
         filled = 0
         parts: list[tuple[int, int]] = []  # first page, number of pages
         for start, end in _data(descriptor, file.size, page_size):
             while start < end:
-                length = min(end - start, BATCH - filled)
+                length = min(end - start, room - filled)
                 _fill(descriptor, buffer[filled : filled + length], start, min(length, file.size - start), path)
                 parts.append((start // page_size, length // page_size))
                 filled, start = filled + length, start + length
-                if filled == BATCH:
+                if filled == room:
                     yield Batch(_pages(parts), buffer, start)
                     filled, parts, buffer, other = 0, [], other, buffer
         if filled:
@@ -172,7 +173,7 @@ def _fill(descriptor: int, buffer: memoryview, offset: int, wanted: int, path: P
 
 
 def _stream(stream: BinaryIO, file: SourceFile, page_size: int) -> Iterator[Batch]:
-    buffer = memoryview(bytearray(BATCH))
+    buffer = np.empty(BATCH, np.uint8).data
     at = 0
     while True:
         got = 0
