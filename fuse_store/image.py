@@ -11,10 +11,11 @@ import functools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,11 @@ from fuse_store.packs import PackReader
 from fuse_store.segments import read_segment
 
 CACHE = 64 << 20  # bytes of opened blocks
+GROUP = 8  # blocks that a thread opens and copies from in one go
 SEGMENTS = 4  # kept in memory, about 4 MB each
+
+
+T = TypeVar("T")
 
 
 @functools.lru_cache(maxsize=4)
@@ -93,10 +98,18 @@ class BlockCache:
             length += len(used)
         return first, np.concatenate(parts + [np.zeros((LARGEST // page_size, 2), np.uint64)])
 
+    def each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+        """Do ``work``, which opens blocks, with every item, in threads. Raises what it raises."""
+        for _done in self._pool.map(work, items):
+            pass
+
     def open(self, digest: bytes, located: Located, number: int) -> bytes:
-        """The pages of a block, opened in this thread unless another one is at it: for one block that is quicker by the
-        time it takes to wake a thread. Raises Damaged."""
+        """The pages of a block, opened in this thread unless it is open, or another one is at it. Raises Damaged."""
         with self._lock:
+            block = self._blocks.get(digest)
+            if block is not None:
+                self._blocks.move_to_end(digest)
+                return block
             job = self._opening.get(digest)
             if job is None:
                 own: Future[bytes] = Future()
@@ -198,39 +211,48 @@ class Image:
             return _zeros(length)
         out = np.zeros((last - first, page_size), np.uint8)
         for place in places:
-            place = place.select(np.argsort(place.number, kind="stable"))
-            page, slot = place.page, place.slot
-            starts = np.flatnonzero(np.diff(place.number, prepend=-1))
-            ends = np.append(starts[1:], len(page)).tolist()
-            numbers = place.number[starts].tolist()
-            # Those that are not at hand are opened at once, while the others are copied.
-            missing = []
-            for start, end, number in zip(starts.tolist(), ends, numbers, strict=True):
-                pages = self._blocks.at_hand(place.segment.extents.digest(number))
-                if pages is None:
-                    missing.append((start, end, number))
-                else:
-                    self._place(out, first, pages, page[start:end], slot[start:end])
-            jobs = [self.open_block(place.segment, number) for _start, _end, number in missing[1:]]
-            for rank, (start, end, number) in enumerate(missing):
-                try:
-                    if rank:
-                        pages = jobs[rank - 1].result()
-                    else:
-                        pages = self._blocks.open(place.segment.extents.digest(number), place.segment.located, number)
-                except Damaged as error:
-                    raise self.damaged(error, int(page[start])) from None
-                self._place(out, first, pages, page[start:end], slot[start:end])
+            self.gather(place, out, place.page - first, threads=False)
         start_in = offset - first * page_size
         return out.reshape(-1).data[start_in : start_in + length]
+
+    def gather(self, place: Place, out: NDArray[np.uint8], rows: I64, *, threads: bool) -> None:
+        """Copy the pages of ``place`` into ``rows`` of ``out``: each block once, in the order of the packs. ``threads``: in
+        several, which is for who reads much; readers of a mount are many already. Raises Damaged."""
+        if len(place.page) == 1:  # which random reads ask for
+            out[rows] = self._content(place.segment, int(place.number[0]), int(place.slot[0]), int(place.page[0]))[place.slot]
+            return
+        order = np.argsort(place.number, kind="stable")
+        number, slot, rows = place.number[order], place.slot[order], rows[order]
+        starts = np.flatnonzero(np.diff(number, prepend=-1))
+        ends = np.append(starts[1:], len(order))
+        in_order = np.append((np.diff(slot) == 1) & (np.diff(rows) == 1), True)
+        in_order[ends - 1] = True  # what follows is of the next block
+        located = place.segment.located
+        in_packs = np.lexsort((located.offset[number[starts]], located.pack[number[starts]]))
+        columns = (starts, ends, number[starts], np.maximum.reduceat(slot, starts), np.logical_and.reduceat(in_order, starts))
+        blocks = list(zip(*(column[in_packs].tolist() for column in columns), strict=True))
+
+        def copy(part: list[tuple[int, int, int, int, bool]]) -> None:
+            for start, end, block, last, as_one in part:
+                content = self._content(place.segment, block, last, int(place.page[order[start]]))
+                if as_one:
+                    out[rows[start] : rows[start] + end - start] = content[slot[start] : slot[start] + end - start]
+                else:
+                    out[rows[start:end]] = content[slot[start:end]]
+
+        if threads:
+            self._blocks.each(copy, [blocks[at : at + GROUP] for at in range(0, len(blocks), GROUP)])
+        else:
+            copy(blocks)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Have the blocks of a range opened in the background. Raises Damaged."""
         page_size = self.head.page_size
         for place in self.places(offset // page_size, -(-(offset + length) // page_size)):
             for number in np.unique(place.number).tolist():
-                if self._blocks.at_hand(place.segment.extents.digest(number)) is None:
-                    self.open_block(place.segment, number)
+                digest = place.segment.extents.digest(number)
+                if self._blocks.at_hand(digest) is None:
+                    self._blocks.begin(digest, place.segment.located, number)
 
     def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is stored between two offsets, in order; the rest is zeros. Raises Damaged."""
@@ -261,19 +283,18 @@ class Image:
                 found[pack] = found.get(pack, 0) + blocks
         return sorted(found, key=lambda pack: -found[pack])
 
-    def _place(self, out: NDArray[np.uint8], first: int, block: bytes, page: I64, slot: I64) -> None:
-        """Copy the pages ``slot`` of a block to where ``page`` is in ``out``, which begins with page ``first``."""
+    def _content(self, segment: _Segment, number: int, last: int, page: int) -> NDArray[np.uint8]:
+        """The pages of a block, rows of bytes. ``last`` is the one with the highest number that is needed, and ``page`` the first
+        page of the image that needs one. Raises Damaged."""
         page_size = self.head.page_size
-        whole = len(block) // page_size
-        if int(slot.max()) >= whole:
-            error = Damaged(f"image {self.id}", "an extent goes past the end of its block.")
-            raise self.damaged(error, int(page[0]))
-        pages = np.frombuffer(block, np.uint8)[: whole * page_size].reshape(whole, page_size)
-        low, start, count = int(page[0]) - first, int(slot[0]), len(slot)
-        if (page[-1] - page[0] == count - 1) and (slot == np.arange(start, start + count)).all():
-            out[low : low + count] = pages[start : start + count]
-        else:
-            out[page - first] = pages[slot]
+        try:
+            pages = self._blocks.open(segment.extents.digest(number), segment.located, number)
+            whole = len(pages) // page_size
+            if last >= whole:
+                raise Damaged(f"image {self.id}", "an extent goes past the end of its block.")
+        except Damaged as error:
+            raise self.damaged(error, page) from None
+        return np.frombuffer(pages, np.uint8, whole * page_size).reshape(whole, page_size)
 
     def damaged(self, error: Damaged, page: int) -> Damaged:
         """The error with what only the image knows. A new one: threads may wait for the same block."""
@@ -289,10 +310,6 @@ class Image:
             if len(page):
                 yield Place(page, block, slot, segment)
             number += 1
-
-    def open_block(self, segment: _Segment, number: int) -> Future[bytes]:
-        """Have a block opened in a thread. The result may raise Damaged."""
-        return self._blocks.begin(segment.extents.digest(number), segment.located, number)
 
     def page_digests(self, place: Place) -> U64:
         """The digest of each page, two halves each, as the tables of the packs say; no block is opened. Raises Damaged."""

@@ -32,8 +32,7 @@ from fuse_store.manifest import ImageFile
 from fuse_store.progress import Progress
 
 WINDOW = 8 << 20  # bytes that are read and compared at once
-QUEUE = 32  # blocks that are being opened at once
-GATHERED = 96 << 20  # bytes of pages that are gathered before they are written
+GATHERED = 48 << 20  # bytes of pages that are gathered before they are written; twice that is in memory
 ZEROS = bytes(WINDOW)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -309,50 +308,34 @@ def _gaps(page: I64, low: int, high: int, first: int, size: int, most: int) -> l
 
 
 def scatter(image: Image, file: ImageFile, place: Place, descriptor: int) -> Iterator[int]:
-    """Write pages where they belong, GATHERED bytes of them at once; the bytes written each time."""
+    """Write pages where they belong, GATHERED bytes of them at once, while the next are gathered; the bytes written each
+    time."""
     size = image.head.page_size
     step = GATHERED // size
-    buffer = np.empty((min(step, len(place.page)), size), np.uint8)
-    for start in range(0, len(place.page), step):
-        part = place.select(np.arange(start, min(start + step, len(place.page))))
-        _gather(image, part, buffer)
-        written = 0
-        at = 0
-        for first, end in runs_of(part.page):
-            offset = first * size - file.offset
-            length = min((end - first) * size, file.size - offset)
-            write_at(descriptor, buffer[at : at + end - first].reshape(-1).data[:length], offset)
-            at, written = at + end - first, written + length
-        yield written
+    buffers = deque(np.empty((min(step, len(place.page)), size), np.uint8) for _buffer in range(2))
+    with ThreadPoolExecutor(1, "write") as pool:
+        writing: Future[int] | None = None
+        for start in range(0, len(place.page), step):
+            part = place.select(np.arange(start, min(start + step, len(place.page))))
+            image.gather(part, buffers[0], np.arange(len(part.page)), threads=True)
+            if writing is not None:
+                yield writing.result()
+            writing = pool.submit(_write_rows, file, part.page, buffers[0], descriptor)
+            buffers.rotate()
+        if writing is not None:
+            yield writing.result()
 
 
-def _gather(image: Image, place: Place, buffer: NDArray[np.uint8]) -> None:
-    """Copy the pages of a place into the rows of a buffer, block by block in the order of the packs."""
-    order = np.argsort(place.number, kind="stable")
-    number = place.number[order]
-    starts = np.flatnonzero(np.diff(number, prepend=-1))
-    ends = np.append(starts[1:], len(order))
-    numbers, located = number[starts], place.segment.located
-    queue: deque[tuple[I64, Future[bytes]]] = deque()
-
-    def copy_one() -> None:
-        rows, job = queue.popleft()
-        slot = place.slot[rows]
-        try:
-            pages = np.frombuffer(job.result(), np.uint8)
-            whole = len(pages) // buffer.shape[1]
-            if int(slot.max()) >= whole:
-                raise Damaged(f"image {image.id}", "an extent goes past the end of its block.")
-        except Damaged as error:
-            raise image.damaged(error, int(place.page[rows[0]])) from None
-        buffer[rows] = pages[: whole * buffer.shape[1]].reshape(whole, -1)[slot]
-
-    for which in np.lexsort((located.offset[numbers], located.pack[numbers])).tolist():
-        queue.append((order[starts[which] : ends[which]], image.open_block(place.segment, int(numbers[which]))))
-        if len(queue) >= QUEUE:
-            copy_one()
-    while queue:
-        copy_one()
+def _write_rows(file: ImageFile, page: I64, rows: NDArray[np.uint8], descriptor: int) -> int:
+    """Write pages, which are the first rows of a buffer, where they belong in a file; how many bytes."""
+    size = rows.shape[1]
+    written = at = 0
+    for first, end in runs_of(page):
+        offset = first * size - file.offset
+        length = min((end - first) * size, file.size - offset)
+        write_at(descriptor, rows[at : at + end - first].reshape(-1).data[:length], offset)
+        at, written = at + end - first, written + length
+    return written
 
 
 def read_at(descriptor: int, at: int, length: int) -> bytes:

@@ -2,7 +2,7 @@
 """The store against borg, restic and squashfs, on the same images in the same run; ``make bench`` runs it.
 
 Every step is done by all, one after the other, before the next one: so what the machine does besides hits all alike. Each
-runs as its users run it, as a command. What is compared are medians; the report says how large the ratios have to be. A
+runs as its users run it, as a command, when all that was written before is on the disk. What is compared are medians; the report says how large the ratios have to be. A
 peer that is not installed is named and left out.
 """
 
@@ -68,6 +68,7 @@ class Bench:
         self.data = self._filled(images[-1])
         # Installed programs have their byte code; the checkout gets it by the first run.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of this fuse-store
         os.environ.update(
             XDG_CONFIG_HOME=str(folder / "config"), BORG_BASE_DIR=str(folder / "borg-base"), BORG_PASSPHRASE="bench",
             RESTIC_PASSWORD="bench", RESTIC_CACHE_DIR=str(folder / "restic-cache"),
@@ -278,6 +279,7 @@ def _call(command: list[str]) -> None:
 
 
 def _timed(command: list[str], cwd: Path | None = None) -> float:
+    os.sync()  # nobody waits for what another one has left to be written
     started = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False, cwd=cwd)
     seconds = time.monotonic() - started
