@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 
+from fuse_store.durable import SETTLED
 from fuse_store.manifest import Summary
 from fuse_store.store import Store
 
-SETTLED = 50_000_000  # ns; a folder that changes twice within one tick of its clock looks unchanged the second time
 READ_WHOLE = frozenset({"verified", "staged", "armed", "resumed"})  # to get there, every byte was read and verified
 LONGEST_NAME = 255  # bytes, NAME_MAX
 
