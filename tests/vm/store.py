@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
@@ -63,6 +64,12 @@ class Store:
         assert done.returncode or not error, f"{shlex.join(command)}: {done.stderr}"
         assert bool(done.returncode) == bool(error), f"{shlex.join(command)} exited with {done.returncode}: {done.stderr}"
         return Answer(done.returncode, json.loads(done.stdout or "{}"), error)
+
+    def killed(self, step: str, *words: str | Path) -> None:
+        """Run a command that dies at a step (``fuse_store.durable.crash``), and leaves everything as it is then."""
+        environment = {**os.environ, **self.environment, "FUSE_STORE_CRASH_AT": step}
+        done = subprocess.run([COMMAND, *map(str, words)], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, f"it was not killed at '{step}': {done.stderr}"
 
     def done(self, *words: str | Path) -> dict[str, Any]:
         """What the command printed; AssertionError if it failed."""

@@ -119,7 +119,8 @@ def is_captured_again(lab: Lab, case: Case, image: str) -> None:
 
 
 def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
-    """With its memory and its files, not the third's. What has changed in the copy, or in the store, is found before."""
+    """With its memory and its files, not the third's. What has changed in the copy, or in the store, is found before. Staging
+    and arming end in the middle once, as when the power goes: the machine boots as if nothing stood there."""
     machine, store, nvdimm = case.machine, case.store, case.nvdimm
     machine.settings = replace(machine.settings, memory=MEMORY)
     memories, images = several_images(case, "first", "second", "third")
@@ -130,6 +131,13 @@ def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
     assert store.done("verify", chosen)["sound"] == 1
     assert store("stage", chosen, nvdimm).code == 5, "the third image, which is armed, was written over"
     store.done("disarm", nvdimm)
+    store.killed("stage pages", "stage", chosen, nvdimm)
+    boots_cold(case, memories)
+    store.done("stage", chosen, nvdimm)
+    with ram_root.raw_disk(machine) as disk:
+        store.killed("arm recorded", "arm", nvdimm, "--evidence-disk", disk, "--root", case.tree)
+    boots_cold(case, memories)
+    store.done("outcome", chosen, "failed")
     store.done("stage", chosen, nvdimm)
     with ram_root.raw_disk(machine) as disk:
         here = ("--evidence-disk", disk, "--root")
@@ -187,6 +195,16 @@ def several_images(case: Case, *events: str) -> tuple[dict[str, evidence.Memory]
     assert len(disks) == 1, "the disk is not the same for all images"
     assert len({memory.boot_id for memory in memories.values()}) == 1, "an image was lost"
     return memories, images
+
+
+def boots_cold(case: Case, memories: dict[str, evidence.Memory]) -> None:
+    """Switch the machine on, and off again; it must boot without any of the images, and find its swap area."""
+    machine = case.machine
+    wake(machine)
+    assert evidence.boot_id(machine) not in {memory.boot_id for memory in memories.values()}, "half an image was resumed"
+    assert "/dev/pmem0" in machine.ssh("cat /proc/swaps")
+    assert machine.ssh("dmesg | grep -i 'EXT4-fs error'", check=False) == ""
+    off(machine)
 
 
 def is_resumed(case: Case, event: str, memory: evidence.Memory) -> None:
