@@ -125,6 +125,7 @@ class Capture:
                 for batch in file.batches(self._page_size):
                     self._batch(at // self._page_size + batch.page, batch.data)
                     progress.at(at + batch.end)
+                progress.at(at + (file.size or 0))
                 self._result.files.append((file, at))
                 at += -(-(file.size or 0) // self._page_size) * self._page_size
             self._close_gathered()

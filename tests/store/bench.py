@@ -2,8 +2,8 @@
 """The store against borg, restic and squashfs, on the same images in the same run; ``make bench`` runs it.
 
 Every step is done by all, one after the other, before the next one: so what the machine does besides hits all alike. Each
-runs as its users run it, as a command, when all that was written before is on the disk. What is compared are medians; the report says how large the ratios have to be. A
-peer that is not installed is named and left out.
+runs as its users run it, as a command, when all that was written before is on the disk. What is compared are medians;
+the report says how large the ratios have to be. A peer that is not installed is named and left out.
 """
 
 from __future__ import annotations
