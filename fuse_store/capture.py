@@ -4,7 +4,8 @@
 One thread reads, finds equal pages and writes; others compress and seal. Pages are looked for wherever in the bases
 they stand. What is new goes into blocks: an aligned unit of 128 KiB that is mostly new is a block of its own, so that
 equal units of other machines' images are stored once; the scattered rest is gathered. Memory is bounded by a batch of
-pages, the queue of blocks, and the table of known pages, which has at most KNOWN.
+pages, the queue of blocks, and the table of known pages, which has at most KNOWN. Of a compressed hibernation image the
+pages in its chunks come first, and stand behind the file in the address space.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from numpy.typing import NDArray
 from fuse_store.blocks import SIZE, Block, pack_block
 from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.errors import Damaged
-from fuse_store.extents import I64, MOST, Extents, runs
+from fuse_store.extents import I64, MOST, NO_CHUNKS, Extents, runs
 from fuse_store.index import U64, Index, halves
-from fuse_store.manifest import Segment
+from fuse_store.manifest import Chunks, Segment
 from fuse_store.packs import PackReader, PackWriter, Table
 from fuse_store.progress import Progress
+from fuse_store.recompress import ChunkSource
 from fuse_store.segments import seal_segment
 from fuse_store.sources import SourceFile
 
 GROUP = 8  # blocks that a thread compresses and seals in one go
 QUEUE = 8  # groups that wait or are being compressed
 KNOWN = 4 << 20  # pages in the table, 24 bytes each and as much again while it grows; those of 16 GiB of 4 KiB pages
+_CHUNK = 1 << 40  # blocks with this ordinal or a higher one are chunks, which are in no pack
 _SLOT_BITS = 8  # of a place, a block has at most 64 pages
 _Job = tuple[int, bytes, bytes]  # ordinal of a block, its pages, their digests
 
@@ -83,6 +86,7 @@ class Captured:
     sealed: list[bytes] = field(default_factory=list)
     allocated: int = 0
     new: int = 0
+    chunks: Chunks | None = None
 
 
 class Capture:
@@ -105,6 +109,9 @@ class Capture:
         self._filled, self._gathering = 0, -1
         self._columns: list[tuple[I64, I64, I64, I64]] = []
         self._extents = self._length = 0
+        self._chunks: ChunkSource | None = None
+        self._made: tuple[I64, I64, I64, I64] | None = None  # extents of what chunks make, those not yet in a segment
+        self._made_rows, self._made_digests = NO_CHUNKS, b""
         self._result = Captured()
         self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "seal")
         for pack in bases:
@@ -115,12 +122,15 @@ class Capture:
             if not self._table.room:
                 break
 
-    def run(self, files: Sequence[SourceFile], progress: Progress) -> Captured:
-        """Store what is new in the files. Raises StoreError, OSError."""
+    def run(self, files: Sequence[SourceFile], progress: Progress, chunks: ChunkSource | None = None) -> Captured:
+        """Store what is new in the files. ``chunks`` are those of the only file. Raises StoreError, OSError."""
         at = 0
         sizes = [file.size for file in files]
         progress.start("put", None if None in sizes else sum(size or 0 for size in sizes))
         try:
+            if chunks is not None:
+                self._pages_of(chunks, files[0])
+            behind, self._result.segments = self._result.segments, []
             for file in files:
                 for batch in file.batches(self._page_size):
                     self._batch(at // self._page_size + batch.page, batch.data)
@@ -128,8 +138,8 @@ class Capture:
                 progress.at(at + (file.size or 0))
                 self._result.files.append((file, at))
                 at += -(-(file.size or 0) // self._page_size) * self._page_size
-            self._close_gathered()
             self._segments(final=True)
+            self._result.segments += behind
             rows = self._writer.finish()
             if rows is not None:
                 self._index.add(rows, self._sync)
@@ -137,6 +147,16 @@ class Capture:
             self._pool.shutdown(cancel_futures=True)
             progress.finish()
         return self._result
+
+    def _pages_of(self, chunks: ChunkSource, file: SourceFile) -> None:
+        """Store the pages in chunks; the file need then not be read where those stand."""
+        self._chunks = chunks
+        for batch in chunks.batches():
+            self._batch(batch.page, batch.data)
+        self._segments(final=True)
+        self._result.chunks, self._made = chunks.head, chunks.extents()
+        self._made_rows, self._made_digests = chunks.rows(), chunks.digests
+        file.skip = self._made[:2]
 
     # pages ---------------------------------------------------------------------------------------------------------
 
@@ -253,19 +273,39 @@ class Capture:
             self._submit_group()
         while self._jobs:  # a segment names its blocks by their digests
             self._write_group()
+        made = self._take_made(final)
+        if made is not None:
+            self._columns.append(made)
         if not self._columns:
             return
         page, count, block, slot = (np.concatenate(parts) for parts in zip(*self._columns, strict=True))
+        if made is not None:
+            order = np.argsort(page)
+            page, count, block, slot = page[order], count[order], block[order], slot[order]
         self._columns, self._extents = [], 0
-        digests = np.frombuffer(self._digests, f"V{DIGEST}")
+        chunked = self._chunks is not None and self._chunks.head is not None
+        digests, chunk_digests = (np.frombuffer(known, f"V{DIGEST}") for known in (self._digests, self._made_digests))
         for start in range(0, len(page), MOST):
             part = slice(start, start + MOST)
             used, local = np.unique(block[part], return_inverse=True)
-            extents = Extents(page[part], count[part], local.astype(np.int64), slot[part], digests[used].tobytes())
-            segment, sealed = seal_segment(extents, self._length, self._sealer)
+            stored, chunks = used[used < _CHUNK], used[used >= _CHUNK] - _CHUNK
+            names = digests[stored].tobytes() + chunk_digests[chunks].tobytes()
+            extents = Extents(page[part], count[part], local.astype(np.int64), slot[part], names, self._made_rows.select(chunks))
+            segment, sealed = seal_segment(extents, self._length, self._sealer, chunked)
             self._length += len(sealed)
             self._result.segments.append(segment)
             self._result.sealed.append(sealed)
+
+    def _take_made(self, final: bool) -> tuple[I64, I64, I64, I64] | None:
+        """The extents that chunks make before the end of what has been read, and in no segment yet; all if ``final``."""
+        if self._made is None:
+            return None
+        end = len(self._made[0])
+        if not final:
+            end = int(np.searchsorted(self._made[0], self._columns[-1][0][-1]))
+        page, count, row, slot = (column[:end] for column in self._made)
+        self._made = tuple(column[end:] for column in self._made)  # type: ignore[assignment]
+        return (page, count, row + _CHUNK, slot) if end else None
 
 
 def _distinct(high: U64, low: U64) -> tuple[I64, I64]:

@@ -8,7 +8,7 @@ operations are on whole columns. Pages that no extent covers are zeros.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import zstandard
@@ -19,8 +19,35 @@ from fuse_store.crypto import DIGEST
 MOST = 1 << 16  # extents in a segment
 LARGEST = 8 << 20  # bytes of a segment, as it is before compression
 _HEAD = struct.Struct("<II")  # extents, blocks
+_CHUNKS = struct.Struct("<I")  # how many of the blocks are chunks; only in a version that has some
 
 I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """Chunks of a compressed hibernation image that are stored as the pages they hold: columns of equal length.
+
+    ``number`` is which chunk of the image it is, ``length`` the bytes that it has compressed, ``pages`` how many pages of the
+    image it holds. ``tail`` tells where the bytes behind it in its last page come from: 0 if they are stored, else they are
+    those that stand in the same place of the chunk so many numbers before.
+    """
+
+    number: I64
+    length: I64
+    pages: I64
+    tail: I64
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def select(self, rows: I64) -> ChunkRows:
+        return ChunkRows(self.number[rows], self.length[rows], self.pages[rows], self.tail[rows])
+
+
+NO_CHUNKS = ChunkRows(*(np.zeros(0, np.int64) for _column in range(4)))
+_CHUNK_COLUMNS = (("number", "<u4"), ("length", "<u4"), ("pages", "u1"), ("tail", "u1"))
+_CHUNK_BYTES = 10
 
 
 @dataclass(frozen=True)
@@ -28,7 +55,8 @@ class Extents:
     """Columns of equal length, ordered by ``page`` and not overlapping.
 
     ``page`` is the first page in the image, ``count`` how many, ``block`` an ordinal into ``digests``, ``slot`` the first
-    page in that block. ``digests`` are 16 bytes for each block.
+    page in that block. ``digests`` are 16 bytes for each block. The last of the blocks are in no pack but made from
+    ``chunks``, one row each.
     """
 
     page: I64
@@ -36,6 +64,12 @@ class Extents:
     block: I64
     slot: I64
     digests: bytes
+    chunks: ChunkRows = field(default=NO_CHUNKS)
+
+    @property
+    def blocks(self) -> int:
+        """How many of the blocks are in packs."""
+        return len(self.digests) // DIGEST - len(self.chunks)
 
     def digest(self, block: int) -> bytes:
         return self.digests[block * DIGEST : (block + 1) * DIGEST]
@@ -67,22 +101,25 @@ def runs(page: I64, block: I64, slot: I64) -> tuple[I64, I64, I64, I64]:
     return page[first], count, block[first], slot[first]
 
 
-def pack_extents(extents: Extents) -> bytes:
-    """A segment as it is stored, before it is sealed (docs/format.md, "Segment")."""
+def pack_extents(extents: Extents, chunked: bool = False) -> bytes:
+    """A segment as it is stored, before it is sealed (docs/format.md, "Manifest"). ``chunked``: of a version with chunks."""
     step = np.diff(extents.page, prepend=0)
     columns = (step.astype("<u8"), extents.count.astype("<u4"), extents.block.astype("<u4"), extents.slot.astype("<u2"))
     raw = b"".join(
         (
             _HEAD.pack(len(extents.page), len(extents.digests) // DIGEST),
+            _CHUNKS.pack(len(extents.chunks)) if chunked else b"",
             *(column.tobytes() for column in columns),
             extents.digests,
+            *(getattr(extents.chunks, name).astype(kind).tobytes() for name, kind in _CHUNK_COLUMNS),
         )
     )
     return zstandard.ZstdCompressor(level=3).compress(raw)
 
 
-def parse_extents(content: bytes, pages: int, slots: int) -> Extents:
-    """The Extents of a segment of an image with ``pages`` pages, in blocks of at most ``slots``. Raises ValueError."""
+def parse_extents(content: bytes, pages: int, slots: int, chunked: bool = False) -> Extents:
+    """The Extents of a segment of an image with ``pages`` pages, in blocks of at most ``slots``; what its chunks say is not
+    looked at (``chunks.check``). Raises ValueError."""
     try:
         size = zstandard.frame_content_size(content)
         if not 0 <= size <= LARGEST:
@@ -93,9 +130,12 @@ def parse_extents(content: bytes, pages: int, slots: int) -> Extents:
     if len(raw) < _HEAD.size:
         raise ValueError("it is cut off")
     count, blocks = _HEAD.unpack_from(raw)
-    if count > MOST or len(raw) != _HEAD.size + count * 18 + blocks * DIGEST:
+    at, rows = _HEAD.size, 0
+    if chunked and len(raw) >= at + _CHUNKS.size:
+        (rows,) = _CHUNKS.unpack_from(raw, at)
+        at += _CHUNKS.size
+    if count > MOST or rows > blocks or len(raw) != at + count * 18 + blocks * DIGEST + rows * _CHUNK_BYTES:
         raise ValueError("its length is wrong")
-    at = _HEAD.size
     columns = []
     for kind in ("<u8", "<u4", "<u4", "<u2"):
         columns.append(np.frombuffer(raw, kind, count, at))
@@ -110,8 +150,14 @@ def parse_extents(content: bytes, pages: int, slots: int) -> Extents:
         or (page[1:] < page[:-1] + length[:-1]).any()
         or (page + length > pages).any()
         or (block >= blocks).any()
-        or (slot + length > slots).any()
+        or (slot + length > slots)[block < blocks - rows].any()
     )
     if wrong:
         raise ValueError("its extents contradict each other")
-    return Extents(page, length, block, slot, raw[at:])
+    digests = raw[at : at + blocks * DIGEST]
+    at += len(digests)
+    chunks = []
+    for _name, kind in _CHUNK_COLUMNS:
+        chunks.append(np.frombuffer(raw, kind, rows, at))
+        at += chunks[-1].nbytes
+    return Extents(page, length, block, slot, digests, ChunkRows(*(column.astype(np.int64) for column in chunks)))

@@ -3,6 +3,8 @@
 
 Whatever is read was verified, or Damaged is raised, which names the image, the extent and the pack. Scattered pages make
 many small extents of few blocks; so the pages of a range are gathered block by block, and the blocks used last are kept.
+A chunk of a hibernation image that is stored as the pages it holds (docs/format.md, "Chunks") is a block that is compressed
+from these, and compared with its digest; all that works on blocks works on it.
 """
 
 from __future__ import annotations
@@ -18,23 +20,27 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from fuse_store.blocks import LARGEST
+from fuse_store.chunks import HEAD, compressed, first_page, tail_page
 from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.errors import Damaged
 from fuse_store.extents import I64, Extents
 from fuse_store.index import U64, Index, Located
-from fuse_store.manifest import Head, ImageFile, read_head, summary
+from fuse_store.manifest import CHUNK_PAGES, Head, ImageFile, read_head, summary
 from fuse_store.packs import PackReader
 from fuse_store.segments import read_segment
 
 CACHE = 64 << 20  # bytes of opened blocks
 GROUP = 8  # blocks that a thread opens and copies from in one go
 SEGMENTS = 4  # kept in memory, about 4 MB each
+PACKED = 16  # chunks that were compressed last: what is behind one stands in one of those before
 
 
 T = TypeVar("T")
+_CHUNK = b"chunk"  # before the digest of one, so that it is never taken for a block
 
 
 @functools.lru_cache(maxsize=4)
@@ -52,7 +58,9 @@ class BlockCache:
         self._size = 0
         self._opening: dict[bytes, Future[bytes]] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "open")
+        workers = max(2, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(workers, "open")
+        self._chunks = ThreadPoolExecutor(workers, "compress")  # their own: they wait for blocks
 
     def at_hand(self, digest: bytes) -> bytes | None:
         """The pages of a block, if it is open."""
@@ -64,10 +72,17 @@ class BlockCache:
 
     def begin(self, digest: bytes, located: Located, number: int) -> Future[bytes]:
         """Have a block opened in a thread; ``located`` says in row ``number`` where it is. The result may raise Damaged."""
+        return self._begin(self._pool, digest, lambda: self._read(digest, located, number))
+
+    def begin_chunk(self, digest: bytes, make: Callable[[], bytes]) -> Future[bytes]:
+        """Have a chunk made in a thread. The result may raise what ``make`` does."""
+        return self._begin(self._chunks, _CHUNK + digest, make)
+
+    def _begin(self, pool: ThreadPoolExecutor, name: bytes, read: Callable[[], bytes]) -> Future[bytes]:
         with self._lock:
-            job = self._opening.get(digest)
+            job = self._opening.get(name)
             if job is None:
-                job = self._opening[digest] = self._pool.submit(self._open, digest, located, number)
+                job = self._opening[name] = pool.submit(self._open, name, read)
             return job
 
     def page_digests(self, digests: bytes, located: Located, page_size: int) -> tuple[I64, U64]:
@@ -103,21 +118,28 @@ class BlockCache:
         for _done in self._pool.map(work, items):
             pass
 
+    def chunk(self, digest: bytes, make: Callable[[], bytes]) -> bytes:
+        """The bytes of a chunk, as ``open`` gives those of a block; ``make`` compresses it. Raises what that raises."""
+        return self._once(_CHUNK + digest, make)
+
     def open(self, digest: bytes, located: Located, number: int) -> bytes:
         """The pages of a block, opened in this thread unless it is open, or another one is at it. Raises Damaged."""
+        return self._once(digest, lambda: self._read(digest, located, number))
+
+    def _once(self, name: bytes, read: Callable[[], bytes]) -> bytes:
         with self._lock:
-            block = self._blocks.get(digest)
+            block = self._blocks.get(name)
             if block is not None:
-                self._blocks.move_to_end(digest)
+                self._blocks.move_to_end(name)
                 return block
-            job = self._opening.get(digest)
+            job = self._opening.get(name)
             if job is None:
                 own: Future[bytes] = Future()
-                self._opening[digest] = own
+                self._opening[name] = own
         if job is not None:
             return job.result()
         try:
-            block = self._open(digest, located, number)
+            block = self._open(name, read)
         except BaseException as error:
             own.set_exception(error)
             raise
@@ -125,17 +147,18 @@ class BlockCache:
         return block
 
     def close(self) -> None:
+        self._chunks.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
 
-    def _open(self, digest: bytes, located: Located, number: int) -> bytes:
+    def _open(self, name: bytes, read: Callable[[], bytes]) -> bytes:
         try:
-            block = self._read(digest, located, number)
+            block = read()
         finally:
             with self._lock:
-                self._opening.pop(digest, None)
+                self._opening.pop(name, None)
         with self._lock:
-            if digest not in self._blocks:
-                self._blocks[digest] = block
+            if name not in self._blocks:
+                self._blocks[name] = block
                 self._size += len(block)
             while self._size > CACHE:
                 self._size -= len(self._blocks.popitem(last=False)[1])
@@ -162,8 +185,15 @@ class BlockCache:
 
 @dataclass(frozen=True)
 class _Segment:
+    """``located`` has a row for each block; ``order`` for each block and then each chunk, the order in which they are read
+    quickest."""
+
     extents: Extents
     located: Located
+    order: I64
+
+    def is_chunk(self, number: int) -> bool:
+        return number >= self.extents.blocks
 
 
 @dataclass(frozen=True)
@@ -195,6 +225,7 @@ class Image:
         self._firsts = np.array([segment.first for segment in self.head.segments], np.int64)
         self._segments: OrderedDict[int, _Segment] = OrderedDict()
         self._page_digests: tuple[_Segment, I64, U64] | None = None
+        self._packed: OrderedDict[int, bytes] = OrderedDict()  # chunks without their tails, by number
         self._lock = threading.Lock()
 
     def read(self, offset: int, length: int) -> bytes:
@@ -206,14 +237,21 @@ class Image:
         length = max(0, min(length, self.size - offset))
         page_size = self.head.page_size
         first, last = offset // page_size, -(-(offset + length) // page_size)
-        places = list(self.places(first, last)) if length else []
-        if not places:
+        out = self._pages(first, last) if length else None
+        if out is None:
             return _zeros(length)
-        out = np.zeros((last - first, page_size), np.uint8)
-        for place in places:
-            self.gather(place, out, place.page - first, threads=False)
         start_in = offset - first * page_size
         return out.reshape(-1).data[start_in : start_in + length]
+
+    def _pages(self, first: int, last: int) -> NDArray[np.uint8] | None:
+        """The pages first..last (exclusive) of the address space, a row each; None if all are zeros. Raises Damaged."""
+        places = list(self.places(first, last))
+        if not places:
+            return None
+        out = np.zeros((last - first, self.head.page_size), np.uint8)
+        for place in places:
+            self.gather(place, out, place.page - first, threads=False)
+        return out
 
     def gather(self, place: Place, out: NDArray[np.uint8], rows: I64, *, threads: bool) -> None:
         """Copy the pages of ``place`` into ``rows`` of ``out``: each block once, in the order of the packs. ``threads``: in
@@ -227,8 +265,7 @@ class Image:
         ends = np.append(starts[1:], len(order))
         in_order = np.append((np.diff(slot) == 1) & (np.diff(rows) == 1), True)
         in_order[ends - 1] = True  # what follows is of the next block
-        located = place.segment.located
-        in_packs = np.lexsort((located.offset[number[starts]], located.pack[number[starts]]))
+        in_packs = np.argsort(place.segment.order[number[starts]])
         columns = (starts, ends, number[starts], np.maximum.reduceat(slot, starts), np.logical_and.reduceat(in_order, starts))
         blocks = list(zip(*(column[in_packs].tolist() for column in columns), strict=True))
 
@@ -250,9 +287,13 @@ class Image:
         page_size = self.head.page_size
         for place in self.places(offset // page_size, -(-(offset + length) // page_size)):
             for number in np.unique(place.number).tolist():
-                digest = place.segment.extents.digest(number)
-                if self._blocks.at_hand(digest) is None:
-                    self._blocks.begin(digest, place.segment.located, number)
+                segment, digest = place.segment, place.segment.extents.digest(number)
+                if self._blocks.at_hand(_CHUNK + digest if segment.is_chunk(number) else digest) is not None:
+                    continue
+                if segment.is_chunk(number):
+                    self._blocks.begin_chunk(digest, functools.partial(self._make_chunk, segment, number))
+                else:
+                    self._blocks.begin(digest, segment.located, number)
 
     def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is stored between two offsets, in order; the rest is zeros. Raises Damaged."""
@@ -266,13 +307,29 @@ class Image:
                 if begin < stop:
                     yield begin, stop - begin
 
-    def blocks(self) -> Iterator[tuple[Extents, Located, I64]]:
-        """For each segment: its extents, where its blocks are, and the first page that each block is needed for."""
+    def blocks(self) -> Iterator[tuple[bytes, Located, I64]]:
+        """For each segment: the digests of its blocks, where these are, and the first page that each is needed for."""
         for number in range(len(self.head.segments)):
             segment = self._segment(number)
-            first = np.zeros(len(segment.extents.digests) // DIGEST, np.int64)
-            first[segment.extents.block[::-1]] = segment.extents.page[::-1]
-            yield segment.extents, segment.located, first
+            blocks = segment.extents.blocks
+            yield segment.extents.digests[: blocks * DIGEST], segment.located, _first_pages(segment.extents)[:blocks]
+
+    def chunks(self) -> Iterator[Callable[[], Future[bytes]]]:
+        """For each chunk that is stored as the pages it holds, what has it made in a thread. The results may raise Damaged,
+        StoreError."""
+        for number in range(len(self.head.segments)):
+            segment = self._segment(number)
+            first = _first_pages(segment.extents).tolist()
+            for row in range(segment.extents.blocks, len(first)):
+                digest, page = segment.extents.digest(row), first[row]
+                yield functools.partial(self._blocks.begin_chunk, digest, functools.partial(self._chunk, segment, row, page))
+
+    def _chunk(self, segment: _Segment, number: int, page: int) -> bytes:
+        """A chunk, which is first needed for ``page``."""
+        try:
+            return self._make_chunk(segment, number)
+        except Damaged as error:
+            raise self.damaged(error, page) from None
 
     def packs(self) -> list[bytes]:
         """The packs that the image's blocks are in, those with most of them first. Raises Damaged."""
@@ -288,13 +345,59 @@ class Image:
         page of the image that needs one. Raises Damaged."""
         page_size = self.head.page_size
         try:
-            pages = self._blocks.open(segment.extents.digest(number), segment.located, number)
+            pages = self._opened(segment, number)
             whole = len(pages) // page_size
             if last >= whole:
                 raise Damaged(f"image {self.id}", "an extent goes past the end of its block.")
         except Damaged as error:
             raise self.damaged(error, page) from None
         return np.frombuffer(pages, np.uint8, whole * page_size).reshape(whole, page_size)
+
+    def _opened(self, segment: _Segment, number: int) -> bytes:
+        digest = segment.extents.digest(number)
+        if segment.is_chunk(number):
+            return self._blocks.chunk(digest, functools.partial(self._make_chunk, segment, number))
+        return self._blocks.open(digest, segment.located, number)
+
+    def _make_chunk(self, segment: _Segment, number: int) -> bytes:
+        """The bytes of a chunk as they stood on the device, to the end of their last page. Raises Damaged, StoreError."""
+        head, rows, row = self.head.chunks, segment.extents.chunks, number - segment.extents.blocks
+        assert head is not None
+        chunk, length, count, distance = (int(column[row]) for column in (rows.number, rows.length, rows.pages, rows.tail))
+        own = self._compressed(chunk, count)
+        missing = -len(own) % head.page_size
+        if distance:
+            tail = self._compressed(chunk - distance, CHUNK_PAGES)[len(own) : len(own) + missing]
+        else:
+            first = tail_page(head, self.head.page_size, chunk)
+            stored = self._pages(first, first + head.page_size // self.head.page_size)
+            tail = bytes(missing) if stored is None else stored.tobytes()[head.page_size - missing :]
+        content = own + tail
+        if self._sealer.digest(content) != segment.extents.digest(number):
+            raise Damaged(
+                f"chunk {chunk} of a compressed hibernation image",
+                f"its pages compress to other bytes ({len(own)} instead of {HEAD.size + length}) than stood there: this liblzo2 "
+                "compresses otherwise than the one it was stored with, or the manifest contradicts itself.",
+                "Read it where the one of Debian (2.10) is installed.", image=self.id,
+            )  # fmt: skip
+        return content
+
+    def _compressed(self, chunk: int, count: int) -> bytes:
+        """A chunk of ``count`` pages without what is behind it; not compared with anything yet. Raises Damaged, StoreError."""
+        with self._lock:
+            known = self._packed.get(chunk)
+        if known is not None:
+            return known
+        head, page_size = self.head.chunks, self.head.page_size
+        assert head is not None
+        first, stored = first_page(head, page_size, chunk), count * head.page_size // page_size
+        pages = self._pages(first, first + stored)
+        packed = compressed(np.zeros((stored, page_size), np.uint8) if pages is None else pages)
+        with self._lock:
+            self._packed[chunk] = packed
+            if len(self._packed) > PACKED:
+                self._packed.popitem(last=False)
+        return packed
 
     def damaged(self, error: Damaged, page: int) -> Damaged:
         """The error with what only the image knows. A new one: threads may wait for the same block."""
@@ -312,14 +415,39 @@ class Image:
             number += 1
 
     def page_digests(self, place: Place) -> U64:
-        """The digest of each page, two halves each, as the tables of the packs say; no block is opened. Raises Damaged."""
+        """The digest of each page, two halves each, as the tables of the packs say; no block is opened. Chunks are made for it.
+        Raises Damaged, StoreError."""
         known = self._page_digests
         if known is None or known[0] is not place.segment:
-            digests, located = place.segment.extents.digests, place.segment.located
+            extents, located = place.segment.extents, place.segment.located
+            digests = extents.digests[: extents.blocks * DIGEST]
             known = self._page_digests = (place.segment, *self._blocks.page_digests(digests, located, self.head.page_size))
         _segment, first, pages = known
-        wanted: U64 = pages[first[place.number] + place.slot]
+        made = place.number >= len(first)
+        if not made.any():
+            stored: U64 = pages[first[place.number] + place.slot]
+            return stored
+        wanted = np.empty((len(made), 2), np.uint64)
+        wanted[~made] = pages[first[place.number[~made]] + place.slot[~made]]
+        wanted[made] = self._digests_of(place.select(made))
         return wanted
+
+    def _digests_of(self, place: Place) -> U64:
+        """The digest of each page of chunks."""
+        seed = self.page_seed
+        found = np.empty((len(place.page), 2), np.uint64)
+        starts = np.flatnonzero(np.diff(place.number, prepend=-1))
+        parts = list(zip(starts.tolist(), np.append(starts[1:], len(found)).tolist(), strict=True))
+
+        def digest(part: tuple[int, int]) -> None:
+            rows = slice(*part)
+            slot, number = place.slot[rows], int(place.number[part[0]])
+            content = self._content(place.segment, number, int(slot.max()), int(place.page[part[0]]))
+            digests = b"".join([xxhash.xxh3_128_digest(content[one], seed) for one in slot.tolist()])
+            found[rows] = np.frombuffer(digests, "<u8").reshape(-1, 2)
+
+        self._blocks.each(digest, parts)
+        return found
 
     def _segment(self, number: int) -> _Segment:
         with self._lock:
@@ -327,11 +455,19 @@ class Image:
                 self._segments.move_to_end(number)
                 return self._segments[number]
         extents = read_segment(self._root, self.id, self.head, number, self._start, self._sealer)
-        if extents.page.size and (extents.slot + extents.count).max() > LARGEST // self.head.page_size:
-            raise Damaged(f"image {self.id}", "an extent goes past the end of its block.", image=self.id)
-        segment = _Segment(extents, self._blocks.index.locate(extents.digests))
+        located = self._blocks.index.locate(extents.digests[: extents.blocks * DIGEST])
+        order = np.empty(extents.blocks, np.int64)
+        order[np.lexsort((located.offset, located.pack))] = np.arange(extents.blocks)
+        segment = _Segment(extents, located, np.append(order, extents.blocks + extents.chunks.number))
         with self._lock:
             self._segments[number] = segment
             while len(self._segments) > SEGMENTS:
                 self._segments.popitem(last=False)
         return segment
+
+
+def _first_pages(extents: Extents) -> I64:
+    """The first page that each block, and each chunk, is needed for."""
+    first = np.zeros(len(extents.digests) // DIGEST, np.int64)
+    first[extents.block[::-1]] = extents.page[::-1]
+    return first

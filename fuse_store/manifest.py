@@ -22,11 +22,15 @@ from fuse_store.durable import write_file
 from fuse_store.errors import Damaged, NotFound
 
 FORMAT = 1
+WITH_CHUNKS = 2  # of a version that has some; programs that know format 1 alone refuse it
 _FILE = struct.Struct("<8sI")  # magic, length of the sealed head
 _MAGIC = b"FSIMAGE1"
 PAGE_SIZES = (4096, 16384, 65536)
 LARGEST_HEAD = 64 << 20
 LARGEST_IMAGE = 1 << 50
+CHUNK_PAGES = 32  # of a hibernation image in a chunk, the last excepted (UNC_PAGES, kernel/power/swap.c)
+CHUNK_GROUP = 32  # chunks whose pages stand together
+MOST_CHUNKS = 1 << 20  # 128 GiB of pages of 4 KiB
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,23 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """That compressed chunks of a hibernation image are stored as the pages they hold. ``codec`` is ``lzo``, ``page_size`` that
+    of the image, ``first`` the page of the address space at which the pages of the chunks begin, ``room`` for how many
+    chunks there is room, ``stored`` how many are. ``chunks`` says where in it the pages of each are."""
+
+    codec: str
+    page_size: int
+    first: int
+    room: int
+    stored: int
+
+    def pages(self, page_size: int) -> int:
+        """How many pages of ``page_size`` they take in the address space."""
+        return -(-self.room // CHUNK_GROUP) * CHUNK_GROUP * (CHUNK_PAGES + 1) * (self.page_size // page_size)
+
+
+@dataclass(frozen=True)
 class Head:
     """What a version is. Sizes in bytes: ``size`` of all files, ``allocated`` of the pages that are not zero, ``new`` of
     those that no base had, ``stored`` of what was written for them. ``taken`` is in ns since 1970."""
@@ -70,10 +91,13 @@ class Head:
     bases: tuple[str, ...]
     files: tuple[ImageFile, ...]
     segments: tuple[Segment, ...]
+    chunks: Chunks | None = None
 
     @property
     def pages(self) -> int:
         """How many pages its address space has."""
+        if self.chunks is not None:
+            return self.chunks.first + self.chunks.pages(self.page_size)
         return max((-(-(file.offset + file.size) // self.page_size) for file in self.files), default=0)
 
 
@@ -95,6 +119,7 @@ class Summary:
     files: int
     bases: tuple[str, ...]
     state: str = "captured"
+    chunks: int = 0
 
     @property
     def version(self) -> str:
@@ -108,7 +133,8 @@ class Summary:
 def summary(image_id: str, head: Head) -> Summary:
     values = {field.name: getattr(head, field.name) for field in fields(Summary) if hasattr(head, field.name)}
     taken = datetime.fromtimestamp(head.taken / 1e9, UTC)
-    return Summary(**{**values, "id": image_id, "taken": taken, "files": len(head.files)})
+    chunks = head.chunks.stored if head.chunks else 0
+    return Summary(**{**values, "id": image_id, "taken": taken, "files": len(head.files), "chunks": chunks})
 
 
 def image_path(root: Path, image_id: str) -> Path:
@@ -119,7 +145,10 @@ def write_manifest(
     root: Path, head: Head, segments: Sequence[bytes], sealer: Sealer, sync: bool, before: Callable[[], None] | None = None
 ) -> str:
     """Make the version exist; returns its id. ``segments`` are sealed, as ``head.segments`` says; ``before``: ``new_file``."""
-    content = bytes(msgpack.packb({"format": FORMAT, **asdict(head)}))
+    values = {"format": FORMAT if head.chunks is None else WITH_CHUNKS, **asdict(head)}
+    if head.chunks is None:
+        del values["chunks"]
+    content = bytes(msgpack.packb(values))
     digest = sealer.digest(content)
     sealed = sealer.seal(b"image" + digest, content)
     write_file(image_path(root, digest.hex()), b"".join((_FILE.pack(_MAGIC, len(sealed)), sealed, *segments)), sync, before)
@@ -149,8 +178,13 @@ def parse_head(content: bytes) -> Head:
     """The Head in an opened manifest. Raises ValueError for whatever is not as docs/format.md says."""
     try:
         value = msgpack.unpackb(content, max_array_len=1 << 22, max_map_len=1 << 10, max_bin_len=DIGEST, max_str_len=1 << 16)
-        if value.pop("format") != FORMAT:
+        number = value.pop("format")
+        if number not in (FORMAT, WITH_CHUNKS):
             raise ValueError("its format is newer than this program")
+        if (number == WITH_CHUNKS) != ("chunks" in value):
+            raise ValueError("its format contradicts what it has")
+        if number == WITH_CHUNKS:
+            value["chunks"] = Chunks(**value["chunks"])
         value["files"] = tuple(ImageFile(**file) for file in value["files"])
         value["segments"] = tuple(Segment(**segment) for segment in value["segments"])
         value["bases"] = tuple(value["bases"])
@@ -172,9 +206,24 @@ def parse_head(content: bytes) -> Head:
         if not 0 <= file.size <= LARGEST_IMAGE or file.offset < end or file.offset % head.page_size:
             raise ValueError("its files contradict each other")
         end = file.offset + file.size
+    if head.chunks is not None:
+        _check_chunks(head, head.chunks, end)
     last = 0
     for segment in head.segments:
         if not last <= segment.first < segment.last <= head.pages or segment.offset < 0 or segment.length < 0:
             raise ValueError("its segments contradict each other")
         last = segment.last
     return head
+
+
+def _check_chunks(head: Head, chunks: Chunks, end: int) -> None:
+    """Raises ValueError if the chunks of a version cannot be; its files end at ``end``."""
+    numbers = (chunks.page_size, chunks.first, chunks.room, chunks.stored)
+    if not all(isinstance(number, int) for number in numbers) or not isinstance(chunks.codec, str):
+        raise ValueError("its chunks have values of the wrong type")
+    if chunks.codec != "lzo":
+        raise ValueError(f"its chunks are compressed with {chunks.codec!r}, which this program does not know")
+    if chunks.page_size not in PAGE_SIZES or chunks.page_size % head.page_size or len(head.files) != 1 or head.files[0].offset:
+        raise ValueError("its chunks have impossible values")
+    if not 0 < chunks.stored <= chunks.room <= MOST_CHUNKS or not end <= chunks.first * head.page_size <= LARGEST_IMAGE:
+        raise ValueError("its chunks have impossible values")

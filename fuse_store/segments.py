@@ -8,15 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from fuse_store.blocks import LARGEST
+from fuse_store.chunks import check
 from fuse_store.crypto import Sealer
 from fuse_store.errors import Damaged, NotFound
 from fuse_store.extents import Extents, pack_extents, parse_extents
 from fuse_store.manifest import Head, Segment, image_path
 
 
-def seal_segment(extents: Extents, offset: int, sealer: Sealer) -> tuple[Segment, bytes]:
-    """A Segment, which will stand at ``offset``, and its sealed bytes."""
-    content = pack_extents(extents)
+def seal_segment(extents: Extents, offset: int, sealer: Sealer, chunked: bool = False) -> tuple[Segment, bytes]:
+    """A Segment, which will stand at ``offset``, and its sealed bytes. ``chunked``: of a version with chunks."""
+    content = pack_extents(extents, chunked)
     digest = sealer.digest(content)
     sealed = sealer.seal(b"segment" + digest, content)
     last = int(extents.page[-1] + extents.count[-1])
@@ -35,7 +36,10 @@ def read_segment(root: Path, image_id: str, head: Head, number: int, start: int,
         with opened as file:
             file.seek(start + segment.offset)
             content = sealer.open(b"segment" + segment.digest, file.read(segment.length))
-        return parse_extents(content, head.pages, LARGEST // head.page_size)
+        extents = parse_extents(content, head.pages, LARGEST // head.page_size, head.chunks is not None)
+        if head.chunks is not None:
+            check(extents, head.chunks, head.page_size)
+        return extents
     except FileNotFoundError:
         raise NotFound(f"image {image_id}", "it has been removed.") from None
     except (ValueError, OSError) as error:

@@ -45,6 +45,7 @@ class SourceFile:
     size: int | None
     mode: int = 0o600
     mtime: int = 0
+    skip: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # first page and number of pages of what is not read
 
     def batches(self, page_size: int) -> Iterator[Batch]:
         """Its data, in ascending order; a last page that is not full ends in zeros. A batch is valid until the next one is
@@ -117,7 +118,7 @@ def _seekable(path: Path, file: SourceFile, page_size: int) -> Iterator[Batch]:
         descriptor = opened.fileno()
         filled = 0
         parts: list[tuple[int, int]] = []  # first page, number of pages
-        for start, end in _data(descriptor, file.size, page_size):
+        for start, end in _without(_data(descriptor, file.size, page_size), file.skip, page_size):
             while start < end:
                 length = min(end - start, room - filled)
                 _fill(descriptor, buffer[filled : filled + length], start, min(length, file.size - start), path)
@@ -158,6 +159,24 @@ def _data(descriptor: int, size: int, page_size: int) -> Iterator[tuple[int, int
         start, end = begin, stop
     if end:
         yield start, end
+
+
+def _without(
+    data: Iterator[tuple[int, int]], skip: tuple[NDArray[np.int64], NDArray[np.int64]] | None, page_size: int
+) -> Iterator[tuple[int, int]]:
+    """The same without the runs of pages in ``skip``, which are in order."""
+    if skip is None:
+        yield from data
+        return
+    begin, stop = skip[0] * page_size, (skip[0] + skip[1]) * page_size
+    for start, end in data:
+        low, high = np.searchsorted(stop, start, "right"), np.searchsorted(begin, end, "left")
+        for gap, after in zip(begin[low:high].tolist(), stop[low:high].tolist(), strict=True):
+            if start < gap:
+                yield start, gap
+            start = max(start, after)
+        if start < end:
+            yield start, end
 
 
 def _fill(descriptor: int, buffer: memoryview, offset: int, wanted: int, path: Path) -> None:

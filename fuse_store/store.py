@@ -240,6 +240,7 @@ class Store:
         from fuse_store.capture import Capture
         from fuse_store.manifest import write_manifest
         from fuse_store.packs import PackWriter
+        from fuse_store.recompress import open_chunks
         from fuse_store.sources import open_source
 
         machine, application = names.checked("the machine", machine), names.checked("the application", application)
@@ -252,18 +253,22 @@ class Store:
             base = [self.find(one) for one in bases] if bases is not None else earlier[-1:]
             packs = dict.fromkeys(pack for one in base for pack in self._packs(one.id))
             writer = PackWriter(self.path, self.sealer, self.sync)
+            chunks = None
+            if kind == "hibernation" and len(files) == 1:
+                config, offset = self.config, own_tags.get("resume_offset", "0")
+                chunks = open_chunks(files[0], offset, config.page_size, self.sealer.digest, config.compression, config.level)
             try:
                 capture = Capture(
                     self.index, self.reader, writer, self.sealer, page_size=self.config.page_size,
                     codec=self.config.compression, level=self.config.level, sync=self.sync, bases=packs,
                 )  # fmt: skip
-                captured = capture.run(files, progress)
+                captured = capture.run(files, progress, chunks)
                 self.index.compact(self.sync, lambda: self.settle(lock))
                 stored = [ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in captured.files]
                 head = Head(
                     machine, application, kind, event, own_tags, taken, sum(file.size for file in stored), captured.allocated,
                     captured.new, writer.written, self.config.page_size, tuple(one.id for one in base), tuple(stored),
-                    tuple(captured.segments),
+                    tuple(captured.segments), captured.chunks,
                 )  # fmt: skip
                 crash("commit")
                 image_id = write_manifest(
@@ -273,6 +278,8 @@ class Store:
                 raise StoreError(f"store {self.path}", f"{error.strerror}.", "No version was made, none was lost.") from None
             finally:
                 writer.abandon()
+                if chunks is not None:
+                    chunks.close()
             if replace and earlier:
                 self._remove([earlier[-1].id])
         return summary(image_id, head)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -29,6 +30,9 @@ from fuse_store.locks import WriterLock
 from fuse_store.packs import PackReader, PackWriter, Table, all_packs, pack_path
 from fuse_store.progress import Progress
 from fuse_store.store import Store
+
+if TYPE_CHECKING:
+    from fuse_store.image import Image
 
 WORTH_KEEPING = 0.5  # a pack of which less than this is needed is copied; above, room is not worth the work
 GRACE = 3600.0  # seconds that something stays in the trash
@@ -76,11 +80,11 @@ class _Verifier:
         jobs: deque[tuple[bytes, int, Future[bytes]]] = deque()
         try:
             image = self._store.open_image(image_id)
-            for extents, located, first in image.blocks():
+            for digests, located, first in image.blocks():
                 if self._sample >= 100:
                     self._tables(verdict, located.packs)
                 for number in range(len(first)):
-                    digest, offset = extents.digest(number), int(first[number]) * image.head.page_size
+                    digest, offset = digests[number * DIGEST : (number + 1) * DIGEST], int(first[number]) * image.head.page_size
                     if digest in self._seen:
                         self._settle(verdict, digest, offset)
                     elif self._chance.random() * 100 < self._sample:
@@ -90,11 +94,30 @@ class _Verifier:
                             self._finish(verdict, *jobs.popleft())
             while jobs:
                 self._finish(verdict, *jobs.popleft())
+            self._chunks(verdict, image)
         except (Damaged, NotFound) as error:
             verdict.problems.append(str(error))
         if verdict.problems:
             verdict.state = "damaged"
         return verdict
+
+    def _chunks(self, verdict: Verdict, image: Image) -> None:
+        """Chunks that are stored as the pages they hold: whether they come out as they were."""
+        jobs: deque[Future[bytes]] = deque()
+        for make in image.chunks():
+            if self._chance.random() * 100 < self._sample:
+                jobs.append(make())
+            if len(jobs) >= QUEUE:
+                self._finish_chunk(verdict, jobs.popleft())
+        while jobs:
+            self._finish_chunk(verdict, jobs.popleft())
+
+    def _finish_chunk(self, verdict: Verdict, job: Future[bytes]) -> None:
+        try:
+            self._read += len(job.result())
+            self._progress.at(self._read)
+        except Damaged as error:
+            verdict.problems.append(str(error))
 
     def _tables(self, verdict: Verdict, packs: Sequence[bytes]) -> None:
         for pack in packs:
@@ -173,8 +196,8 @@ def _needed(store: Store, fragments: dict[str, Rows], result: Collected, progres
     needed = {name: np.zeros(len(rows), bool) for name, rows in fragments.items()}
     for image_id in store.ids():
         try:
-            for extents, _located, _first in store.open_image(image_id).blocks():
-                _mark(store, extents.digests, fragments, needed)
+            for digests, _located, _first in store.open_image(image_id).blocks():
+                _mark(store, digests, fragments, needed)
         except (Damaged, NotFound) as error:
             raise StoreError(
                 f"store {store.path}", f"what image {image_id} needs is not known: {error}",
@@ -397,7 +420,7 @@ def _rescue(store: Store, bad: dict[bytes, str], known: Sequence[Rows], result: 
 def _find_lost(store: Store, result: Repaired) -> None:
     for image_id in store.ids():
         try:
-            for _extents, located, first in store.open_image(image_id).blocks():
+            for _digests, located, first in store.open_image(image_id).blocks():
                 missing = np.flatnonzero(located.pack < 0)
                 if len(missing):
                     page_size = store.config.page_size

@@ -90,7 +90,7 @@ class ChunkStream:
     def __init__(self, swap_map: SwapMap, count: int, page_size: int, compression: str) -> None:
         self._map, self.count, self._page_size = swap_map, count, page_size
         self._decompress, self._error = CODECS[compression]
-        self._chunks = -(-count // CHUNK_PAGES)
+        self.chunks = -(-count // CHUNK_PAGES)
         self._begins = array("q", [1])  # entry in the map of each chunk known so far, and of the one after
         self._lengths = array("q")
         self._index_lock = threading.Lock()
@@ -120,7 +120,7 @@ class ChunkStream:
             sequential = chunk in (self._next - 1, self._next)
             job = self._begin(chunk)
             if sequential:
-                for later in range(chunk + 1, min(chunk + 1 + self._ahead, self._chunks)):
+                for later in range(chunk + 1, min(chunk + 1 + self._ahead, self.chunks)):
                     self._begin(later)
             self._next = chunk + 1
             return job
@@ -136,14 +136,17 @@ class ChunkStream:
         return job
 
     def _chunk(self, chunk: int) -> Pages:
-        begin, length = self._place(chunk)
-        size = self._unpacked(chunk)
+        begin, length = self.place(chunk)
         entries = -(-(CHUNK_HEAD.size + length) // self._page_size)
-        packed = self._map.read(begin, entries).reshape(-1)[CHUNK_HEAD.size : CHUNK_HEAD.size + length].tobytes()
+        return self.unpack(chunk, self._map.read(begin, entries).reshape(-1)[CHUNK_HEAD.size : CHUNK_HEAD.size + length].tobytes())
+
+    def unpack(self, chunk: int, packed: bytes) -> Pages:
+        """The pages of a chunk, a row each, from what it has compressed. Raises Damaged."""
+        size = self._unpacked(chunk)
         try:
             content = self._decompress(packed, size)
         except self._error:
-            raise Damaged(THING, f"chunk {chunk}, at page {begin} of its swap map, does not decompress.") from None
+            raise Damaged(THING, f"chunk {chunk}, at page {self._begins[chunk]} of its swap map, does not decompress.") from None
         if len(content) != size:
             raise Damaged(THING, f"chunk {chunk} has {len(content)} bytes, and {size} are due.")
         return np.frombuffer(content, np.uint8).reshape(-1, self._page_size)
@@ -151,8 +154,8 @@ class ChunkStream:
     def _unpacked(self, chunk: int) -> int:
         return min(CHUNK_PAGES, self.count - chunk * CHUNK_PAGES) * self._page_size
 
-    def _place(self, chunk: int) -> tuple[int, int]:
-        """(entry in the map, compressed length) of a chunk."""
+    def place(self, chunk: int) -> tuple[int, int]:
+        """(entry in the map, compressed length) of a chunk. Raises Damaged if its length can't be, or that of one before."""
         with self._index_lock:
             while len(self._lengths) <= chunk:
                 known = len(self._lengths)
