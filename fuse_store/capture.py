@@ -157,6 +157,7 @@ class Capture:
         self._result.chunks, self._made = chunks.head, chunks.extents()
         self._made_rows, self._made_digests = chunks.rows(), chunks.digests
         file.skip = self._made[:2]
+        self._result.allocated = int(self._made[1].sum()) * self._page_size
 
     # pages ---------------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,14 @@ Used by ``recompress``, which stores them, by ``segments``, which checks what a 
 makes them again. Pure functions; threads may call them at once. docs/format.md, "Chunks", describes what is stored.
 
 A chunk on a device is its length (8 bytes), its pages compressed, and whatever the kernel's buffer held behind that, up to
-the end of a page. The kernel uses one buffer for each of its threads, in turn: so what is behind a chunk is mostly what
-one of the chunks before it left there, and need not be stored.
+the end of a page: the tail. The kernel uses one buffer for each of its threads, in turn: so the tail is what the chunks
+before it left there, and mostly need not be stored.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ from fuse_store.extents import Extents
 from fuse_store.manifest import CHUNK_GROUP, CHUNK_PAGES, Chunks
 
 HEAD = struct.Struct("<Q")  # the length of what follows
-FARTHEST = 8  # chunks before, in which a tail may stand
+THREADS = 8  # of the kernel, whose buffers may be told apart
+FARTHEST = 32  # chunks before, in which part of a tail may stand
 
 
 def largest(length: int) -> int:
@@ -50,6 +52,22 @@ def compressed(pages: NDArray[np.uint8]) -> bytes:
     return HEAD.pack(len(packed)) + packed
 
 
+def left_behind(begin: int, end: int, threads: int, before: Callable[[int], bytes | None]) -> bytes | None:
+    """What the chunks before one left in its buffer between two offsets, if every ``threads``-th used it; None if that is not
+    known. ``before`` gives a chunk without its tail, by how many chunks before it is; None where that is not known."""
+    parts = []
+    for distance in range(threads, FARTHEST + 1, threads):
+        earlier = before(distance)
+        if earlier is None:
+            return None
+        if len(earlier) > begin:
+            parts.append(earlier[begin:end])
+            begin += len(parts[-1])
+        if begin == end:
+            return b"".join(parts)
+    return None
+
+
 def check(extents: Extents, chunks: Chunks, page_size: int) -> None:
     """Raises ValueError if what a segment says of chunks can't be."""
     rows = extents.chunks
@@ -59,7 +77,7 @@ def check(extents: Extents, chunks: Chunks, page_size: int) -> None:
         | (rows.pages > CHUNK_PAGES)
         | (rows.length < 1)
         | (rows.length > rows.pages * chunks.page_size * 17 // 16 + largest(0))
-        | (rows.tail > np.minimum(rows.number, FARTHEST))
+        | (rows.tail > np.minimum(rows.number, THREADS))
     )
     if wrong.any():
         raise ValueError("its chunks have impossible values")

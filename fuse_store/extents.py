@@ -29,8 +29,8 @@ class ChunkRows:
     """Chunks of a compressed hibernation image that are stored as the pages they hold: columns of equal length.
 
     ``number`` is which chunk of the image it is, ``length`` the bytes that it has compressed, ``pages`` how many pages of the
-    image it holds. ``tail`` tells where the bytes behind it in its last page come from: 0 if they are stored, else they are
-    those that stand in the same place of the chunk so many numbers before.
+    image it holds. ``tail`` tells where the bytes behind it in its last page come from: 0 if they are stored, else every
+    ``tail``-th chunk before it was in the same buffer, and left them there (``chunks.left_behind``).
     """
 
     number: I64

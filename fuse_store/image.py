@@ -24,7 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from fuse_store.blocks import LARGEST
-from fuse_store.chunks import HEAD, compressed, first_page, tail_page
+from fuse_store.chunks import HEAD, compressed, first_page, left_behind, tail_page
 from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.errors import Damaged
 from fuse_store.extents import I64, Extents
@@ -36,7 +36,7 @@ from fuse_store.segments import read_segment
 CACHE = 64 << 20  # bytes of opened blocks
 GROUP = 8  # blocks that a thread opens and copies from in one go
 SEGMENTS = 4  # kept in memory, about 4 MB each
-PACKED = 16  # chunks that were compressed last: what is behind one stands in one of those before
+PACKED = 32  # chunks that were compressed last: what is behind one stands in those before
 
 
 T = TypeVar("T")
@@ -363,16 +363,19 @@ class Image:
         """The bytes of a chunk as they stood on the device, to the end of their last page. Raises Damaged, StoreError."""
         head, rows, row = self.head.chunks, segment.extents.chunks, number - segment.extents.blocks
         assert head is not None
-        chunk, length, count, distance = (int(column[row]) for column in (rows.number, rows.length, rows.pages, rows.tail))
+        chunk, length, count, threads = (int(column[row]) for column in (rows.number, rows.length, rows.pages, rows.tail))
         own = self._compressed(chunk, count)
         missing = -len(own) % head.page_size
-        if distance:
-            tail = self._compressed(chunk - distance, CHUNK_PAGES)[len(own) : len(own) + missing]
+        if threads:
+            tail = left_behind(
+                len(own), len(own) + missing, threads,
+                lambda distance: self._compressed(chunk - distance, CHUNK_PAGES) if distance <= chunk else None,
+            )  # fmt: skip
         else:
             first = tail_page(head, self.head.page_size, chunk)
             stored = self._pages(first, first + head.page_size // self.head.page_size)
             tail = bytes(missing) if stored is None else stored.tobytes()[head.page_size - missing :]
-        content = own + tail
+        content = own + (tail or b"")
         if self._sealer.digest(content) != segment.extents.digest(number):
             raise Damaged(
                 f"chunk {chunk} of a compressed hibernation image",

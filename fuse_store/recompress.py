@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fuse_store import lzo
 from fuse_store.blocks import CODECS, SIZE
-from fuse_store.chunks import FARTHEST, HEAD, compressed, first_page, tail_page
+from fuse_store.chunks import FARTHEST, HEAD, THREADS, compressed, first_page, left_behind, tail_page
 from fuse_store.errors import Damaged, NotFound, Refused
 from fuse_store.extents import I64, ChunkRows, runs
 from fuse_store.formats.readable import File
@@ -110,11 +110,11 @@ class ChunkSource:
             tails: list[_Part] = []
             for number, chunk in enumerate(islice(results, CHUNK_GROUP), begin):
                 if chunk is not None:
-                    distance = _tail_of(chunk, earlier)
-                    if not distance and chunk.content[chunk.used :].any():
+                    threads = _threads(chunk, earlier)
+                    if not threads and chunk.content[chunk.used :].any():
                         tails.append((tail_page(self._head, self._page_size, number), self._tail(chunk)))
                     parts.append((first_page(self._head, self._page_size, number), chunk.pages.reshape(-1)))
-                    self._note(number, chunk, distance)
+                    self._note(number, chunk, threads)
                 earlier.append(chunk)
                 if len(parts) * self._image.page_size * CHUNK_PAGES >= BATCH:
                     yield self._batch(parts, number)
@@ -172,25 +172,27 @@ class ChunkSource:
         tail[: chunk.used - len(chunk.content) + self._image.page_size] = 0
         return tail
 
-    def _note(self, number: int, chunk: _Chunk, distance: int) -> None:
+    def _note(self, number: int, chunk: _Chunk, threads: int) -> None:
         row = np.full(len(chunk.filled), len(self._rows))
         self._columns.append(runs(chunk.device[chunk.filled], row, chunk.filled))
         self._runs += len(self._columns[-1][0])
-        self._rows.append((number, chunk.used - HEAD.size, len(chunk.pages), distance))
+        self._rows.append((number, chunk.used - HEAD.size, len(chunk.pages), threads))
         self._digests += chunk.digest
 
 
-def _tail_of(chunk: _Chunk, earlier: deque[_Chunk | None]) -> int:
-    """How many chunks before this one left behind what is behind it; 0 if none did, or there is nothing."""
-    tail = chunk.content[chunk.used :]
-    if not tail.any():
+def _threads(chunk: _Chunk, earlier: deque[_Chunk | None]) -> int:
+    """How many threads the kernel had, if what is behind a chunk is what those before it left there; else, and if nothing is
+    there, 0."""
+    tail = chunk.content[chunk.used :].tobytes()
+    if not any(tail):
         return 0
-    for distance, other in enumerate(reversed(earlier), 1):
-        if other is not None and other.used >= len(chunk.content):
-            left = other.content[chunk.used : len(chunk.content)]
-            if np.array_equal(left, tail):
-                return distance
-    return 0
+
+    def before(distance: int) -> bytes | None:
+        other = earlier[-distance] if distance <= len(earlier) else None
+        return None if other is None else other.content[: other.used].tobytes()
+
+    found = (threads for threads in range(1, THREADS + 1) if left_behind(chunk.used, len(chunk.content), threads, before) == tail)
+    return next(found, 0)
 
 
 def open_chunks(

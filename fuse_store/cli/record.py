@@ -20,10 +20,11 @@ VERSION_KEYS = {
     "state": "captured, verified, staged, armed, resumed or failed",
     "size": "bytes of all its files",
     "allocated": "bytes of its pages that are not zero",
-    "new": "bytes of its pages that none of its bases had",
+    "new": "bytes of its pages that none of its bases had; of chunks, of the pages they hold",
     "stored": "bytes that were written for it",
     "files": "how many files it has",
     "bases": "ids of the versions whose pages it was compared with",
+    "chunks": "how many compressed chunks of a hibernation image are stored as the pages they hold",
 }
 NAME_KEYS = {key: VERSION_KEYS[key] for key in ("id", "version", "machine", "application", "taken")}
 

@@ -7,9 +7,11 @@ other: page by page, with struct and with the compressors' own libraries. Memory
 
 from __future__ import annotations
 
+import ctypes
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import lz4.block
@@ -143,6 +145,27 @@ def stream_of(memory: dict[int, bytes], page_size: int = 4096, architecture: str
     return [first, *lists, *data]
 
 
+def kernel_lzo(raw: bytes) -> bytes:
+    """What the kernel's LZO makes of it: LZO1X-1 with a dictionary of 15 bits (lib/lzo/lzo1x_compress.c)."""
+    out, size = ctypes.create_string_buffer(2 * len(raw) + 128), ctypes.c_size_t(2 * len(raw) + 128)
+    work = ctypes.create_string_buffer(8 << 15)
+    failed = ctypes.CDLL("liblzo2.so.2").lzo1x_1_15_compress(raw, ctypes.c_size_t(len(raw)), out, ctypes.byref(size), work)
+    assert not failed
+    return out.raw[: size.value]
+
+
+def other_lzo(raw: bytes) -> bytes:
+    """The same format from another compressor: other bytes, which every decompressor takes."""
+    return bytes(LZOCompressor().compress(raw))
+
+
+def kernel_lz4(raw: bytes) -> bytes:
+    return bytes(lz4.block.compress(raw, store_size=False))
+
+
+COMPRESSORS = {"lzo": kernel_lzo, "lz4": kernel_lz4}
+
+
 def encode(
     memory: dict[int, bytes],
     page_size: int = 4096,
@@ -155,19 +178,30 @@ def encode(
     extra_empty: bool = True,
     flags: int = 0,
     hw_sig: int = 0,
+    compressor: Callable[[bytes], bytes] | None = None,
+    threads: int = 0,
 ) -> Encoded:
     """A swap device with the image of ``memory``. ``scattered`` gives blocks in a random order, with that seed;
-    ``extra_empty`` writes the last map page that lists nothing, as kernels before 7.3 do."""
+    ``extra_empty`` writes the last map page that lists nothing, as kernels before 7.3 do. ``threads`` compress in turn, each
+    into a buffer of its own, in which noise was: what stands behind a chunk is what is left there. With 0 it is always one
+    byte."""
     pages = stream_of(memory, page_size, architecture, zero_flags)
     crc, chunks = 0, []
     if compression != "none":
         packed = [pages[0]]
+        compressor = compressor or COMPRESSORS[compression]
+        buffers = [bytearray(random.Random(thread).randbytes(40 * page_size)) for thread in range(threads)]
         for at in range(1, len(pages), 32):
             raw = b"".join(pages[at : at + 32])
             crc = zlib.crc32(raw, crc ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
-            small = LZOCompressor().compress(raw) if compression == "lzo" else lz4.block.compress(raw, store_size=False)
+            small = compressor(raw)
             chunk = struct.pack("<Q", len(small)) + small
-            chunk += b"\xa5" * (-len(chunk) % page_size)
+            room = len(chunk) + -len(chunk) % page_size
+            if threads:
+                buffer = buffers[len(chunks) % threads]
+                buffer[: len(chunk)] = chunk
+                chunk = bytes(buffer[:room])
+            chunk = chunk.ljust(room, b"\xa5")
             chunks.append(len(packed))
             packed += [chunk[begin : begin + page_size] for begin in range(0, len(chunk), page_size)]
         pages = packed

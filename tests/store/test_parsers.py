@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from hypothesis import strategies as st
 
 from fuse_store import blocks, extents, index, locks, manifest, packs
 from fuse_store.blocks import HEADER, MAGIC, pack_block, parse_header, unpack_block
+from fuse_store.chunks import check, first_page, tail_page
 from fuse_store.crypto import Sealer, read_key
 from fuse_store.errors import Locked, StoreError
-from fuse_store.extents import Extents, pack_extents, parse_extents
+from fuse_store.extents import ChunkRows, Extents, pack_extents, parse_extents
 from fuse_store.ledger import Ledger
-from fuse_store.manifest import Head, ImageFile, Segment, parse_head
+from fuse_store.manifest import Chunks, Head, ImageFile, Segment, parse_head, read_head
 from fuse_store.packs import pack_table, parse_table
+from fuse_store.segments import read_segment
 from fuse_store.store import Store
 from tests.store.conftest import content, write_sparse
 
@@ -112,6 +114,68 @@ def test_extents_that_were_changed(data: st.DataObject, pages: int) -> None:
             right(found, pages, 64)
 
 
+def some_chunks() -> tuple[Extents, Chunks]:
+    """Two blocks, and two chunks of pages of 4 KiB, which stand in three and two of them."""
+    columns = ([0, 5, 100, 103, 1000], [3, 20, 2, 1, 2], [0, 1, 2, 2, 3], [0, 4, 0, 2, 0])
+    rows = ChunkRows(*(np.array(column, np.int64) for column in ([0, 5], [9000, 4089], [32, 7], [0, 3])))
+    digests = bytes(range(64))
+    return Extents(*(np.array(column, np.int64) for column in columns), digests, rows), Chunks("lzo", 4096, 2048, 6, 2)
+
+
+def test_chunks_are_parsed_as_they_were_packed() -> None:
+    wanted, chunks = some_chunks()
+    found = parse_extents(pack_extents(wanted, True), 1002, 64, True)
+    check(found, chunks, 4096)
+    for name in ("page", "count", "block", "slot"):
+        assert (getattr(found, name) == getattr(wanted, name)).all()
+    for name in ("number", "length", "pages", "tail"):
+        assert (getattr(found.chunks, name) == getattr(wanted.chunks, name)).all()
+    assert found.digests == wanted.digests and found.blocks == 2
+
+
+@few
+@given(data=st.data(), pages=st.sampled_from([1002, 1000, 1 << 38]), size=st.sampled_from([4096, 16384, 65536]))
+def test_chunks_that_were_changed(data: st.DataObject, pages: int, size: int) -> None:
+    wanted, chunks = some_chunks()
+    chunks = replace(chunks, page_size=size)
+    raw = zstandard.ZstdDecompressor().decompress(pack_extents(wanted, True))
+    compressed = zstandard.ZstdCompressor().compress(data.draw(changed(raw)))
+
+    def parse(stored: bytes) -> Extents:
+        found = parse_extents(stored, pages, 64, True)
+        check(found, chunks, 4096)
+        return found
+
+    for stored in (compressed, data.draw(changed(compressed))):
+        found = bounded(lambda stored=stored: parse(stored))
+        if found is not None:
+            right(found, pages, 35 * size // 4096)
+            rows = found.chunks
+            assert len(rows) <= len(found.digests) // 16 and (rows.number < chunks.room).all() and (rows.tail <= rows.number).all()
+            assert (rows.pages >= 1).all() and (rows.pages <= 32).all() and (rows.length <= 35 * size).all()
+            last = first_page(chunks, 4096, chunks.room - 1) + 32 * size // 4096
+            assert last <= tail_page(chunks, 4096, 0) < chunks.first + chunks.pages(4096)
+
+
+@pytest.mark.parametrize(
+    ("column", "low", "high"), [("number", 3, 5), ("length", 4089, 7 * 4096 * 17 // 16 + 69), ("pages", 1, 32), ("tail", 0, 5)]
+)
+def test_chunks_with_any_number_anywhere(column: str, low: int, high: int) -> None:
+    """Of the second of two chunks, number 5, which has the bytes behind chunk 2 and stands in two pages."""
+    most = 255 if column in ("pages", "tail") else (1 << 32) - 1
+    for value in {0, low - 1, low, high, high + 1, 1 << 31, most} & set(range(most + 1)):
+        wanted, chunks = some_chunks()
+        values = getattr(wanted.chunks, column).copy()
+        values[1] = value
+        stored = pack_extents(replace(wanted, chunks=replace(wanted.chunks, **{column: values})), True)
+
+        def parse(stored: bytes = stored, chunks: Chunks = chunks) -> bool:
+            check(parse_extents(stored, 1002, 64, True), chunks, 4096)
+            return True
+
+        assert (bounded(parse) is True) == (low <= value <= high), value
+
+
 @pytest.mark.parametrize("size", [1 << 40, (8 << 20) + 1, (1 << 64) - 2])
 def test_extents_that_claim_to_be_huge(size: int) -> None:
     stored = frame_of(size)
@@ -135,7 +199,16 @@ def some_head() -> dict[str, Any]:
     files = (ImageFile("a", 5000, 0), ImageFile("b", 70000, 8192, 0o644, 10**18))
     segments = (Segment(0, 2, 0, 100, DIGESTS[:16]), Segment(2, 20, 100, 80, DIGESTS[16:32]))
     head = Head("m", "system", "file", "e", {"k": "v"}, 10**18, 75000, 75000, 1, 1, 4096, ("0" * 32,), files, segments)
-    return {"format": 1, **asdict(head)}
+    found = {"format": 1, **asdict(head)}
+    del found["chunks"]
+    return found
+
+
+def a_head_with_chunks() -> dict[str, Any]:
+    head = some_head()
+    chunks = Chunks("lzo", 4096, 32, 40, 7)
+    segments = [asdict(Segment(0, 18, 0, 100, DIGESTS[:16])), asdict(Segment(64, 2000, 100, 80, DIGESTS[16:32]))]
+    return {**head, "format": 2, "files": [asdict(ImageFile("image", 75000, 0))], "segments": segments, "chunks": asdict(chunks)}
 
 
 def use(head: Head) -> None:
@@ -156,6 +229,36 @@ def test_a_head_that_was_changed(data: st.DataObject) -> None:
     head = bounded(lambda: parse_head(data.draw(changed(msgpack.packb(some_head())))))
     if head is not None:
         use(head)
+
+
+def test_a_head_with_chunks() -> None:
+    head = parse_head(msgpack.packb(a_head_with_chunks()))
+    use(head)
+    assert head.chunks is not None and head.pages == 32 + 2 * 32 * 33 and manifest.summary("0" * 32, head).chunks == 7
+
+
+@few
+@given(data=st.data())
+def test_a_head_with_chunks_that_was_changed(data: st.DataObject) -> None:
+    head = bounded(lambda: parse_head(data.draw(changed(msgpack.packb(a_head_with_chunks())))))
+    if head is not None:
+        use(head)
+
+
+def test_a_head_with_chunks_that_cannot_be() -> None:
+    for key, values in {
+        "codec": ["lz4", "", None, 1], "page_size": [0, 2048, 65537, "4096", None], "first": [-1, 18, 1 << 60, None, 0.5],
+        "room": [0, 6, 1 << 21, -1, "x"], "stored": [0, 41, -1, None], "other": [1],
+    }.items():  # fmt: skip
+        for value in values:
+            head = a_head_with_chunks()
+            head["chunks"][key] = value
+            assert bounded(lambda head=head: parse_head(msgpack.packb(head))) is None, (key, value)
+    for changed_ in ({"format": 1}, {"format": 3}, {"chunks": None}, {"chunks": []}, {"page_size": 16384}, {"files": []}):
+        head = a_head_with_chunks() | changed_
+        assert bounded(lambda head=head: parse_head(msgpack.packb(head))) is None, changed_
+    without = {key: value for key, value in some_head().items() if key != "chunks"} | {"format": 2}
+    assert bounded(lambda: parse_head(msgpack.packb(without))) is None
 
 
 VALUES = [None, True, -1, 0, 1 << 40, (1 << 64) - 1, -(1 << 63), 0.5, float("nan"), "", "x", b"x", [], [1], {}, {"a": 1}, [[]]]
@@ -394,7 +497,9 @@ def test_parsers_of_extents_take_what_capture_makes(tmp_path: Path) -> None:
     """The fuzzed samples are like the real thing: a real segment passes the same checks."""
     with Store.create(tmp_path / "store", durability="none") as store:
         made = store.put(str(write_sparse(tmp_path / "source", content([*range(1, 100), 0, 5]))), machine="m")
-        for found, _located, _first in store.open_image(made.id).blocks():
+        head, start = read_head(store.path, made.id, store.sealer)
+        for number in range(len(head.segments)):
+            found = read_segment(store.path, made.id, head, number, start, store.sealer)
             right(found, 101, 64)
             again = extents.parse_extents(pack_extents(found), 101, 64)
             assert (again.page == found.page).all()

@@ -33,6 +33,8 @@ def run(context: Context) -> int:
     seconds = time.monotonic() - began
     context.emit({**version_record(version), "seconds": round(seconds, 3)}, version.id)
     pages = f"{text.size(version.allocated)} in pages that are not zero, {text.size(version.new)} in new ones"
+    if version.chunks:
+        pages += f"; {version.chunks} compressed chunks as the pages they hold"
     context.remark(
         f"{label(version)}: {text.size(version.size)}; {pages}; {text.size(version.stored)} written in {seconds:.1f} s"
     )
