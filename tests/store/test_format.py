@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import struct
@@ -17,6 +18,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fuse_store.store import Store
+from tests.fuzz.swsusp_encoder import encode, machine
 
 SIZE = 3 << 20
 
@@ -110,27 +112,78 @@ class SecondReader:
         packed = self.open(b"image" + bytes.fromhex(image_id), content[12 : 12 + length])
         assert self.digest(packed).hex() == image_id
         head = msgpack.unpackb(packed)
-        size = head["page_size"]
-        space = bytearray(max(file["offset"] + file["size"] for file in head["files"]) + size)
+        size, chunks = head["page_size"], head.get("chunks")
+        assert head["format"] == (1 if chunks is None else 2)
+        end = max(file["offset"] + file["size"] for file in head["files"])
+        if chunks is not None:
+            assert chunks["codec"] == "lzo" and len(head["files"]) == 1 and end <= chunks["first"] * size
+            end = chunks["first"] * size + -(-chunks["room"] // 32) * 32 * 33 * chunks["page_size"]
+        space = bytearray(end + size)
+        made: list[tuple[int, int, int, bytes, tuple[int, int, int, int]]] = []
         for segment in head["segments"]:
             start = 12 + length + segment["offset"]
             raw = self.open(b"segment" + segment["digest"], content[start : start + segment["length"]])
             assert self.digest(raw) == segment["digest"]
-            self._place(zstandard.ZstdDecompressor().decompress(raw), space, size)
+            made += self._place(zstandard.ZstdDecompressor().decompress(raw), space, size, chunks is not None)
+        for page, count, slot, name, row in made:
+            chunk = self._chunk(space, chunks, size, row)
+            assert self.digest(chunk) == name
+            space[page * size : (page + count) * size] = chunk[slot * size : (slot + count) * size]
+        self.chunks = len({name for _page, _count, _slot, name, _row in made})
+        assert chunks is None or self.chunks == chunks["stored"]
         return {file["name"]: bytes(space[file["offset"] : file["offset"] + file["size"]]) for file in head["files"]}
 
-    def _place(self, segment: bytes, space: bytearray, size: int) -> None:
+    def _chunk(self, space: bytearray, chunks: dict[str, int], size: int, row: tuple[int, int, int, int]) -> bytes:
+        """The bytes of a chunk on the device, made of its pages."""
+        number, length, pages, threads = row
+        first, unit = chunks["first"] * size, chunks["page_size"]
+
+        def own(number: int, pages: int) -> bytes:
+            at = first + (number // 32 * 32 * 33 + number % 32 * 32) * unit
+            raw = bytes(space[at : at + pages * unit])
+            out, got = ctypes.create_string_buffer(len(raw) * 2), ctypes.c_size_t(len(raw) * 2)
+            work = ctypes.create_string_buffer(8 << 15)
+            ctypes.CDLL("liblzo2.so.2").lzo1x_1_15_compress(raw, ctypes.c_size_t(len(raw)), out, ctypes.byref(got), work)
+            return struct.pack("<Q", got.value) + out.raw[: got.value]
+
+        content = own(number, pages)
+        assert len(content) == 8 + length
+        end = -(-len(content) // unit) * unit
+        if threads:
+            for before in range(number - threads, number - 33, -threads):
+                content += own(before, 32)[len(content) : end] if len(content) < end else b""
+        else:
+            at = first + (number // 32 * 32 * 33 + 32 * 32 + number % 32) * unit
+            content += bytes(space[at + unit - (end - len(content)) : at + unit])
+        return content
+
+    def _place(
+        self, segment: bytes, space: bytearray, size: int, chunked: bool
+    ) -> list[tuple[int, int, int, bytes, tuple[int, int, int, int]]]:
+        """Put the pages of blocks where they belong; (page, count, page in the chunk, digest, row) of those of chunks."""
         extents, blocks = struct.unpack_from("<II", segment)
-        columns, at = [], 8
+        chunks, at = struct.unpack_from("<I", segment, 8)[0] if chunked else 0, 12 if chunked else 8
+        columns = []
         for kind, width in (("Q", 8), ("I", 4), ("I", 4), ("H", 2)):
             columns.append(struct.unpack_from(f"<{extents}{kind}", segment, at))
             at += extents * width
         names = [segment[at + 16 * number : at + 16 * number + 16] for number in range(blocks)]
+        at += 16 * blocks
+        rows = []
+        for kind, width in (("I", 4), ("I", 4), ("B", 1), ("B", 1)):
+            rows.append(struct.unpack_from(f"<{chunks}{kind}", segment, at))
+            at += chunks * width
+        assert at == len(segment)
+        made = []
         page = 0
         for step, count, block, slot in zip(*columns, strict=True):
             page += step
+            if block >= blocks - chunks:
+                made.append((page, count, slot, names[block], tuple(column[block - blocks + chunks] for column in rows)))
+                continue
             pages = self.block(names[block])
             space[page * size : (page + count) * size] = pages[slot * size : (slot + count) * size].ljust(count * size, b"\0")
+        return made
 
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4", "none"])
@@ -159,3 +212,15 @@ def test_a_reader_made_from_the_document_reads_the_store(tmp_path: Path, encrypt
         reader.block(digest)
         tables.append(reader.page_digests)
     assert any(xxhash.xxh3_128(page, seed=seed).digest() in table for table in tables)
+
+
+@pytest.mark.parametrize("page_size", [4096, 16384])
+def test_it_reads_compressed_hibernation_images(tmp_path: Path, page_size: int) -> None:
+    memory = machine(page_size, "arm64", 1500 if page_size == 4096 else 400)
+    encoded = encode(memory, page_size, "arm64", "lzo", threads=3, scattered=9)
+    (tmp_path / "source").write_bytes(encoded.device)
+    with Store.create(tmp_path / "store", encryption=False, durability="none") as store:
+        version = store.put(str(tmp_path / "source"), machine="m", kind="hibernation")
+    reader = SecondReader(tmp_path / "store", None)
+    assert reader.image(version.id) == {"image": bytes(encoded.device)}
+    assert reader.chunks == version.chunks == len(encoded.chunks)

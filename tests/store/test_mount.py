@@ -284,6 +284,34 @@ def test_derived_files_of_a_hibernation_image(served: Mounted, tmp_path: Path) -
         assert len((folder / name).read_bytes()) == (folder / name).stat().st_size > 0
 
 
+def test_a_hibernation_image_whose_chunks_are_stored_as_pages(tmp_path: Path) -> None:
+    """Its files are those of the same image stored as its bytes; where a block is damaged it is EIO."""
+    source = tmp_path / "swap"
+    source.write_bytes(encode(machine(pages=900), compression="lzo", threads=3).device)
+    with Store.create(tmp_path / "store", durability="none") as store:
+        made = store.put(str(source), machine="web01", kind="hibernation")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fuse_store.lzo.available", lambda: False)
+            plain = store.put(str(source), machine="web01", application="plain", kind="hibernation")
+        assert made.chunks > 10 and not plain.chunks
+        (pack,) = set(store.open_image(made.id).packs()) - set(store.open_image(plain.id).packs())
+    with mounted(tmp_path) as one:
+        folders = [one.point / "ids" / version.id for version in (made, plain)]
+        run("cmp", folders[0] / "image", source)
+        for name in ("image", "memory.elf", "memory.lime", "header.json", "pages.tsv", "B3SUMS"):
+            run("cmp", *(folder / name for folder in folders))
+        assert (folders[0] / "image").stat().st_blocks == (folders[1] / "image").stat().st_blocks
+    (path,) = (tmp_path / "store" / "packs").rglob(f"{pack.hex()}.pack")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with mounted(tmp_path) as one:
+        with pytest.raises(OSError) as error:
+            (one.point / "ids" / made.id / "image").read_bytes()
+        assert error.value.errno == errno.EIO
+        run("cmp", one.point / "ids" / plain.id / "image", source)
+
+
 def test_versions_come_and_go(served: Mounted, home: Path, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"first")
     folder = served.point / "machines" / "web01" / "comes"
