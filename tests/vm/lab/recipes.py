@@ -51,7 +51,7 @@ RECIPES: dict[str, Recipe] = {
         suite="bookworm",
         firmware="bios",
         initramfs="initramfs-tools",
-        extra=("b3sum", "fuse3", "python3-packaging", "python3-venv"),
+        extra=("b3sum", "fuse3", "liblzo2-2", "python3-packaging", "python3-venv"),
     ),
     "debian13": Recipe(suite="trixie", firmware="efi", initramfs="dracut"),
     "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),
