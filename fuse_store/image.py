@@ -314,6 +314,18 @@ class Image:
             blocks = segment.extents.blocks
             yield segment.extents.digests[: blocks * DIGEST], segment.located, _first_pages(segment.extents)[:blocks]
 
+    def chunk_at(self, offset: int) -> tuple[int, Callable[[], NDArray[np.uint8]]] | None:
+        """(bytes that it has compressed, what gives its pages, a row each) of the chunk that begins at ``offset``, if it is stored
+        as its pages. Raises Damaged."""
+        head, page_size = self.head.chunks, self.head.page_size
+        if head is None or offset % page_size:
+            return None
+        place = next(self.places(offset // page_size, offset // page_size + 1), None)
+        if place is None or place.slot[0] or not place.segment.is_chunk(int(place.number[0])):
+            return None
+        rows, row = place.segment.extents.chunks, int(place.number[0]) - place.segment.extents.blocks
+        return int(rows.length[row]), functools.partial(self._pages_of, int(rows.number[row]), int(rows.pages[row]))
+
     def chunks(self) -> Iterator[Callable[[], Future[bytes]]]:
         """For each chunk that is stored as the pages it holds, what has it made in a thread. The results may raise Damaged,
         StoreError."""
@@ -391,16 +403,20 @@ class Image:
             known = self._packed.get(chunk)
         if known is not None:
             return known
-        head, page_size = self.head.chunks, self.head.page_size
-        assert head is not None
-        first, stored = first_page(head, page_size, chunk), count * head.page_size // page_size
-        pages = self._pages(first, first + stored)
-        packed = compressed(np.zeros((stored, page_size), np.uint8) if pages is None else pages)
+        packed = compressed(self._pages_of(chunk, count))
         with self._lock:
             self._packed[chunk] = packed
             if len(self._packed) > PACKED:
                 self._packed.popitem(last=False)
         return packed
+
+    def _pages_of(self, chunk: int, count: int) -> NDArray[np.uint8]:
+        """The pages of the image that a chunk holds, as rows of pages of the store. Raises Damaged."""
+        head, page_size = self.head.chunks, self.head.page_size
+        assert head is not None
+        first, stored = first_page(head, page_size, chunk), count * head.page_size // page_size
+        pages = self._pages(first, first + stored)
+        return np.zeros((stored, page_size), np.uint8) if pages is None else pages
 
     def damaged(self, error: Damaged, page: int) -> Damaged:
         """The error with what only the image knows. A new one: threads may wait for the same block."""

@@ -295,6 +295,23 @@ def test_memory_and_the_kernels_checksum(store: Store, tmp_path: Path) -> None:
         assert all(opened.memory(pfn * PAGE, PAGE) == page for pfn, page in memory.items())
 
 
+def test_memory_is_read_from_the_pages_that_are_stored(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compressed for it, so it can be had without the library; chunks that are stored as bytes are decompressed."""
+    memory = machine(16384, "arm64", 500)
+    calls = iter(range(1000))
+
+    def compressor(raw: bytes) -> bytes:
+        return other_lzo(raw) if next(calls) % 4 == 1 else kernel_lzo(raw)
+
+    encoded = encode(memory, 16384, "arm64", compression="lzo", threads=2, compressor=compressor, scattered=3)
+    version = put(store, encoded, tmp_path / "source")
+    assert 0 < version.chunks < len(encoded.chunks)
+    monkeypatch.setattr(lzo, "_function", lambda: None)
+    with Store.open(store.path) as again, HibernationImage(again.open_image(version.id)) as opened:
+        assert opened.crc_matches()
+        assert all(opened.memory(pfn * 16384, 16384) == page for pfn, page in memory.items())
+
+
 def test_threads_and_collections(store: Store, tmp_path: Path) -> None:
     encoded = encode(machine(pages=2000), compression="lzo", threads=3)
     gone = put(store, encode(machine(pages=2000, seed=2), compression="lzo"), tmp_path / "source")

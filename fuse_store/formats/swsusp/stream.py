@@ -137,6 +137,12 @@ class ChunkStream:
 
     def _chunk(self, chunk: int) -> Pages:
         begin, length = self.place(chunk)
+        stored = self._map.chunk(begin)
+        if stored is not None:
+            pages = stored[1]()
+            if pages.nbytes != self._unpacked(chunk):
+                raise Damaged(THING, f"chunk {chunk} has {pages.nbytes} bytes, and {self._unpacked(chunk)} are due.")
+            return pages.reshape(-1, self._page_size)
         entries = -(-(CHUNK_HEAD.size + length) // self._page_size)
         return self.unpack(chunk, self._map.read(begin, entries).reshape(-1)[CHUNK_HEAD.size : CHUNK_HEAD.size + length].tobytes())
 
@@ -160,7 +166,8 @@ class ChunkStream:
             while len(self._lengths) <= chunk:
                 known = len(self._lengths)
                 begin = self._begins[known]
-                (length,) = CHUNK_HEAD.unpack(self._map.read_start(begin, CHUNK_HEAD.size))
+                stored = self._map.chunk(begin)
+                (length,) = (stored[0],) if stored else CHUNK_HEAD.unpack(self._map.read_start(begin, CHUNK_HEAD.size))
                 if not 0 < length <= largest_compressed(self._unpacked(known)):
                     raise Damaged(THING, f"chunk {known}, at page {begin} of its swap map, gives a length of {length} bytes.")
                 self._lengths.append(length)

@@ -9,7 +9,7 @@ runs; the map is kept as these runs, however many pages there are.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ BATCH = 1 << 20  # bytes of map pages that are looked at together
 CUT_OFF = "The power may have gone while it was written: the kernel writes the signature before the last page of the map."
 
 I64 = NDArray[np.int64]
+Pages = NDArray[np.uint8]
 
 
 class SwapMap:
@@ -64,6 +65,16 @@ class SwapMap:
         if ahead is not None and count > 0:
             for block, here in self.runs(entry, count):
                 ahead(block * self._page_size, here * self._page_size)
+
+    def chunk(self, entry: int) -> tuple[int, Callable[[], Pages]] | None:
+        """(compressed length, what gives its pages) of the chunk that begins with an entry, if the source has it as pages, as a
+        stored version can: then nothing need be compressed and decompressed. Raises Damaged."""
+        ask = getattr(self._readable, "chunk_at", None)
+        if ask is None:
+            return None
+        ((block, _one),) = self.runs(entry, 1)
+        found: tuple[int, Callable[[], Pages]] | None = ask(block * self._page_size)
+        return found
 
     def _read(self, block: int, count: int) -> NDArray[np.uint8]:
         size = self._page_size
