@@ -14,6 +14,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -126,16 +127,17 @@ class Capture:
         """Store what is new in the files. ``chunks`` are those of the only file. Raises StoreError, OSError."""
         at = 0
         sizes = [file.size for file in files]
-        progress.start("put", None if None in sizes else sum(size or 0 for size in sizes))
+        before = 0 if chunks is None else chunks.size
+        progress.start("put", None if None in sizes else before + sum(size or 0 for size in sizes))
         try:
             if chunks is not None:
-                self._pages_of(chunks, files[0])
+                self._pages_of(chunks, files[0], progress)
             behind, self._result.segments = self._result.segments, []
             for file in files:
                 for batch in file.batches(self._page_size):
                     self._batch(at // self._page_size + batch.page, batch.data)
-                    progress.at(at + batch.end)
-                progress.at(at + (file.size or 0))
+                    progress.at(before + at + batch.end)
+                progress.at(before + at + (file.size or 0))
                 self._result.files.append((file, at))
                 at += -(-(file.size or 0) // self._page_size) * self._page_size
             self._segments(final=True)
@@ -148,11 +150,13 @@ class Capture:
             progress.finish()
         return self._result
 
-    def _pages_of(self, chunks: ChunkSource, file: SourceFile) -> None:
+    def _pages_of(self, chunks: ChunkSource, file: SourceFile, progress: Progress) -> None:
         """Store the pages in chunks; the file need then not be read where those stand."""
         self._chunks = chunks
-        for batch in chunks.batches():
-            self._batch(batch.page, batch.data)
+        with closing(chunks.batches()) as batches:
+            for batch in batches:
+                self._batch(batch.page, batch.data)
+                progress.at(batch.end)
         self._segments(final=True)
         self._result.chunks, self._made = chunks.head, chunks.extents()
         self._made_rows, self._made_digests = chunks.rows(), chunks.digests

@@ -82,6 +82,8 @@ def check(extents: Extents, chunks: Chunks, page_size: int) -> None:
     if wrong.any():
         raise ValueError("its chunks have impossible values")
     made = extents.block >= extents.blocks
+    if ((extents.page + extents.count)[made] > chunks.first).any():  # else a chunk could be made of itself
+        raise ValueError("a chunk stands where its pages are")
     entries = -(-(HEAD.size + rows.length) // chunks.page_size) * (chunks.page_size // page_size)
     if ((extents.slot + extents.count)[made] > entries[extents.block[made] - extents.blocks]).any():
         raise ValueError("an extent goes past the end of its chunk")

@@ -10,8 +10,9 @@ of the chunks in work, and of the tables, which have at most MOST_CHUNKS and MOS
 from __future__ import annotations
 
 import os
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -59,10 +60,9 @@ class ChunkSource:
         self._file, self._image, self._stream, self._page_size, self._digest = file, image, stream, page_size, digest
         units = -(-file.size // SIZE)  # so that the pages of a group are whole blocks
         self._head = Chunks("lzo", image.page_size, units * (SIZE // page_size), min(stream.chunks, MOST_CHUNKS), 0)
-        self._rows: list[tuple[int, int, int, int]] = []  # of ChunkRows
+        self._rows = array("q")  # of ChunkRows, one after the other
         self._digests = bytearray()
-        self._columns: list[tuple[I64, I64, I64, I64]] = []
-        self._runs = 0
+        self._columns = tuple(array("q") for _column in range(4))  # of the extents, as they come
 
     @property
     def size(self) -> int:
@@ -72,7 +72,7 @@ class ChunkSource:
     @property
     def head(self) -> Chunks | None:
         """None if no chunk came out the same."""
-        return replace(self._head, stored=len(self._rows)) if self._rows else None
+        return replace(self._head, stored=len(self._rows) // 4) if self._rows else None
 
     @property
     def digests(self) -> bytes:
@@ -81,14 +81,12 @@ class ChunkSource:
 
     def rows(self) -> ChunkRows:
         """The chunks that are stored, in their order in the image."""
-        return ChunkRows(*np.array(self._rows, np.int64).reshape(-1, 4).T)
+        return ChunkRows(*np.frombuffer(self._rows, np.int64).reshape(-1, 4).T)
 
     def extents(self) -> tuple[I64, I64, I64, I64]:
         """(page, count, row of the chunk, page in the chunk), in pages of the store and ordered by ``page``: what the source
         need not be read for."""
-        if not self._columns:
-            return (np.zeros(0, np.int64),) * 4
-        columns = [np.concatenate(parts) for parts in zip(*self._columns, strict=True)]
+        columns = [np.frombuffer(column, np.int64) for column in self._columns]
         order = np.argsort(columns[0])
         page, count, row, slot = (column[order] for column in columns)
         return page, count, row, slot
@@ -100,10 +98,10 @@ class ChunkSource:
         pages = sum(min(chunk.pages.nbytes, len(CODECS[codec].compress(chunk.pages.tobytes(), level))) for chunk in same)
         return len(same) * 2 >= len(chunks) > 0 and pages <= WORTH * sum(len(chunk.content) for chunk in same)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """The pages of the chunks, where they stand in the address space, then those tails that have to be stored, group by
         group. Raises StoreError if the source can't be read."""
-        earlier: deque[_Chunk | None] = deque(maxlen=FARTHEST)
+        earlier: deque[bytes | None] = deque(maxlen=FARTHEST)
         results = self._results(self._head.room)
         for begin in range(0, self._head.room, CHUNK_GROUP):
             parts: list[_Part] = []
@@ -115,13 +113,13 @@ class ChunkSource:
                         tails.append((tail_page(self._head, self._page_size, number), self._tail(chunk)))
                     parts.append((first_page(self._head, self._page_size, number), chunk.pages.reshape(-1)))
                     self._note(number, chunk, threads)
-                earlier.append(chunk)
+                earlier.append(None if chunk is None else chunk.content[: chunk.used].tobytes())
                 if len(parts) * self._image.page_size * CHUNK_PAGES >= BATCH:
                     yield self._batch(parts, number)
                     parts = []
             if parts or tails:
                 yield self._batch(parts + tails, begin + CHUNK_GROUP)
-            if self._runs > MOST_RUNS:
+            if len(self._columns[0]) > MOST_RUNS:
                 return
 
     def close(self) -> None:
@@ -173,23 +171,22 @@ class ChunkSource:
         return tail
 
     def _note(self, number: int, chunk: _Chunk, threads: int) -> None:
-        row = np.full(len(chunk.filled), len(self._rows))
-        self._columns.append(runs(chunk.device[chunk.filled], row, chunk.filled))
-        self._runs += len(self._columns[-1][0])
-        self._rows.append((number, chunk.used - HEAD.size, len(chunk.pages), threads))
+        row = np.full(len(chunk.filled), len(self._rows) // 4)
+        for column, more in zip(self._columns, runs(chunk.device[chunk.filled], row, chunk.filled), strict=True):
+            column.frombytes(more.astype(np.int64).tobytes())
+        self._rows.extend((number, chunk.used - HEAD.size, len(chunk.pages), threads))
         self._digests += chunk.digest
 
 
-def _threads(chunk: _Chunk, earlier: deque[_Chunk | None]) -> int:
+def _threads(chunk: _Chunk, earlier: deque[bytes | None]) -> int:
     """How many threads the kernel had, if what is behind a chunk is what those before it left there; else, and if nothing is
-    there, 0."""
+    there, 0. ``earlier`` are those, without their tails."""
     tail = chunk.content[chunk.used :].tobytes()
     if not any(tail):
         return 0
 
     def before(distance: int) -> bytes | None:
-        other = earlier[-distance] if distance <= len(earlier) else None
-        return None if other is None else other.content[: other.used].tobytes()
+        return earlier[-distance] if distance <= len(earlier) else None
 
     found = (threads for threads in range(1, THREADS + 1) if left_behind(chunk.used, len(chunk.content), threads, before) == tail)
     return next(found, 0)

@@ -24,6 +24,7 @@ from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 
 BATCH = 16 << 20  # bytes that are read at once; a multiple of every page size
 JOINED = 16 << 10  # a hole that is smaller than this is read
+RUNS = 1 << 16  # of what is skipped, looked at at once
 
 
 @dataclass(frozen=True)
@@ -170,11 +171,13 @@ def _without(
         return
     begin, stop = skip[0] * page_size, (skip[0] + skip[1]) * page_size
     for start, end in data:
-        low, high = np.searchsorted(stop, start, "right"), np.searchsorted(begin, end, "left")
-        for gap, after in zip(begin[low:high].tolist(), stop[low:high].tolist(), strict=True):
-            if start < gap:
-                yield start, gap
-            start = max(start, after)
+        low, high = int(np.searchsorted(stop, start, "right")), int(np.searchsorted(begin, end, "left"))
+        for at in range(low, high, RUNS):
+            part = slice(at, min(at + RUNS, high))
+            for gap, after in zip(begin[part].tolist(), stop[part].tolist(), strict=True):
+                if start < gap:
+                    yield start, gap
+                start = max(start, after)
         if start < end:
             yield start, end
 
