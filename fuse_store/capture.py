@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -29,9 +30,11 @@ from fuse_store.index import U64, Index, halves
 from fuse_store.manifest import Chunks, Segment
 from fuse_store.packs import PackReader, PackWriter, Table
 from fuse_store.progress import Progress
-from fuse_store.recompress import ChunkSource
 from fuse_store.segments import seal_segment
 from fuse_store.sources import SourceFile
+
+if TYPE_CHECKING:
+    from fuse_store.recompress import ChunkSource
 
 GROUP = 8  # blocks that a thread compresses and seals in one go
 QUEUE = 8  # groups that wait or are being compressed

@@ -240,7 +240,6 @@ class Store:
         from fuse_store.capture import Capture
         from fuse_store.manifest import write_manifest
         from fuse_store.packs import PackWriter
-        from fuse_store.recompress import open_chunks
         from fuse_store.sources import open_source
 
         machine, application = names.checked("the machine", machine), names.checked("the application", application)
@@ -255,6 +254,8 @@ class Store:
             writer = PackWriter(self.path, self.sealer, self.sync)
             chunks = None
             if kind == "hibernation" and len(files) == 1:
+                from fuse_store.recompress import open_chunks
+
                 config, offset = self.config, own_tags.get("resume_offset", "0")
                 chunks = open_chunks(files[0], offset, config.page_size, self.sealer.digest, config.compression, config.level)
             try:
