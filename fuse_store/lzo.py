@@ -2,8 +2,9 @@
 """LZO1X-1(15) of liblzo2: what Linux compresses hibernation images with, byte for byte. Used by ``chunks``.
 
 ``lzo1x_1_compress`` of the library is another variant, in spite of its name; the kernel's (lib/lzo/lzo1x_compress.c) comes
-from the one with a dictionary of 15 bits. The library has not changed its compressors since 2.00, of 2005; whoever depends
-on that compares. Threads may compress at once: the interpreter's lock is released, and each has its own memory.
+from the one with a dictionary of 15 bits. The library makes the same bytes since 2.07, of 2014, which is asked for; earlier
+ones make others, on some machines or on all. Whoever depends on that compares. Threads may compress at once: the
+interpreter's lock is released, and each has its own memory.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from numpy.typing import NDArray
 from fuse_store.errors import StoreError
 
 LIBRARY = "liblzo2.so.2"
+OLDEST = 0x2070  # as lzo_version() tells it
 _WORK = (1 << 15) * ctypes.sizeof(ctypes.c_void_p)  # LZO1X_1_15_MEM_COMPRESS (lzo/lzo1x.h)
 _local = threading.local()
 
 
 @functools.cache
 def _function() -> Callable[..., int] | None:
-    """``lzo1x_1_15_compress``; None if it can't be had here."""
+    """``lzo1x_1_15_compress``; None if it can't be had here, or would not do."""
     try:
         library = ctypes.CDLL(LIBRARY)
-        function, start = library.lzo1x_1_15_compress, library.__getattr__("__lzo_init_v2")
+        function, start, version = library.lzo1x_1_15_compress, library.__getattr__("__lzo_init_v2"), library.lzo_version
     except (OSError, AttributeError):
         return None
     # lzo_init() of lzo/lzoconf.h: version 1, and -1 for each size of a type that it need not compare.
-    if start(ctypes.c_uint(1), *[ctypes.c_int(-1)] * 9):
+    if start(ctypes.c_uint(1), *[ctypes.c_int(-1)] * 9) or version() < OLDEST:
         return None
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.c_void_p]
     compress: Callable[..., int] = function
@@ -54,7 +56,7 @@ def compress(content: NDArray[np.uint8]) -> bytes:
     function = _function()
     if function is None:
         raise StoreError(
-            "liblzo2", f"{LIBRARY} is not here, and this version holds chunks that it has to compress.",
+            "liblzo2", f"{LIBRARY} is not here, or is older than 2.07, and this version holds chunks that it has to compress.",
             "Install it (Debian: liblzo2-2, Fedora and Arch: lzo).",
         )  # fmt: skip
     if getattr(_local, "room", -1) < content.nbytes:

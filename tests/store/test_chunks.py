@@ -398,10 +398,10 @@ def test_without_the_library_it_says_what_to_install(store: Store, tmp_path: Pat
 
 
 def test_a_library_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("libc.so.6", "libthatisnowhere.so.1"):
+    for name, value in (("LIBRARY", "libc.so.6"), ("LIBRARY", "libthatisnowhere.so.1"), ("OLDEST", 0x20B0)):
         lzo._function.cache_clear()
         with monkeypatch.context() as patch:
-            patch.setattr(lzo, "LIBRARY", name)
+            patch.setattr(lzo, name, value)
             assert not lzo.available()
     lzo._function.cache_clear()
     assert lzo.available()
