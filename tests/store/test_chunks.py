@@ -31,6 +31,7 @@ from fuse_store.segments import read_segment
 from fuse_store.store import Store
 from tests.fuzz.swsusp_encoder import Encoded, encode, kernel_lzo, machine, other_lzo
 from tests.store.conftest import clone, fork, make_small, read_store, read_whole, replace_content, wait
+from tests.store.hibernation import make_case
 
 PAGE = 4096
 PIECE = 64 << 10
@@ -202,6 +203,13 @@ def test_what_would_take_more_room_is_stored_as_it_is(tmp_path: Path, compressio
     with Store.create(tmp_path / "store", encryption=False, compression=compression) as store:
         version = put(store, encode(text, compression="lzo"), tmp_path / "source")
         assert bool(version.chunks) == stored
+
+
+def test_the_images_of_the_other_tests_are_of_both_sorts(tmp_path: Path) -> None:
+    """So those of stage, arm, preflight and views are tests of chunks, too."""
+    case = make_case(tmp_path / "case")
+    assert [one.chunks > 0 for one in sorted(case.store.summaries(), key=lambda one: one.taken)] == [True, False, False]
+    case.store.close()
 
 
 def test_versions_share_their_pages(store: Store, tmp_path: Path) -> None:
