@@ -16,13 +16,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fuse_store.backends import Backend
 from fuse_store.blocks import LARGEST
 from fuse_store.chunks import HEAD, compressed, first_page, left_behind, tail_page
 from fuse_store.crypto import DIGEST, Sealer
@@ -52,15 +52,14 @@ def _zeros(length: int) -> memoryview:
 class BlockCache:
     """Opened blocks, the ones used last, and those that are being opened. One for all images of a store."""
 
-    def __init__(self, index: Index, reader: PackReader) -> None:
+    def __init__(self, index: Index, reader: PackReader, threads: int) -> None:
         self.index, self._reader = index, reader
         self._blocks: OrderedDict[bytes, bytes] = OrderedDict()
         self._size = 0
         self._opening: dict[bytes, Future[bytes]] = {}
         self._lock = threading.Lock()
-        workers = max(2, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(workers, "open")
-        self._chunks = ThreadPoolExecutor(workers, "compress")  # their own: they wait for blocks
+        self._pool = ThreadPoolExecutor(threads, "open")
+        self._chunks = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "compress")  # their own: they wait for blocks
 
     def at_hand(self, digest: bytes) -> bytes | None:
         """The pages of a block, if it is open."""
@@ -213,11 +212,11 @@ class Place:
 class Image:
     """An open version. Offsets are those of its address space, in which its files follow each other at page boundaries."""
 
-    def __init__(self, root: Path, image_id: str, sealer: Sealer, blocks: BlockCache) -> None:
-        self._root, self._sealer, self._blocks = root, sealer, blocks
+    def __init__(self, backend: Backend, image_id: str, sealer: Sealer, blocks: BlockCache) -> None:
+        self._backend, self._sealer, self._blocks = backend, sealer, blocks
         self.id = image_id
         self.head: Head
-        self.head, self._start = read_head(root, image_id, sealer)
+        self.head, self._start = read_head(backend, image_id, sealer)
         self.summary = summary(image_id, self.head)
         self.page_seed = sealer.page_seed
         self.files: tuple[ImageFile, ...] = self.head.files
@@ -473,7 +472,7 @@ class Image:
             if number in self._segments:
                 self._segments.move_to_end(number)
                 return self._segments[number]
-        extents = read_segment(self._root, self.id, self.head, number, self._start, self._sealer)
+        extents = read_segment(self._backend, self.id, self.head, number, self._start, self._sealer)
         located = self._blocks.index.locate(extents.digests[: extents.blocks * DIGEST])
         order = np.empty(extents.blocks, np.int64)
         order[np.lexsort((located.offset, located.pack))] = np.arange(extents.blocks)

@@ -10,22 +10,20 @@ when it is read, and a block that the index says is there already is looked at i
 from __future__ import annotations
 
 import mmap
-import os
 import re
 import secrets
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store.backends import Backend
 from fuse_store.crypto import DIGEST, Sealer
-from fuse_store.durable import SETTLED, crash, sync_directory, write_file
+from fuse_store.durable import crash
 
 MAGIC = b"FSINDEX1"
 _START = struct.Struct("<8sII")  # magic, length of the sealed header, where the columns begin
@@ -162,9 +160,8 @@ def parse_fragment(content: bytes | mmap.mmap, sealer: Sealer, check: bool = Fal
 class Index:
     """The index of a store. Reading is safe in threads; what writes is for who holds the writer's lock."""
 
-    def __init__(self, root: Path, sealer: Sealer) -> None:
-        self.folder, self._trash = root / "index", root / "trash"
-        self._sealer = sealer
+    def __init__(self, backend: Backend, sealer: Sealer) -> None:
+        self._backend, self._sealer = backend, sealer
         self._fragments: dict[str, Rows] = {}
         self._listed = 0
         self._lock = threading.Lock()
@@ -201,7 +198,7 @@ class Index:
         """Every fragment that can be read now, by name."""
         with self._lock:
             for _attempt in range(8):
-                changed = os.stat(self.folder).st_mtime_ns if self.folder.exists() else -1
+                changed, settled = self._backend.changed("index")
                 if changed == self._listed:
                     break
                 try:
@@ -209,8 +206,7 @@ class Index:
                     self._fragments = {name: rows for name, rows in found.items() if rows is not None}
                 except FileNotFoundError:
                     continue  # merged away between the list and the look
-                # A directory that changes twice within one tick of its clock looks unchanged the second time.
-                self._listed = changed if time.time_ns() - changed > SETTLED else 0
+                self._listed = changed if settled else 0
                 break
             return self._fragments
 
@@ -221,6 +217,7 @@ class Index:
 
     def refresh(self) -> None:
         """Look again, whatever the directory's time says."""
+        self._backend.refresh("index")
         with self._lock:
             self._listed = 0
 
@@ -228,7 +225,7 @@ class Index:
         """Every fragment, its columns compared with their digest; instead of Rows what is wrong with it."""
         for name in sorted(self._names()):
             try:
-                yield name, parse_fragment(self._mapped(name), self._sealer, check=True)
+                yield name, parse_fragment(self._mapped(name, check=True), self._sealer, check=True)
             except FileNotFoundError:
                 continue
             except ValueError as error:
@@ -237,7 +234,7 @@ class Index:
     def add(self, rows: Rows, sync: bool) -> None:
         """Make a fragment of ``rows``, durable when this returns."""
         if len(rows):
-            write_file(self.folder / f"{secrets.token_hex(DIGEST)}.idx", fragment_bytes(rows, self._sealer), sync)
+            self._backend.write(f"index/{secrets.token_hex(DIGEST)}.idx", fragment_bytes(rows, self._sealer), sync)
             self.refresh()
 
     def replace(
@@ -251,12 +248,11 @@ class Index:
         for name in old:
             crash("drop index")
             if to_trash:
-                os.utime(self.folder / name)
-                os.rename(self.folder / name, self._trash / name)
+                self._backend.to_trash(f"index/{name}")
             else:
-                (self.folder / name).unlink(missing_ok=True)  # who has it mapped keeps it
+                self._backend.remove(f"index/{name}")
         if sync:
-            sync_directory(self.folder)
+            self._backend.sync("index")
         self.refresh()
 
     def compact(self, sync: bool, before: Callable[[], None]) -> None:
@@ -271,33 +267,31 @@ class Index:
             total += size
         if len(group) > 1:
             try:
-                parts = [parse_fragment(self._mapped(name), self._sealer, check=True) for name in group]
+                parts = [parse_fragment(self._mapped(name, check=True), self._sealer, check=True) for name in group]
             except ValueError:
                 return  # a put goes on; verify, gc and repair tell
             self.replace(group, [merged(parts)], sync, before)
 
     def _trashed(self) -> Iterator[Rows]:
-        for path in self._trash.glob("*.idx"):
+        for name in self._backend.names("trash"):
             try:
-                yield parse_fragment(path.read_bytes(), self._sealer)
+                if _NAME.fullmatch(name):
+                    yield parse_fragment(self._backend.read(f"trash/{name}"), self._sealer)
             except (OSError, ValueError):
                 continue
 
     def _names(self) -> list[str]:
-        if not self.folder.exists():
+        try:
+            return [name for name in self._backend.names("index") if _NAME.fullmatch(name)]
+        except FileNotFoundError:
             return []  # it can be made anew
-        return [name for name in os.listdir(self.folder) if _NAME.fullmatch(name)]
 
     def _open(self, name: str) -> Rows | None:
         """None if it is damaged: what only it has can't be found, and the rest can. ``checked`` tells."""
         try:
-            return parse_fragment(self._mapped(name), self._sealer)
+            return parse_fragment(self._mapped(name, check=False), self._sealer)
         except ValueError:
             return None
 
-    def _mapped(self, name: str) -> bytes | mmap.mmap:
-        with open(self.folder / name, "rb") as file:
-            try:
-                return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            except ValueError:
-                return b""  # an empty file can't be mapped
+    def _mapped(self, name: str, *, check: bool) -> bytes | mmap.mmap:
+        return self._backend.mapped(f"index/{name}", check=check)

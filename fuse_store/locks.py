@@ -26,7 +26,7 @@ class WriterLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "writer"
         self._free = folder / "free"  # the file of the last lock: on a full disk there is no room for a new one
-        self._content = json.dumps({**_self(), "token": secrets.token_hex(8)}, sort_keys=True)
+        self._content = json.dumps({**this_process(), "token": secrets.token_hex(8)}, sort_keys=True)
 
     def __enter__(self) -> WriterLock:
         for _attempt in range(8):
@@ -67,7 +67,7 @@ class WriterLock:
             if self._holder_text() is None:
                 return
             holder = self._holder()
-            if not _is_gone(holder):
+            if not is_gone(holder):
                 raise self._locked(holder)
             self._path.unlink(missing_ok=True)
         finally:
@@ -94,11 +94,13 @@ class WriterLock:
         )  # fmt: skip
 
 
-def _self() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
+    """What a lock says of who holds it."""
     return {"host": socket.gethostname(), "machine": _machine_id(), "boot": _boot_id(), "pid": os.getpid(), "start": _start(os.getpid())}
 
 
-def _is_gone(holder: dict[str, Any]) -> bool:
+def is_gone(holder: dict[str, Any]) -> bool:
+    """Whether a holder can't go on: its process, or its boot of this machine, has ended."""
     if not holder or holder.get("machine") != _machine_id():
         return False  # of another machine nothing can be known
     if holder.get("boot") != _boot_id():

@@ -12,13 +12,12 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from fuse_store.backends import Backend
 from fuse_store.crypto import DIGEST, Sealer
-from fuse_store.durable import write_file
 from fuse_store.errors import Damaged, NotFound
 
 FORMAT = 1
@@ -27,6 +26,7 @@ _FILE = struct.Struct("<8sI")  # magic, length of the sealed head
 _MAGIC = b"FSIMAGE1"
 PAGE_SIZES = (4096, 16384, 65536)
 LARGEST_HEAD = 64 << 20
+_USUAL = 4096  # bytes that hold most heads: one request of a server
 LARGEST_IMAGE = 1 << 50
 CHUNK_PAGES = 32  # of a hibernation image in a chunk, the last excepted (UNC_PAGES, kernel/power/swap.c)
 CHUNK_GROUP = 32  # chunks whose pages stand together
@@ -137,12 +137,12 @@ def summary(image_id: str, head: Head) -> Summary:
     return Summary(**{**values, "id": image_id, "taken": taken, "files": len(head.files), "chunks": chunks})
 
 
-def image_path(root: Path, image_id: str) -> Path:
-    return root / "images" / f"{image_id}.img"
+def image_name(image_id: str) -> str:
+    return f"images/{image_id}.img"
 
 
 def write_manifest(
-    root: Path, head: Head, segments: Sequence[bytes], sealer: Sealer, sync: bool, before: Callable[[], None] | None = None
+    backend: Backend, head: Head, segments: Sequence[bytes], sealer: Sealer, sync: bool, before: Callable[[], None] | None = None
 ) -> str:
     """Make the version exist; returns its id. ``segments`` are sealed, as ``head.segments`` says; ``before``: ``new_file``."""
     values = {"format": FORMAT if head.chunks is None else WITH_CHUNKS, **asdict(head)}
@@ -151,27 +151,29 @@ def write_manifest(
     content = bytes(msgpack.packb(values))
     digest = sealer.digest(content)
     sealed = sealer.seal(b"image" + digest, content)
-    write_file(image_path(root, digest.hex()), b"".join((_FILE.pack(_MAGIC, len(sealed)), sealed, *segments)), sync, before)
+    backend.write(image_name(digest.hex()), b"".join((_FILE.pack(_MAGIC, len(sealed)), sealed, *segments)), sync, before)
     return digest.hex()
 
 
-def read_head(root: Path, image_id: str, sealer: Sealer) -> tuple[Head, int]:
+def read_head(backend: Backend, image_id: str, sealer: Sealer) -> tuple[Head, int]:
     """The Head of a version, and where in the file its segments begin. Raises NotFound, Damaged."""
-    path = image_path(root, image_id)
+    name = image_name(image_id)
     try:
-        with open(path, "rb") as file:
-            start = file.read(_FILE.size)
-            if len(start) < _FILE.size:
-                raise ValueError("it is cut off")
-            magic, length = _FILE.unpack(start)
-            if magic != _MAGIC or length > LARGEST_HEAD:
-                raise ValueError("it is no manifest")
-            content = sealer.open(b"image" + bytes.fromhex(image_id), file.read(length))
+        content = backend.read_range(name, 0, _USUAL, trashed=False)
+        if len(content) < _FILE.size:
+            raise ValueError("it is cut off")
+        magic, length = _FILE.unpack(content[: _FILE.size])
+        if magic != _MAGIC or length > LARGEST_HEAD:
+            raise ValueError("it is no manifest")
+        sealed = content[_FILE.size : _FILE.size + length]
+        if len(sealed) < length and len(content) == _USUAL:
+            sealed += backend.read_range(name, _USUAL, length - len(sealed), trashed=False)
+        content = sealer.open(b"image" + bytes.fromhex(image_id), sealed)
         return parse_head(content), _FILE.size + length
     except FileNotFoundError:
         raise NotFound(f"image {image_id}", "it is not in the store.", "fuse-store list shows what is.") from None
     except (ValueError, OSError) as error:
-        raise Damaged(f"manifest {path.name}", f"{error}.", "Restore it from a copy of the store.", image=image_id) from None
+        raise Damaged(f"manifest {image_id}.img", f"{error}.", "Restore it from a copy of the store.", image=image_id) from None
 
 
 def parse_head(content: bytes) -> Head:

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import struct
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from fuse_store.backends import Backend
 from fuse_store.blocks import HEADER, LARGEST, MAGIC, OVERHEAD, Block, parse_header, unpack_block
 from fuse_store.crypto import DIGEST, Sealer
-from fuse_store.durable import crash, new_file, start_writing
+from fuse_store.durable import crash, start_writing
 from fuse_store.errors import Damaged
 from fuse_store.index import U64, Rows, halves
 
@@ -30,11 +29,12 @@ PACK_HEADER = struct.Struct("<8s16s")  # magic, pack id
 PACK_MAGIC = b"FSPACK01"
 TRAILER = struct.Struct("<Q8s")  # length of the sealed table before it, magic
 TRAILER_MAGIC = b"FSPKEND1"
+_NAME = re.compile(r"packs/([0-9a-f]{2})/([0-9a-f]{32})\.pack")
 _ROW = np.dtype([("digest", "V16"), ("offset", "<u8"), ("stored", "<u4"), ("length", "<u4")])
 FULL = 256 << 20  # bytes in a pack; an interrupted put begins again after the last full one
 MOST_BLOCKS = 1 << 14  # in a pack: of blocks that compress to nothing there would be millions in so many bytes
 LARGEST_TABLE = 1 << 30
-OPEN_FILES = 64
+_USUAL = 64 << 10  # bytes at the end of a pack that hold the table of most: one request of a server
 BEGUN = 16 << 20  # bytes of a pack that are on their way to the disk while the next are compressed
 
 
@@ -85,8 +85,8 @@ def parse_table(content: bytes, pack: bytes) -> Table:
 class PackWriter:
     """Writes packs of about FULL bytes, one after the other. For the one thread that holds the writer's lock."""
 
-    def __init__(self, root: Path, sealer: Sealer, sync: bool) -> None:
-        self._root, self._sealer, self._sync = root, sealer, sync
+    def __init__(self, backend: Backend, sealer: Sealer, sync: bool) -> None:
+        self._backend, self._sealer, self._sync = backend, sealer, sync
         self._file: BinaryIO | None = None
         self._blocks: list[tuple[bytes, int, int, int]] = []
         self._pages: list[bytes] = []
@@ -133,29 +133,24 @@ class PackWriter:
 
     def _begin(self) -> None:
         self._pack = secrets.token_bytes(DIGEST)
-        path = pack_path(self._root, self._pack)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
         crash("begin pack")
-        self._context = new_file(path, self._sync, folder=self._root / "packs")  # one folder to sweep, not 256
+        self._context = self._backend.new(pack_name(self._pack), self._sync)
         self._file = self._context.__enter__()
         self._file.write(PACK_HEADER.pack(PACK_MAGIC, self._pack))
         self._size, self._begun = PACK_HEADER.size, 0
 
 
-def pack_path(root: Path, pack: bytes) -> Path:
+def pack_name(pack: bytes) -> str:
     name = pack.hex()
-    return root / "packs" / name[:2] / f"{name}.pack"
+    return f"packs/{name[:2]}/{name}.pack"
 
 
-def all_packs(root: Path) -> Iterator[bytes]:
-    """The ids of all packs there are, in no order."""
-    for path in (root / "packs").glob("??/*.pack"):
-        try:
-            pack = bytes.fromhex(path.stem)
-        except ValueError:
-            continue  # nothing of ours
-        if len(pack) == DIGEST:
-            yield pack
+def all_packs(backend: Backend) -> Iterator[tuple[bytes, int]]:
+    """(id, bytes) of all packs there are, in no order."""
+    for entry in backend.entries("packs"):
+        found = _NAME.fullmatch(entry.name)
+        if found and found[1] == found[2][:2]:
+            yield bytes.fromhex(found[2]), entry.size
 
 
 def _next_block(file: BinaryIO, at: int) -> int | None:
@@ -172,28 +167,11 @@ def _next_block(file: BinaryIO, at: int) -> int | None:
         at += len(content) - overlap
 
 
-class _File:
-    """An open pack. Closed when nobody uses it any more, so one thread can forget it while another reads."""
-
-    def __init__(self, root: Path, pack: bytes) -> None:
-        path = pack_path(root, pack)
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # who knew it a moment ago may finish
-            self.descriptor = os.open(root / "trash" / path.name, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
 class PackReader:
     """Reads blocks and tables. Threads may share it."""
 
-    def __init__(self, root: Path, sealer: Sealer) -> None:
-        self._root, self._sealer = root, sealer
-        self._files: OrderedDict[bytes, _File] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, backend: Backend, sealer: Sealer) -> None:
+        self._backend, self._sealer = backend, sealer
 
     def read(self, digest: bytes, pack: bytes, offset: int, stored: int) -> bytes:
         """The pages of a block, verified. Raises FileNotFoundError if the pack is gone, Damaged."""
@@ -205,11 +183,10 @@ class PackReader:
     def has(self, digest: bytes, pack: bytes, offset: int, stored: int) -> bool:
         """Whether a block really begins there, and ends within the pack."""
         try:
-            if not pack_path(self._root, pack).exists():
-                return False  # in the trash nothing lasts
-            file = self._file(pack)
-            _codec, sealed, _length, found = parse_header(os.pread(file.descriptor, HEADER.size, offset))
-            return found == digest and HEADER.size + sealed == stored and offset + stored <= os.fstat(file.descriptor).st_size
+            size = self._backend.size(pack_name(pack))  # there is none in the trash, where nothing lasts
+            header = self._backend.read_range(pack_name(pack), offset, HEADER.size, trashed=True)
+            _codec, sealed, _length, found = parse_header(header)
+            return found == digest and HEADER.size + sealed == stored and offset + stored <= size
         except (OSError, ValueError, OverflowError):
             return False
 
@@ -218,7 +195,7 @@ class PackReader:
         if not 0 <= length <= LARGEST + OVERHEAD:
             raise self._damaged("index", ValueError("it gives a block an impossible length"), pack)
         try:
-            content = os.pread(self._file(pack).descriptor, length, offset)
+            content = self._backend.read_range(pack_name(pack), offset, length, trashed=True)
         except FileNotFoundError:
             raise
         except (OSError, OverflowError) as error:
@@ -230,26 +207,34 @@ class PackReader:
     def table(self, pack: bytes, check: bool = False) -> Table:
         """What is in a pack. ``check`` looks at its header, too, which nothing else needs. Raises FileNotFoundError, Damaged."""
         try:
-            with open(pack_path(self._root, pack), "rb") as file:
-                if check and file.read(PACK_HEADER.size) != PACK_HEADER.pack(PACK_MAGIC, pack):
+            if check:
+                if self._backend.read_range(pack_name(pack), 0, PACK_HEADER.size, trashed=False) != PACK_HEADER.pack(PACK_MAGIC, pack):
                     raise ValueError("its header is not its own")
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - TRAILER.size))
-                end = file.read(TRAILER.size)
-                length, magic = TRAILER.unpack(end) if len(end) == TRAILER.size else (0, b"")
-                if magic != TRAILER_MAGIC or length > min(size - TRAILER.size, LARGEST_TABLE):
-                    raise ValueError("its end is missing")
-                file.seek(size - TRAILER.size - length)
-                return parse_table(self._sealer.open(b"table" + pack, file.read(length)), pack)
+                sealed = self._sealed_table(pack)
+            else:
+                sealed = self._backend.keep(f"{pack.hex()}.table", lambda: self._sealed_table(pack))
+            return parse_table(self._sealer.open(b"table" + pack, sealed), pack)
         except FileNotFoundError:
             raise
         except (ValueError, OSError) as error:
             raise self._damaged("pack", error, pack) from None
 
+    def _sealed_table(self, pack: bytes) -> bytes:
+        name = pack_name(pack)
+        size = self._backend.size(name)
+        begin = max(0, size - _USUAL)
+        end = self._backend.read_range(name, begin, size - begin, trashed=False)
+        length, magic = TRAILER.unpack(end[-TRAILER.size :]) if len(end) >= TRAILER.size else (0, b"")
+        if magic != TRAILER_MAGIC or length > min(size - TRAILER.size, LARGEST_TABLE):
+            raise ValueError("its end is missing")
+        if length + TRAILER.size <= len(end):
+            return end[len(end) - TRAILER.size - length : -TRAILER.size]
+        return self._backend.read_range(name, size - TRAILER.size - length, length, trashed=False)
+
     def scan(self, pack: bytes) -> Iterator[tuple[Block, bytes]]:
         """Every block that can be read, and its pages, by the headers of the blocks alone: what is left of a pack whose table
         is lost, that is damaged somewhere, or that has another's name. Raises FileNotFoundError, OSError."""
-        with open(pack_path(self._root, pack), "rb") as file:
+        with self._backend.stream(pack_name(pack)) as file:
             after = PACK_HEADER.size
             while (at := _next_block(file, after)) is not None:
                 file.seek(at)
@@ -264,23 +249,7 @@ class PackReader:
 
     def forget(self, pack: bytes) -> None:
         """Let go of a pack that was removed."""
-        with self._lock:
-            self._files.pop(pack, None)
-
-    def close(self) -> None:
-        with self._lock:
-            self._files.clear()
-
-    def _file(self, pack: bytes) -> _File:
-        with self._lock:
-            file = self._files.get(pack)
-            if file is None:
-                file = self._files[pack] = _File(self._root, pack)
-                while len(self._files) > OPEN_FILES:
-                    self._files.popitem(last=False)
-            else:
-                self._files.move_to_end(pack)
-            return file
+        self._backend.forget(pack_name(pack))
 
     def _damaged(self, thing: str, error: Exception, pack: bytes) -> Damaged:
         cause = os.strerror(error.errno) if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT) else str(error)

@@ -5,14 +5,13 @@ need the heads alone, and none of the libraries that this needs.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from fuse_store.backends import Backend
 from fuse_store.blocks import LARGEST
 from fuse_store.chunks import check
 from fuse_store.crypto import Sealer
 from fuse_store.errors import Damaged, NotFound
 from fuse_store.extents import Extents, pack_extents, parse_extents
-from fuse_store.manifest import Head, Segment, image_path
+from fuse_store.manifest import Head, Segment, image_name
 
 
 def seal_segment(extents: Extents, offset: int, sealer: Sealer, chunked: bool = False) -> tuple[Segment, bytes]:
@@ -24,18 +23,12 @@ def seal_segment(extents: Extents, offset: int, sealer: Sealer, chunked: bool = 
     return Segment(int(extents.page[0]), last, offset, len(sealed), digest), sealed
 
 
-def read_segment(root: Path, image_id: str, head: Head, number: int, start: int, sealer: Sealer) -> Extents:
+def read_segment(backend: Backend, image_id: str, head: Head, number: int, start: int, sealer: Sealer) -> Extents:
     """The Extents of segment ``number``; segments begin at ``start`` in the manifest's file. Raises NotFound, Damaged."""
     segment = head.segments[number]
-    path = image_path(root, image_id)
-    try:
-        try:
-            opened = open(path, "rb")  # noqa: SIM115
-        except FileNotFoundError:  # removed since; who has the image open may finish
-            opened = open(root / "trash" / path.name, "rb")  # noqa: SIM115
-        with opened as file:
-            file.seek(start + segment.offset)
-            content = sealer.open(b"segment" + segment.digest, file.read(segment.length))
+    try:  # who has the image open may finish if it was removed since
+        sealed = backend.read_range(image_name(image_id), start + segment.offset, segment.length, trashed=True)
+        content = sealer.open(b"segment" + segment.digest, sealed)
         extents = parse_extents(content, head.pages, LARGEST // head.page_size, head.chunks is not None)
         if head.chunks is not None:
             check(extents, head.chunks, head.page_size)
@@ -44,6 +37,6 @@ def read_segment(root: Path, image_id: str, head: Head, number: int, start: int,
         raise NotFound(f"image {image_id}", "it has been removed.") from None
     except (ValueError, OSError) as error:
         raise Damaged(
-            f"manifest {path.name}", f"{error}.", "Restore it from a copy of the store.",
+            f"manifest {image_id}.img", f"{error}.", "Restore it from a copy of the store.",
             image=image_id, extent=f"{segment.first * head.page_size:#x}",
         ) from None  # fmt: skip

@@ -21,16 +21,15 @@ from typing import Any
 import msgpack
 
 from fuse_store import names
+from fuse_store.backends import Backend, Lock, backend
 from fuse_store.crypto import DIGEST, Sealer, default_key_file, new_key, read_key, write_key
-from fuse_store.durable import SETTLED, crash, sweep, sync_directory, sync_filesystem, write_file
+from fuse_store.durable import crash, write_file
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
 from fuse_store.ledger import Ledger
-from fuse_store.locks import WriterLock
-from fuse_store.manifest import PAGE_SIZES, Head, ImageFile, Summary, image_path, read_head, summary
+from fuse_store.manifest import PAGE_SIZES, Head, ImageFile, Summary, image_name, read_head, summary
 from fuse_store.progress import SILENT, Progress
 
 FORMAT = 1
-FOLDERS = ("packs", "index", "images", "states", "trash", "locks")
 COMPRESSIONS = ("zstd", "lz4", "none")  # blocks.CODECS, which is not imported for a list of versions
 DURABILITY = ("full", "batch", "none")
 CACHE = "summaries"
@@ -63,10 +62,12 @@ class Config:
 class Store:
     """An open store; a context manager. Get one by ``create`` or ``open``."""
 
-    def __init__(self, path: Path, config: Config, sealer: Sealer) -> None:
-        self.path, self.config, self.sealer = path, config, sealer
-        self.sync = config.durability == "full"  # every file, before what depends on it
-        self.ledger = Ledger(path, sealer, self.sync)
+    def __init__(self, backend: Backend, config: Config, sealer: Sealer) -> None:
+        self.backend, self.config, self.sealer = backend, config, sealer
+        self.backend.identify(config.id)
+        self.where, self.path = backend.where, backend.room
+        self.sync = config.durability == "full" and backend.syncs  # every file, before what depends on it
+        self.ledger = Ledger(backend, sealer, self.sync)
         self._blocks: Any = None  # made when a block is first needed: lists need neither numpy nor threads
 
     @classmethod
@@ -74,8 +75,8 @@ class Store:
         cls, path: str | Path, *, encryption: bool = True, key_file: str | Path | None = None, compression: str = "zstd",
         level: int = 1, page_size: int = 4096, durability: str = "full",
     ) -> Store:  # fmt: skip
-        """A new store in a folder that is empty or not there. Raises Refused, UsageError, StoreError."""
-        path = Path(path)
+        """A new store in a folder, or below a URL, that is empty or not there. Raises Refused, UsageError, StoreError."""
+        place = backend(path)
         for what, value, choice in (
             ("page size", page_size, PAGE_SIZES), ("compression", compression, COMPRESSIONS), ("durability", durability, DURABILITY),
         ):  # fmt: skip
@@ -92,28 +93,27 @@ class Store:
             sealer.check.hex(), "" if encryption else root.hex(),
         )  # fmt: skip
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not place.is_free():
                 raise Refused(f"store {path}", "something is there already.", "Name a folder that is empty or not there.")
             if encryption:
                 write_key(key_path, store_id, root)
             try:
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                make_folders(path)
-                write_file(path / "store.json", (json.dumps(asdict(config), indent=1) + "\n").encode(), sync=True)
-            except OSError:
+                place.prepare()
+                place.write("store.json", (json.dumps(asdict(config), indent=1) + "\n").encode(), sync=True)
+            except (OSError, StoreError):
                 if encryption:
                     key_path.unlink()
                 raise
         except OSError as error:
             raise StoreError(f"store {path}", f"{error.strerror} ({error.filename}).") from None
-        return cls(path, config, sealer)
+        return cls(place, config, sealer)
 
     @classmethod
     def open(cls, path: str | Path, *, key_file: str | Path | None = None) -> Store:
         """Raises NotFound, Refused (no key), WrongKey, Damaged."""
-        path = Path(path)
+        place = backend(path)
         try:
-            values = json.loads((path / "store.json").read_text())
+            values = json.loads(place.read("store.json").decode())
             if values["format"] != FORMAT:
                 raise Refused(f"store {path}", "its format is not known to this program.", "Use a newer fuse-store.")
             config = Config(**values)
@@ -137,7 +137,7 @@ class Store:
         sealer = Sealer(store_id, root, config.encryption != "none")
         if sealer.check != check:
             raise WrongKey(f"store {path}", "the key is not the one it was made with.", "Name the right one with --key-file.")
-        return cls(path, config, sealer)
+        return cls(place, config, sealer)
 
     def __enter__(self) -> Store:
         return self
@@ -148,15 +148,15 @@ class Store:
     def close(self) -> None:
         if self._blocks is not None:
             self._blocks.close()
-            self._reader.close()
             self._index.close()
+        self.backend.close()
 
     # what is there -------------------------------------------------------------------------------------------------
 
     def summaries(self) -> list[Summary]:
         """Every version, by machine, application and time. Damaged manifests are left out; ``verify`` names them."""
         known, states_at, states = self._cached()
-        changed = self.ledger.changed()
+        changed, settled = self.ledger.changed()
         if changed != states_at:
             states = {image_id: self.ledger.state(image_id) for image_id in self.ledger.ids()}
         found: dict[str, Summary] = {}
@@ -164,14 +164,14 @@ class Store:
         for image_id in self.ids():
             if image_id not in known:
                 try:
-                    known[image_id] = summary(image_id, read_head(self.path, image_id, self.sealer)[0])
+                    known[image_id] = summary(image_id, read_head(self.backend, image_id, self.sealer)[0])
                 except (NotFound, Damaged):
                     continue
                 fresh += 1
             found[image_id] = known[image_id]
         stale = fresh + len(known) - len(found) + (changed != states_at)
         if stale > max(UNCACHED, len(found) // 64) or (changed != states_at and len(states) > UNCACHED):
-            self._cache(found, changed if time.time_ns() - changed > SETTLED else -1, states)
+            self._cache(found, changed if settled else -1, states)
         every = (replace(one, state=states[one.id]) if one.id in states else one for one in found.values())
         return sorted(every, key=lambda one: (one.machine, one.application, one.taken, one.id))
 
@@ -202,7 +202,8 @@ class Store:
         """The Image with that id. Raises NotFound, Damaged."""
         from fuse_store.image import Image
 
-        return Image(self.path, image_id, self.sealer, self.blocks)
+        self.backend.refresh("index")  # it may name what another writer has just stored
+        return Image(self.backend, image_id, self.sealer, self.blocks)
 
     @property
     def blocks(self) -> Any:
@@ -212,8 +213,8 @@ class Store:
             from fuse_store.index import Index
             from fuse_store.packs import PackReader
 
-            self._index, self._reader = Index(self.path, self.sealer), PackReader(self.path, self.sealer)
-            self._blocks = BlockCache(self._index, self._reader)
+            self._index, self._reader = Index(self.backend, self.sealer), PackReader(self.backend, self.sealer)
+            self._blocks = BlockCache(self._index, self._reader, self.backend.readers)
         return self._blocks
 
     @property
@@ -251,7 +252,7 @@ class Store:
             earlier = [one for one in self.summaries() if (one.machine, one.application) == (machine, application)]
             base = [self.find(one) for one in bases] if bases is not None else earlier[-1:]
             packs = dict.fromkeys(pack for one in base for pack in self._packs(one.id))
-            writer = PackWriter(self.path, self.sealer, self.sync)
+            writer = PackWriter(self.backend, self.sealer, self.sync)
             chunks = None
             if kind == "hibernation" and len(files) == 1:
                 from fuse_store.recompress import open_chunks
@@ -273,10 +274,10 @@ class Store:
                 )  # fmt: skip
                 crash("commit")
                 image_id = write_manifest(
-                    self.path, head, captured.sealed, self.sealer, self.config.durability != "none", lambda: self.settle(lock)
+                    self.backend, head, captured.sealed, self.sealer, self.config.durability != "none", lambda: self.settle(lock)
                 )
             except OSError as error:
-                raise StoreError(f"store {self.path}", f"{error.strerror}.", "No version was made, none was lost.") from None
+                raise StoreError(f"store {self.where}", f"{error.strerror}.", "No version was made, none was lost.") from None
             finally:
                 writer.abandon()
                 if chunks is not None:
@@ -285,11 +286,11 @@ class Store:
                 self._remove([earlier[-1].id])
         return summary(image_id, head)
 
-    def settle(self, lock: WriterLock) -> None:
+    def settle(self, lock: Lock) -> None:
         """Before something depends on what was written, or something goes: make it durable, if files are not synced one by
         one, and make sure that the lock is still ours. Raises Locked, OSError."""
         if self.config.durability == "batch":
-            sync_filesystem(self.path)
+            self.backend.settle()
         lock.check()
 
     def record(self, ids: Sequence[str], state: str, detail: str = "") -> None:
@@ -299,7 +300,7 @@ class Store:
                 for image_id in ids:
                     self.ledger.record(image_id, state, detail)
             except OSError as error:
-                raise StoreError(f"store {self.path}", f"{error.strerror}.", "The state was not recorded.") from None
+                raise StoreError(f"store {self.where}", f"{error.strerror}.", "The state was not recorded.") from None
 
     def _packs(self, image_id: str) -> list[bytes]:
         """The packs of a base; none if it can't be read: then nothing is found in it, and all is stored anew."""
@@ -317,13 +318,13 @@ class Store:
         for image_id in ids:
             crash("remove")
             try:
-                os.rename(image_path(self.path, image_id), self.path / "trash" / f"{image_id}.img")
+                self.backend.to_trash(image_name(image_id))
             except FileNotFoundError:
                 raise NotFound(f"image {image_id}", "it is not in the store.", "fuse-store list shows what is.") from None
             crash("removed")
             self.ledger.forget(image_id)
         if self.config.durability != "none":
-            sync_directory(self.path / "images")
+            self.backend.sync("images")
 
     def writing(self) -> Any:
         """A context manager: the writer's lock. What writers that were killed left behind is swept away first."""
@@ -331,18 +332,25 @@ class Store:
 
     def ids(self) -> list[str]:
         try:
-            return [name[:-4] for name in os.listdir(self.path / "images") if re.fullmatch(r"[0-9a-f]{32}\.img", name)]
+            return [name[:-4] for name in self.backend.names("images") if re.fullmatch(r"[0-9a-f]{32}\.img", name)]
         except OSError as error:
-            raise StoreError(f"store {self.path}", f"{error.strerror} ({error.filename}).") from None
+            raise StoreError(f"store {self.where}", f"{error.strerror} ({error.filename}).") from None
 
     # the cache of summaries: everything in it can be read from the manifests ------------------------------------------
+
+    @property
+    def _summaries(self) -> Path:
+        return self.path / "index" / CACHE
+
+    def forget_summaries(self) -> None:
+        self._summaries.unlink(missing_ok=True)
 
     def _cached(self) -> tuple[dict[str, Summary], int, dict[str, str]]:
         """(summaries by id, the time of the ledger, states by id)."""
         from datetime import UTC, datetime
 
         try:
-            content = self.sealer.open(b"summaries", (self.path / "index" / CACHE).read_bytes())
+            content = self.sealer.open(b"summaries", self._summaries.read_bytes())
             rows, states_at, states = msgpack.unpackb(content)
             found = {}
             for row in rows:
@@ -360,7 +368,7 @@ class Store:
             rows.append(values)
         try:
             content = self.sealer.seal(b"summaries", msgpack.packb([rows, states_at, dict(states)]))
-            write_file(self.path / "index" / CACHE, content, sync=False)
+            write_file(self._summaries, content, sync=False)
         except OSError:
             pass  # a store that is read-only or full lists more slowly
 
@@ -369,25 +377,20 @@ class _Writing:
     """The writer's lock around a change."""
 
     def __init__(self, store: Store) -> None:
-        self._lock = WriterLock(store.path / "locks")
+        self._lock = store.backend.lock()
         self._store = store
 
-    def __enter__(self) -> WriterLock:
+    def __enter__(self) -> Lock:
         try:
-            make_folders(self._store.path)  # a copy of the store may have lost those that were empty
+            self._store.backend.prepare()  # a copy of the store may have lost those that were empty
             lock = self._lock.__enter__()
         except OSError as error:
-            raise StoreError(f"store {self._store.path}", f"{error.strerror}.", "Nothing was changed.") from None
-        for name in ("packs", "index", "images", "states", "locks"):
-            sweep(self._store.path / name)
+            raise StoreError(f"store {self._store.where}", f"{error.strerror}.", "Nothing was changed.") from None
+        self._store.backend.sweep()
         return lock
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.__exit__(kind, error, trace)
         if isinstance(error, OSError):
-            raise StoreError(f"store {self._store.path}", f"{error.strerror}.", "What was in it is still there.") from None
+            raise StoreError(f"store {self._store.where}", f"{error.strerror}.", "What was in it is still there.") from None
 
-
-def make_folders(path: Path) -> None:
-    for folder in FOLDERS:
-        (path / folder).mkdir(mode=0o700, exist_ok=True)

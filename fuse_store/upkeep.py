@@ -14,20 +14,19 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fuse_store.backends import Lock
 from fuse_store.blocks import Block
 from fuse_store.crypto import DIGEST
-from fuse_store.durable import crash, sync_directory
+from fuse_store.durable import crash
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.index import Rows, halves, merged
-from fuse_store.locks import WriterLock
-from fuse_store.packs import PackReader, PackWriter, Table, all_packs, pack_path
+from fuse_store.packs import PackReader, PackWriter, Table, all_packs, pack_name
 from fuse_store.progress import Progress
 from fuse_store.store import Store
 
@@ -200,7 +199,7 @@ def _needed(store: Store, fragments: dict[str, Rows], result: Collected, progres
                 _mark(store, digests, fragments, needed)
         except (Damaged, NotFound) as error:
             raise StoreError(
-                f"store {store.path}", f"what image {image_id} needs is not known: {error}",
+                f"store {store.where}", f"what image {image_id} needs is not known: {error}",
                 "Nothing was freed. Run fuse-store repair, or restore it from a copy.",
             ) from None  # fmt: skip
         result.versions_needed += 1
@@ -237,12 +236,12 @@ def _choose(
             pack = rows.packs[number * DIGEST : (number + 1) * DIGEST]
             used[pack] = used.get(pack, 0) + int(size)
     drop, copy = set(), set()
-    packs = set(all_packs(store.path))
-    for pack in used.keys() - packs:
+    packs = dict(all_packs(store.backend))
+    for pack in used.keys() - packs.keys():
         if used[pack]:
             raise StoreError(f"pack {pack.hex()}", "it is gone, and versions need it.", "Nothing was freed. Run fuse-store repair.")
-    for pack in packs:
-        size, live = pack_path(store.path, pack).stat().st_size, used.get(pack, 0)
+    for pack, size in packs.items():
+        live = used.get(pack, 0)
         if live and live >= WORTH_KEEPING * size:
             result.packs_kept += 1
             continue
@@ -256,7 +255,7 @@ def _choose(
 
 
 def _rebuild(
-    store: Store, lock: WriterLock, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]], drop: set[bytes],
+    store: Store, lock: Lock, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]], drop: set[bytes],
     copy: set[bytes],
 ) -> None:  # fmt: skip
     """Copy, then an index without the packs that go, then drop them."""
@@ -277,14 +276,14 @@ def _rebuild(
     for pack in drop:
         lock.check()
         crash("gc drop pack")
-        _to_trash(store, pack_path(store.path, pack))
+        _to_trash(store, pack_name(pack))
         store.reader.forget(pack)
 
 
 def _copy(store: Store, wanted: dict[bytes, NDArray[np.uint64]]) -> list[Rows]:
     """Copy blocks, as they are stored, into new packs, which are durable when this returns. Raises Damaged: a block that
     can't be read is not copied, and the collection ends."""
-    writer = PackWriter(store.path, store.sealer, store.sync)
+    writer = PackWriter(store.backend, store.sealer, store.sync)
     made: list[Rows | None] = []
     try:
         for pack, digests in wanted.items():
@@ -310,21 +309,20 @@ def _copy(store: Store, wanted: dict[bytes, NDArray[np.uint64]]) -> list[Rows]:
     return [rows for rows in made if rows is not None]
 
 
-def _to_trash(store: Store, path: Path) -> None:
-    target = store.path / "trash" / path.name
-    os.utime(path)
-    os.rename(path, target)
+def _to_trash(store: Store, name: str) -> None:
+    store.backend.to_trash(name)
     if store.sync:
-        sync_directory(target.parent)
-        sync_directory(path.parent)
+        store.backend.sync("trash")
+        store.backend.sync(name.rpartition("/")[0])
 
 
 def _empty(store: Store, grace: float) -> None:
     """Destroy what has been in the trash for ``grace`` seconds."""
-    for entry in (store.path / "trash").iterdir():
-        if time.time() - entry.lstat().st_ctime >= grace:
+    now = store.backend.now()
+    for entry in store.backend.entries("trash"):
+        if now - entry.changed >= grace:
             crash("gc destroy")
-            entry.unlink(missing_ok=True)
+            store.backend.remove(entry.name)
 
 
 @dataclass
@@ -353,7 +351,7 @@ def repair(store: Store, progress: Progress) -> Repaired:
         new: list[Rows] = []
         part: list[Rows] = []
         bad: dict[bytes, str] = {}
-        for pack in sorted(all_packs(store.path)):
+        for pack, _size in sorted(all_packs(store.backend)):
             try:
                 part.append(_sound_table(store, pack).rows())
             except Damaged as error:
@@ -368,7 +366,7 @@ def repair(store: Store, progress: Progress) -> Repaired:
         new += _rescue(store, bad, new, result)
         crash("repair index")
         store.index.replace(old, new, store.sync, lambda: store.settle(lock))
-        (store.path / "index" / "summaries").unlink(missing_ok=True)
+        store.forget_summaries()
         _find_lost(store, result)
         progress.finish()
     return result
@@ -395,7 +393,7 @@ def _rescue(store: Store, bad: dict[bytes, str], known: Sequence[Rows], result: 
     """Copy what can still be read in damaged packs, and is in no other pack, to new ones, which are durable when
     this returns. A collection frees the old ones as soon as nothing is lost."""
     size, seed = store.config.page_size, store.sealer.page_seed
-    writer = PackWriter(store.path, store.sealer, store.sync)
+    writer = PackWriter(store.backend, store.sealer, store.sync)
     made: list[Rows | None] = []
     copied: set[bytes] = set()
     try:

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuse_store.cli.text import printable
@@ -32,14 +31,12 @@ class Context:
         self.progress: Progress = Terminal() if sys.stderr.isatty() and not options.quiet else Silent()
 
     @property
-    def store_path(self) -> Path:
+    def store_place(self) -> str:
         """Raises UsageError if nobody said which store."""
         named = self.options.store or os.environ.get("FUSE_STORE")
         if not named:
-            raise UsageError("store", "none is named.", "Say --store DIR, or set FUSE_STORE.")
-        if "://" in named:
-            raise UsageError(f"store {named}", "only folders can be stores.", "Name a folder.")
-        return Path(named)
+            raise UsageError("store", "none is named.", "Say --store DIR or --store s3://BUCKET/PREFIX, or set FUSE_STORE.")
+        return str(named)
 
     @property
     def key_file(self) -> str | None:
@@ -49,7 +46,7 @@ class Context:
         """The store, a context manager. Raises StoreError."""
         from fuse_store.store import Store
 
-        return Store.open(self.store_path, key_file=self.options.key_file)
+        return Store.open(self.store_place, key_file=self.options.key_file)
 
     def summaries(self, store: Store) -> list[Summary]:
         """Every version of the store; a remark tells of manifests that can't be read."""

@@ -50,7 +50,10 @@ class Verb:
 
 
 GENERAL = (
-    argument("--store", metavar="DIR", help="the store; by default $FUSE_STORE", complete="directory"),
+    argument(
+        "--store", metavar="DIR|URL", complete="directory",
+        help="the store: a folder, or s3://BUCKET/PREFIX; by default $FUSE_STORE",
+    ),
     argument(
         "--key-file", metavar="FILE", complete="file",
         help="the key of the store; by default $FUSE_STORE_KEY_FILE, then ~/.config/fuse-store/keys/<id of the store>.key",

@@ -7,7 +7,6 @@ versions is made anew when they have changed. A Versions, once given out, stays 
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -68,8 +67,6 @@ class Catalogue:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._images = str(store.path / "images")
-        self._ledger = store.ledger
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] = ()
         self._versions = Versions((), 0)
@@ -88,4 +85,4 @@ class Catalogue:
 
     def _stamp(self) -> tuple[int, ...]:
         """What is another value when a version has come, gone, or got another state."""
-        return os.stat(self._images).st_mtime_ns, self._ledger.changed()
+        return self._store.backend.changed("images")[0], self._store.ledger.changed()[0]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuse_store.errors import NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
 from fuse_store.store import Store
 
 if TYPE_CHECKING:
@@ -33,24 +33,27 @@ ENDED = 8  # libfuse's code for: it was mounted, and a signal or an error ended 
 CAUSES = {3: "libfuse would not start", 4: "it could not be mounted", 6: "signals could not be caught"}
 
 
-def mount(store: Store, directory: str | Path, *, foreground: bool, writable: bool, allow_other: bool = False) -> None:
+def mount(
+    store: Store | Callable[[], Store], directory: str | Path, *, foreground: bool, writable: bool, allow_other: bool = False
+) -> None:
     """Show ``store`` as files in ``directory``, an empty folder of the caller's.
 
     In the foreground it returns when the mount has ended: by ``umount``, SIGTERM, SIGINT or SIGHUP. It tells systemd
     when the mount answers (sd_notify, READY=1; a unit may be Type=notify or exec). In the background it returns once
     the mount answers, and another process serves it, which logs to syslog. ``writable`` adds ``incoming/``. Only who
     mounted it may look into it, unless ``allow_other``. The store stays the caller's to close. No thread may run that the
-    caller started. Raises NotFound, UsageError, Refused, StoreError.
+    caller started; so a store whose client has some is given as what opens it, in the process that serves it. Raises
+    NotFound, UsageError, Refused, StoreError.
     """
-    point = _checked(Path(directory), store.path, allow_other)
+    point = _checked(Path(directory), store.path if isinstance(store, Store) else None, allow_other)
     adapter = _adapter()
     if foreground:
-        _serve(adapter, store, point, writable, allow_other, _tell_systemd)
+        _serve(adapter, store if isinstance(store, Store) else store(), point, writable, allow_other, _tell_systemd)
     else:
         _in_background(adapter, store, point, writable, allow_other)
 
 
-def _checked(directory: Path, store: Path, allow_other: bool) -> Path:
+def _checked(directory: Path, store: Path | None, allow_other: bool) -> Path:
     """The folder, absolute; raises StoreError if it can't be mounted there."""
     try:
         point = directory.resolve(strict=True)
@@ -65,7 +68,7 @@ def _checked(directory: Path, store: Path, allow_other: bool) -> Path:
         raise StoreError(f"folder {directory}", f"{error.strerror}.", f"If it is mounted: {HELPER} -u {directory}.") from None
     if not empty:
         raise Refused(f"folder {directory}", "there is something in it.", "Name an empty folder.")
-    if point == store.resolve() or store.resolve() in point.parents:
+    if store and (point == store.resolve() or store.resolve() in point.parents):
         raise Refused(f"folder {directory}", "it is inside the store.", "Name a folder outside.")
     if os.geteuid() != 0:
         if not os.access(point, os.W_OK):
@@ -112,14 +115,14 @@ def _serve(
         try:
             _read_ahead(point)
             answering = True
-            log.info("store %s is mounted at %s", store.path, point)
+            log.info("store %s is mounted at %s", store.where, point)
             mounted()
         except OSError as error:
             cause = f"it does not answer: {error.strerror}"
             os.kill(os.getpid(), signal.SIGTERM)
 
     options: dict[str, str | int | bool] = {
-        "fsname": str(store.path).replace("\\", "\\\\").replace(",", "\\,"), "subtype": "fuse_store",
+        "fsname": store.where.replace("\\", "\\\\").replace(",", "\\,"), "subtype": "fuse_store",
         "default_permissions": True, "nosuid": True, "nodev": True, "noexec": True, "noatime": True,
         "ro": not writable, "allow_other": allow_other,
     }  # fmt: skip
@@ -142,7 +145,9 @@ def _serve(
         operations.close()
 
 
-def _in_background(adapter: Any, store: Store, point: Path, writable: bool, allow_other: bool) -> None:
+def _in_background(
+    adapter: Any, store: Store | Callable[[], Store], point: Path, writable: bool, allow_other: bool
+) -> None:
     """Have a process of its own serve it; returns when it answers."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -154,7 +159,7 @@ def _in_background(adapter: Any, store: Store, point: Path, writable: bool, allo
             return
         os.waitpid(child, 0)
         kind, *parts = json.loads(message) if message else ["StoreError", "mount", "the process that serves it has died.", ""]
-        raise {one.__name__: one for one in (NotFound, Refused, UsageError)}.get(kind, StoreError)(*parts)
+        raise {one.__name__: one for one in (NotFound, Refused, UsageError, Damaged, WrongKey)}.get(kind, StoreError)(*parts)
     os.close(reader)
     status = 1
     try:
@@ -169,8 +174,9 @@ def _in_background(adapter: Any, store: Store, point: Path, writable: bool, allo
             os.write(writer, b"mounted")
             os.close(writer)
 
-        _serve(adapter, store, point, writable, allow_other, mounted)
-        store.close()
+        opened = store if isinstance(store, Store) else store()
+        _serve(adapter, opened, point, writable, allow_other, mounted)
+        opened.close()
         status = 0
     except StoreError as error:
         os.write(writer, json.dumps([type(error).__name__, error.thing, error.cause, error.remedy]).encode())

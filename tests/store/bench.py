@@ -172,6 +172,7 @@ class Bench:
 
     def _listing(self) -> None:
         """A store with so many versions is made of manifests alone."""
+        from fuse_store.backends import Posix
         from fuse_store.manifest import Head, ImageFile, write_manifest
         from fuse_store.store import Store
 
@@ -182,7 +183,7 @@ class Bench:
                     f"machine{number % 100}", "system", "file", "", {}, 1_700_000_000_000_000_000 + number * 10**9, 0, 0, 0, 0, 4096, (),
                     (ImageFile("image", 0, 0),), (),
                 )  # fmt: skip
-                write_manifest(place, head, [], store.sealer, False)
+                write_manifest(Posix(place), head, [], store.sealer, False)
             store.summaries()
         command = ["fuse-store", "--store", str(place), "list", "--json"]
         seconds = statistics.median(_timed(command) for _ in range(5))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from fuse_store import capture, image, index, packs, sources
+from fuse_store.backends import Posix
 from fuse_store.store import Store
 
 PAGE = 4096
@@ -75,6 +76,11 @@ def read_whole(store: Store, image_id: str) -> bytes:
     """An image's bytes, read in pieces that do not fit its pages."""
     opened = store.open_image(image_id)
     return b"".join(opened.read(at, 100_001) for at in range(0, opened.size, 100_001))
+
+
+def packs_of(path: Path) -> set[bytes]:
+    """The ids of the packs of a store in a folder."""
+    return {pack for pack, _size in packs.all_packs(Posix(path))}
 
 
 def read_store(path: Path) -> dict[str, bytes]:

@@ -541,7 +541,7 @@ def test_no_store(run: Run, monkeypatch: pytest.MonkeyPatch, where: list[str]) -
     assert run(*where, "list").code == 3
     monkeypatch.delenv("FUSE_STORE")
     assert run(*where, "list").code == (3 if where else 2)
-    assert run("--store", "s3://bucket/store", "init").code == 2
+    assert run("--store", "gopher://bucket/store", "init").code == 2
 
 
 def test_options_before_and_after_the_verb(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

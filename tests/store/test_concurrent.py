@@ -14,10 +14,10 @@ import pytest
 
 from fuse_store import targets, upkeep
 from fuse_store.errors import Locked, NotFound
-from fuse_store.packs import all_packs, pack_path
+from fuse_store.packs import pack_name
 from fuse_store.progress import SILENT
 from fuse_store.store import Store
-from tests.store.conftest import PAGE, content, fork, read_whole, wait, write_sparse
+from tests.store.conftest import PAGE, content, fork, packs_of, read_whole, wait, write_sparse
 
 
 def version(number: int) -> bytes:
@@ -133,11 +133,11 @@ def test_who_has_an_image_open_reads_it_while_its_packs_are_copied(path: Path, t
         half = images[0].size // 2
         start = images[0].read(0, half)
         list(images[1].blocks())  # it knows where its blocks were
-        before = set(all_packs(path))
+        before = packs_of(path)
         writer.remove([first])
         assert collect(writer, grace=0.0).packs_copied
         collect(writer, grace=0.0)
-        assert before - set(all_packs(path))
+        assert before - packs_of(path)
         assert start + images[0].read(half, half) == version(1)
         assert images[1].read(0, images[1].size) == version(2)
 
@@ -150,7 +150,7 @@ def test_who_reads_a_version_that_is_removed_may_finish(path: Path, tmp_path: Pa
         start = image.read(0, PAGE)
         writer.remove(reader.ids())
         done = collect(writer)
-        assert done.packs_removed and list(all_packs(path)) == []
+        assert done.packs_removed and packs_of(path) == set()
         assert start + image.read(PAGE, image.size) == version(2)
         with pytest.raises(NotFound):
             reader.open_image(newest)
@@ -213,9 +213,9 @@ def test_a_pack_that_the_index_names_twice_is_not_lost(path: Path, tmp_path: Pat
         store.remove([one.id for one in store.summaries()][:-1])
         collect(store)
         data = version(2)
-        for pack in all_packs(path):
-            pack_path(path, pack).unlink()
-        store.reader.close()
+        for pack in packs_of(path):
+            (path / pack_name(pack)).unlink()
+        store.backend.close()
     with Store.open(path) as store:
         source = str(write_sparse(tmp_path / "source", data))
         made = store.put(source, machine="m", bases=[]).id

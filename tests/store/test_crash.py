@@ -22,7 +22,7 @@ from fuse_store.durable import CRASH, PARTIAL
 from fuse_store.errors import Locked, NotFound
 from fuse_store.progress import SILENT
 from fuse_store.store import Store
-from tests.store.conftest import clone, content, fork, make_small, read_store, read_whole, wait, write_sparse
+from tests.store.conftest import clone, content, fork, make_small, packs_of, read_store, read_whole, wait, write_sparse
 
 FULL = 64 << 10  # bytes of a pack: two or three blocks
 OLD = [content(range(1, 330)), content([*range(1, 10), *range(400, 420)]), content([*range(200, 210), 0, *range(420, 430), 7])]
@@ -143,7 +143,7 @@ def check_no_leak(path: Path) -> None:
     with Store.open(path) as store:
         upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
         needed = {pack for image_id in store.ids() for pack in store.open_image(image_id).packs()}
-        assert set(packs.all_packs(path)) == needed
+        assert packs_of(path) == needed
         again = upkeep.collect(store, dry_run=True, progress=SILENT)
         assert again.packs_removed == 0
         assert all(verdict.state == "sound" for verdict in upkeep.verify(store, store.ids(), 100, SILENT))
@@ -188,15 +188,15 @@ def test_every_kind_of_step_was_tried(prepared: Prepared, tmp_path: Path, monkey
 
 def test_an_interrupted_put_does_not_begin_from_zero(prepared: Prepared, tmp_path: Path) -> None:
     path = clone(prepared.path, tmp_path / "store")
-    before = set(packs.all_packs(path))
+    before = packs_of(path)
     assert act(path, VERBS["put"], prepared, "commit") == -signal.SIGKILL
-    written = set(packs.all_packs(path)) - before
+    written = packs_of(path) - before
     assert len(written) >= 2
     with Store.open(path) as store:
         made = store.put(str(prepared.source), machine="m")
         assert made.stored == 0
         assert read_whole(store, made.id) == NEW
-    assert set(packs.all_packs(path)) == before | written
+    assert packs_of(path) == before | written
 
 
 def test_killed_at_any_moment(prepared: Prepared, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def check_no_leak_but_locks(path: Path) -> None:
         upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
         upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
         needed = {pack for image_id in store.ids() for pack in store.open_image(image_id).packs()}
-        assert set(packs.all_packs(path)) == needed
+        assert packs_of(path) == needed
         assert all(verdict.state == "sound" for verdict in upkeep.verify(store, store.ids(), 100, SILENT))
 
 

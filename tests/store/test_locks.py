@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def holder(**changes: object) -> str:
     """A lock of this process, with some things otherwise."""
-    return json.dumps({**locks._self(), "token": "00", **changes})
+    return json.dumps({**locks.this_process(), "token": "00", **changes})
 
 
 def ended_process() -> int:

@@ -430,7 +430,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @fewer
 @given(data=st.data())
 def test_a_ledger_that_was_changed(folder: Folder, data: st.DataObject) -> None:
-    ledger = Ledger(folder.path, ENCRYPTED, sync=False)
+    ledger = Ledger(folder.backend, ENCRYPTED, sync=False)
     name = "0" * 32
     (folder.path / "states").mkdir(exist_ok=True)
     entries = msgpack.packb([{"state": "verified", "time": 1, "detail": "x"}] * 2)
@@ -480,7 +480,7 @@ def test_a_key_file_that_was_changed(folder: Folder, data: st.DataObject) -> Non
 def test_a_lock_file_that_was_changed(folder: Folder, data: st.DataObject) -> None:
     (folder.path / "locks").mkdir(exist_ok=True)
     path = folder.path / "locks" / "writer"
-    path.write_bytes(data.draw(changed(json.dumps({**locks._self(), "token": "0"}).encode())))
+    path.write_bytes(data.draw(changed(json.dumps({**locks.this_process(), "token": "0"}).encode())))
     try:
         with locks.WriterLock(folder.path / "locks") as lock:
             lock.check()
@@ -493,7 +493,7 @@ def test_a_lock_file_that_was_changed(folder: Folder, data: st.DataObject) -> No
 def test_a_lock_file_with_any_value_of_any_kind(tmp_path: Path, key: str) -> None:
     for value in [None, True, -1, 0, 10**30, 0.5, "", "x", "\udc80", "../../x", [], {}, [1]]:
         path = tmp_path / "writer"
-        path.write_text(json.dumps({**locks._self(), "token": "0", key: value}))
+        path.write_text(json.dumps({**locks.this_process(), "token": "0", key: value}))
         try:
             with locks.WriterLock(tmp_path):
                 pass

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from fuse_store import capture, packs, upkeep
+from fuse_store.backends.posix import FOLDERS
 from fuse_store.errors import Damaged, NotFound, Refused, UsageError, WrongKey
 from fuse_store.progress import SILENT
-from fuse_store.store import FOLDERS, Store
-from tests.store.conftest import PAGE, content, read_store, read_whole, write_sparse
+from fuse_store.store import Store
+from tests.store.conftest import PAGE, content, packs_of, read_store, read_whole, write_sparse
 
 MOST = 400 << 20  # bytes of memory, for any verb
 
@@ -79,7 +80,7 @@ def test_zeros_are_not_stored(tmp_path: Path) -> None:
         (tmp_path / "source").write_bytes(bytes(1 << 20))
         made = store.put(str(tmp_path / "source"), machine="m")
         assert (made.size, made.allocated, made.stored) == (1 << 20, 0, 0)
-        assert list(packs.all_packs(store.path)) == []
+        assert packs_of(store.path) == set()
 
 
 def test_versions_are_found_by_id_place_and_time(tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_a_pack_has_not_more_blocks_than_its_table_may(tmp_path: Path, small: No
     monkeypatch.setattr(packs, "MOST_BLOCKS", 3)
     with Store.create(tmp_path / "s", durability="none") as store:
         image_id = put(store, tmp_path, content(range(1, 1000)))
-        assert len(list(packs.all_packs(store.path))) >= 5
+        assert len(packs_of(store.path)) >= 5
         assert read_whole(store, image_id) == content(range(1, 1000))
 
 

@@ -18,7 +18,7 @@ def run(context: Context) -> int:
     from fuse_store.crypto import default_key_file
     from fuse_store.store import Store
 
-    options, path = context.options, context.store_path
+    options, path = context.options, context.store_place
     if options.no_encryption and options.key_file:
         raise UsageError("--key-file", "a store without encryption has no key.", "Leave out one of the two.")
     key_file = None if options.no_encryption else context.key_file
@@ -29,14 +29,14 @@ def run(context: Context) -> int:
         config = store.config
         key = Path(key_file) if key_file else default_key_file(bytes.fromhex(config.id))
     record = {
-        "store": str(path), "id": config.id, "encryption": config.encryption,
+        "store": path, "id": config.id, "encryption": config.encryption,
         "key_file": None if options.no_encryption else str(key), "page_size": config.page_size,
         "compression": config.compression, "level": config.level, "durability": config.durability,
     }  # fmt: skip
     context.emit(record, "")
     context.remark(f"Store {path} was made.")
     if options.no_encryption:
-        context.remark("It is not encrypted: whoever can read the folder can read every image in it.")
+        context.remark("It is not encrypted: whoever can read it there can read every image in it.")
     else:
         context.remark(f"Its key is in {key}.")
         context.remark(
@@ -47,7 +47,7 @@ def run(context: Context) -> int:
 
 VERB = Verb(
     name="init",
-    summary="make a store in a folder that is empty or not there",
+    summary="make a store in a folder, or below a URL, that is empty or not there",
     description="It is encrypted unless you say otherwise; the key is written to a file of its own, never into the store.",
     run=run,
     arguments=(
@@ -67,7 +67,7 @@ VERB = Verb(
         ),
     ),
     keys={
-        "store": "its folder",
+        "store": "its folder or URL",
         "id": "its id",
         "encryption": "aes-256-gcm or none",
         "key_file": "where its key is; null without encryption",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from fuse_store.cli.parser import Verb, argument
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     options = context.options
-    with context.open_store() as store:
+    far = "://" in context.store_place and not options.foreground  # its client would not survive the fork
+    with nullcontext(context.open_store) if far else context.open_store() as store:
         from fuse_store import filesystem
 
         record = {
-            "store": str(store.path),
+            "store": context.store_place,
             "directory": options.directory,
             "foreground": options.foreground,
             "writable": options.writable,
@@ -47,7 +49,7 @@ VERB = Verb(
         ),
     ),
     keys={
-        "store": "its folder",
+        "store": "its folder or URL",
         "directory": "where it is mounted",
         "foreground": "whether it stayed in the foreground; then this is printed when it has been unmounted",
         "writable": "whether there is incoming/",

@@ -30,7 +30,7 @@ def run(context: Context) -> int:
         context.remark("Every version is whole, as far as the index tells; fuse-store verify reads them.")
         return 0
     raise Damaged(
-        f"store {context.store_path}", f"{len(done.lost)} versions are not whole, {len(done.packs_bad)} packs are bad.",
+        f"store {context.store_place}", f"{len(done.lost)} versions are not whole, {len(done.packs_bad)} packs are bad.",
         "Nothing was removed: what is damaged may come back from a copy of the store.",
     )  # fmt: skip
 

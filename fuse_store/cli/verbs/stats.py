@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import os
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
 from fuse_store.cli.parser import Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from fuse_store.backends import Backend
     from fuse_store.cli.context import Context
     from fuse_store.manifest import Summary
 
@@ -23,10 +20,10 @@ COLUMNS = ("MACHINE", "APPLICATION", "VERSIONS", "LOGICAL", "ALLOCATED", "NEW", 
 def run(context: Context) -> int:
     with context.open_store() as store:
         versions = context.summaries(store)
-        packs, stored = _on_disk(store.path)
+        packs, stored = _on_disk(store.backend)
     allocated = sum(one.allocated for one in versions)
     record = {
-        "store": str(store.path), "versions": len(versions), "logical": sum(one.size for one in versions), "allocated": allocated,
+        "store": store.where, "versions": len(versions), "logical": sum(one.size for one in versions), "allocated": allocated,
         "stored": stored, "packs": packs, "ratio": round(allocated / stored, 3) if stored and versions else None,
         "groups": [
             {"machine": machine, "application": application, **_sums([*members])}
@@ -45,28 +42,13 @@ def _sums(members: list[Summary]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _on_disk(path: Path) -> tuple[int, int]:
+def _on_disk(backend: Backend) -> tuple[int, int]:
     """(packs, bytes of everything in the store)."""
     packs = stored = 0
-    for entry in _files(str(path)):
+    for entry in backend.entries(""):
         packs += entry.name.endswith(".pack")
-        try:
-            stored += entry.stat(follow_symlinks=False).st_size
-        except FileNotFoundError:
-            continue  # a writer is at work
+        stored += entry.size
     return packs, stored
-
-
-def _files(folder: str) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _files(entry.path)
-                else:
-                    yield entry
-    except FileNotFoundError:
-        return
 
 
 def _human(record: dict[str, object]) -> str:
@@ -93,11 +75,11 @@ VERB = Verb(
     summary="show how much is stored, and how much room it takes",
     run=run,
     keys={
-        "store": "its folder",
+        "store": "its folder or URL",
         "versions": "how many there are",
         "logical": "bytes of all versions",
         "allocated": "bytes of all their pages that are not zero",
-        "stored": "bytes of the store on disk, the trash included",
+        "stored": "bytes of everything in the store, the trash included",
         "packs": "how many packs there are",
         "ratio": "allocated by stored; null if there is nothing",
         "groups": "one object for each machine and application:",

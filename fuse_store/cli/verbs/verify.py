@@ -54,7 +54,7 @@ def run(context: Context) -> int:
         for problem in one.problems:
             context.complain(problem if one.id in problem else f"image {one.id}: {problem}")
     raise Damaged(
-        f"store {context.store_path}", f"{len(damaged)} of {len(verdicts)} versions are damaged.",
+        f"store {context.store_place}", f"{len(damaged)} of {len(verdicts)} versions are damaged.",
         "The others can be used; bring back what is damaged from a copy of the store.",
     )  # fmt: skip
 
