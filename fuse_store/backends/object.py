@@ -60,7 +60,7 @@ CAUSES: tuple[tuple[str, type[StoreError], str, str], ...] = (
     ("169\\.254\\.|InvalidCredentials|[Mm]issing (access|secret)", StoreError, "there are no credentials.", CREDENTIALS),
     ("AccessDenied|code: 40[13] ", StoreError, "permission denied.", "Let these credentials read and write there."),
     ("QuotaExceeded|StorageFull|code: 507 ", StoreError, "the server has no room.", "Make room, or run fuse-store gc."),
-    ("BadScheme|scheme is not allowed", StoreError, "the server is asked without encryption.", "AWS_ALLOW_HTTP=true allows it."),
+    ("BadScheme|builder error", StoreError, "the server is asked without encryption.", "AWS_ALLOW_HTTP=true allows it."),
     ("error sending request|timed out", StoreError, "the server can't be reached.", "Look at AWS_ENDPOINT_URL."),
     ("NotImplemented|code: 501 ", Refused, "the server can't do what is needed.", "Use one with conditional writes."),
 )  # fmt: skip
