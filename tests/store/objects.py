@@ -50,8 +50,8 @@ def server(folder: Path) -> Iterator[str]:
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
     command = [
         program, "-logtostderr=true", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
-        f"-s3.config={folder / 'keys.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-master.telemetry=false",
-        "-master.volumeSizeLimitMB=128", "-volume.max=100", *(f"-{name}={port}" for name, port in ports.items()),
+        f"-s3.config={folder / 'keys.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
+        "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-volume.max=100", *(f"-{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
     with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process:
