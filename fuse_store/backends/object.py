@@ -36,13 +36,14 @@ from obstore.store import S3Store
 from fuse_store.backends.base import Entry, Lock
 from fuse_store.backends.lease import Lease
 from fuse_store.durable import BUFFER, crash, write_file
-from fuse_store.errors import NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 
 PIECE = 1 << 20  # bytes of a pack that are read at once: a dozen blocks
 PIECES = 48  # that are kept in memory
 READERS = 8  # requests at once: what a server far away takes its time for
 PART = 16 << 20  # bytes of a pack that are sent at once
 SENDERS = 4
+LARGEST = 1 << 30  # bytes of what is read as a whole; a fragment of the index has less than a tenth
 KEPT = 1 << 30  # bytes kept in the local folder; what was used longest ago goes first
 POLL = 1.0  # seconds for which a list is believed by who asks whether something changed
 LIMITS = {"timeout": "120s", "connect_timeout": "5s"}
@@ -109,8 +110,7 @@ class Object:
     # reading ---------------------------------------------------------------------------------------------------------
 
     def read(self, name: str) -> bytes:
-        with self._asked(name):
-            return bytes(obstore.get(self._objects, name).bytes())
+        return self.get(name)[0]
 
     def read_range(self, name: str, offset: int, length: int, *, trashed: bool) -> bytes:
         if not name.startswith("packs/"):
@@ -197,6 +197,8 @@ class Object:
         """(content, e_tag, when it was written by the server's clock)."""
         with self._asked(name):
             found = obstore.get(self._objects, name)
+            if found.meta["size"] > LARGEST:  # none of ours is
+                raise Damaged(f"object {name}", f"it has {found.meta['size']} bytes.", "Restore it from a copy.")
             return bytes(found.bytes()), found.meta["e_tag"] or "", found.meta["last_modified"].timestamp()
 
     def write(self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None) -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 
-from fuse_store.durable import SETTLED
 from fuse_store.manifest import Summary
 from fuse_store.store import Store
 
@@ -73,16 +72,16 @@ class Catalogue:
 
     def current(self) -> Versions:
         """Raises StoreError, OSError."""
-        if self._stamp() == self._seen:
+        if self._stamp()[0] == self._seen:
             return self._versions
         with self._lock:
-            stamp = self._stamp()
+            stamp, settled = self._stamp()
             if stamp != self._seen:
                 self._versions = Versions(self._store.summaries(), max(stamp))
-                settled = all(abs(time.time_ns() - one) > SETTLED for one in stamp)
                 self._seen = stamp if settled else ()
             return self._versions
 
-    def _stamp(self) -> tuple[int, ...]:
-        """What is another value when a version has come, gone, or got another state."""
-        return self._store.backend.changed("images")[0], self._store.ledger.changed()[0]
+    def _stamp(self) -> tuple[tuple[int, int], bool]:
+        """(what is another value when a version has come, gone, or got another state; whether that can be trusted)."""
+        (images, settled), (states, states_settled) = self._store.backend.changed("images"), self._store.ledger.changed()
+        return (images, states), settled and states_settled

@@ -25,6 +25,7 @@ import pytest
 
 from fuse_store import upkeep
 from fuse_store.backends import Backend, Posix, backend, lease
+from fuse_store.backends import object as object_module
 from fuse_store.backends.object import Object
 from fuse_store.durable import CRASH
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
@@ -604,3 +605,42 @@ def test_a_manifest_that_is_cut_off(url: str, tmp_path: Path) -> None:
     where.write(image_name(first), where.read(image_name(first))[:40], sync=False)
     assert run(url, "get", first, str(tmp_path / "out")).code in (3, 4)
     assert run(url, "verify").code == 4
+
+
+@pytest.mark.parametrize("code", [b"", b"{", b"[]", b"[" * 100_000, b"\xff\xfe", b"{\"pid\": {}, \"machine\": 1}", b"null"])
+def test_a_lock_that_is_none(url: str, code: bytes) -> None:
+    """It is somebody's as long as it does not run out."""
+    where = backend(url)
+    where.write(lease.NAME, code, sync=False)
+    with pytest.raises(Locked), where.lock():
+        pass
+
+
+def test_an_object_that_is_too_large(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory is taken for it."""
+    where = backend(url)
+    where.write("states/a.log", bytes(1000), sync=False)
+    monkeypatch.setattr(object_module, "LARGEST", 999)
+    with pytest.raises(Damaged, match="1000 bytes"):
+        where.read("states/a.log")
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ("in 507.501 ms - code: 507 Insufficient", "no room"), ("403 <?xml <Code>QuotaExceeded</Code>", "no room"),
+        ("<?xml <Code>NotImplemented</Code>", "can't do"), ("GET http://x/timed out/AccessDenied: strange", "did not do it"),
+        ("GET http://169.254.169.254/latest: refused", "no credentials"), ("operation timed out", "can't be reached"),
+        ("strange\nDebug source: timed out", "did not do it"),
+    ],
+)  # fmt: skip
+def test_what_the_server_says(url: str, words: str, cause: str) -> None:
+    assert cause in Object(url).error(Exception(words)).cause
+
+
+def test_without_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "fuse_store.backends.object")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(StoreError, match="pip install obstore"):
+        backend("s3://bucket/x")
+    Store.create(tmp_path / "store").close()
