@@ -8,7 +8,6 @@ versions is made anew when they have changed. A Versions, once given out, stays 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from functools import cached_property
 

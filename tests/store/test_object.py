@@ -629,7 +629,7 @@ def test_an_object_that_is_too_large(url: str, monkeypatch: pytest.MonkeyPatch) 
     ("words", "cause"),
     [
         ("in 507.501 ms - code: 507 Insufficient", "no room"), ("403 <?xml <Code>QuotaExceeded</Code>", "no room"),
-        ("<?xml <Code>NotImplemented</Code>", "can't do"), ("GET http://x/timed out/AccessDenied: strange", "did not do it"),
+        ("<?xml <Code>NotImplemented</Code>", "can't do"), ("GET http://x/AccessDenied/timed%20out: strange", "did not do it"),
         ("GET http://169.254.169.254/latest: refused", "no credentials"), ("operation timed out", "can't be reached"),
         ("strange\nDebug source: timed out", "did not do it"),
     ],

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuse_store import blocks, extents, index, locks, manifest, packs
+from fuse_store.backends import Posix
 from fuse_store.blocks import HEADER, MAGIC, pack_block, parse_header, unpack_block
 from fuse_store.chunks import check, first_page, tail_page
 from fuse_store.crypto import Sealer, read_key
@@ -430,7 +431,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @fewer
 @given(data=st.data())
 def test_a_ledger_that_was_changed(folder: Folder, data: st.DataObject) -> None:
-    ledger = Ledger(folder.backend, ENCRYPTED, sync=False)
+    ledger = Ledger(Posix(folder.path), ENCRYPTED, sync=False)
     name = "0" * 32
     (folder.path / "states").mkdir(exist_ok=True)
     entries = msgpack.packb([{"state": "verified", "time": 1, "detail": "x"}] * 2)

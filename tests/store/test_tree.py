@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
+from fuse_store.backends import Posix
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.filesystem import content, ranges, tree
 from fuse_store.filesystem.catalogue import Catalogue, Versions
@@ -28,7 +29,7 @@ from tests.store.conftest import PAGE
 from tests.store.conftest import content as pages
 
 MB = 1 << 20
-LEDGER = SimpleNamespace(changed=lambda: 0)  # nothing ever happened
+LEDGER = SimpleNamespace(changed=lambda: (0, True))  # nothing ever happened
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_ten_thousand_versions_are_listed_without_opening_one(tmp_path: Path) ->
         asked.append("summaries")
         return summaries(10_000)
 
-    shown = Tree(SimpleNamespace(path=tmp_path, ledger=LEDGER, summaries=every, open_image=asked.append))  # type: ignore[arg-type]
+    shown = Tree(SimpleNamespace(backend=Posix(tmp_path), ledger=LEDGER, summaries=every, open_image=asked.append))  # type: ignore[arg-type]
     found = names(shown, "machines/m/a")
     assert len(found) == 10_001
     for name in found[:-1]:
@@ -196,7 +197,7 @@ def test_ten_thousand_versions_are_listed_without_opening_one(tmp_path: Path) ->
 def test_a_folder_changed_within_a_tick_is_looked_at_again(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     lists = [summaries(1), summaries(2)]
-    catalogue = Catalogue(SimpleNamespace(path=tmp_path, ledger=LEDGER, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
+    catalogue = Catalogue(SimpleNamespace(backend=Posix(tmp_path), ledger=LEDGER, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
     stamp = os.stat(tmp_path / "images").st_mtime_ns
     assert len(catalogue.current().ids) == 1
     os.utime(tmp_path / "images", ns=(stamp, stamp))  # a version came, and the clock did not move
