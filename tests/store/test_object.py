@@ -35,6 +35,7 @@ from fuse_store.progress import SILENT, Progress
 from fuse_store.store import Store
 from tests.store import objects
 from tests.store.conftest import PAGE, content, make_small, read_whole, write_sparse
+from tests.store.hibernation import SIZE, blank, make_case, unarmed
 
 MARK = b"page "  # stands in every page of ``content``
 FIRST, SECOND = content(range(1, 401)), content([*range(1, 301), *range(1001, 1101)])
@@ -259,6 +260,17 @@ def test_every_verb(place: str, tmp_path: Path) -> None:
     assert run(place, "verify").code == 0
     assert len(run(place, "list", "--json").json["versions"]) == 2
     assert not [name for name in all_names(place) if name.startswith("trash/") or name == "locks/writer"]
+
+
+def test_a_hibernation_image_is_staged(place: str, tmp_path: Path) -> None:
+    case = make_case(tmp_path / "case")
+    assert run(place, "init").code == 0
+    assert run(place, "put", str(case.sources[0]), "--machine", "m", "--kind", "hibernation").code == 0
+    assert run(place, "inspect", "m/system/latest", "--json").code == 0
+    device = blank(tmp_path / "device")
+    assert run(place, "stage", "m/system/latest", str(device)).code == 0
+    assert device.read_bytes()[:SIZE] == unarmed(case.content(0))
+    assert run(place, "show", "m/system/latest", "--json").json["state"] == "staged"
 
 
 def test_nothing_of_an_image_can_be_read_in_the_bucket(url: str, tmp_path: Path) -> None:
