@@ -335,6 +335,28 @@ def test_killed_at_any_step(url: str, tmp_path: Path, verb: str) -> None:
     assert code == 0 and step > {"put": 10, "gc": 4, "remove": 3, "record": 3}[verb]
 
 
+def test_killed_while_a_pack_is_sent(url: str, tmp_path: Path) -> None:
+    """In parts, as a pack is that has more than one: nothing of it can be seen, and the next put stores it."""
+    assert run(url, "init").code == 0
+    data = np.random.default_rng(7).bytes(96 << 20)
+    (tmp_path / "large").write_bytes(data)
+    script = (
+        "import os, signal, sys, threading, obstore\nfrom fuse_store.store import Store\nput = obstore.put\n"
+        "def slow(store, name, file, **named):\n"
+        "    if 'chunk_size' in named: threading.Timer(float(sys.argv[3]), os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
+        "    return put(store, name, file, **named)\n"
+        "obstore.put = slow\nwith Store.open(sys.argv[1]) as store: store.put(sys.argv[2], machine='m')\n"
+    )
+    before = all_names(url)
+    for delay in ("0", "0.1", "0.3"):
+        command = [sys.executable, "-c", script, url, str(tmp_path / "large"), delay]
+        assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
+        assert all_names(url) - {lease.NAME} == before, delay
+    assert run(url, "put", str(tmp_path / "large"), "--machine", "m").code == 0
+    with Store.open(url) as store:
+        assert read_whole(store, store.ids()[0]) == data
+
+
 # damage ---------------------------------------------------------------------------------------------------------------
 
 
