@@ -582,8 +582,9 @@ def test_many_versions_are_listed_without_asking_for_each(url: str, monkeypatch:
 def test_errors_are_told(url: str, tmp_path: Path) -> None:
     prepared(url, tmp_path)
     source = str(tmp_path / "first")
-    none = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
-    reader = dict(zip(none, objects.READER, strict=True))
+    reader = dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), objects.READER, strict=True))
+    point = tmp_path / "mount"
+    point.mkdir()
     for place, environment, arguments, code, words in (
         ("s3://no-such-bucket/x", {}, ("list",), 3, "no such bucket"),
         ("s3://no-such-bucket/x", {}, ("init",), 3, "no such bucket"),
@@ -597,6 +598,8 @@ def test_errors_are_told(url: str, tmp_path: Path) -> None:
         (url, reader, ("gc",), 1, "permission denied"),
         (url, reader, ("list",), 0, ""),
         (url, reader, ("get", "m/system/latest", str(tmp_path / "out")), 0, ""),
+        (url + "/elsewhere", {}, ("mount", str(point)), 3, "there is no store"),
+        (url, {"AWS_SECRET_ACCESS_KEY": "wrong"}, ("mount", str(point)), 1, "credentials are wrong"),
         ("s3://", {}, ("list",), 2, "s3://BUCKET"),
         ("s3://bucket/../x", {}, ("list",), 2, "s3://BUCKET"),
     ):
