@@ -25,7 +25,7 @@ from fuse_store.durable import CRASH
 from fuse_store.errors import Damaged, StoreError
 from fuse_store.formats.swsusp import HibernationImage, layout
 from fuse_store.manifest import Summary, read_head
-from fuse_store.packs import all_packs, pack_path
+from fuse_store.packs import all_packs, pack_name
 from fuse_store.progress import SILENT
 from fuse_store.segments import read_segment
 from fuse_store.store import Store
@@ -234,8 +234,8 @@ def test_what_is_left_behind_chunks_is_found_in_those_before(store: Store, tmp_p
     noise = {pfn: np.random.default_rng(pfn).bytes(PAGE - pfn % 7 * 300).ljust(PAGE, b"\0") for pfn in range(1, 900)}
     encoded = encode(noise, compression="lzo", threads=threads)
     version = put(store, encoded, tmp_path / "source")
-    head, start = read_head(store.path, version.id, store.sealer)
-    rows = [read_segment(store.path, version.id, head, number, start, store.sealer).chunks for number in range(len(head.segments))]
+    head, start = read_head(store.backend, version.id, store.sealer)
+    rows = [read_segment(store.backend, version.id, head, number, start, store.sealer).chunks for number in range(len(head.segments))]
     tails = dict(zip(*(np.concatenate([getattr(part, name) for part in rows]).tolist() for name in ("number", "tail")), strict=True))
     found = list(tails.values())
     assert found.count(threads) > 14 and found.count(0) < 14  # the others are of a byte or two, and in more than one place
@@ -367,8 +367,8 @@ def test_a_flipped_bit_in_any_object(store: Store, tmp_path: Path) -> None:
         path = clone(store.path, tmp_path / "damaged")
         replace_content(path / name, content[:at] + bytes([content[at] ^ 1 << source.randrange(8)]) + content[at + 1 :])
         assert right_or_refused(path, version.id, device)
-    (pack,) = all_packs(store.path)
-    name = pack_path(store.path, pack).relative_to(store.path)
+    ((pack, _size),) = all_packs(store.backend)
+    name = pack_name(pack)
     content = (store.path / name).read_bytes()
     table = store.reader.table(pack)
     for offset, stored in zip(table.offset.tolist(), table.stored.tolist(), strict=True):

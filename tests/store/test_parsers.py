@@ -508,9 +508,9 @@ def test_parsers_of_extents_take_what_capture_makes(tmp_path: Path) -> None:
     """The fuzzed samples are like the real thing: a real segment passes the same checks."""
     with Store.create(tmp_path / "store", durability="none") as store:
         made = store.put(str(write_sparse(tmp_path / "source", content([*range(1, 100), 0, 5]))), machine="m")
-        head, start = read_head(store.path, made.id, store.sealer)
+        head, start = read_head(store.backend, made.id, store.sealer)
         for number in range(len(head.segments)):
-            found = read_segment(store.path, made.id, head, number, start, store.sealer)
+            found = read_segment(store.backend, made.id, head, number, start, store.sealer)
             right(found, 101, 64)
             again = extents.parse_extents(pack_extents(found), 101, 64)
             assert (again.page == found.page).all()
