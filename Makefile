@@ -107,7 +107,7 @@ unit: $(READY) ## unit tests
 
 .PHONY: store-test
 store-test: $(READY) ## tests of the store; they mount it, and need /dev/fuse
-	$(PYTHON) -m pytest tests/store -q
+	$(PYTHON) -m pytest tests/store -q -n 2 --dist worksteal
 
 .PHONY: sanity
 sanity: $(READY) ## ansible-test sanity
