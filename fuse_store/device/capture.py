@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is known of a hibernation image beside its bytes: recorded as tags when it is captured, told again afterwards.
 
-Used by the verbs ``put``, ``show`` and ``verify``. The tags are ``kernel``, ``host``, ``memory`` (bytes), ``memory_map``
-(checksum), ``compression`` and ``vmcoreinfo_page``, which the views need, as far as the image tells them, and those of
-``evidence``.
+Used by the verbs ``put``, ``show`` and ``verify``, and by ``filesystem`` for ``info.json``. The tags are ``kernel``, ``host``,
+``memory`` (bytes), ``memory_map`` (checksum), ``compression`` and ``vmcoreinfo_page``, which the views need, as far as the
+image tells them, and those of ``evidence``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from fuse_store.progress import SILENT, Progress
 from fuse_store.store import Store
 
 NO_CHECKSUM, RIGHT, WRONG = "none", "right", "wrong"
+# What ``info.json`` has of a description; ``header.json`` and ``show`` have all of it.
+BRIEF = (
+    "kernel", "host", "architecture", "memory_size", "page_size", "memory_pages", "image_pages", "stored_pages", "zero_pages",
+    "flags", "compression", "e820_checksum", "e820_digest",
+)  # fmt: skip
 
 
 def tags_of(source: str, disks: Sequence[Path], machine: Machine) -> tuple[dict[str, str], str]:
@@ -54,17 +59,26 @@ def tags_of(source: str, disks: Sequence[Path], machine: Machine) -> tuple[dict[
 
 def description(store: Store, version: Image) -> dict[str, Any] | None:
     """What a stored hibernation image is, as ``formats.describe`` tells it; None if it is none. Does not search it again."""
+    told = fields(version)
+    return None if told is None else {**told, "crc": verdict(store, version.id, told)}
+
+
+def fields(version: Image) -> dict[str, Any] | None:
+    """The part of a description that never changes; None if it is no hibernation image, or cannot be read."""
     note = version.head.tags.get("vmcoreinfo_page", "")
     try:
         with HibernationImage(version) as image:
-            fields = {**header_fields(image), **kernel_fields(kernel(image, int(note) if note.isdecimal() else None))}
-            if image.header.crc32 is None:
-                verdict = NO_CHECKSUM
-            else:
-                verdict = RIGHT if use.checksum_was_right(store.ledger.entries(version.id)) else "not checked"
-            return {**fields, "crc": verdict}
+            return {**header_fields(image), **kernel_fields(kernel(image, int(note) if note.isdecimal() else None))}
     except (NotFound, Refused, Damaged):
         return None
+
+
+def verdict(store: Store, image_id: str, told: dict[str, Any]) -> str:
+    """What is known of the kernel's own checksum of a version, whose ``fields`` are ``told``: ``none``, ``right``, ``not
+    checked``."""
+    if told["crc32"] is None:
+        return NO_CHECKSUM
+    return RIGHT if use.checksum_was_right(store.ledger.entries(image_id)) else "not checked"
 
 
 def kernel_checksum(version: Image, progress: Progress = SILENT) -> str:

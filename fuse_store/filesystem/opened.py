@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Open images with what the tree shows of them: their files as folders, derived files, checksums. Used by ``tree``.
+"""Open images with what the tree shows of them: files as folders, derived files, checksums, what it is. Used by ``tree``.
 
 A list of versions needs none of this: an image is opened when something inside it is asked for, and the ones used last
 stay open. Threads may share everything here.
@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
@@ -42,6 +42,7 @@ class OpenImage:
         self._derived: dict[str, Content] | None = None
         self._allocated: list[int] | None = None
         self._checksums: bytes | None = None
+        self._fields: dict[str, Any] | None = None
         self.single = len(image.files) == 1
         self.files: dict[tuple[str, ...], tuple[int, ImageFile]] = {}
         self.folders: dict[tuple[str, ...], dict[str, bool]] = {(): {}}  # the names in each, and whether they are folders
@@ -86,6 +87,15 @@ class OpenImage:
                         missing(file.name, error)
                 self._derived = found
             return self._derived
+
+    def fields(self) -> dict[str, Any] | None:
+        """What a hibernation image is (``device.capture``); None if it is none, or cannot be read now."""
+        from fuse_store.device.capture import fields
+
+        with self._lock:
+            if self._fields is None:
+                self._fields = fields(self.image)
+            return self._fields
 
     @property
     def checksums_size(self) -> int:
@@ -149,6 +159,21 @@ class OpenImages:
         except StoreError as error:
             missing("derived files", error)
             return {}
+
+    def hibernation(self, one: Summary) -> dict[str, Any] | None:
+        """What a version is, in short, with what is known of the kernel's checksum now; None if it is no hibernation image.
+
+        Raises NotFound.
+        """
+        if one.kind != "hibernation":
+            return None
+        from fuse_store.device.capture import BRIEF, verdict
+
+        try:
+            told = self.get(one.id).fields()
+        except Damaged:
+            return None
+        return told and {**{key: told[key] for key in BRIEF}, "crc": verdict(self._store, one.id, told)}
 
     def close(self) -> None:
         self._windows.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fuse_store.errors import NotFound
 from fuse_store.filesystem.catalogue import Catalogue, Versions
@@ -151,7 +151,7 @@ class Tree:
                 return self._several(one, rest)
             return _end(File(one.size, one.allocated, taken, lambda: self.image(one.id), summary=one), rest)
         if name == "info.json":
-            content = information(one)
+            content = information(one, self._images.hibernation(one))
             made = MadeContent(len(content), lambda: content)
             return _end(File(made.size, made.size, taken, lambda: made, fixed=False, summary=one), rest)
         if name == "B3SUMS":
@@ -180,9 +180,9 @@ class Tree:
         return File(file.size, opened.allocated(number), file.mtime, lambda: opened.content(file), summary=one)
 
 
-def information(one: Summary) -> bytes:
-    """``info.json``: the version for people."""
-    values = {**one.as_dict(), "digest": one.id}
+def information(one: Summary, hibernation: dict[str, Any] | None) -> bytes:
+    """``info.json``: the version for people. ``hibernation`` is what it is in short, if it is a hibernation image."""
+    values = {**one.as_dict(), "digest": one.id, "hibernation": hibernation}
     if "kernel" in one.tags:
         values["kernel"] = one.tags["kernel"]
     return (json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n").encode(errors="surrogateescape")

@@ -17,6 +17,8 @@ import pytest
 from blake3 import blake3
 
 from fuse_store.backends import Posix
+from fuse_store.device import capture
+from fuse_store.device.use import RIGHT
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.filesystem import content, ranges, tree
 from fuse_store.filesystem.catalogue import Catalogue, Versions
@@ -27,6 +29,7 @@ from fuse_store.store import Store
 from tests.store import corpus
 from tests.store.conftest import PAGE
 from tests.store.conftest import content as pages
+from tests.store.hibernation import E820, make_case
 
 MB = 1 << 20
 LEDGER = SimpleNamespace(changed=lambda: (0, True))  # nothing ever happened
@@ -111,6 +114,28 @@ def test_layout(store: Store, shown: Tree, tmp_path: Path) -> None:
     assert datetime.fromisoformat(info["taken"]).replace(microsecond=0) == one.taken.replace(microsecond=0)
     digest = blake3(pages([1, 0, 2])).hexdigest()
     assert read(shown, f"{folder}/{one.version}/B3SUMS") == f"{digest}  image\n".encode()
+
+
+def test_a_hibernation_image_is_told_in_short(tmp_path: Path) -> None:
+    """With what its header.json says, and the kernel's checksum as far as it was compared; nothing of what is no such image."""
+    case = make_case(tmp_path / "case", compressions=("lzo", "none"))
+    shown = Tree(case.store)
+    no_image = put(case.store, tmp_path, pages([1, 2]), kind="hibernation")
+    other = put(case.store, tmp_path, pages([1, 2]), kind="disk")
+
+    def told(image_id: str) -> Any:
+        return json.loads(read(shown, f"{target(shown, f'ids/{image_id}')}/info.json"))["hibernation"]
+
+    assert told(no_image.id) is told(other.id) is None
+    for number, flags, verdict in ((0, ["crc32_mode"], "not checked"), (1, ["nocompress_mode"], "none")):
+        header = json.loads(read(shown, f"{target(shown, f'ids/{case.ids[number]}')}/header.json"))
+        found = told(case.ids[number])
+        assert found == {**{key: header[key] for key in capture.BRIEF}, "crc": verdict}
+        assert (found["kernel"], found["host"], found["memory_size"]) == ("6.12.7-test", "web01", found["memory_pages"] * 4096)
+        assert found["flags"] == flags and found["e820_checksum"] == E820
+    case.store.record([case.ids[0]], "verified", RIGHT)
+    assert told(case.ids[0])["crc"] == "right", "what was known when it was first looked at"
+    shown.close()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a hibernation image is, as JSON. Used by ``formats`` for ``inspect``, and so for ``info.json`` and ``show``."""
+"""What a hibernation image is, as JSON. Used by ``formats`` for ``inspect``, ``device.capture`` and ``views``."""
 
 from __future__ import annotations
 
