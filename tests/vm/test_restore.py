@@ -12,28 +12,18 @@ import contextlib
 import shlex
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 
-from tests.vm import evidence, play, ram_root, workload
+from tests.vm import evidence, play, ram_root
 from tests.vm.conftest import MEMORY, off, switched_on
 from tests.vm.lab import Lab, Machine
 from tests.vm.powercycle import PAGE
+from tests.vm.restoring import Case, capture, hibernate, is_resumed, resumes_the_first, several_images, wake
 from tests.vm.store import Store, tree_of
-
-
-@dataclass
-class Case:
-    """The machine, its store, and what one test leaves to the next."""
-
-    machine: Machine
-    store: Store
-    folder: Path
-    nvdimm: Path
-    tree: Path
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +32,6 @@ def case(lab: Lab, configured: Machine, tmp_path_factory: pytest.TempPathFactory
     with switched_on(lab.copy(configured, "restored")) as machine:
         tree = tree_of(machine, folder / "tree")
         yield Case(machine, Store(folder), folder, machine.folder / "nvdimm.img", tree)
-
-
-def hibernate(machine: Machine) -> None:
-    """Send the machine to sleep, and wait until it is off with an image on its NVDIMM."""
-    machine.ssh("systemd-run -q --on-active=1s systemctl hibernate")
-    machine.wait_off()
-    assert evidence.signature(machine) == evidence.IMAGE, "no image was written"
-
-
-def wake(machine: Machine) -> None:
-    machine.power_on()
-    machine.wait_up()
-
-
-def capture(case: Case, event: str) -> dict[str, Any]:
-    """Store what the NVDIMM of the machine, which is off, holds, with the state of the machine's filesystems."""
-    with ram_root.raw_disk(case.machine) as disk:
-        return case.store.done(
-            "put", case.nvdimm, "--machine", case.machine.name, "--kind", "hibernation", "--event", event, "--evidence-disk", disk
-        )  # fmt: skip
 
 
 def refusals(case: Case, image: str, tree: Path, disk: Path | None) -> set[str]:
@@ -159,42 +129,10 @@ def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
 
 def test_a_compressed_image_is_resumed(case: Case) -> None:
     """The same with LZO, the kernel's own choice: the first of two."""
-    machine, store, nvdimm = case.machine, case.store, case.nvdimm
+    machine = case.machine
     machine.ssh("mount -o remount,rw /media && sed -i 's/ hibernate=nocompress//' /media/boot/grub/grub.cfg && mount -o remount,ro /media")
     off(machine)
-    memories, images = several_images(case, "lzo", "later")
-    assert store.done("inspect", images["lzo"], "--check")["compression"] == "lzo"
-    store.done("disarm", nvdimm)
-    store.done("stage", images["lzo"], nvdimm)
-    with ram_root.raw_disk(machine) as disk:
-        store.done("arm", nvdimm, "--evidence-disk", disk, "--root", case.tree)
-    is_resumed(case, "lzo", memories["lzo"])
-
-
-def several_images(case: Case, *events: str) -> tuple[dict[str, evidence.Memory], dict[str, str]]:
-    """Boot the machine, which is off, and capture an image for each event, all of one boot and of one disk; then it is off.
-
-    Returns what was in its memory, and the ids.
-    """
-    machine = case.machine
-    disks = {ram_root.disk_digest(machine)}
-    wake(machine)
-    mounts = [line.split() for line in machine.ssh("cat /proc/mounts").splitlines()]
-    assert [one[2] for one in mounts if one[1] == "/"] == ["overlay"], mounts
-    assert all("ro" in one[3].split(",") for one in mounts if one[2] == "ext4"), mounts
-    memories: dict[str, evidence.Memory] = {}
-    images: dict[str, str] = {}
-    for event in events:
-        if memories:
-            wake(machine)
-        memories[event] = another_memory(machine)
-        machine.ssh(f"echo {event} >/root/event")
-        hibernate(machine)
-        disks.add(ram_root.disk_digest(machine))
-        images[event] = capture(case, event)["id"]
-    assert len(disks) == 1, "the disk is not the same for all images"
-    assert len({memory.boot_id for memory in memories.values()}) == 1, "an image was lost"
-    return memories, images
+    resumes_the_first(case, "lzo")
 
 
 def boots_cold(case: Case, memories: dict[str, evidence.Memory]) -> None:
@@ -205,20 +143,6 @@ def boots_cold(case: Case, memories: dict[str, evidence.Memory]) -> None:
     assert "/dev/pmem0" in machine.ssh("cat /proc/swaps")
     assert machine.ssh("dmesg | grep -i 'EXT4-fs error'", check=False) == ""
     off(machine)
-
-
-def is_resumed(case: Case, event: str, memory: evidence.Memory) -> None:
-    """Switch the machine on; it must go on with the memory and the files that it had then."""
-    wake(case.machine)
-    evidence.same_memory(memory, case.machine, power_was_off=True)
-    assert case.machine.ssh("cat /root/event") == f"{event}\n"
-    assert evidence.signature(case.machine) == evidence.PLAIN, "the image can be resumed a second time"
-
-
-def another_memory(machine: Machine) -> evidence.Memory:
-    """New state in the memory of the machine, in place of what is there."""
-    machine.ssh(f"systemctl stop workload; rm -f {workload.SOCKET}", check=False)
-    return evidence.remember(machine)
 
 
 def a_page_of_the_image(nvdimm: Path) -> int:
