@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,13 @@ def play(
 def module(lab: Lab, machine: Machine, name: str, arguments: Mapping[str, Any] | None = None, *options: str) -> dict[str, Any]:
     """Run one module on a machine and return its result, ``failed`` included."""
     task = {f"nvm.fastboot.{name}": dict(arguments or {})}
-    text = [{"hosts": "all", "gather_facts": False, "become": True, "tasks": [task]}]
+    return tasks(lab, machine, [task], *options).result(name)
+
+
+def tasks(lab: Lab, machine: Machine, tasks: Sequence[Mapping[str, Any]], *options: str, become: bool = True) -> Played:
+    """Run tasks, as a playbook has them, for a machine."""
+    text = [{"hosts": "all", "gather_facts": False, "become": become, "tasks": list(tasks)}]
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
         json.dump(text, file)
         file.flush()
-        return play(lab, [machine], file.name, None, *options).result(name)
+        return play(lab, [machine], file.name, None, *options)

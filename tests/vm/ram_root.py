@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.vm.lab import Machine
 
 PROGRAM = "/usr/local/sbin/ram-root"
+WORDS = f"init={PROGRAM} fsck.mode=skip"  # on the kernel's command line
 _PROGRAM = r"""#!/bin/sh
 # Started by the kernel (init=) on a root filesystem that is mounted read-only: goes on with the system's own first process
 # on an overlay of it and a tmpfs.
@@ -40,8 +41,7 @@ exec chroot . /sbin/init "$@" <dev/console >dev/console 2>&1
 def adopt(machine: Machine) -> None:
     """Have the machine, which is on, start that way from its next boot on, and nobody check its disk, which would write."""
     machine.ssh(f"cat >{PROGRAM} && chmod 755 {PROGRAM}", stdin=_PROGRAM)
-    words = f"init={PROGRAM} fsck.mode=skip"
-    machine.ssh(rf"sed -i '/^\s*linux\s/s|$| {words}|' /boot/grub/grub.cfg && sync && fsfreeze -f / && fsfreeze -u /")
+    machine.ssh(rf"sed -i '/^\s*linux\s/s|$| {WORDS}|' /boot/grub/grub.cfg && sync && fsfreeze -f / && fsfreeze -u /")
 
 
 def disk_digest(machine: Machine) -> str:

@@ -7,12 +7,14 @@ it is off. One machine and one test at a time.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.vm import evidence, ram_root, workload
-from tests.vm.lab import Machine
+from tests.vm import evidence, play, ram_root, workload
+from tests.vm.conftest import off
+from tests.vm.lab import Lab, Machine
 from tests.vm.store import Store
 
 
@@ -97,3 +99,73 @@ def resumes_the_first(case: Case, compression: str) -> None:
     with ram_root.raw_disk(case.machine) as disk:
         store.done("arm", case.nvdimm, "--evidence-disk", disk, "--root", case.tree)
     is_resumed(case, compression, memories[compression])
+
+
+def brings_about(lab: Lab, case: Case, state: str, **options: Any) -> dict[str, Any]:
+    """Have ``boot_image``, on this host, bring a state about: in check mode, then in fact, then once more.
+
+    Check mode must say that it would, and change nothing; once more must change nothing. Returns what the module answered in
+    fact.
+    """
+    arguments = {**case.store.options, "state": state, **options}
+    once = {"nvm.fastboot.boot_image": arguments, "delegate_to": "localhost"}
+    before = case.store.done("list")["versions"], evidence.digest(case.machine)
+    would = play.tasks(lab, case.machine, [once], "--check", become=False).ok().result("boot_image")
+    assert would["changed"] and "answer" in would, would
+    assert (case.store.done("list")["versions"], evidence.digest(case.machine)) == before, "check mode changed something"
+    played = play.tasks(lab, case.machine, [once, once], become=False).ok()
+    did, again = (task["result"] for task in played.tasks)
+    assert did["changed"] and not again["changed"], (did, again)
+    return dict(did)
+
+
+def looked_at(lab: Lab, case: Case, **options: Any) -> dict[str, Any]:
+    """What ``boot_image_info`` says, on this host."""
+    task = {"nvm.fastboot.boot_image_info": {**case.store.options, **options}, "delegate_to": "localhost"}
+    return play.tasks(lab, case.machine, [task], become=False).ok().result("boot_image_info")
+
+
+def state_of(lab: Lab, case: Case, image: str) -> str | None:
+    """What ``boot_image_info`` says has become of a version; None if it is not there."""
+    images = looked_at(lab, case, machine=case.machine.name)["images"]
+    return next((str(one["state"]) for one in images if one["id"] == image), None)
+
+
+class Rescue(Machine):
+    """The same machine, to be switched on with its own kernel and initramfs, but so that an image on its NVDIMM stays there.
+
+    ``noresume`` has the kernel not resume it, and ``systemd.swap=0`` keeps systemd from taking the swap area into use, which
+    would take the image away. QEMU loads kernel and initramfs, in place of somebody who edits the bootloader's entry.
+    """
+
+    def __init__(self, machine: Machine, initramfs: Path, words: str) -> None:
+        """``words``: the kernel's command line otherwise."""
+        super().__init__(machine.folder, machine.settings)
+        self._kernel = ("-kernel", "vmlinuz", "-initrd", str(initramfs), "-append", f"{words} noresume systemd.swap=0")
+
+    def command(self) -> list[str]:
+        return [*super().command(), *self._kernel]
+
+
+def is_captured_from_rescue(lab: Lab, case: Case, image: str) -> None:
+    """The image that is on the machine, which is off, once more, out of a rescue system; it is left to be resumed."""
+    machine, before = case.machine, (evidence.digest(case.machine), ram_root.disk_digest(case.machine))
+    words = f"{(case.tree / 'proc/cmdline').read_text().strip()} {ram_root.WORDS}"
+    wake(Rescue(machine, case.folder / "initramfs", words))
+    assert machine.ssh("cat /proc/swaps").count("\n") == 1, "a swap area is in use"
+    options = {
+        "state": "captured", "machine": machine.name, "event": "rescue", "source_command": read_by_ssh(machine),
+        "tags": {"fs.evidence": "machine"},  # of a machine that mounts nothing writable
+    }  # fmt: skip
+    task = {"nvm.fastboot.boot_image": {**case.store.options, **options}, "delegate_to": "localhost"}
+    again = play.tasks(lab, machine, [task], become=False).ok().result("boot_image")["image"]
+    off(machine)
+    assert case.store.done("diff", image, again["id"])["ranges"] == []
+    assert case.store.done("inspect", again["id"])["state"] == "armed"
+    assert (evidence.digest(machine), ram_root.disk_digest(machine)) == before, "it can't be resumed any more"
+
+
+def read_by_ssh(machine: Machine) -> list[str]:
+    """A command of this host that prints what is on the NVDIMM of a machine that is on."""
+    ssh = shlex.join(["ssh", *machine.ssh_options(), "root@127.0.0.1", "lz4 -1 -c /dev/NVM_SWAP"])
+    return ["bash", "-o", "pipefail", "-c", f"{ssh} | lz4 -dc"]

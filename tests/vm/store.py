@@ -53,6 +53,11 @@ class Store:
         (key,) = (self.folder.parent / "config").glob("fuse-store/keys/*.key")
         return {"nvm_store": str(self.folder), "nvm_store_key_file": str(key), "nvm_store_executable": COMMAND}
 
+    @property
+    def options(self) -> dict[str, str]:
+        """Those with which the modules do."""
+        return {name.removeprefix("nvm_store_").removeprefix("nvm_"): value for name, value in self.variables.items()}
+
     def __call__(self, *words: str | Path) -> Answer:
         """Run a command."""
         command = [COMMAND, "--json", *map(str, words)]

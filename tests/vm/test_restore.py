@@ -8,8 +8,8 @@ is a file on the host, which is where images are captured and staged while it is
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import shlex
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +22,20 @@ from tests.vm import evidence, play, ram_root
 from tests.vm.conftest import MEMORY, off, switched_on
 from tests.vm.lab import Lab, Machine
 from tests.vm.powercycle import PAGE
-from tests.vm.restoring import Case, capture, hibernate, is_resumed, resumes_the_first, several_images, wake
+from tests.vm.restoring import (
+    Case,
+    brings_about,
+    capture,
+    hibernate,
+    is_captured_from_rescue,
+    is_resumed,
+    looked_at,
+    read_by_ssh,
+    resumes_the_first,
+    several_images,
+    state_of,
+    wake,
+)
 from tests.vm.store import Store, tree_of
 
 
@@ -70,6 +83,8 @@ def test_an_image_of_disks_that_were_used_since_is_refused(lab: Lab, case: Case)
     assert machine.ssh("cat /root/since") == "precious\n"
     assert machine.ssh("dmesg | grep -i 'EXT4-fs error'", check=False) == ""
     larger = tree_of(machine, case.folder / "larger")
+    initramfs = base64.b64decode(machine.ssh("base64 /boot/initrd.img-$(uname -r)"))
+    (case.folder / "initramfs").write_bytes(initramfs)
     ram_root.adopt(machine)
     off(machine)
     with ram_root.raw_disk(machine) as disk:
@@ -79,9 +94,12 @@ def test_an_image_of_disks_that_were_used_since_is_refused(lab: Lab, case: Case)
 def is_captured_again(lab: Lab, case: Case, image: str) -> None:
     """After its resume, out of the running machine: the same image, but for the page with the signature."""
     machine, store = case.machine, case.store
-    ssh = shlex.join(["ssh", *machine.ssh_options(), "root@127.0.0.1", "lz4 -1 -c /dev/NVM_SWAP"])
-    source = {"nvm_source_command": ["bash", "-o", "pipefail", "-c", f"{ssh} | lz4 -dc"]}
-    again = play.play(lab, [machine], "nvm.fastboot.capture", {**case.store.variables, **source}).ok().result("boot_image")
+    variables = {**store.variables, "nvm_source_command": read_by_ssh(machine)}
+    before, swaps = store.done("list"), machine.ssh("cat /proc/swaps")
+    would = play.play(lab, [machine], "nvm.fastboot.capture", variables, "--check").ok().result("boot_image")
+    assert would["changed"] and would["image"] is None, would
+    assert (store.done("list"), machine.ssh("cat /proc/swaps")) == (before, swaps), "check mode changed something"
+    again = play.play(lab, [machine], "nvm.fastboot.capture", variables).ok().result("boot_image")
     changes = store.done("diff", image, again["image"]["id"])["ranges"]
     assert [(one["change"], one["offset"], one["length"]) for one in changes] == [("changed", 0, PAGE)], changes
     assert store.done("inspect", again["image"]["id"])["state"] == "disarmed"
@@ -94,20 +112,24 @@ def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
     machine, store, nvdimm = case.machine, case.store, case.nvdimm
     machine.settings = replace(machine.settings, memory=MEMORY)
     memories, images = several_images(case, "first", "second", "third")
+    is_captured_from_rescue(lab, case, images["third"])
     chosen = store.done("select", "--machine", machine.name, "--event", "second")["id"]
     assert chosen == images["second"]
+    brings_about(lab, case, "verified", image=chosen)
     with flipped(largest_pack(store)):
         assert store("verify").code == 4
     assert store.done("verify", chosen)["sound"] == 1
     assert store("stage", chosen, nvdimm).code == 5, "the third image, which is armed, was written over"
-    store.done("disarm", nvdimm)
+    brings_about(lab, case, "disarmed", device=str(nvdimm))
     store.killed("stage pages", "stage", chosen, nvdimm)
     boots_cold(case, memories)
-    store.done("stage", chosen, nvdimm)
+    brings_about(lab, case, "staged", image=chosen, device=str(nvdimm))
     with ram_root.raw_disk(machine) as disk:
         store.killed("arm recorded", "arm", nvdimm, "--evidence-disk", disk, "--root", case.tree)
     boots_cold(case, memories)
-    store.done("outcome", chosen, "failed")
+    assert state_of(lab, case, chosen) == "armed"
+    brings_about(lab, case, "failed", image=chosen)
+    assert state_of(lab, case, chosen) == "failed"
     store.done("stage", chosen, nvdimm)
     with ram_root.raw_disk(machine) as disk:
         here = ("--evidence-disk", disk, "--root")
@@ -118,12 +140,19 @@ def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
         assert changed.code == 4, changed
         assert evidence.signature(machine) == evidence.PLAIN
         assert refusals(case, chosen, case.tree, disk) == set()
+        situation = {"root": str(case.tree), "evidence_disks": [str(disk)]}
+        brings_about(lab, case, "armed", device=str(nvdimm), image=chosen, **situation)
+        assert looked_at(lab, case, device=str(nvdimm))["device"]["state"] == "armed"
+        brings_about(lab, case, "disarmed", device=str(nvdimm))
         place = {"nvm_image_file": str(nvdimm), "nvm_machine_root": str(case.tree), "nvm_evidence_disks": [str(disk)]}
         played = play.play(lab, [machine], "nvm.fastboot.restore", {**store.variables, **place, "nvm_event": "second"}).ok()
         armed = played.result("boot_image")
     assert armed["image"]["id"] == chosen and armed["image"]["state"] == "armed", armed
     is_resumed(case, "second", memories["second"])
-    store.done("outcome", chosen, "resumed")
+    brings_about(lab, case, "resumed", image=chosen)
+    assert state_of(lab, case, chosen) == "resumed"
+    brings_about(lab, case, "absent", image=images["third"])
+    assert state_of(lab, case, images["third"]) is None
     assert refusals(case, chosen, case.tree, None) >= {"already_used"}
 
 
