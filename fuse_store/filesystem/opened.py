@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from fuse_store.derived import DERIVED
-from fuse_store.errors import Damaged, StoreError
+from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.filesystem.content import Content, DerivedContent, ImageContent, Windows
 from fuse_store.manifest import ImageFile, Summary
 from fuse_store.store import Store
@@ -161,17 +161,17 @@ class OpenImages:
             return {}
 
     def hibernation(self, one: Summary) -> dict[str, Any] | None:
-        """What a version is, in short, with what is known of the kernel's checksum now; None if it is no hibernation image.
-
-        Raises NotFound.
-        """
+        """What a version is, in short, with what is known of the kernel's checksum now; None if it is no hibernation image,
+        or cannot be read here and now, which must not hide what the manifest says. Raises NotFound if it is gone."""
         if one.kind != "hibernation":
             return None
         from fuse_store.device.capture import BRIEF, verdict
 
         try:
             told = self.get(one.id).fields()
-        except Damaged:
+        except NotFound:
+            raise
+        except StoreError:
             return None
         return told and {**{key: told[key] for key in BRIEF}, "crc": verdict(self._store, one.id, told)}
 

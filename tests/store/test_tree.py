@@ -138,6 +138,23 @@ def test_a_hibernation_image_is_told_in_short(tmp_path: Path) -> None:
     shown.close()
 
 
+def test_what_cannot_be_read_of_a_hibernation_image_hides_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library that compresses its chunks, or without the server that the store is on."""
+    case = make_case(tmp_path / "case", compressions=("lzo",))
+    shown = Tree(case.store)
+    folder = target(shown, f"ids/{case.ids[0]}")
+    with monkeypatch.context() as patch:
+        patch.setattr(capture, "fields", lambda image: raised(StoreError("liblzo2", "it is not there.")))
+        info = json.loads(read(shown, f"{folder}/info.json"))
+        assert (info["id"], info["hibernation"]) == (case.ids[0], None)
+    assert json.loads(read(shown, f"{folder}/info.json"))["hibernation"]["compression"] == "lzo", "it is looked at again"
+    shown.close()
+
+
+def raised(error: Exception) -> Any:
+    raise error
+
+
 @pytest.mark.parametrize(
     ("path", "error"),
     [
