@@ -8,8 +8,11 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   store:
-    description: Folder of the store, where the module runs.
-    type: path
+    description:
+      - Folder of the store, where the module runs; or C(s3://BUCKET/PREFIX), a bucket of an S3-compatible server.
+      - Where the server is, and the credentials, C(fuse-store) takes from the task's environment, C(AWS_ENDPOINT_URL),
+        C(AWS_ACCESS_KEY_ID), C(AWS_SECRET_ACCESS_KEY) and so on. See C(docs/fuse-store.md).
+    type: str
     required: true
   key_file:
     description:

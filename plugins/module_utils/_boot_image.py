@@ -23,7 +23,7 @@ _LEDGER = ["captured", "verified", "staged", "armed", "resumed", "failed"]
 
 # Options that both modules have; their documentation is the fragment image_store.
 COMMON = {
-    "store": {"type": "path", "required": True},
+    "store": {"type": "str", "required": True},
     "key_file": {"type": "path", "no_log": False},
     "executable": {"type": "str", "default": "fuse-store"},
     "image": {"type": "str"},
@@ -40,11 +40,13 @@ COMMON = {
 
 
 class Store:
-    """A store on the machine the module runs on, as calls of C(fuse-store). C(warnings) are what it warned of."""
+    """A store, a folder on the machine the module runs on or the URL of a bucket, as calls of C(fuse-store). C(warnings) are
+    what it warned of."""
 
     def __init__(self, host, path, executable="fuse-store", key_file=None):
         self._host = host
-        self._command = [_program(host, executable), "--json", "--store", path]
+        where = path if "://" in path else os.path.expanduser(os.path.expandvars(path))
+        self._command = [_program(host, executable), "--json", "--store", where]
         if key_file:
             self._command += ["--key-file", key_file]
         self.warnings = []

@@ -56,6 +56,17 @@ def test_a_device_is_captured(machine, transcript):
     assert changed and result == {"image": IMAGE, "answer": {"id": ID}, "warnings": ["no image was found"]}
 
 
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [("s3://images/fleet/~a", "s3://images/fleet/~a"), ("~/store", "/home/admin/store"), ("$HOME/store", "/home/admin/store")],
+)
+def test_a_store_is_a_folder_or_a_url(machine, transcript, monkeypatch, store, said):
+    monkeypatch.setenv("HOME", "/home/admin")
+    for verb in ("verify ", "show "):
+        transcript.record(CALL.replace("/srv/store", said) + verb + ID, json.dumps(dict(IMAGE, state="verified")))
+    assert apply(machine, "verified", image=ID, store=store)[1]["image"]["id"] == ID
+
+
 @pytest.mark.parametrize("swap", ["/dev/pmem0", "/dev/NVM_SWAP"])
 def test_a_device_in_use_as_swap_is_not_captured(machine, plant, transcript, swap):
     plant({"/proc/swaps": "Filename Type Size Used Priority\n/dev/pmem0 partition 1048572 0 10\n"})
