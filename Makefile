@@ -34,6 +34,10 @@ bench-store: $(READY)
 	@tools/install-packages tools/bench-packages.txt
 	$(PYTHON) -m tests.store.bench --report $(BENCH)
 
+.PHONY: bench-corpus
+bench-corpus: $(READY) ## hibernation images of a virtual machine, which make bench then takes; about 10 minutes
+	$(PYTHON) -m tests.vm.corpus
+
 .PHONY: bench-vm
 bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 20 minutes
 	$(PYTHON) -m tests.vm.bench

@@ -28,6 +28,7 @@ from pathlib import Path
 from tests.store import corpus
 
 REPORT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+CORPUS = REPORT.parents[1] / "build" / "corpus"  # of make bench-corpus
 BEGIN, END = "<!-- make bench-store: begin -->\n", "<!-- make bench-store: end -->\n"
 RANDOM_READS = 2000
 LISTED = 10_000
@@ -137,7 +138,7 @@ class Bench:
         if shutil.which("mksquashfs") and shutil.which("squashfuse"):
             links = self.folder / "tree"
             links.mkdir()
-            os.link(self.images[-1], links / "image")
+            _call(["cp", "--sparse=always", str(self.images[-1]), str(links / "image")])
             options = ["-comp", "zstd", "-Xcompression-level", "1", "-b", "128K", "-quiet", "-no-progress"]
             _call(["mksquashfs", str(links), str(squash), *options])
         else:
@@ -230,7 +231,7 @@ class Bench:
                 at = (at & ~0xFFFF) + (1 << 16)
         return found
 
-    def report(self, command: str) -> str:
+    def report(self, command: str, origin: str) -> str:
         peers = [name for name in ("borg", "restic", "squashfs") if any(name in step.taken for step in self.steps.values())]
         lines = ["| | " + " | ".join((OURS, *peers)) + " | as fast as borg | asked for |", "|---" * (len(peers) + 4) + "|"]
         for step in self.steps.values():
@@ -255,7 +256,7 @@ class Bench:
         machine = f"{os.cpu_count()} processors of {cpu[1] if cpu else platform.machine()}, Linux {platform.release()}"
         return "\n".join(
             (
-                f"`{command}`, {len(self.images)} versions of {size.st_size >> 20} MiB, {size.st_blocks >> 11} MiB of them "
+                f"`{command}`, {len(self.images)} versions of {size.st_size >> 20} MiB, {origin}, {size.st_blocks >> 11} MiB of them "
                 f"allocated; medians, of {self.rounds} runs where it is not a run for each version. {machine}; "
                 f"{', '.join(filter(None, versions))}.",
                 "",
@@ -334,7 +335,9 @@ def _size(folder: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", type=Path, help="versions of one image, oldest first; generated if there are none")
+    parser.add_argument(
+        "images", nargs="*", type=Path, help="versions of one image, oldest first; by default those of make bench-corpus, else generated"
+    )
     parser.add_argument("--versions", type=int, default=8, help="how many are generated (default 8)")
     parser.add_argument("--size", type=int, default=2048, metavar="MIB", help="of what size (default 2048)")
     parser.add_argument("--rounds", type=int, default=3, help="how often a step is done that is not done for each version (default 3)")
@@ -344,14 +347,17 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuse-store-bench-", dir=arguments.folder) as name:
         folder = Path(name)
-        images = arguments.images
+        images, origin = arguments.images, "given"
+        if not images:
+            images, origin = sorted(CORPUS.glob("v*.img")), "hibernation images of a virtual machine"
         if not images:
             print(f"making {arguments.versions} versions of {arguments.size} MiB", flush=True)
             (folder / "corpus").mkdir()
+            origin = "generated"
             images = corpus.versions(folder / "corpus", arguments.versions, arguments.size << 20)
         bench = Bench(folder, images, arguments.rounds)
         bench.run()
-        report = bench.report("make bench-store")
+        report = bench.report("make bench-store", origin)
     print("\n" + report)
     if arguments.json:
         arguments.json.write_text(json.dumps({"sizes": bench.sizes, "steps": {k: vars(v) for k, v in bench.steps.items()}}, indent=1))
