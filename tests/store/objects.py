@@ -46,22 +46,26 @@ def server(folder: Path) -> Iterator[str]:
     ]
     (folder / "keys.json").write_text(json.dumps({"identities": keys}))
     (folder / "data").mkdir()
-    ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
-    command = [
-        program, "-logtostderr=true", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
-        f"-s3.config={folder / 'keys.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
-        "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-volume.max=100", *(f"-{name}={port}" for name, port in ports.items()),
-    ]  # fmt: skip
-    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-    with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process:
-        try:
-            _make_bucket(endpoint, time.monotonic() + 60)
-            yield endpoint
-        finally:
-            process.send_signal(signal.SIGKILL)
-            for port in ports.values():  # sockets that it makes there, whatever TMPDIR says
-                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                    left.unlink(missing_ok=True)
+    for _attempt in range(3):  # somebody else may take a port that was free a moment ago
+        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+        command = [
+            program, "-logtostderr=true", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
+            f"-s3.config={folder / 'keys.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
+            "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-volume.max=100",
+            *(f"-{name}={port}" for name, port in ports.items()),
+        ]  # fmt: skip
+        with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process:
+            try:
+                if _make_bucket(endpoint, process, time.monotonic() + 40):
+                    yield endpoint
+                    return
+            finally:
+                process.send_signal(signal.SIGKILL)
+                for port in ports.values():  # sockets that it makes there, whatever TMPDIR says
+                    for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                        left.unlink(missing_ok=True)
+    raise AssertionError(f"the server does not come up: {(folder / 'log').read_text(errors='replace')[-2000:]}")
 
 
 def _free_ports(count: int) -> list[int]:
@@ -74,9 +78,10 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _make_bucket(endpoint: str, until: float) -> None:
-    """PUT the bucket, which obstore can't, signed with AWS Signature Version 4, as soon as the server answers."""
-    while True:
+def _make_bucket(endpoint: str, process: subprocess.Popen[bytes], until: float) -> bool:
+    """PUT the bucket, which obstore can't, signed with AWS Signature Version 4, as soon as the server answers; False if it does
+    not."""
+    while process.poll() is None and time.monotonic() < until:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         empty = hashlib.sha256(b"").hexdigest()
         host = endpoint.removeprefix("http://")
@@ -92,8 +97,7 @@ def _make_bucket(endpoint: str, until: float) -> None:
         headers["authorization"] = f"AWS4-HMAC-SHA256 Credential={OWNER[0]}/{scope}, SignedHeaders={names}, Signature={signature}"
         try:
             urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT", headers=headers), timeout=5).close()
-            return
-        except (OSError, urllib.error.URLError) as error:
-            if time.monotonic() > until:
-                raise AssertionError(f"the server does not come up: {error}") from None
+            return True
+        except (OSError, urllib.error.URLError):
             time.sleep(0.1)
+    return False
