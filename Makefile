@@ -44,7 +44,7 @@ bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 
 
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, two lanes at once
-	$(PYTHON) tools/test_lanes.py static:$(LINT_LIST),types,unit,store-test,build ansible-test:sanity,units then \
+	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,build,sanity,units then \
 	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-kernels vm:vm-test-others
 
 .PHONY: check
