@@ -45,7 +45,7 @@ bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, two lanes at once
 	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,build,sanity,units then \
-	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-kernels vm:vm-test-others
+	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others
 
 .PHONY: check
 check: lint types unit store-test ## lint, types, unit tests and tests of the store: a few minutes
@@ -133,11 +133,12 @@ vm-test: $(READY) ## tests that start virtual machines
 	$(PYTHON) -m pytest tests/vm -v
 
 # The same in two parts, which make test runs at once: each has machines of its own.
-.PHONY: vm-test-kernels vm-test-others
-vm-test-kernels: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/test_kernels.py -v
+.PHONY: vm-test-devices vm-test-others
+DEVICES := tests/vm/test_kernels.py tests/vm/test_labels.py
+vm-test-devices: $(READY)
+	VM_TESTS=$@ $(PYTHON) -m pytest $(DEVICES) -v
 vm-test-others: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm --ignore=tests/vm/test_kernels.py -v
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(DEVICES:%=--ignore=%) -v
 
 # -- set-up ------------------------------------------------------------------------------------------------------------
 .PHONY: tree
