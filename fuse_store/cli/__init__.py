@@ -6,16 +6,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    sys.setswitchinterval(0.0005)  # who waits for the interpreter waits no longer: threads hash and compress in C
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's library else starts threads, which spin for nothing
     try:
+        from fuse_store.cli.process import prepare
+
+        prepare()
         from fuse_store.cli.run import run
     except KeyboardInterrupt:
         return 130

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import logging.handlers
@@ -27,7 +26,6 @@ HELPER = "fusermount3"
 PACKAGE = "Install the package fuse3."
 SETTINGS = Path("/etc/fuse.conf")
 SYSLOG = "/dev/log"
-MALLOC = {-3: 32 << 20, -1: 256 << 20, -8: 1}  # mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in bytes, M_ARENA_MAX
 READ_AHEAD = 1024  # KiB; the kernel's own 128 makes eight requests of one
 ENDED = 8  # libfuse's code for: it was mounted, and a signal or an error ended it
 CAUSES = {3: "libfuse would not start", 4: "it could not be mounted", 6: "signals could not be caught"}
@@ -128,7 +126,6 @@ def _serve(
     }  # fmt: skip
     if store.path.is_absolute():
         os.chdir("/")  # nor keep the folder busy from which it was started
-    _keep_memory()
     operations = adapter.Operations(store, writable=writable, allow_other=allow_other, mounted=answers)
     # libfuse takes only the signals that nobody has taken.
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
@@ -195,15 +192,6 @@ def _to_syslog() -> None:
         return  # nobody listens
     handler.setFormatter(logging.Formatter(f"fuse-store[{os.getpid()}]: %(message)s"))
     root.addHandler(handler)
-
-
-def _keep_memory() -> None:
-    """Have glibc keep the buffers of reads for the next ones. It would give each back to the kernel, and the page faults of
-    a new one cost as much as decompressing what goes into it. Another C library has its own ways."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in MALLOC.items():
-            mallopt(parameter, value)
 
 
 def _read_ahead(point: Path) -> None:

@@ -22,7 +22,7 @@ FOLDER = REPOSITORY / "build" / "corpus"
 # Holds memory, half of it text as programs have it, and changes some of it whenever it is told to.
 _HOLDER = """
 import os, random, signal, time
-pages = [os.urandom(4096) if number % 2 else (b"page %d of a process; " % number * 200)[:4096] for number in range(%(pages)d)]
+pages = [os.urandom(4096) if number % 2 else (b"page %%d of a process; " %% number * 200)[:4096] for number in range(%(pages)d)]
 def change(*signal):
     for number in random.sample(range(len(pages)), len(pages) // 8):
         pages[number] = os.urandom(2048) + pages[number][:2048]
