@@ -50,7 +50,9 @@ def _reason(longrepr: object) -> str:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A phase of a test: its call, or a set-up or tear-down that did not pass."""
+    """A phase of a test: its call, or a set-up or tear-down that did not pass. Of several processes the first is told all."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
     if report.failed:
         record(report.nodeid, "failed")
     elif report.skipped:
