@@ -652,7 +652,7 @@ def test_pipes_on_both_sides(run: Run, store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_put_leaves_nothing(run: Run, store: Path, number: int, code: int) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "put", "-", "--machine", "web01"],
+        ["env", "--default-signal=INT", *COMMAND, "put", "-", "--machine", "web01"],  # in the background shells have it ignored
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -22,7 +22,7 @@ FOLDER = REPOSITORY / "build" / "corpus"
 # Holds memory, half of it text as programs have it, and changes some of it whenever it is told to.
 _HOLDER = """
 import os, random, signal, time
-pages = [os.urandom(4096) if number % 2 else (b"page %%d of a process; " %% number * 200)[:4096] for number in range(%(pages)d)]
+pages = [os.urandom(4096) if number % 2 else (b"page %d of a process; " % number * 200)[:4096] for number in range(PAGES)]
 def change(*signal):
     for number in random.sample(range(len(pages)), len(pages) // 8):
         pages[number] = os.urandom(2048) + pages[number][:2048]
@@ -57,7 +57,7 @@ def main() -> int:
     off(machine)
     machine.power_on()
     machine.wait_up()
-    holder = _HOLDER % {"pages": (arguments.memory << 20) // 4 // 4096}
+    holder = _HOLDER.replace("PAGES", str((arguments.memory << 20) // 4 // 4096))
     machine.ssh("cat >/run/holder.py && systemd-run --quiet --unit=holder python3 /run/holder.py", stdin=holder)
     for number in range(arguments.versions):
         machine.ssh(_BETWEEN)
