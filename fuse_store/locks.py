@@ -80,23 +80,31 @@ class WriterLock:
             return None
 
     def _holder(self) -> dict[str, Any]:
-        try:
-            value = json.loads(self._holder_text() or "{}")
-        except ValueError:
-            value = {}
-        return value if isinstance(value, dict) else {}
+        return holder_in(self._holder_text() or "{}")
 
     def _locked(self, holder: dict[str, Any]) -> Locked:
-        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        return Locked(
-            f"store {self._path.parent.parent}", f"{who} is writing to it.",
-            f"Wait until it is done; if that machine is gone for ever, remove {self._path}.",
-        )  # fmt: skip
+        remedy = f"Wait until it is done; if that machine is gone for ever, remove {self._path}."
+        return held(str(self._path.parent.parent), holder, remedy)
 
 
 def this_process() -> dict[str, Any]:
     """What a lock says of who holds it."""
     return {"host": socket.gethostname(), "machine": _machine_id(), "boot": _boot_id(), "pid": os.getpid(), "start": _start(os.getpid())}
+
+
+def holder_in(content: str | bytes) -> dict[str, Any]:
+    """Who holds a lock, by what stands in it; empty if that is nothing of ours."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def held(store: str, holder: dict[str, Any], remedy: str) -> Locked:
+    """The error for who finds a store locked."""
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    return Locked(f"store {store}", f"{who} is writing to it.", remedy)
 
 
 def is_gone(holder: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from fuse_store.errors import Locked, Refused, StoreError
-from fuse_store.locks import is_gone, this_process
+from fuse_store.locks import held, holder_in, is_gone, this_process
 
 if TYPE_CHECKING:
     from fuse_store.backends.object import Object
@@ -81,7 +81,7 @@ class Lease:
             content, tag, _written = self._backend.get(NAME)
         except FileNotFoundError:
             return False
-        if _parsed(content).get("token") != self._token:
+        if holder_in(content).get("token") != self._token:
             return False
         self._tag = tag
         return True
@@ -103,22 +103,11 @@ class Lease:
             content, tag, written = self._backend.get(NAME)
         except FileNotFoundError:
             return
-        holder = _parsed(content)
+        holder = holder_in(content)
         if not is_gone(holder) and self._backend.now() - written < LEASE:
             raise self._locked(holder)
         self._tag = self._backend.put(NAME, self._content(), {"e_tag": tag})
 
     def _locked(self, holder: dict[str, Any]) -> Locked:
-        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        return Locked(
-            f"store {self._backend.where}", f"{who} is writing to it.",
-            f"Wait until it is done; a machine that is gone loses it after {LEASE:.0f} seconds.",
-        )  # fmt: skip
-
-
-def _parsed(content: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        remedy = f"Wait until it is done; a machine that is gone loses it after {LEASE:.0f} seconds."
+        return held(self._backend.where, holder, remedy)
