@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import shutil
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,25 @@ from fuse_store.store import Store
 
 PAGE = 4096
 FAILED = 99  # exit code of a child that raised
+
+
+@dataclass
+class Done:
+    """What a command left: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> Any:
+        """The one JSON object on standard error."""
+        assert self.err.count("\n") == 1
+        return json.loads(self.err)["error"]
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
 import select
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +28,10 @@ from fuse_store.cli.verbs import VERBS, init
 from fuse_store.cli.verbs import put as put_verb
 from fuse_store.names import KINDS
 from fuse_store.store import COMPRESSIONS, DURABILITY, Store
+from tests.store.conftest import Done
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = 4096
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> Any:
-        """The one JSON object on standard error."""
-        assert self.err.count("\n") == 1
-        return json.loads(self.err)["error"]
 
 
 Run = Callable[..., Done]

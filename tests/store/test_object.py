@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from fuse_store.packs import all_packs, pack_name
 from fuse_store.progress import SILENT, Progress
 from fuse_store.store import Store
 from tests.store import objects
-from tests.store.conftest import PAGE, content, make_small, read_whole, write_sparse
+from tests.store.conftest import PAGE, Done, content, make_small, read_whole, write_sparse
 from tests.store.hibernation import SIZE, blank, make_case, unarmed
 
 MARK = b"page "  # stands in every page of ``content``
@@ -61,17 +60,6 @@ def url(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where no store is yet, of each kind."""
     return str(request.getfixturevalue("url")) if request.param == "object" else str(tmp_path / "store")
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 def run(place: str, *arguments: str, **environment: str) -> Done:
