@@ -77,8 +77,9 @@ def pack_block(pages: bytes, digest: bytes, sealer: Sealer, codec: str, level: i
     if len(compressed) >= len(pages):
         compressed, number = pages, CODECS["none"].number
     name = _name(number, len(pages), digest)
-    sealed = sealer.seal(name, compressed)
-    return Block(digest, len(pages), HEADER.pack(MAGIC, number, len(sealed), len(pages), digest) + sealed)
+    one, other = sealer.sealed(name, compressed)
+    header = HEADER.pack(MAGIC, number, len(one) + len(other), len(pages), digest)
+    return Block(digest, len(pages), b"".join((header, one, other)))
 
 
 def unpack_block(stored: bytes | memoryview, digest: bytes, sealer: Sealer) -> bytes:

@@ -26,7 +26,7 @@ from fuse_store.blocks import SIZE, Block, pack_block
 from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.errors import Damaged
 from fuse_store.extents import I64, MOST, NO_CHUNKS, Extents, runs
-from fuse_store.index import U64, Index, halves
+from fuse_store.index import U64, Index, Located, halves
 from fuse_store.manifest import Chunks, Segment
 from fuse_store.packs import PackReader, PackWriter, Table
 from fuse_store.progress import Progress
@@ -244,14 +244,18 @@ class Capture:
 
     def _seal(self, group: list[_Job]) -> list[tuple[Block, bytes]]:
         """In a thread: the blocks that the store has not yet, and the digests of their pages."""
+        digests = [self._sealer.digest(pages) for _ordinal, pages, _page_digests in group]
+        found = self._index.locate(b"".join(digests))
         sealed = []
-        for ordinal, pages, page_digests in group:
-            digest = self._sealer.digest(pages)
+        for number, ((ordinal, pages, page_digests), digest) in enumerate(zip(group, digests, strict=True)):
             self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
-            found = self._index.locate(digest)
-            if found.pack[0] < 0 or not self._reader.has(digest, found.packs[0], int(found.offset[0]), int(found.stored[0])):
+            if found.pack[number] < 0 or not self._has(digest, found, number):
                 sealed.append((pack_block(pages, digest, self._sealer, self._codec, self._level), page_digests))
         return sealed
+
+    def _has(self, digest: bytes, found: Located, number: int) -> bool:
+        pack = found.packs[int(found.pack[number])]
+        return self._reader.has(digest, pack, int(found.offset[number]), int(found.stored[number]))
 
     def _write_group(self) -> None:
         for block, page_digests in self._jobs.popleft().result():

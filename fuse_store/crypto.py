@@ -48,10 +48,14 @@ class Sealer:
 
     def seal(self, name: bytes, content: bytes) -> bytes:
         """``content`` sealed as the object ``name``: salt, ciphertext, tag; or content, checksum."""
+        return b"".join(self.sealed(name, content))
+
+    def sealed(self, name: bytes, content: bytes) -> tuple[bytes, bytes]:
+        """The two parts of the same, for who puts more together: salt, ciphertext and tag; or content, checksum."""
         if not self.encrypted:
-            return content + self._checksum(name, content)
+            return content, self._checksum(name, content)
         salt = self.digest(content)
-        return salt + AESGCM(self._key_of(name, salt)).encrypt(NONCE, content, self._store_id + name)
+        return salt, AESGCM(self._key_of(name, salt)).encrypt(NONCE, content, self._store_id + name)
 
     def open(self, name: bytes, sealed: bytes | memoryview) -> bytes:
         """The content. Raises ValueError if it is not what was sealed under that name in this store."""
