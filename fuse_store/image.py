@@ -33,7 +33,7 @@ from fuse_store.manifest import CHUNK_PAGES, Head, ImageFile, read_head, summary
 from fuse_store.packs import PackReader
 from fuse_store.segments import read_segment
 
-CACHE = 64 << 20  # bytes of opened blocks
+CACHE = 16 << 20  # bytes of opened blocks
 GROUP = 8  # blocks that a thread opens and copies from in one go
 SEGMENTS = 4  # kept in memory, about 4 MB each
 PACKED = 32  # chunks that were compressed last: what is behind one stands in those before
@@ -244,13 +244,25 @@ class Image:
 
     def _pages(self, first: int, last: int) -> NDArray[np.uint8] | None:
         """The pages first..last (exclusive) of the address space, a row each; None if all are zeros. Raises Damaged."""
-        places = list(self.places(first, last))
+        out = np.empty((last - first, self.head.page_size), np.uint8)
+        return out if self._fill(first, out) else None
+
+    def fill(self, offset: int, out: NDArray[np.uint8]) -> bool:
+        """Have the bytes from ``offset`` in ``out``, both of whole pages, and zeros after the end of the image. False if all are
+        zeros: ``out`` is as it was then. Raises Damaged."""
+        return self._fill(offset // self.head.page_size, out.reshape(-1, self.head.page_size))
+
+    def _fill(self, first: int, rows: NDArray[np.uint8]) -> bool:
+        places = list(self.places(first, first + len(rows)))
         if not places:
-            return None
-        out = np.zeros((last - first, self.head.page_size), np.uint8)
+            return False
+        hole = np.ones(len(rows), bool)
         for place in places:
-            self.gather(place, out, place.page - first, threads=False)
-        return out
+            hole[place.page - first] = False
+        rows[hole] = 0
+        for place in places:
+            self.gather(place, rows, place.page - first, threads=False)
+        return True
 
     def gather(self, place: Place, out: NDArray[np.uint8], rows: I64, *, threads: bool) -> None:
         """Copy the pages of ``place`` into ``rows`` of ``out``: each block once, in the order of the packs. ``threads``: in

@@ -30,12 +30,14 @@ class Lock(Protocol):
 
 class Backend(Protocol):
     """What the domain asks for. ``where`` names it for people; ``room`` is a local folder: the store itself, or what is kept
-    here of it; ``readers`` is how many blocks are worth being read at once; ``syncs``: whether files have to be synced."""
+    here of it; ``readers`` is how many blocks are worth being read at once; ``syncs``: whether files have to be synced;
+    ``forks``: whether a process that is forked can go on with it."""
 
     where: str
     room: Path
     readers: int
     syncs: bool
+    forks: bool
 
     def identify(self, store_id: str) -> None:
         """Tell which store it is, once that is known."""

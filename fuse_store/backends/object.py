@@ -76,7 +76,7 @@ class Object:
         if not found or ".." in url or "//" in url[5:]:
             raise UsageError(f"store {url}", "that is no s3://BUCKET/PREFIX.", "Name a folder, or a bucket like this.")
         self.where = url.rstrip("/")
-        self.readers, self.syncs = READERS, False
+        self.readers, self.syncs, self.forks = READERS, False, False
         self.room = _home()  # until it is known which store it is
         self._pieces: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._sizes: dict[str, int] = {}

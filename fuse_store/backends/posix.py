@@ -44,7 +44,7 @@ class Posix:
 
     def __init__(self, root: Path) -> None:
         self.room, self.where = root, str(root)
-        self.readers, self.syncs = max(2, os.cpu_count() or 1), True
+        self.readers, self.syncs, self.forks = max(2, os.cpu_count() or 1), True, True
         self._trash = root / "trash"
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()

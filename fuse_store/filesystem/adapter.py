@@ -27,8 +27,9 @@ import mfusepy
 import numpy as np
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
-from fuse_store.filesystem.content import Content
+from fuse_store.filesystem.content import WINDOW, WINDOWS, Content
 from fuse_store.filesystem.incoming import Incoming, Spool
+from fuse_store.filesystem.readers import Readers
 from fuse_store.filesystem.tree import File, Folder, Link, Path, Tree, attributes
 from fuse_store.store import Store
 
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 LIBRARY: int = mfusepy.fuse_version_major  # of libfuse
 INCOMING = "incoming"
 THREADS = 10
+SLABS = WINDOWS + THREADS  # that may be in use at once
 FOR_EVER = 365 * 86400.0  # seconds
 BLOCK = 512  # the unit of st_blocks
 GOOD_READ = 1 << 20  # st_blksize
@@ -124,7 +126,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
 
     def __init__(self, store: Store, *, writable: bool, allow_other: bool, mounted: Callable[[], None]) -> None:
         self._store, self._mounted = store, mounted
-        self._tree = Tree(store)
+        self._tree = Tree(store, Readers(store, WINDOW, SLABS) if store.backend.forks else None)
         self._incoming: Incoming | None = None
         if writable:
             self._incoming = Incoming(store, self._tree)

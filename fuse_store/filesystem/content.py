@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from fuse_store.derived import DerivedFile
 from fuse_store.errors import StoreError
 from fuse_store.filesystem.ranges import Ranges
+from fuse_store.filesystem.readers import Readers
 
 if TYPE_CHECKING:
     from fuse_store.image import Image
@@ -50,7 +51,8 @@ class Content(Protocol):
 class Windows:
     """Pieces of images, read in the background, the ones used last. One for all files of a tree."""
 
-    def __init__(self) -> None:
+    def __init__(self, readers: Readers | None = None) -> None:
+        self._readers = readers
         self._pool = ThreadPoolExecutor(2, "window")
         self._windows: OrderedDict[tuple[str, int], Future[memoryview]] = OrderedDict()
         self._lock = threading.Lock()
@@ -61,7 +63,10 @@ class Windows:
         with self._lock:
             window = self._windows.get(key)
             if window is None:
-                window = self._windows[key] = self._pool.submit(image.view, number * WINDOW, WINDOW)
+                window = self._readers.begin(image.id, number * WINDOW) if self._readers else None
+                if window is None:
+                    window = self._pool.submit(image.view, number * WINDOW, WINDOW)
+                self._windows[key] = window
                 if len(self._windows) > WINDOWS:
                     self._windows.popitem(last=False)
             else:
@@ -70,6 +75,8 @@ class Windows:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        if self._readers:
+            self._readers.close()
 
 
 class ImageContent:

@@ -18,6 +18,7 @@ from blake3 import blake3
 from fuse_store.derived import DERIVED
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.filesystem.content import Content, DerivedContent, ImageContent, Windows
+from fuse_store.filesystem.readers import Readers
 from fuse_store.manifest import ImageFile, Summary
 from fuse_store.store import Store
 
@@ -123,9 +124,9 @@ class OpenImage:
 class OpenImages:
     """The images of a store that were used last."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, readers: Readers | None) -> None:
         self._store = store
-        self._windows = Windows()
+        self._windows = Windows(readers)
         self._images: OrderedDict[str, OpenImage] = OrderedDict()
         self._told: set[tuple[str, str]] = set()
         self._lock = threading.Lock()

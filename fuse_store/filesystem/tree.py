@@ -16,6 +16,7 @@ from fuse_store.errors import NotFound
 from fuse_store.filesystem.catalogue import Catalogue, Versions
 from fuse_store.filesystem.content import Content, MadeContent
 from fuse_store.filesystem.opened import OpenImages
+from fuse_store.filesystem.readers import Readers
 from fuse_store.manifest import Summary
 from fuse_store.store import Store
 
@@ -73,11 +74,11 @@ def taken_ns(summary: Summary) -> int:
 
 
 class Tree:
-    """The tree of a store."""
+    """The tree of a store. ``readers`` read ahead for it, and end when it is closed."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, readers: Readers | None = None) -> None:
         self._catalogue = Catalogue(store)
-        self._images = OpenImages(store)
+        self._images = OpenImages(store, readers)
         self._tops: dict[str, Callable[[Versions, Path], Node]] = {
             "ids": self._ids, "kinds": self._kinds, "machines": self._machines,
         }  # fmt: skip

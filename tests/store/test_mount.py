@@ -248,6 +248,80 @@ def test_several_readers(served: Mounted, home: Path) -> None:
     assert not failures
 
 
+def children(process: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def wait_until_gone(processes: list[int]) -> None:
+    until = time.monotonic() + WAIT
+    while any(Path(f"/proc/{one}").exists() for one in processes):
+        assert time.monotonic() < until, f"{processes} go on"
+        time.sleep(0.05)
+
+
+def test_processes_read_ahead_and_are_not_needed(home: Path, served: Mounted, tmp_path: Path) -> None:
+    """They read what is read in order, and when they are killed, all at once or one while it is at work, nothing is missed."""
+    (tmp_path / "store").symlink_to(home / "store")
+    expected = (home / "v1").read_bytes()
+    with mounted(tmp_path) as one:
+        image = one.system / "latest" / "image"
+        readers = children(one.process.pid)
+        assert len(readers) == min(os.cpu_count() or 1, 4)
+        assert image.read_bytes() == expected
+        read = sum(int(Path(f"/proc/{reader}/io").read_text().split()[1]) for reader in readers)
+        assert read > newest(one.store).stored / 2, "rchar: they have read packs"
+        stop = threading.Event()
+
+        def kill() -> None:
+            for reader in readers:
+                stop.wait(0.05)
+                os.kill(reader, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        while killer.is_alive() or children(one.process.pid):
+            drop_pages(image)
+            assert image.read_bytes() == expected
+        drop_pages(image)
+        assert image.read_bytes() == expected, "without any of them"
+        assert one.log.read_text().count("which read ahead, is gone") == len(readers)
+
+
+def test_processes_that_read_ahead_end_with_the_mount(home: Path, served: Mounted, tmp_path: Path) -> None:
+    """They stand what ends it, such as a Ctrl-C, which reaches all of a terminal, and not its death."""
+    (tmp_path / "store").symlink_to(home / "store")
+    with mounted(tmp_path) as one:
+        readers = children(one.process.pid)
+        for reader in readers:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(reader, number)
+        assert (one.system / "latest" / "image").read_bytes() == (home / "v1").read_bytes()
+        assert children(one.process.pid) == readers
+        for reader in readers:
+            kept = {os.readlink(link) for link in Path(f"/proc/{reader}/fd").iterdir()}
+            assert not {name for name in kept if str(tmp_path) in name and "/packs/" not in name}, "nothing stays busy"
+    wait_until_gone(readers)
+    killed = Mounted(tmp_path)
+    readers = children(killed.process.pid)
+    killed.process.kill()
+    killed.process.wait(WAIT)
+    killed.store.close()
+    wait_until_gone(readers)
+    run("fusermount3", "-uz", killed.point)
+
+
+def test_images_that_end_within_a_window(served: Mounted, tmp_path: Path) -> None:
+    """Read in order, after one that is full of data: nothing of that is seen in its holes or at its end."""
+    full, source = os.urandom(9 * MB), tmp_path / "source"
+    for size, data in ((9 * MB, full), (5 * MB + 7, b""), (5 * MB + 7, full[: 2 * MB]), (8 * MB - 1, full[:5000])):
+        with open(source, "wb") as file:
+            file.truncate(size)
+            file.seek(size - len(data))
+            file.write(data)
+        one = served.store.put(str(source), machine="web01", application="ends")
+        run("cmp", served.point / "ids" / one.id / "image", source)
+
+
 def test_what_was_read_comes_from_the_page_cache(served: Mounted, home: Path) -> None:
     """While the process that serves the mount is stopped, so that it can't be asked."""
     with open(served.system / "latest" / "image", "rb") as first:
