@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -118,14 +118,9 @@ class BlockCache:
             pass
 
     def chunk(self, digest: bytes, make: Callable[[], bytes]) -> bytes:
-        """The bytes of a chunk, as ``open`` gives those of a block; ``make`` compresses it. Raises what that raises."""
-        return self._once(_CHUNK + digest, make)
-
-    def open(self, digest: bytes, located: Located, number: int) -> bytes:
-        """The pages of a block, opened in this thread unless it is open, or another one is at it. Raises Damaged."""
-        return self._once(digest, lambda: self._read(digest, located, number))
-
-    def _once(self, name: bytes, read: Callable[[], bytes]) -> bytes:
+        """The bytes of a chunk, which ``make`` compresses in this thread unless they are at hand, or another one is at it. Raises
+        what ``make`` does."""
+        name = _CHUNK + digest
         with self._lock:
             block = self._blocks.get(name)
             if block is not None:
@@ -138,12 +133,33 @@ class BlockCache:
         if job is not None:
             return job.result()
         try:
-            block = self._open(name, read)
+            block = self._open(name, make)
         except BaseException as error:
             own.set_exception(error)
             raise
         own.set_result(block)
         return block
+
+    def open(self, wanted: Sequence[tuple[bytes, int]], located: Located) -> list[bytes | Damaged]:
+        """The pages of blocks, each (digest, row of ``located``), or what is wrong with one. They are opened in this thread unless
+        they are open, or were begun. Two threads that want the same block at once may both open it."""
+        with self._lock:
+            at_hand = [self._blocks.get(digest) or self._opening.get(digest) for digest, _number in wanted]
+            for digest, _number in wanted:
+                if digest in self._blocks:
+                    self._blocks.move_to_end(digest)
+        found: list[bytes | Damaged] = []
+        opened = []
+        for (digest, number), block in zip(wanted, at_hand, strict=True):
+            try:
+                if block is None:
+                    block = self._read(digest, located, number)
+                    opened.append((digest, block))
+                found.append(block if isinstance(block, bytes) else block.result())
+            except Damaged as error:
+                found.append(error)
+        self._keep(opened)
+        return found
 
     def close(self) -> None:
         self._chunks.shutdown(cancel_futures=True)
@@ -155,13 +171,17 @@ class BlockCache:
         finally:
             with self._lock:
                 self._opening.pop(name, None)
+        self._keep([(name, block)])
+        return block
+
+    def _keep(self, opened: Sequence[tuple[bytes, bytes]]) -> None:
         with self._lock:
-            if name not in self._blocks:
-                self._blocks[name] = block
-                self._size += len(block)
+            for name, block in opened:
+                if name not in self._blocks:
+                    self._blocks[name] = block
+                    self._size += len(block)
             while self._size > CACHE:
                 self._size -= len(self._blocks.popitem(last=False)[1])
-        return block
 
     def _read(self, digest: bytes, located: Located, number: int) -> bytes:
         error = Damaged(f"block {digest.hex()}", "it is in no pack that the index knows.", "Run fuse-store repair.")
@@ -268,7 +288,8 @@ class Image:
         """Copy the pages of ``place`` into ``rows`` of ``out``: each block once, in the order of the packs. ``threads``: in
         several, which is for who reads much; readers of a mount are many already. Raises Damaged."""
         if len(place.page) == 1:  # which random reads ask for
-            out[rows] = self._content(place.segment, int(place.number[0]), int(place.slot[0]), int(place.page[0]))[place.slot]
+            (content,) = self._contents(place.segment, [(int(place.number[0]), int(place.slot[0]), int(place.page[0]))])
+            out[rows] = content[place.slot]
             return
         order = np.argsort(place.number, kind="stable")
         number, slot, rows = place.number[order], place.slot[order], rows[order]
@@ -277,21 +298,28 @@ class Image:
         in_order = np.append((np.diff(slot) == 1) & (np.diff(rows) == 1), True)
         in_order[ends - 1] = True  # what follows is of the next block
         in_packs = np.argsort(place.segment.order[number[starts]])
-        columns = (starts, ends, number[starts], np.maximum.reduceat(slot, starts), np.logical_and.reduceat(in_order, starts))
-        blocks = list(zip(*(column[in_packs].tolist() for column in columns), strict=True))
+        wanted, runs = (
+            list(zip(*(column[in_packs].tolist() for column in columns), strict=True))
+            for columns in (
+                (number[starts], np.maximum.reduceat(slot, starts), place.page[order[starts]]),
+                (starts, ends, np.logical_and.reduceat(in_order, starts)),
+            )
+        )
 
-        def copy(part: list[tuple[int, int, int, int, bool]]) -> None:
-            for start, end, block, last, as_one in part:
-                content = self._content(place.segment, block, last, int(place.page[order[start]]))
+        def copy(part: slice) -> None:
+            contents = self._contents(place.segment, wanted[part])
+            for (start, end, as_one), content in zip(runs[part], contents, strict=True):
                 if as_one:
                     out[rows[start] : rows[start] + end - start] = content[slot[start] : slot[start] + end - start]
                 else:
                     out[rows[start:end]] = content[slot[start:end]]
 
+        parts = [slice(at, at + GROUP) for at in range(0, len(runs), GROUP)]
         if threads:
-            self._blocks.each(copy, [blocks[at : at + GROUP] for at in range(0, len(blocks), GROUP)])
+            self._blocks.each(copy, parts)
         else:
-            copy(blocks)
+            for part in parts:
+                copy(part)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Have the blocks of a range opened in the background. Raises Damaged."""
@@ -345,9 +373,9 @@ class Image:
             first = _first_pages(segment.extents).tolist()
             for row in range(segment.extents.blocks, len(first)):
                 digest, page = segment.extents.digest(row), first[row]
-                yield functools.partial(self._blocks.begin_chunk, digest, functools.partial(self._chunk, segment, row, page))
+                yield functools.partial(self._blocks.begin_chunk, digest, functools.partial(self._needed, segment, row, page))
 
-    def _chunk(self, segment: _Segment, number: int, page: int) -> bytes:
+    def _needed(self, segment: _Segment, number: int, page: int) -> bytes:
         """A chunk, which is first needed for ``page``."""
         try:
             return self._make_chunk(segment, number)
@@ -363,24 +391,28 @@ class Image:
                 found[pack] = found.get(pack, 0) + blocks
         return sorted(found, key=lambda pack: -found[pack])
 
-    def _content(self, segment: _Segment, number: int, last: int, page: int) -> NDArray[np.uint8]:
-        """The pages of a block, rows of bytes. ``last`` is the one with the highest number that is needed, and ``page`` the first
-        page of the image that needs one. Raises Damaged."""
+    def _contents(self, segment: _Segment, wanted: Sequence[tuple[int, int, int]]) -> list[NDArray[np.uint8]]:
+        """The pages of blocks, for each of them rows of bytes. Each is (its number, the highest of its pages that is needed, the
+        first page of the image that needs one). Raises Damaged."""
         page_size = self.head.page_size
-        try:
-            pages = self._opened(segment, number)
-            whole = len(pages) // page_size
-            if last >= whole:
-                raise Damaged(f"image {self.id}", "an extent goes past the end of its block.")
-        except Damaged as error:
-            raise self.damaged(error, page) from None
-        return np.frombuffer(pages, np.uint8, whole * page_size).reshape(whole, page_size)
+        stored = [(segment.extents.digest(number), number) for number, _last, _page in wanted if not segment.is_chunk(number)]
+        opened = iter(self._blocks.open(stored, segment.located))
+        contents = []
+        for number, last, page in wanted:
+            try:
+                pages = self._chunk(segment, number) if segment.is_chunk(number) else next(opened)
+                if isinstance(pages, Damaged):
+                    raise pages
+                whole = len(pages) // page_size
+                if last >= whole:
+                    raise Damaged(f"image {self.id}", "an extent goes past the end of its block.")
+            except Damaged as error:
+                raise self.damaged(error, page) from None
+            contents.append(np.frombuffer(pages, np.uint8, whole * page_size).reshape(whole, page_size))
+        return contents
 
-    def _opened(self, segment: _Segment, number: int) -> bytes:
-        digest = segment.extents.digest(number)
-        if segment.is_chunk(number):
-            return self._blocks.chunk(digest, functools.partial(self._make_chunk, segment, number))
-        return self._blocks.open(digest, segment.located, number)
+    def _chunk(self, segment: _Segment, number: int) -> bytes:
+        return self._blocks.chunk(segment.extents.digest(number), functools.partial(self._make_chunk, segment, number))
 
     def _make_chunk(self, segment: _Segment, number: int) -> bytes:
         """The bytes of a chunk as they stood on the device, to the end of their last page. Raises Damaged, StoreError."""
@@ -472,7 +504,7 @@ class Image:
         def digest(part: tuple[int, int]) -> None:
             rows = slice(*part)
             slot, number = place.slot[rows], int(place.number[part[0]])
-            content = self._content(place.segment, number, int(slot.max()), int(place.page[part[0]]))
+            (content,) = self._contents(place.segment, [(number, int(slot.max()), int(place.page[part[0]]))])
             digests = b"".join([xxhash.xxh3_128_digest(content[one], seed) for one in slot.tolist()])
             found[rows] = np.frombuffer(digests, "<u8").reshape(-1, 2)
 
