@@ -31,6 +31,7 @@ from fuse_store.progress import SILENT, Progress
 
 FORMAT = 1
 COMPRESSIONS = ("zstd", "lz4", "none")  # blocks.CODECS, which is not imported for a list of versions
+LEVELS, LEVEL = (*range(-7, 0), *range(1, 20)), -1  # of zstd, and the one that is taken unless told otherwise
 DURABILITY = ("full", "batch", "none")
 CACHE = "summaries"
 UNCACHED = 16  # manifests that are read anew each time, before the cache is written again; at most 1/64 of all
@@ -55,7 +56,7 @@ class Config:
         """Whether the choices are such that ``create`` offers."""
         return (
             self.page_size in PAGE_SIZES and self.compression in COMPRESSIONS and self.durability in DURABILITY
-            and self.encryption in ("aes-256-gcm", "none") and self.level in range(1, 20)
+            and self.encryption in ("aes-256-gcm", "none") and self.level in LEVELS
         )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ class Store:
     @classmethod
     def create(
         cls, path: str | Path, *, encryption: bool = True, key_file: str | Path | None = None, compression: str = "zstd",
-        level: int = 1, page_size: int = 4096, durability: str = "full",
+        level: int = LEVEL, page_size: int = 4096, durability: str = "full",
     ) -> Store:  # fmt: skip
         """A new store in a folder, or below a URL, that is empty or not there. Raises Refused, UsageError, StoreError."""
         place = backend(path)
@@ -82,8 +83,8 @@ class Store:
         ):  # fmt: skip
             if value not in choice:
                 raise UsageError(f"{what} {value}", "there is no such.", f"There are {', '.join(map(str, choice))}.")
-        if not 1 <= level <= 19:
-            raise UsageError(f"level {level}", "zstd has levels 1 to 19.")
+        if level not in LEVELS:
+            raise UsageError(f"level {level}", "there is no such.", "zstd has -7 to -1, which are faster, and 1 to 19.")
         store_id = secrets.token_bytes(DIGEST)
         root = new_key()
         sealer = Sealer(store_id, root, encryption)

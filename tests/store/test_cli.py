@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import os
 import pty
@@ -94,11 +95,28 @@ def test_init_with_everything(run: Run, tmp_path: Path) -> None:
     assert done.code == 0 and done.err == ""
     assert done.json | {"id": ""} == {
         "store": "other", "id": "", "encryption": "aes-256-gcm", "key_file": "the.key", "page_size": 16384, "compression": "lz4",
-        "level": 1, "durability": "none",
+        "level": -1, "durability": "none",
     }  # fmt: skip
     assert (tmp_path / "the.key").exists()
     assert run("--store", "other", "list").code == 5  # it is not told where the key is
     assert run("--store", "other", "--key-file", "the.key", "list").code == 0
+
+
+def test_levels(run: Run, tmp_path: Path) -> None:
+    """They are recorded, and make a difference. There is no level 0."""
+    (tmp_path / "text").write_text("\n".join(one.read_text() for one in sorted(Path(argparse.__file__).parent.glob("[a-d]*.py"))))
+    stored = {}
+    for level in (-7, -1, 1, 9):
+        store = ("--store", f"level{level}")
+        assert run(*store, "init", "--no-encryption", "--level", str(level), "--json").json["level"] == level
+        run(*store, "put", "text", "--machine", "m")
+        stored[level] = run(*store, "list", "--json").json["versions"][0]["stored"]
+        assert run(*store, "get", "m/system/latest", f"back{level}").code == 0
+        assert (tmp_path / f"back{level}").read_bytes() == (tmp_path / "text").read_bytes()
+    assert stored[-7] > stored[-1] > stored[1] > stored[9] > 0
+    for level in (-8, 0, 20):
+        done = run("--store", "none", "init", "--level", str(level))
+        assert done.code == 2 and "there is no such" in done.err and not (tmp_path / "none").exists()
 
 
 def test_init_without_encryption(run: Run, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
         make_small(monkeypatch)
-        options = {"encryption": request.param == "encrypted", "durability": "none"}
+        options = {"encryption": request.param == "encrypted", "durability": "none", "level": 1}  # so a pack has several blocks
         with Store.create(folder / "store", **options) as store:  # type: ignore[arg-type]
             ids = [store.put(str(write_sparse(folder / "source", data)), machine="m").id for data in VERSIONS]
             ids.append(store.put(str(write_sparse(folder / "source", OTHER)), machine="other").id)
@@ -475,7 +475,7 @@ def test_a_store_json_that_is_something_else(sound: Sound, text: str) -> None:
 def test_a_store_json_with_a_value_of_another_kind(sound: Sound, key: str) -> None:
     path = sound.clone()
     config = json.loads((sound.path / "store.json").read_text())
-    for value in (None, 77, -1, 10**30, "zz", "ü", [], {}, 1.5):
+    for value in (None, 77, -77, 10**30, "zz", "ü", [], {}, 1.5):
         replace_content(path / "store.json", json.dumps({**config, key: value}).encode())
         with pytest.raises((Damaged, Refused, WrongKey)) as caught:
             Store.open(path)

@@ -10,6 +10,7 @@ import lzma
 import os
 import shutil
 import subprocess
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -333,6 +334,10 @@ def test_mounted_and_written_to_by_the_kernel(tmp_path: Path, kind: str) -> None
     try:
         states = [evidence.tags_of_disks([disk])]
         run("umount", folder)
+        until = time.monotonic() + 30
+        while run("losetup", "--associated", disk):  # a loop device that is not gone yet would be used again, read-only
+            assert time.monotonic() < until
+            time.sleep(0.05)
         assert evidence.tags_of_disks([disk]) == states[0], "mounted read-only, it is as it was"
         run("mount", "-o", "loop", disk, folder)
         for name in ("a", "b"):

@@ -56,7 +56,10 @@ VERB = Verb(
             "--compression", metavar="zstd|lz4|none", default="zstd", choices=("zstd", "lz4", "none"),
             help="of what is stored (default: zstd)",
         ),
-        argument("--level", type=int, default=1, metavar="N", help="of zstd, 1 to 19 (default: 1)"),
+        argument(
+            "--level", type=int, default=-1, metavar="N",
+            help="of zstd: -7 to -1, faster the lower, or 1 to 19, smaller the higher (default: -1)",
+        ),
         argument(
             "--page-size", type=values.page_size, default=4096, metavar="SIZE",
             help="what is compared: 4KiB, 16KiB or 64KiB; that of the machines (default: 4KiB)",
