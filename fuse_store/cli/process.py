@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a process that works on images asks of its interpreter and libraries. Used by ``cli`` before anything else is loaded.
 
-None of it changes what a command does; docs/decisions.md, "Threads are given eight blocks at once", has the figures.
+What it asks for speed changes nothing else; docs/decisions.md, "Threads are given eight blocks at once", has the figures.
 """
 
 from __future__ import annotations
@@ -16,9 +16,19 @@ SWITCH = 0.0005  # seconds until a thread that waits for the interpreter gets it
 
 def prepare() -> None:
     """For the main thread, once."""
+    _open_standard_streams()
     sys.setswitchinterval(SWITCH)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's library else starts threads, which spin for nothing
     _keep_memory()
+
+
+def _open_standard_streams() -> None:
+    """Have those that whoever started it has closed lead nowhere. The next file that is opened would else have their number:
+    a pack into which a library writes its complaints, or the mount."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is the stream's
+            setattr(sys, name, open(nowhere, mode))  # noqa: SIM115
 
 
 def _keep_memory() -> None:

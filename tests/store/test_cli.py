@@ -649,6 +649,23 @@ def test_pipes_on_both_sides(run: Run, store: Path, tmp_path: Path) -> None:
     assert run("get", "web01/system/latest", "-", "--json").code == 2
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(run: Run, store: Path, tmp_path: Path, closed: str) -> None:
+    """As some daemons start programs: what is opened next must not be taken for one of them."""
+    source = image(tmp_path / "source")
+
+    def command(*arguments: str | Path) -> int:
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "--store", str(store), *map(str, arguments)]
+        return subprocess.run(shell, capture_output=True, check=False).returncode
+
+    assert command("put", source, "--machine", "web01") == 0
+    assert command("list") == command("verify") == 0
+    assert command("get", "web01/system/latest", tmp_path / "back") == 0
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    assert command("show", "nothing") == 3
+    assert run("verify").code == 0
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_put_leaves_nothing(run: Run, store: Path, number: int, code: int) -> None:
     process = subprocess.Popen(

@@ -580,6 +580,15 @@ def test_unmounted_while_reading(tmp_path: Path) -> None:
         assert "Traceback" not in one.log.read_text()
 
 
+def test_background_with_closed_standard_streams(served: Mounted, home: Path, tmp_path: Path) -> None:
+    shell = 'exec "$@" <&- >&- 2>&-'
+    run("sh", "-c", shell, "sh", sys.executable, "-m", "fuse_store.cli", "--store", home / "store", "mount", tmp_path)
+    try:
+        run("cmp", tmp_path / "machines/web01/system/latest/image", home / "v1")
+    finally:
+        run("fusermount3", "-u", tmp_path)
+
+
 def test_background(tmp_path: Path) -> None:
     """The command returns when the mount answers; ``fusermount3 -u`` ends the process. A relative store path is as good."""
     (tmp_path / "x").write_bytes(b"data")
