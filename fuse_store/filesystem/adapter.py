@@ -126,7 +126,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
 
     def __init__(self, store: Store, *, writable: bool, allow_other: bool, mounted: Callable[[], None]) -> None:
         self._store, self._mounted = store, mounted
-        self._tree = Tree(store, Readers(store, WINDOW, SLABS) if store.backend.forks else None)
+        self._tree = Tree(store, Readers.start(store, WINDOW, SLABS))
         self._incoming: Incoming | None = None
         if writable:
             self._incoming = Incoming(store, self._tree)

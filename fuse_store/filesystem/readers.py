@@ -53,8 +53,19 @@ class _Reader:
 class Readers:
     """The processes, and the ``slabs`` of ``window`` bytes into which they read. Threads may share it."""
 
+    @classmethod
+    def start(cls, store: Store, window: int, slabs: int) -> Readers | None:
+        """Forks: no other thread may run. None if the store's backend does not stand that, or the system does not let it."""
+        if not store.backend.forks:
+            return None
+        try:
+            return cls(store, window, slabs)
+        except OSError as error:
+            log.warning("no process can be had that reads ahead (%s); it goes on without", error.strerror)
+            return None
+
     def __init__(self, store: Store, window: int, slabs: int) -> None:
-        """Forks: no other thread may run, and the store's backend has to stand it. Raises OSError."""
+        """``start`` makes one. Raises OSError."""
         from fuse_store import image  # noqa: F401  (once, for all of them)
 
         memory = mmap.mmap(-1, window * slabs)
@@ -64,8 +75,12 @@ class Readers:
         self._lock = threading.Lock()
         self._readers: list[_Reader] = []
         self._closed = False
-        for _number in range(min(MOST, os.cpu_count() or 1)):
-            self._readers.append(self._fork(store))
+        try:
+            for _number in range(min(MOST, os.cpu_count() or 1)):
+                self._readers.append(self._fork(store))
+        except OSError:
+            if not self._readers:
+                raise
         for reader in self._readers:
             reader.thread = threading.Thread(target=self._receive, args=(reader,), name="reader", daemon=True)
             reader.thread.start()
@@ -98,16 +113,16 @@ class Readers:
 
     def _fork(self, store: Store) -> _Reader:
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        process = os.fork()
-        if process:
-            other.close()
-            return _Reader(own, process)
-        try:
-            store.backend.close()
-            _alone(other.fileno())
-            _read(store, self._slabs, other)
-        finally:
-            os._exit(0)
+        with other:
+            process = os.fork()
+            if process:
+                return _Reader(own, process)
+            try:
+                store.backend.close()
+                _alone(other.fileno())
+                _read(store, self._slabs, other)
+            finally:
+                os._exit(0)
 
     def _receive(self, reader: _Reader) -> None:
         """In a thread: pass on what a process has done, until it is gone."""

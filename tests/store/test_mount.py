@@ -310,6 +310,32 @@ def test_processes_that_read_ahead_end_with_the_mount(home: Path, served: Mounte
     run("fusermount3", "-uz", killed.point)
 
 
+@pytest.mark.parametrize("most", [0, 1])
+def test_no_processes_can_be_had(served: Mounted, home: Path, tmp_path: Path, most: int) -> None:
+    """A system that lets a user have no more of them, which root can't be shown by a limit: the first, or the second, fork fails."""
+    script = tmp_path / "script"
+    script.write_text(f"""
+import os, sys
+fork, left = os.fork, [{most}]
+def few():
+    left[0] -= 1
+    if left[0] < 0:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork, os.cpu_count = few, lambda: 2
+{SERVE}""")
+    with tempfile.TemporaryDirectory() as point:
+        command = [sys.executable, str(script), str(home / "store"), point, "-f"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            until = time.monotonic() + WAIT
+            while not os.path.ismount(point) and time.monotonic() < until:
+                time.sleep(0.05)
+            run("cmp", Path(point) / "machines/web01/system/latest/image", home / "v1")
+            assert len(children(process.pid)) == most
+            process.terminate()
+            assert process.communicate(timeout=WAIT)[1].count("no process can be had") == (not most) and process.returncode == 0
+
+
 def test_images_that_end_within_a_window(served: Mounted, tmp_path: Path) -> None:
     """Read in order, after one that is full of data: nothing of that is seen in its holes or at its end."""
     full, source = os.urandom(9 * MB), tmp_path / "source"
