@@ -345,6 +345,9 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help=f"write the table into {REPORT.name}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     arguments = parser.parse_args()
+    for image in arguments.images:
+        if not image.is_file():
+            parser.error(f"image {image}: it does not exist, or is not a file")
     with tempfile.TemporaryDirectory(prefix="fuse-store-bench-", dir=arguments.folder) as name:
         folder = Path(name)
         images, origin = arguments.images, "given"
