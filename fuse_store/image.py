@@ -265,14 +265,12 @@ class Image:
     def _pages(self, first: int, last: int) -> NDArray[np.uint8] | None:
         """The pages first..last (exclusive) of the address space, a row each; None if all are zeros. Raises Damaged."""
         out = np.empty((last - first, self.head.page_size), np.uint8)
-        return out if self._fill(first, out) else None
+        return out if self.fill(first * self.head.page_size, out) else None
 
     def fill(self, offset: int, out: NDArray[np.uint8]) -> bool:
         """Have the bytes from ``offset`` in ``out``, both of whole pages, and zeros after the end of the image. False if all are
         zeros: ``out`` is as it was then. Raises Damaged."""
-        return self._fill(offset // self.head.page_size, out.reshape(-1, self.head.page_size))
-
-    def _fill(self, first: int, rows: NDArray[np.uint8]) -> bool:
+        first, rows = offset // self.head.page_size, out.reshape(-1, self.head.page_size)
         places = list(self.places(first, first + len(rows)))
         if not places:
             return False
@@ -373,9 +371,9 @@ class Image:
             first = _first_pages(segment.extents).tolist()
             for row in range(segment.extents.blocks, len(first)):
                 digest, page = segment.extents.digest(row), first[row]
-                yield functools.partial(self._blocks.begin_chunk, digest, functools.partial(self._needed, segment, row, page))
+                yield functools.partial(self._blocks.begin_chunk, digest, functools.partial(self._chunk, segment, row, page))
 
-    def _needed(self, segment: _Segment, number: int, page: int) -> bytes:
+    def _chunk(self, segment: _Segment, number: int, page: int) -> bytes:
         """A chunk, which is first needed for ``page``."""
         try:
             return self._make_chunk(segment, number)
@@ -400,7 +398,11 @@ class Image:
         contents = []
         for number, last, page in wanted:
             try:
-                pages = self._chunk(segment, number) if segment.is_chunk(number) else next(opened)
+                if segment.is_chunk(number):
+                    make = functools.partial(self._make_chunk, segment, number)
+                    pages: bytes | Damaged = self._blocks.chunk(segment.extents.digest(number), make)
+                else:
+                    pages = next(opened)
                 if isinstance(pages, Damaged):
                     raise pages
                 whole = len(pages) // page_size
@@ -410,9 +412,6 @@ class Image:
                 raise self.damaged(error, page) from None
             contents.append(np.frombuffer(pages, np.uint8, whole * page_size).reshape(whole, page_size))
         return contents
-
-    def _chunk(self, segment: _Segment, number: int) -> bytes:
-        return self._blocks.chunk(segment.extents.digest(number), functools.partial(self._make_chunk, segment, number))
 
     def _make_chunk(self, segment: _Segment, number: int) -> bytes:
         """The bytes of a chunk as they stood on the device, to the end of their last page. Raises Damaged, StoreError."""

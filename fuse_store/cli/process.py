@@ -10,25 +10,18 @@ import ctypes
 import os
 import sys
 
+from fuse_store.streams import open_closed
+
 MALLOC = {-3: 32 << 20, -1: 256 << 20, -8: 1}  # mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in bytes, M_ARENA_MAX
 SWITCH = 0.0005  # seconds until a thread that waits for the interpreter gets it: most of the work is in C, and lets go of it
 
 
 def prepare() -> None:
     """For the main thread, once."""
-    _open_standard_streams()
+    open_closed()
     sys.setswitchinterval(SWITCH)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's library else starts threads, which spin for nothing
     _keep_memory()
-
-
-def _open_standard_streams() -> None:
-    """Have those that whoever started it has closed lead nowhere. The next file that is opened would else have their number:
-    a pack into which a library writes its complaints, or the mount."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is the stream's
-            setattr(sys, name, open(nowhere, mode))  # noqa: SIM115
 
 
 def _keep_memory() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fuse_store import streams
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
 from fuse_store.store import Store
 
@@ -164,10 +165,7 @@ def _in_background(
 
         def mounted() -> None:
             _to_syslog()
-            silence = os.open(os.devnull, os.O_RDWR)
-            for descriptor in (0, 1, 2):
-                os.dup2(silence, descriptor)
-            os.close(silence)
+            streams.let_go()
             os.write(writer, b"mounted")
             os.close(writer)
 

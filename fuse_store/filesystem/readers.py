@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store import streams
 from fuse_store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class _Reader:
         self.line, self.process = line, process
         self.asked: dict[int, Future[memoryview]] = {}
         self.alive = True
-        self.thread: threading.Thread | None = None
 
 
 class Readers:
@@ -81,9 +81,11 @@ class Readers:
         except OSError:
             if not self._readers:
                 raise
-        for reader in self._readers:
-            reader.thread = threading.Thread(target=self._receive, args=(reader,), name="reader", daemon=True)
-            reader.thread.start()
+        self._threads = [
+            threading.Thread(target=self._receive, args=(reader,), name="reader", daemon=True) for reader in self._readers
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def begin(self, image_id: str, offset: int) -> Future[memoryview] | None:
         """The bytes of an image from ``offset``, a multiple of the window, and zeros after its end. The result may raise
@@ -107,9 +109,8 @@ class Readers:
             for reader in self._readers:
                 if reader.alive:
                     os.kill(reader.process, signal.SIGKILL)  # it has nothing to lose
-        for reader in self._readers:
-            if reader.thread:
-                reader.thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _fork(self, store: Store) -> _Reader:
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -166,9 +167,7 @@ def _alone(line: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     logging.disable()
-    silence = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(silence, descriptor)
+    streams.let_go()
     os.closerange(3, line)
     os.closerange(line + 1, os.sysconf("SC_OPEN_MAX"))
 

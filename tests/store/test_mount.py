@@ -270,11 +270,10 @@ def test_processes_read_ahead_and_are_not_needed(home: Path, served: Mounted, tm
         assert image.read_bytes() == expected
         read = sum(int(Path(f"/proc/{reader}/io").read_text().split()[1]) for reader in readers)
         assert read > newest(one.store).stored / 2, "rchar: they have read packs"
-        stop = threading.Event()
 
         def kill() -> None:
             for reader in readers:
-                stop.wait(0.05)
+                time.sleep(0.05)
                 os.kill(reader, signal.SIGKILL)
 
         killer = threading.Thread(target=kill)
