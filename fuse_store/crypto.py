@@ -11,7 +11,6 @@ that one valid object can't stand in for another. Threads may share a Sealer.
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from blake3 import blake3
@@ -86,7 +85,7 @@ def default_key_file(store_id: bytes) -> Path:
 
 
 def new_key() -> bytes:
-    return secrets.token_bytes(KEY)
+    return os.urandom(KEY)
 
 
 def write_key(path: Path, store_id: bytes, key: bytes) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import itertools
 import os
-import secrets
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,7 +40,7 @@ def new_file(
     then the file is in ``folder``, by default that of ``path``.
     """
     folder = folder or path.parent
-    partial = folder / f"{path.name}.{secrets.token_hex(4)}{PARTIAL}"
+    partial = folder / f"{path.name}.{os.urandom(4).hex()}{PARTIAL}"
     try:
         with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb", BUFFER) as file:
             crash(f"write {path.suffix}")

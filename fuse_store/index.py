@@ -10,8 +10,8 @@ when it is read, and a block that the index says is there already is looked at i
 from __future__ import annotations
 
 import mmap
+import os
 import re
-import secrets
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -234,7 +234,7 @@ class Index:
     def add(self, rows: Rows, sync: bool) -> None:
         """Make a fragment of ``rows``, durable when this returns."""
         if len(rows):
-            self._backend.write(f"index/{secrets.token_hex(DIGEST)}.idx", fragment_bytes(rows, self._sealer), sync)
+            self._backend.write(f"index/{os.urandom(DIGEST).hex()}.idx", fragment_bytes(rows, self._sealer), sync)
             self.refresh()
 
     def replace(

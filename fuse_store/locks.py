@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import socket
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,11 @@ class WriterLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "writer"
         self._free = folder / "free"  # the file of the last lock: on a full disk there is no room for a new one
-        self._content = json.dumps({**this_process(), "token": secrets.token_hex(8)}, sort_keys=True)
+        self._content = json.dumps({**this_process(), "token": os.urandom(8).hex()}, sort_keys=True)
 
     def __enter__(self) -> WriterLock:
         for _attempt in range(8):
-            partial = self._path.with_name(f"writer.{secrets.token_hex(4)}.partial")
+            partial = self._path.with_name(f"writer.{os.urandom(4).hex()}.partial")
             try:
                 try:
                     os.rename(self._free, partial)

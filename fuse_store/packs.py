@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,7 +131,7 @@ class PackWriter:
                 pass
 
     def _begin(self) -> None:
-        self._pack = secrets.token_bytes(DIGEST)
+        self._pack = os.urandom(DIGEST)
         crash("begin pack")
         self._context = self._backend.new(pack_name(self._pack), self._sync)
         self._file = self._context.__enter__()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -85,7 +84,7 @@ class Store:
                 raise UsageError(f"{what} {value}", "there is no such.", f"There are {', '.join(map(str, choice))}.")
         if level not in LEVELS:
             raise UsageError(f"level {level}", "there is no such.", "zstd has -7 to -1, which are faster, and 1 to 19.")
-        store_id = secrets.token_bytes(DIGEST)
+        store_id = os.urandom(DIGEST)
         root = new_key()
         sealer = Sealer(store_id, root, encryption)
         key_path = Path(key_file) if key_file else default_key_file(store_id)

@@ -11,7 +11,7 @@ precedes each commit. A server that does not heed the conditions is found out wh
 from __future__ import annotations
 
 import json
-import secrets
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class Lease:
 
     def __init__(self, backend: Object) -> None:
         self._backend = backend
-        self._token = secrets.token_hex(8)
+        self._token = os.urandom(8).hex()
         self._count = 0
         self._tag: str | None = None
         self._end = threading.Event()

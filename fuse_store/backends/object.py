@@ -18,7 +18,6 @@ import io
 import mmap
 import os
 import re
-import secrets
 import tempfile
 import threading
 import time
@@ -176,7 +175,7 @@ class Object:
             self._listed.pop(folder, None)
 
     def now(self) -> float:
-        name = f"locks/clock.{secrets.token_hex(4)}"
+        name = f"locks/clock.{os.urandom(4).hex()}"
         self.put(name, b"")
         with self._asked(name):
             found = obstore.head(self._objects, name)["last_modified"].timestamp()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from fuse_store.cli.parser import GENERAL, PROGRAM, Argument, Verb, capital
-from fuse_store.cli.verbs import VERBS
+from fuse_store.cli.verbs import load
 
 EXIT_CODES = {
     0: "Done.",
@@ -50,7 +50,7 @@ def _lines() -> Iterator[str]:
     yield from (".SH GENERAL OPTIONS", "Before or after the verb.")
     yield from _tagged((_flags(one), str(one.settings["help"])) for one in GENERAL)
     yield ".SH VERBS"
-    for verb in VERBS:
+    for verb in load():
         yield f".SS {_roff(verb.name + ''.join(' ' + _usage(one) for one in verb.arguments))}"
         yield _roff(f"{capital(verb.summary)}. {verb.description}".strip())
         yield from _tagged((_flags(one), str(one.settings["help"])) for one in verb.arguments)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a verb is, and the parser made from all of them. Used by ``verbs``, ``run``, ``completion`` and ``manpage``.
 
-A verb is one module in ``verbs`` that ends in one Verb, and one line in the table ``verbs.VERBS``.
+A verb is one module in ``verbs`` that ends in one Verb, and its name in the table ``verbs.NAMES``.
 """
 
 from __future__ import annotations

@@ -51,10 +51,11 @@ def _run(arguments: list[str]) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a name that the terminal can't show is no reason to fail
                 stream.reconfigure(errors="backslashreplace")
-        from fuse_store.cli.verbs import VERBS
+        from fuse_store.cli.verbs import wanted
 
-        options = build(VERBS).parse_args(arguments)
-        verb = next(one for one in VERBS if one.name == options.verb)
+        verbs = wanted(arguments)
+        options = build(verbs).parse_args(arguments)
+        verb = next(one for one in verbs if one.name == options.verb)
         context = Context(options)
         code = verb.run(context)
         sys.stdout.flush()

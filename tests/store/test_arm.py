@@ -300,7 +300,7 @@ def test_device_that_fails(case: Case, device: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_commands_and_the_keys_of_their_json(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from fuse_store.cli.verbs import VERBS
+    from fuse_store.cli.verbs import load
 
     device = str(blank(tmp_path / "d"))
     options = ["--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key"), "--json"]
@@ -314,7 +314,7 @@ def test_commands_and_the_keys_of_their_json(case: Case, tmp_path: Path, capfd: 
         capfd.readouterr()
         assert main([*command, *options]) == code
         record = json.loads(capfd.readouterr().out)
-        verb = next(one for one in VERBS if one.name == command[0])
+        (verb,) = load(command[0])
         assert list(record) == [name for key in verb.keys if not key.startswith(" ") for name in key.split(", ")]
     assert case.store.ledger.entries(case.ids[1])[-1]["detail"] == "why"
 

@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fuse_store.blocks import CODECS
 from fuse_store.cli import main, manpage, text
 from fuse_store.cli.parser import GENERAL
 from fuse_store.cli.record import NAME_KEYS
-from fuse_store.cli.verbs import VERBS, init
+from fuse_store.cli.verbs import NAMES, init, load, wanted
 from fuse_store.cli.verbs import put as put_verb
 from fuse_store.names import KINDS
 from fuse_store.store import COMPRESSIONS, DURABILITY, Store
@@ -492,10 +492,8 @@ def test_json_has_the_keys_that_are_documented(run: Run, tmp_path: Path) -> None
         "diff": ["m/system/latest", "m/system/latest"], "completion": ["bash"],
     }  # fmt: skip
     # Those of the mount and of devices have tests of their own for it.
-    assert {*commands, "mount", "inspect", "preflight", "stage", "arm", "disarm", "outcome", "remove"} == {verb.name for verb in VERBS}
-    for verb in VERBS:
-        if verb.name not in commands:
-            continue
+    assert {*commands, "mount", "inspect", "preflight", "stage", "arm", "disarm", "outcome", "remove"} == {*NAMES}
+    for verb in load(*commands):
         record = run(verb.name, *commands[verb.name], "--json").json
         top = [name for key in verb.keys if not key.startswith(" ") for name in key.split(", ")]
         assert list(record) == top, verb.name
@@ -506,7 +504,7 @@ def test_json_has_the_keys_that_are_documented(run: Run, tmp_path: Path) -> None
         assert all(set(one) <= nested for one in inner), verb.name
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+@pytest.mark.parametrize("verb", load(), ids=lambda verb: verb.name)
 def test_help_has_examples_that_parse(run: Run, verb: Any) -> None:
     from fuse_store.cli.parser import build
 
@@ -517,12 +515,23 @@ def test_help_has_examples_that_parse(run: Run, verb: Any) -> None:
         for part in command.replace("&&", "|").split("|"):
             words = part.split(" > ")[0].split()
             if words[0] == "fuse-store":
-                build(VERBS).parse_args(words[1:])
+                build(load()).parse_args(words[1:])
+
+
+@pytest.mark.parametrize(
+    ("line", "loaded"),
+    [
+        ("put x --machine m", ["put"]), ("--store put -q --json --key-file=k list --help", ["list"]), ("put list", ["put"]), ("", NAMES),
+        ("--help put", NAMES), ("-qh put", NAMES), ("--version put", NAMES), ("nonsense put", NAMES), ("--store", NAMES),
+    ],
+)  # fmt: skip
+def test_one_verb_is_loaded_where_one_is_named(line: str, loaded: Sequence[str]) -> None:
+    assert [verb.name for verb in wanted(line.split())] == list(loaded)
 
 
 def test_help_and_version(run: Run) -> None:
     done = run("--help")
-    assert done.code == 0 and all(f"    {verb.name} " in done.out for verb in VERBS)
+    assert done.code == 0 and all(f"    {name} " in done.out for name in NAMES)
     assert run("--version").out == f"fuse-store {fuse_store.__version__}\n"
 
 
@@ -782,7 +791,7 @@ def test_bash_completes_verbs_options_and_files(run: Run, tmp_path: Path) -> Non
 @pytest.mark.parametrize("shell", ["zsh", "tcsh"])
 def test_other_shells(run: Run, shell: str) -> None:
     script = run("completion", shell).out
-    assert all(verb.name in script for verb in VERBS) and "keep-monthly" in script
+    assert all(name in script for name in NAMES) and "keep-monthly" in script
 
 
 def test_help_offers_what_the_store_takes() -> None:
@@ -799,10 +808,10 @@ def test_the_man_page_is_that_of_this_program() -> None:
 
 def test_the_guide_tells_of_every_verb_option_and_exit_code() -> None:
     guide = (DOCS / "fuse-store.md").read_text()
-    missing = [verb.name for verb in VERBS if f"`{verb.name}" not in guide]
+    missing = [name for name in NAMES if f"`{name}" not in guide]
     missing += [
         one.flags[-1]
-        for verb in VERBS
+        for verb in load()
         for one in (*verb.arguments, *GENERAL)
         if one.flags[-1] not in guide and one.flags[0][0] == "-"
     ]

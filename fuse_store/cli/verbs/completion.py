@@ -16,9 +16,9 @@ SHELLS = ("bash", "zsh", "tcsh")
 def run(context: Context) -> int:
     import shtab
 
-    from fuse_store.cli.verbs import VERBS
+    from fuse_store.cli.verbs import load
 
-    parser = build(VERBS, {"file": shtab.FILE, "directory": shtab.DIRECTORY})
+    parser = build(load(), {"file": shtab.FILE, "directory": shtab.DIRECTORY})
     script = shtab.complete(parser, context.options.shell, root_prefix=PROGRAM.replace("-", "_"))
     context.emit({"shell": context.options.shell, "script": script}, script.rstrip("\n"))
     return 0
