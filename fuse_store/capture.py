@@ -50,20 +50,20 @@ class PageTable:
     When it is full it takes no more, and later pages are compared only as parts of whole blocks."""
 
     def __init__(self) -> None:
+        self._added: list[tuple[U64, U64, I64]] = []  # in no run yet: what many packs bring is sorted once
         self._runs: list[tuple[U64, U64, I64]] = []
         self.room = KNOWN
 
     def add(self, high: U64, low: U64, block: I64, slot: I64) -> None:
-        if not len(high) or len(high) > self.room:
-            return
-        self.room -= len(high)
-        self._runs.append(_sorted(high, low, block << _SLOT_BITS | slot))
-        while len(self._runs) > 1 and len(self._runs[-2][0]) < 2 * len(self._runs[-1][0]):
-            one, other = self._runs.pop(), self._runs.pop()
-            self._runs.append(_sorted(*(np.concatenate(pair) for pair in zip(other, one, strict=True))))
+        if len(high) and len(high) <= self.room:
+            self.room -= len(high)
+            self._added.append((high, low, block << _SLOT_BITS | slot))
 
     def find(self, high: U64, low: U64) -> tuple[I64, I64]:
         """(block, slot) of each page; block is -1 where there is none."""
+        self._settle()
+        order = np.argsort(high)  # who looks in order stays in the processor's caches
+        high, low = high[order], low[order]
         place = np.full(len(high), -1, np.int64)
         for known_high, known_low, places in self._runs:
             open_ = np.flatnonzero(place < 0)
@@ -73,11 +73,22 @@ class PageTable:
             at[at == len(known_high)] = 0
             same = (known_high[at] == high[open_]) & (known_low[at] == low[open_])
             place[open_[same]] = places[at[same]]
-        return place >> _SLOT_BITS, place & ((1 << _SLOT_BITS) - 1)
+        found = np.empty_like(place)
+        found[order] = place
+        return found >> _SLOT_BITS, found & ((1 << _SLOT_BITS) - 1)
+
+    def _settle(self) -> None:
+        if not self._added:
+            return
+        self._runs.append(_sorted(self._added))
+        self._added = []
+        while len(self._runs) > 1 and len(self._runs[-2][0]) < 2 * len(self._runs[-1][0]):
+            self._runs[-2:] = [_sorted(self._runs[-2:])]
 
 
-def _sorted(high: U64, low: U64, place: I64) -> tuple[U64, U64, I64]:
-    order = np.argsort(high, kind="stable")
+def _sorted(parts: list[tuple[U64, U64, I64]]) -> tuple[U64, U64, I64]:
+    high, low, place = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.argsort(high)
     return high[order], low[order], place[order]
 
 

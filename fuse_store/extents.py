@@ -74,6 +74,14 @@ class Extents:
     def digest(self, block: int) -> bytes:
         return self.digests[block * DIGEST : (block + 1) * DIGEST]
 
+    def at(self, page: int) -> tuple[int, int] | None:
+        """(block, slot) of one page; None if it is zeros."""
+        row = int(self.page.searchsorted(page, "right")) - 1
+        within = page - int(self.page[row]) if row >= 0 else 0
+        if row < 0 or within >= int(self.count[row]):
+            return None
+        return int(self.block[row]), int(self.slot[row]) + within
+
     def between(self, first: int, last: int) -> tuple[I64, I64, I64]:
         """(page, block, slot) of every page in first..last (exclusive) that is covered, one element for each page."""
         low = int(np.searchsorted(self.page, first, "right")) - 1

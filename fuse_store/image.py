@@ -264,8 +264,23 @@ class Image:
 
     def _pages(self, first: int, last: int) -> NDArray[np.uint8] | None:
         """The pages first..last (exclusive) of the address space, a row each; None if all are zeros. Raises Damaged."""
+        if last - first == 1:
+            return self._page(first)
         out = np.empty((last - first, self.head.page_size), np.uint8)
         return out if self.fill(first * self.head.page_size, out) else None
+
+    def _page(self, page: int) -> NDArray[np.uint8] | None:
+        """The same for one page, which is what random reads ask for: columns of one element cost more than opening its block."""
+        number = int(self._firsts.searchsorted(page, "right")) - 1
+        if number < 0:
+            return None
+        segment = self._segment(number)
+        found = segment.extents.at(page)
+        if found is None:
+            return None
+        block, slot = found
+        (content,) = self._contents(segment, [(block, slot, page)])
+        return content[slot : slot + 1]
 
     def fill(self, offset: int, out: NDArray[np.uint8]) -> bool:
         """Have the bytes from ``offset`` in ``out``, both of whole pages, and zeros after the end of the image. False if all are
@@ -285,10 +300,6 @@ class Image:
     def gather(self, place: Place, out: NDArray[np.uint8], rows: I64, *, threads: bool) -> None:
         """Copy the pages of ``place`` into ``rows`` of ``out``: each block once, in the order of the packs. ``threads``: in
         several, which is for who reads much; readers of a mount are many already. Raises Damaged."""
-        if len(place.page) == 1:  # which random reads ask for
-            (content,) = self._contents(place.segment, [(int(place.number[0]), int(place.slot[0]), int(place.page[0]))])
-            out[rows] = content[place.slot]
-            return
         order = np.argsort(place.number, kind="stable")
         number, slot, rows = place.number[order], place.slot[order], rows[order]
         starts = np.flatnonzero(np.diff(number, prepend=-1))
