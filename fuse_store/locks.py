@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ class WriterLock:
 
 def this_process() -> dict[str, Any]:
     """What a lock says of who holds it."""
-    return {"host": socket.gethostname(), "machine": _machine_id(), "boot": _boot_id(), "pid": os.getpid(), "start": _start(os.getpid())}
+    return {"host": os.uname().nodename, "machine": _machine_id(), "boot": _boot_id(), "pid": os.getpid(), "start": _start(os.getpid())}
 
 
 def holder_in(content: str | bytes) -> dict[str, Any]:
@@ -117,9 +116,9 @@ def is_gone(holder: dict[str, Any]) -> bool:
 
 def _machine_id() -> str:
     try:
-        return Path("/etc/machine-id").read_text().strip() or socket.gethostname()
+        return Path("/etc/machine-id").read_text().strip() or os.uname().nodename
     except OSError:
-        return socket.gethostname()
+        return os.uname().nodename
 
 
 def _boot_id() -> str:

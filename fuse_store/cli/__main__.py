@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``python -m fuse_store.cli`` is ``fuse-store``."""
 
-import sys
+from fuse_store.cli import command
 
-from fuse_store.cli import main
-
-sys.exit(main())
+command()
