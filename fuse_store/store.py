@@ -30,7 +30,7 @@ from fuse_store.progress import SILENT, Progress
 
 FORMAT = 1
 COMPRESSIONS = ("zstd", "lz4", "none")  # blocks.CODECS, which is not imported for a list of versions
-LEVELS, LEVEL = (*range(-7, 0), *range(1, 20)), -1  # of zstd, and the one that is taken unless told otherwise
+LEVELS, LEVEL = (*range(-7, 0), *range(1, 20)), -2  # of zstd, and the one that is taken unless told otherwise
 DURABILITY = ("full", "batch", "none")
 CACHE = "summaries"
 UNCACHED = 16  # manifests that are read anew each time, before the cache is written again; at most 1/64 of all

@@ -95,7 +95,7 @@ def test_init_with_everything(run: Run, tmp_path: Path) -> None:
     assert done.code == 0 and done.err == ""
     assert done.json | {"id": ""} == {
         "store": "other", "id": "", "encryption": "aes-256-gcm", "key_file": "the.key", "page_size": 16384, "compression": "lz4",
-        "level": -1, "durability": "none",
+        "level": -2, "durability": "none",
     }  # fmt: skip
     assert (tmp_path / "the.key").exists()
     assert run("--store", "other", "list").code == 5  # it is not told where the key is

@@ -57,8 +57,8 @@ VERB = Verb(
             help="of what is stored (default: zstd)",
         ),
         argument(
-            "--level", type=int, default=-1, metavar="N",
-            help="of zstd: -7 to -1, faster the lower, or 1 to 19, smaller the higher (default: -1)",
+            "--level", type=int, default=-2, metavar="N",
+            help="of zstd: -7 to -1, faster the lower, or 1 to 19, smaller the higher (default: -2)",
         ),
         argument(
             "--page-size", type=values.page_size, default=4096, metavar="SIZE",
