@@ -23,7 +23,7 @@ from fuse_store import names
 from fuse_store.backends import Backend, Lock, backend
 from fuse_store.crypto import DIGEST, Sealer, default_key_file, new_key, read_key, write_key
 from fuse_store.durable import crash, write_file
-from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
+from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError, WrongKey
 from fuse_store.ledger import Ledger
 from fuse_store.manifest import PAGE_SIZES, Head, ImageFile, Summary, image_name, read_head, summary
 from fuse_store.progress import SILENT, Progress
@@ -283,7 +283,7 @@ class Store:
                 if chunks is not None:
                     chunks.close()
             if replace and earlier:
-                self._remove([earlier[-1].id])
+                self._remove([earlier[-1].id], lock)
         return summary(image_id, head)
 
     def settle(self, lock: Lock) -> None:
@@ -311,12 +311,16 @@ class Store:
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove versions. Their manifests go to the trash; ``upkeep.collect`` frees the room. Raises Locked, NotFound."""
-        with self.writing():
-            self._remove(ids)
+        with self.writing() as lock:
+            self._remove(ids, lock)
 
-    def _remove(self, ids: Sequence[str]) -> None:
+    def _remove(self, ids: Sequence[str], lock: Lock) -> None:
         for image_id in ids:
             crash("remove")
+            try:
+                lock.check()
+            except Locked as lost:
+                raise Locked(lost.thing, lost.cause, f"Image {image_id} was not removed. Run it again.") from None
             try:
                 self.backend.to_trash(image_name(image_id))
             except FileNotFoundError:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fuse_store import locks
+from fuse_store.backends import Lock
 from fuse_store.errors import Locked
 from fuse_store.locks import WriterLock
 from fuse_store.store import Store
@@ -124,6 +125,30 @@ def test_a_put_that_lost_its_lock_makes_no_version(tmp_path: Path, monkeypatch: 
         lock.unlink()
         store.put(str(source), machine="m")
         assert len(store.ids()) == 1
+
+
+def test_who_loses_the_lock_while_removing_removes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(content(range(1, 20)))
+    with Store.create(tmp_path / "store", durability="none") as store:
+        ids = [store.put(str(source), machine="m").id for _number in range(3)]
+        lock = store.path / "locks" / "writer"
+        monkeypatch.setattr(store.ledger, "forget", lambda image_id: lock.write_text(holder(token="new")))
+        with pytest.raises(Locked, match=f"{ids[1]} was not removed"):
+            store.remove(ids)
+        assert sorted(store.ids()) == sorted(ids[1:])
+        lock.unlink()
+        newest = store.path / "images" / f"{ids[2]}.img"
+        finish = store.settle
+
+        def settle(own: Lock) -> None:
+            finish(own)
+            lock.write_text(holder(token="new"))  # right before the manifest appears
+
+        monkeypatch.setattr(store, "settle", settle)
+        with pytest.raises(Locked, match=f"{ids[2]} was not removed"):
+            store.put(str(source), machine="m", replace=True)
+        assert newest.exists() and len(store.ids()) == 3
 
 
 def test_of_many_that_find_a_stale_lock_one_gets_it_at_a_time(folder: Path) -> None:
