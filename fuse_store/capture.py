@@ -276,7 +276,7 @@ class Capture:
 
     def _load(self, table: Table) -> None:
         """Make the pages of a pack known."""
-        count = -(-table.length.astype(np.int64) // self._page_size)
+        count = table.counts(self._page_size)
         if count.sum() != len(table.pages):
             return  # of a store with another page size
         first = len(self._digests) // DIGEST

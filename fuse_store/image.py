@@ -102,7 +102,7 @@ class BlockCache:
             have = np.frombuffer(table.digests, "<u8").reshape(-1, 2)
             right = (have[at] == wanted[rows]).all(axis=1) if len(have) else np.zeros(len(rows), bool)
             rows, at = rows[right], at[right]
-            count = -(-table.length.astype(np.int64) // page_size)
+            count = table.counts(page_size)
             begin = np.cumsum(count) - count
             used = np.repeat(begin[at] - np.cumsum(count[at]) + count[at], count[at]) + np.arange(int(count[at].sum()))
             first[rows] = length + np.cumsum(count[at]) - count[at]

@@ -22,7 +22,7 @@ from fuse_store.blocks import HEADER, LARGEST, MAGIC, OVERHEAD, Block, parse_hea
 from fuse_store.crypto import DIGEST, Sealer
 from fuse_store.durable import crash, start_writing
 from fuse_store.errors import Damaged
-from fuse_store.index import U64, Rows, halves
+from fuse_store.index import I64, U64, Rows, halves
 
 PACK_HEADER = struct.Struct("<8s16s")  # magic, pack id
 PACK_MAGIC = b"FSPACK01"
@@ -48,6 +48,10 @@ class Table:
     stored: U64
     length: U64
     pages: U64
+
+    def counts(self, page_size: int) -> I64:
+        """How many pages each block has; the last one may not be full."""
+        return -(-self.length.astype(np.int64) // page_size)
 
     def rows(self) -> Rows:
         """The blocks, for the index."""

@@ -289,7 +289,7 @@ def _copy(store: Store, wanted: dict[bytes, NDArray[np.uint64]]) -> list[Rows]:
         for pack, digests in wanted.items():
             table = store.reader.table(pack)
             chosen = {row.tobytes() for row in digests.astype("<u8")}
-            count = -(-table.length.astype(np.int64) // store.config.page_size)
+            count = table.counts(store.config.page_size)
             first = np.cumsum(count) - count
             for number in range(len(count)):
                 digest = table.digests[number * DIGEST : (number + 1) * DIGEST]
