@@ -7,21 +7,18 @@ What it asks for speed changes nothing else; docs/decisions.md, "Threads are giv
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import sys
 
 from fuse_store.streams import open_closed
 
 MALLOC = {-3: 32 << 20, -1: 256 << 20, -8: 1}  # mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in bytes, M_ARENA_MAX
-GARBAGE = 50_000  # objects until they are searched for cycles: loading a command makes as many, and keeps them all
 SWITCH = 0.0005  # seconds until a thread that waits for the interpreter gets it: most of the work is in C, and lets go of it
 
 
 def prepare() -> None:
     """For the main thread, once."""
     open_closed()
-    gc.set_threshold(GARBAGE)
     sys.setswitchinterval(SWITCH)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's library else starts threads, which spin for nothing
     _keep_memory()
