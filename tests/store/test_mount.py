@@ -31,6 +31,7 @@ from tests.store import corpus
 
 MB = 1 << 20
 SIZE = 16 * MB
+BLOCK = 128 << 10  # of the store
 WAIT = 60.0  # seconds; machines that run tests are busy
 SERVE = """
 import sys
@@ -587,6 +588,47 @@ def test_damage(tmp_path: Path) -> None:
         assert any(f"pack {pack.stem}" in line for line in lines)
         assert len(lines) <= failed + 10, "the same damage is not told with each read"
         assert "Traceback" not in one.log.read_text()
+
+
+def test_damage_takes_no_memory(tmp_path: Path) -> None:
+    """An error must not keep what was read when it came up: here every block is damaged, and is read again and again."""
+    source, point = tmp_path / "source", tmp_path / "mount"
+    source.write_bytes(os.urandom(64 * MB))
+    point.mkdir()
+    with Store.create(tmp_path / "store", encryption=False, durability="none") as store:
+        store.put(str(source), machine="m")
+    for pack in (tmp_path / "store" / "packs").glob("*/*.pack"):
+        with open(pack, "r+b") as file:
+            for at in range(BLOCK // 2, pack.stat().st_size - MB, BLOCK):
+                file.seek(at)
+                file.write(b"damage")
+    command = [sys.executable, "-m", "fuse_store.cli", "--store", str(tmp_path / "store"), "mount", "-f", str(point)]
+    with open(tmp_path / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            until = time.monotonic() + WAIT
+            while not os.path.ismount(point):
+                assert process.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+            taken = [_read_what_can_be(point / "machines/m/system/latest/image", process.pid) for _time in range(6)]
+        finally:
+            process.terminate()
+            process.wait(WAIT)
+    assert taken[-1] - taken[1] < 32 * MB, [size // MB for size in taken]
+
+
+def _read_what_can_be(image: Path, process: int) -> int:
+    """Read a damaged image as a whole; the bytes that the mount's processes then have for themselves."""
+    errors = 0
+    with open(image, "rb", buffering=0) as file:
+        for at in range(0, image.stat().st_size, MB):
+            try:
+                os.pread(file.fileno(), MB, at)
+            except OSError as error:
+                assert error.errno == errno.EIO
+                errors += 1
+    assert errors >= 60
+    status = [Path(f"/proc/{one}/status").read_text() for one in (process, *children(process))]
+    return sum(int(text.partition("RssAnon:")[2].split()[0]) << 10 for text in status)
 
 
 def test_unmounted_while_reading(tmp_path: Path) -> None:
