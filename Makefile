@@ -43,9 +43,9 @@ bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 
 	$(PYTHON) -m tests.vm.bench
 
 .PHONY: test
-test: $(READY) ## all tests, the virtual machines' included, two lanes at once
-	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,build,sanity,units then \
-	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others
+test: $(READY) ## all tests, the virtual machines' included, in lanes side by side
+	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,build then \
+	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others ansible:sanity,units
 
 .PHONY: check
 check: lint types unit store-test ## lint, types, unit tests and tests of the store: a few minutes

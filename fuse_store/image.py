@@ -157,7 +157,7 @@ class BlockCache:
                     opened.append((digest, block))
                 found.append(block if isinstance(block, bytes) else block.result())
             except Damaged as error:
-                found.append(error)
+                found.append(error.with_traceback(None))  # else it would keep this frame, which keeps it, and all that was read
         self._keep(opened)
         return found
 
@@ -414,13 +414,13 @@ class Image:
                     pages: bytes | Damaged = self._blocks.chunk(segment.extents.digest(number), make)
                 else:
                     pages = next(opened)
-                if isinstance(pages, Damaged):
-                    raise pages
-                whole = len(pages) // page_size
-                if last >= whole:
-                    raise Damaged(f"image {self.id}", "an extent goes past the end of its block.")
             except Damaged as error:
-                raise self.damaged(error, page) from None
+                pages = error.with_traceback(None)
+            if isinstance(pages, Damaged):
+                raise self.damaged(pages, page)
+            whole = len(pages) // page_size
+            if last >= whole:
+                raise self.damaged(Damaged(f"image {self.id}", "an extent goes past the end of its block."), page)
             contents.append(np.frombuffer(pages, np.uint8, whole * page_size).reshape(whole, page_size))
         return contents
 

@@ -149,7 +149,7 @@ def test_replace_commits_the_new_one_before_the_old_one_goes(tmp_path: Path, mon
         old = put(store, tmp_path, b"old")
         seen = []
         remove = Store._remove
-        monkeypatch.setattr(Store, "_remove", lambda self, ids: (seen.append((list(ids), set(self.ids()))), remove(self, ids)))
+        monkeypatch.setattr(Store, "_remove", lambda self, ids, lock: (seen.append((list(ids), set(self.ids()))), remove(self, ids, lock)))
         new = put(store, tmp_path, b"new", replace=True)
         assert seen == [([old], {old, new})]
         assert store.ids() == [new]
@@ -359,7 +359,7 @@ def test_the_same_content_in_two_stores_has_nothing_in_common(tmp_path: Path) ->
     whole = [[path.read_bytes() for path in files] for files in stored]
     chunks = [{data[at : at + 16] for data in files for at in range(40, len(data) - 15)} for files in whole]
     assert all(len(part) > 10_000 for part in chunks)
-    framing = (b"FSBK", b"FSP", b"FSI", bytes(6))  # magics and lengths
+    framing = (b"FSBK", b"K\1\0\0\0", b"K\0\0\0\0", b"FSP", b"FSI", bytes(6))  # magics, codecs and lengths
     common = {chunk for chunk in chunks[0] & chunks[1] if not any(part in chunk for part in framing)}
     assert not common
     assert not {path.name for path in stored[0]} & {path.name for path in stored[1]}

@@ -17,6 +17,7 @@ import time
 from tests.vm.conftest import off
 from tests.vm.lab import Lab, LabError
 from tests.vm.play import REPOSITORY, play
+from tests.vm.restoring import hibernate, wake
 
 FOLDER = REPOSITORY / "build" / "corpus"
 # Holds memory, half of it text as programs have it, and changes some of it whenever it is told to.
@@ -51,24 +52,20 @@ def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     machine = lab.create("corpus", "debian12", memory=arguments.memory, nvdimm=arguments.memory * 5 // 4)
-    machine.power_on()
-    machine.wait_up()
+    wake(machine)
     play(lab, [machine], "nvm.fastboot.configure", {"nvm_compression": arguments.compression}).ok()
     off(machine)
-    machine.power_on()
-    machine.wait_up()
+    wake(machine)
     holder = _HOLDER.replace("PAGES", str((arguments.memory << 20) // 4 // 4096))
     machine.ssh("cat >/run/holder.py && systemd-run --quiet --unit=holder python3 /run/holder.py", stdin=holder)
     for number in range(arguments.versions):
         machine.ssh(_BETWEEN)
         began = time.monotonic()
-        machine.ssh("systemd-run -q --on-active=1s systemctl hibernate")
-        machine.wait_off()
+        hibernate(machine)
         path = FOLDER / f"v{number:02}.img"
         subprocess.run(["cp", "--sparse=always", machine.folder / "nvdimm.img", path], check=True)
         print(f"{path.name}: {path.stat().st_blocks >> 11} MiB, {time.monotonic() - began:.0f} s", flush=True)
-        machine.power_on()
-        machine.wait_up()
+        wake(machine)
     machine.power_cut()
     machine.destroy()
     return 0
