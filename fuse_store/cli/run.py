@@ -51,11 +51,10 @@ def _run(arguments: list[str]) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a name that the terminal can't show is no reason to fail
                 stream.reconfigure(errors="backslashreplace")
-        from fuse_store.cli.verbs import wanted
+        from fuse_store.cli.verbs import load, wanted
 
-        verbs = wanted(arguments)
-        options = build(verbs).parse_args(arguments)
-        verb = next(one for one in verbs if one.name == options.verb)
+        options = build(wanted(arguments)).parse_args(arguments)
+        (verb,) = load(options.verb)
         context = Context(options)
         code = verb.run(context)
         sys.stdout.flush()
