@@ -32,7 +32,7 @@ bench: bench-store ## the store against borg, restic and squashfs; writes docs/b
 .PHONY: bench-store
 bench-store: $(READY)
 	@tools/install-packages tools/bench-packages.txt
-	$(PYTHON) -m tests.store.bench --report $(BENCH)
+	$(PYTHON) -m tests.store.bench.store --report $(BENCH)
 
 .PHONY: bench-corpus
 bench-corpus: $(READY) ## hibernation images of a virtual machine, which make bench then takes; about 10 minutes
@@ -134,7 +134,7 @@ vm-test: $(READY) ## tests that start virtual machines
 
 # The same in two parts, which make test runs at once: each has machines of its own.
 .PHONY: vm-test-devices vm-test-others
-DEVICES := tests/vm/test_kernels.py tests/vm/test_labels.py
+DEVICES := tests/vm/scenarios/test_kernels.py tests/vm/scenarios/test_labels.py
 vm-test-devices: $(READY)
 	VM_TESTS=$@ $(PYTHON) -m pytest $(DEVICES) -v
 vm-test-others: $(READY)

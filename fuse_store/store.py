@@ -19,14 +19,14 @@ from typing import Any
 
 import msgpack
 
-from fuse_store import names
-from fuse_store.backends import Backend, Lock, backend
-from fuse_store.crypto import DIGEST, Sealer, default_key_file, new_key, read_key, write_key
-from fuse_store.durable import crash, write_file
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError, WrongKey
-from fuse_store.ledger import Ledger
-from fuse_store.manifest import PAGE_SIZES, Head, ImageFile, Summary, image_name, read_head, summary
+from fuse_store.policy import names
 from fuse_store.progress import SILENT, Progress
+from fuse_store.repository.aead import DIGEST, Aead, default_key_file, new_key, read_key, write_key
+from fuse_store.repository.atomic import fault_point, write_file
+from fuse_store.repository.backends import Backend, Lock, backend
+from fuse_store.repository.manifest import PAGE_SIZES, Head, ImageFile, Summary, image_name, read_head, summary
+from fuse_store.repository.state_log import StateLog
 
 FORMAT = 1
 COMPRESSIONS = ("zstd", "lz4", "none")  # blocks.CODECS, which is not imported for a list of versions
@@ -62,12 +62,12 @@ class Config:
 class Store:
     """An open store; a context manager. Get one by ``create`` or ``open``."""
 
-    def __init__(self, backend: Backend, config: Config, sealer: Sealer) -> None:
-        self.backend, self.config, self.sealer = backend, config, sealer
-        self.backend.identify(config.id)
-        self.where, self.path = backend.where, backend.room
-        self.sync = config.durability == "full" and backend.syncs  # every file, before what depends on it
-        self.ledger = Ledger(backend, sealer, self.sync)
+    def __init__(self, backend: Backend, config: Config, aead: Aead) -> None:
+        self.backend, self.config, self.aead = backend, config, aead
+        self.backend.bind(config.id)
+        self.url, self.path = backend.url, backend.local_dir
+        self.sync = config.durability == "full" and backend.needs_fsync  # every file, before what depends on it
+        self.state_log = StateLog(backend, aead, self.sync)
         self._blocks: Any = None  # made when a block is first needed: lists need neither numpy nor threads
 
     @classmethod
@@ -86,11 +86,11 @@ class Store:
             raise UsageError(f"level {level}", "there is no such.", "zstd has -7 to -1, which are faster, and 1 to 19.")
         store_id = os.urandom(DIGEST)
         root = new_key()
-        sealer = Sealer(store_id, root, encryption)
+        aead = Aead(store_id, root, encryption)
         key_path = Path(key_file) if key_file else default_key_file(store_id)
         config = Config(
             FORMAT, store_id.hex(), page_size, compression, level, "aes-256-gcm" if encryption else "none", durability,
-            sealer.check.hex(), "" if encryption else root.hex(),
+            aead.check.hex(), "" if encryption else root.hex(),
         )  # fmt: skip
         try:
             if not place.is_free():
@@ -106,7 +106,7 @@ class Store:
                 raise
         except OSError as error:
             raise StoreError(f"store {path}", f"{error.strerror} ({error.filename}).") from None
-        return cls(place, config, sealer)
+        return cls(place, config, aead)
 
     @classmethod
     def open(cls, path: str | Path, *, key_file: str | Path | None = None) -> Store:
@@ -134,10 +134,10 @@ class Store:
                 f"store {path}", "there is a key for it, and its store.json says that it is not encrypted.",
                 "Somebody may have changed store.json: restore it from a copy.",
             )  # fmt: skip
-        sealer = Sealer(store_id, root, config.encryption != "none")
-        if sealer.check != check:
+        aead = Aead(store_id, root, config.encryption != "none")
+        if aead.check != check:
             raise WrongKey(f"store {path}", "the key is not the one it was made with.", "Name the right one with --key-file.")
-        return cls(place, config, sealer)
+        return cls(place, config, aead)
 
     def __enter__(self) -> Store:
         return self
@@ -156,15 +156,15 @@ class Store:
     def summaries(self) -> list[Summary]:
         """Every version, by machine, application and time. Damaged manifests are left out; ``verify`` names them."""
         known, states_at, states = self._cached()
-        changed, settled = self.ledger.changed()
+        changed, settled = self.state_log.changed()
         if changed != states_at:
-            states = {image_id: self.ledger.state(image_id) for image_id in self.ledger.ids()}
+            states = {image_id: self.state_log.state(image_id) for image_id in self.state_log.ids()}
         found: dict[str, Summary] = {}
         fresh = 0
         for image_id in self.ids():
             if image_id not in known:
                 try:
-                    known[image_id] = summary(image_id, read_head(self.backend, image_id, self.sealer)[0])
+                    known[image_id] = summary(image_id, read_head(self.backend, image_id, self.aead)[0])
                 except (NotFound, Damaged):
                     continue
                 fresh += 1
@@ -200,20 +200,20 @@ class Store:
 
     def open_image(self, image_id: str) -> Any:
         """The Image with that id. Raises NotFound, Damaged."""
-        from fuse_store.image import Image
+        from fuse_store.image.reader import Image
 
         self.backend.refresh("index")  # it may name what another writer has just stored
-        return Image(self.backend, image_id, self.sealer, self.blocks)
+        return Image(self.backend, image_id, self.aead, self.blocks)
 
     @property
     def blocks(self) -> Any:
         """The BlockCache of this store."""
         if self._blocks is None:
-            from fuse_store.image import BlockCache
-            from fuse_store.index import Index
-            from fuse_store.packs import PackReader
+            from fuse_store.image.reader import BlockCache
+            from fuse_store.repository.index import Index
+            from fuse_store.repository.pack import PackReader
 
-            self._index, self._reader = Index(self.backend, self.sealer), PackReader(self.backend, self.sealer)
+            self._index, self._reader = Index(self.backend, self.aead), PackReader(self.backend, self.aead)
             self._blocks = BlockCache(self._index, self._reader, self.backend.readers)
         return self._blocks
 
@@ -238,10 +238,10 @@ class Store:
     ) -> Summary:  # fmt: skip
         """Store what ``source`` names as a new version. ``bases`` are references, by default the newest version of the same
         machine and application; ``replace`` removes that one once the new one is there. Raises StoreError."""
-        from fuse_store.capture import Capture
-        from fuse_store.manifest import write_manifest
-        from fuse_store.packs import PackWriter
-        from fuse_store.sources import open_source
+        from fuse_store.image.inputs import open_source
+        from fuse_store.image.writer import Capture
+        from fuse_store.repository.manifest import write_manifest
+        from fuse_store.repository.pack import PackWriter
 
         machine, application = names.checked("the machine", machine), names.checked("the application", application)
         event, kind = names.checked("the event", event, empty=True), names.checked_kind(kind)
@@ -252,16 +252,16 @@ class Store:
             earlier = [one for one in self.summaries() if (one.machine, one.application) == (machine, application)]
             base = [self.find(one) for one in bases] if bases is not None else earlier[-1:]
             packs = dict.fromkeys(pack for one in base for pack in self._packs(one.id))
-            writer = PackWriter(self.backend, self.sealer, self.sync)
+            writer = PackWriter(self.backend, self.aead, self.sync)
             chunks = None
             if kind == "hibernation" and len(files) == 1:
-                from fuse_store.recompress import open_chunks
+                from fuse_store.hibernation.lzo_chunks.encode import open_chunks
 
                 config, offset = self.config, own_tags.get("resume_offset", "0")
-                chunks = open_chunks(files[0], offset, config.page_size, self.sealer.digest, config.compression, config.level)
+                chunks = open_chunks(files[0], offset, config.page_size, self.aead.digest, config.compression, config.level)
             try:
                 capture = Capture(
-                    self.index, self.reader, writer, self.sealer, page_size=self.config.page_size,
+                    self.index, self.reader, writer, self.aead, page_size=self.config.page_size,
                     codec=self.config.compression, level=self.config.level, sync=self.sync, bases=packs,
                 )  # fmt: skip
                 captured = capture.run(files, progress, chunks)
@@ -272,12 +272,12 @@ class Store:
                     captured.new, writer.written, self.config.page_size, tuple(one.id for one in base), tuple(stored),
                     tuple(captured.segments), captured.chunks,
                 )  # fmt: skip
-                crash("commit")
+                fault_point("commit")
                 image_id = write_manifest(
-                    self.backend, head, captured.sealed, self.sealer, self.config.durability != "none", lambda: self.settle(lock)
+                    self.backend, head, captured.encrypted, self.aead, self.config.durability != "none", lambda: self.settle(lock)
                 )
             except OSError as error:
-                raise StoreError(f"store {self.where}", f"{error.strerror}.", "No version was made, none was lost.") from None
+                raise StoreError(f"store {self.url}", f"{error.strerror}.", "No version was made, none was lost.") from None
             finally:
                 writer.abandon()
                 if chunks is not None:
@@ -290,17 +290,17 @@ class Store:
         """Before something depends on what was written, or something goes: make it durable, if files are not synced one by
         one, and make sure that the lock is still ours. Raises Locked, OSError."""
         if self.config.durability == "batch":
-            self.backend.settle()
+            self.backend.sync_all()
         lock.check()
 
     def record(self, ids: Sequence[str], state: str, detail: str = "") -> None:
-        """Note in the ledger what happened to versions: ``verified`` and so on. Raises Locked, StoreError."""
+        """Note in the state log what happened to versions: ``verified`` and so on. Raises Locked, StoreError."""
         with self.writing():
             try:
                 for image_id in ids:
-                    self.ledger.record(image_id, state, detail)
+                    self.state_log.record(image_id, state, detail)
             except OSError as error:
-                raise StoreError(f"store {self.where}", f"{error.strerror}.", "The state was not recorded.") from None
+                raise StoreError(f"store {self.url}", f"{error.strerror}.", "The state was not recorded.") from None
 
     def _packs(self, image_id: str) -> list[bytes]:
         """The packs of a base; none if it can't be read: then nothing is found in it, and all is stored anew."""
@@ -316,7 +316,7 @@ class Store:
 
     def _remove(self, ids: Sequence[str], lock: Lock) -> None:
         for image_id in ids:
-            crash("remove")
+            fault_point("remove")
             try:
                 lock.check()
             except Locked as lost:
@@ -325,8 +325,8 @@ class Store:
                 self.backend.to_trash(image_name(image_id))
             except FileNotFoundError:
                 raise NotFound(f"image {image_id}", "it is not in the store.", "fuse-store list shows what is.") from None
-            crash("removed")
-            self.ledger.forget(image_id)
+            fault_point("removed")
+            self.state_log.forget(image_id)
         if self.config.durability != "none":
             self.backend.sync("images")
 
@@ -338,7 +338,7 @@ class Store:
         try:
             return [name[:-4] for name in self.backend.names("images") if re.fullmatch(r"[0-9a-f]{32}\.img", name)]
         except OSError as error:
-            raise StoreError(f"store {self.where}", f"{error.strerror} ({error.filename}).") from None
+            raise StoreError(f"store {self.url}", f"{error.strerror} ({error.filename}).") from None
 
     # the cache of summaries: everything in it can be read from the manifests ------------------------------------------
 
@@ -350,11 +350,11 @@ class Store:
         self._summaries.unlink(missing_ok=True)
 
     def _cached(self) -> tuple[dict[str, Summary], int, dict[str, str]]:
-        """(summaries by id, the time of the ledger, states by id)."""
+        """(summaries by id, the time of the state log, states by id)."""
         from datetime import UTC, datetime
 
         try:
-            content = self.sealer.open(b"summaries", self._summaries.read_bytes())
+            content = self.aead.decrypt(b"summaries", self._summaries.read_bytes())
             rows, states_at, states = msgpack.unpackb(content)
             found = {}
             for row in rows:
@@ -371,7 +371,7 @@ class Store:
             values[6] = int(one.taken.timestamp() * 1e6)
             rows.append(values)
         try:
-            content = self.sealer.seal(b"summaries", msgpack.packb([rows, states_at, dict(states)]))
+            content = self.aead.encrypt(b"summaries", msgpack.packb([rows, states_at, dict(states)]))
             write_file(self._summaries, content, sync=False)
         except OSError:
             pass  # a store that is read-only or full lists more slowly
@@ -389,12 +389,12 @@ class _Writing:
             self._store.backend.prepare()  # a copy of the store may have lost those that were empty
             lock = self._lock.__enter__()
         except OSError as error:
-            raise StoreError(f"store {self._store.where}", f"{error.strerror}.", "Nothing was changed.") from None
-        self._store.backend.sweep()
+            raise StoreError(f"store {self._store.url}", f"{error.strerror}.", "Nothing was changed.") from None
+        self._store.backend.remove_partials()
         return lock
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.__exit__(kind, error, trace)
         if isinstance(error, OSError):
-            raise StoreError(f"store {self._store.where}", f"{error.strerror}.", "What was in it is still there.") from None
+            raise StoreError(f"store {self._store.url}", f"{error.strerror}.", "What was in it is still there.") from None
 

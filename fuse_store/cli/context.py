@@ -19,7 +19,7 @@ from fuse_store.progress import Progress, Silent, Terminal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fuse_store.manifest import Summary
+    from fuse_store.repository.manifest import Summary
     from fuse_store.store import Store
 
 
@@ -59,7 +59,7 @@ class Context:
         return found
 
     def record(self, store: Store, ids: Sequence[str], state: str, detail: str = "") -> bool:
-        """Note in the ledger what happened to versions. Whether that worked: the store may be read-only, or in use."""
+        """Note in the state log what happened to versions. Whether that worked: the store may be read-only, or in use."""
         try:
             store.record(ids, state, detail)
         except StoreError as error:

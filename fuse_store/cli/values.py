@@ -7,7 +7,7 @@ import re
 from argparse import ArgumentTypeError
 from datetime import UTC, datetime
 
-from fuse_store.retention import ALL, Duration
+from fuse_store.policy.retention import ALL, Duration
 
 _SIZES = {"": 1, "k": 1 << 10, "kib": 1 << 10}
 

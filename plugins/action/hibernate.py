@@ -28,7 +28,7 @@ from ansible.plugins.action import ActionBase
 from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _hibernate
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import hibernation
 
 display = Display()
 
@@ -96,8 +96,8 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         result["changed"] = False
         self._vars = task_vars or {}
-        _validation, given = self.validate_argument_spec(argument_spec=_hibernate.OPTIONS)
-        self._options = given = {name: given[name] for name in _hibernate.OPTIONS}
+        _validation, given = self.validate_argument_spec(argument_spec=hibernation.OPTIONS)
+        self._options = given = {name: given[name] for name in hibernation.OPTIONS}
         problem = self._usage_problem()
         if problem:
             return dict(result, failed=True, code="usage", msg=problem, blockers=[])
@@ -226,12 +226,12 @@ class ActionModule(ActionBase):
         """Whether the machine answers. What it answered is in C(self._status): boot id and the units' properties."""
         try:
             with _bounded(2 * self._options["connect_timeout"] + PROBE_GRACE):
-                answer = self._low_level_execute_command(_hibernate.status_command(self._token), sudoable=False)
+                answer = self._low_level_execute_command(hibernation.status_command(self._token), sudoable=False)
         except NO_ANSWER as error:
             display.vvv("%s: no answer: %s" % (MODULE, error))
             _reset(self._connection)
             return False
-        boot_id, units = _hibernate.parse_status(answer.get("stdout") or "")
+        boot_id, units = hibernation.parse_status(answer.get("stdout") or "")
         if not boot_id:
             return False
         self._status = {"boot_id": boot_id, "units": units}
@@ -239,8 +239,8 @@ class ActionModule(ActionBase):
 
     def _worth_checking(self):
         units = self._status["units"]
-        service, unit = units.get(_hibernate.SERVICE, {}), units.get(_hibernate.unit_name(self._token), {})
-        return self._booted_afresh() or _hibernate.has_ended(service, unit, self._marker["invocation"])
+        service, unit = units.get(hibernation.SERVICE, {}), units.get(hibernation.unit_name(self._token), {})
+        return self._booted_afresh() or hibernation.has_ended(service, unit, self._marker["invocation"])
 
     def _booted_afresh(self):
         return self._status.get("boot_id", self._marker["boot_id"]) != self._marker["boot_id"]
@@ -280,7 +280,7 @@ class ActionModule(ActionBase):
                 "code": last.get("code") or "still_awake",
                 "message": "The machine still answers %d seconds after it was told to hibernate. %s"
                 % (given["hibernate_timeout"], last.get("message", "")),
-                "remedy": "Look at journalctl -b -u %s on the machine; it may still hibernate." % _hibernate.SERVICE,
+                "remedy": "Look at journalctl -b -u %s on the machine; it may still hibernate." % hibernation.SERVICE,
             }
         if course.back is not None:
             return {
@@ -288,7 +288,7 @@ class ActionModule(ActionBase):
                 "code": last.get("code") or "no_evidence",
                 "message": "The machine answers again, but what became of its memory could not be found out. %s"
                 % last.get("message", ""),
-                "remedy": last.get("remedy") or "Look at journalctl -b -u %s on the machine." % _hibernate.SERVICE,
+                "remedy": last.get("remedy") or "Look at journalctl -b -u %s on the machine." % hibernation.SERVICE,
             }
         if wake.command and course.woken is None:
             return {
@@ -445,7 +445,7 @@ def _bounded(seconds):
 
 def _blocked(blockers):
     """The failure before anything was done; C(inhibited) only if nothing but inhibitors is in the way."""
-    inhibited = all(blocker["code"] == _hibernate.INHIBITED for blocker in blockers)
+    inhibited = all(blocker["code"] == hibernation.INHIBITED for blocker in blockers)
     return {
         "verdict": "inhibited" if inhibited else "never_slept",
         "code": blockers[0]["code"],

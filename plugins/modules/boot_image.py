@@ -182,16 +182,16 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _boot_image
-from ansible_collections.nvm.fastboot.plugins.module_utils._run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._store import boot_image
 
 
 def main():
     version = ("image", "machine")
     module = AnsibleModule(
         argument_spec=dict(
-            _boot_image.COMMON,
-            state={"type": "str", "choices": list(_boot_image.STATES), "required": True},
+            boot_image.COMMON,
+            state={"type": "str", "choices": list(boot_image.STATES), "required": True},
             source_command={"type": "list", "elements": "str"},
             tags={"type": "dict"},
             replace={"type": "bool", "default": False},
@@ -209,7 +209,7 @@ def main():
         ],
         supports_check_mode=True,
     )
-    carry_out(module, lambda transaction: _boot_image.apply(transaction, module.params))
+    carry_out(module, lambda transaction: boot_image.apply(transaction, module.params))
 
 
 if __name__ == "__main__":

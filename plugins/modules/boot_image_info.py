@@ -133,15 +133,15 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _boot_image
-from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._store import boot_image
 
 
 def main():
-    module = AnsibleModule(argument_spec=_boot_image.COMMON, supports_check_mode=True)
+    module = AnsibleModule(argument_spec=boot_image.COMMON, supports_check_mode=True)
     try:
-        found = _boot_image.look(Host.of(module), module.params)
+        found = boot_image.look(Host.of(module), module.params)
     except Refused as refused:
         refuse(module, refused)
     for warning in found.pop("warnings"):

@@ -176,9 +176,9 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _resume
-from ansible_collections.nvm.fastboot.plugins.module_utils._run import carry_out
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import DEFAULT_DEVICE
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import resume
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import DEFAULT_DEVICE
 
 
 def main():
@@ -186,7 +186,7 @@ def main():
         argument_spec={
             "device": {"type": "str", "default": DEFAULT_DEVICE},
             "uuid": {"type": "str"},
-            "compression": {"type": "str", "choices": list(_resume.COMPRESSIONS)},
+            "compression": {"type": "str", "choices": list(resume.COMPRESSIONS)},
             "force": {"type": "bool", "default": False},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
@@ -194,9 +194,9 @@ def main():
     )
     options = dict(module.params)
     if options.pop("state") == "present":
-        carry_out(module, lambda transaction: _resume.present(transaction, **options))
+        carry_out(module, lambda transaction: resume.present(transaction, **options))
     else:
-        carry_out(module, lambda transaction: _resume.absent(transaction, options["device"], options["force"]))
+        carry_out(module, lambda transaction: resume.absent(transaction, options["device"], options["force"]))
 
 
 if __name__ == "__main__":

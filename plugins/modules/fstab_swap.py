@@ -130,9 +130,9 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _fstab
-from ansible_collections.nvm.fastboot.plugins.module_utils._run import carry_out
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import DEFAULT_DEVICE, DEFAULT_PRIORITY
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import fstab
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import DEFAULT_DEVICE, DEFAULT_PRIORITY
 
 
 def main():
@@ -140,18 +140,18 @@ def main():
         argument_spec={
             "device": {"type": "str", "default": DEFAULT_DEVICE},
             "uuid": {"type": "str"},
-            "options": {"type": "list", "elements": "str", "default": list(_fstab.DEFAULT_OPTIONS)},
+            "options": {"type": "list", "elements": "str", "default": list(fstab.DEFAULT_OPTIONS)},
             "priority": {"type": "int", "default": DEFAULT_PRIORITY},
-            "path": {"type": "path", "default": _fstab.DEFAULT_PATH},
+            "path": {"type": "path", "default": fstab.DEFAULT_PATH},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
         supports_check_mode=True,
     )
     options = dict(module.params)
     if options.pop("state") == "present":
-        carry_out(module, lambda transaction: _fstab.present(transaction, **options))
+        carry_out(module, lambda transaction: fstab.present(transaction, **options))
     else:
-        carry_out(module, lambda transaction: _fstab.absent(transaction, options["device"], options["uuid"], options["path"]))
+        carry_out(module, lambda transaction: fstab.absent(transaction, options["device"], options["uuid"], options["path"]))
 
 
 if __name__ == "__main__":

@@ -215,14 +215,14 @@ kernel:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _hibernate
-from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import hibernation
 
 
 def main():
     module = AnsibleModule(
-        argument_spec={**_hibernate.OPTIONS, **_hibernate.STEP_OPTIONS},
+        argument_spec={**hibernation.OPTIONS, **hibernation.STEP_OPTIONS},
         required_if=[
             ("step", "prepare", ["token"]),
             ("step", "start", ["token"]),
@@ -240,7 +240,7 @@ def main():
     host = Host.of(module)
     try:
         if given["step"] == "prepare":
-            answer = _hibernate.prepare(
+            answer = hibernation.prepare(
                 host,
                 given["device"],
                 given["token"],
@@ -249,10 +249,10 @@ def main():
                 module.check_mode,
             )
         elif given["step"] == "start":
-            _hibernate.start(host, given["token"], given["ignore_inhibitors"])
+            hibernation.start(host, given["token"], given["ignore_inhibitors"])
             answer = {"changed": True}
         else:
-            answer = _hibernate.check(host, given["device"], given["token"], given["marker"])
+            answer = hibernation.check(host, given["device"], given["token"], given["marker"])
     except Refused as refused:
         refuse(module, refused)
     module.exit_json(**dict({"changed": False}, **answer))

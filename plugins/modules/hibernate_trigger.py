@@ -166,9 +166,9 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _triggers
-from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import triggers
 
 
 def main():
@@ -190,12 +190,12 @@ def main():
     present = options.pop("state") == "present"
     host = Host.of(module)
     name = options["name"] or options["condition"]
-    names = [name] if name else _triggers.names(host)
+    names = [name] if name else triggers.names(host)
     outcomes = []
     try:
         for each in names:
-            trigger = _triggers.Trigger(**dict(options, name=each))
-            outcomes.append(_triggers.apply(host, trigger, present, module.check_mode))
+            trigger = triggers.Trigger(**dict(options, name=each))
+            outcomes.append(triggers.apply(host, trigger, present, module.check_mode))
     except Refused as refused:
         refuse(module, refused)
     for outcome in outcomes:

@@ -244,9 +244,9 @@ ready:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host, Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._report import report
-from ansible_collections.nvm.fastboot.plugins.module_utils._run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts.report import report
 
 
 def main():

@@ -220,10 +220,10 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _reservation
-from ansible_collections.nvm.fastboot.plugins.module_utils._run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reserve
 
-STATES = {"present": _reservation.present, "absent": _reservation.absent}
+STATES = {"present": reserve.present, "absent": reserve.absent}
 
 
 def main():
@@ -241,7 +241,7 @@ def main():
         supports_check_mode=True,
     )
     change = STATES[module.params["state"]]
-    carry_out(module, lambda transaction: change(transaction, _reservation.Options.of(module.params)))
+    carry_out(module, lambda transaction: change(transaction, reserve.Options.of(module.params)))
 
 
 if __name__ == "__main__":

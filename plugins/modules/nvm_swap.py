@@ -175,9 +175,9 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils import _swap_area
-from ansible_collections.nvm.fastboot.plugins.module_utils._run import carry_out
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import (
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import make
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import (
     DEFAULT_DEVICE,
     DEFAULT_LABEL,
     DEFAULT_PRIORITY,
@@ -199,9 +199,9 @@ def main():
     )
     options = dict(module.params)
     if options.pop("state") == "present":
-        carry_out(module, lambda transaction: _swap_area.present(transaction, **options))
+        carry_out(module, lambda transaction: make.present(transaction, **options))
     else:
-        carry_out(module, lambda transaction: _swap_area.absent(transaction, options["device"], options["uuid"], options["force"]))
+        carry_out(module, lambda transaction: make.absent(transaction, options["device"], options["uuid"], options["force"]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m tests.fuzz.swsusp --seconds 600 [--seed N]
 
 runs until the time is over or something else than an error of ``fuse_store.errors`` is raised; then it prints the seed that
-does it again. A short run is in tests/store/test_swsusp_fuzz.py. ``mutate`` and ``everything`` are what both are made of.
+does it again. A short run is in tests/store/formats/test_swsusp_fuzz.py. ``mutate`` and ``everything`` are what both are made of.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fuse_store import capture, image, index, packs, sources
-from fuse_store.backends import Posix
+from fuse_store.image import inputs, reader, writer
+from fuse_store.repository import index, pack
+from fuse_store.repository.backends import PosixBackend
 from fuse_store.store import Store
 
 PAGE = 4096
@@ -55,12 +56,12 @@ def config_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make_small(monkeypatch: pytest.MonkeyPatch, full: int = 64 << 10) -> None:
     """Limits so small that a few hundred pages make several batches, packs, segments, and merges of the index."""
-    monkeypatch.setattr(packs, "FULL", full)
-    monkeypatch.setattr(sources, "BATCH", 256 << 10)
-    monkeypatch.setattr(capture, "QUEUE", 2)
-    monkeypatch.setattr(capture, "MOST", 8)
-    monkeypatch.setattr(image, "SEGMENTS", 2)
-    monkeypatch.setattr(image, "CACHE", 512 << 10)
+    monkeypatch.setattr(pack, "FULL", full)
+    monkeypatch.setattr(inputs, "BATCH", 256 << 10)
+    monkeypatch.setattr(writer, "QUEUE", 2)
+    monkeypatch.setattr(writer, "MOST", 8)
+    monkeypatch.setattr(reader, "SEGMENTS", 2)
+    monkeypatch.setattr(reader, "CACHE", 512 << 10)
     monkeypatch.setattr(index, "MOST_ROWS", 64)
 
 
@@ -102,7 +103,7 @@ def read_whole(store: Store, image_id: str) -> bytes:
 
 def packs_of(path: Path) -> set[bytes]:
     """The ids of the packs of a store in a folder."""
-    return {pack for pack, _size in packs.all_packs(Posix(path))}
+    return {pack for pack, _size in pack.all_packs(PosixBackend(path))}
 
 
 def read_store(path: Path) -> dict[str, bytes]:

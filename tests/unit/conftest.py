@@ -66,7 +66,7 @@ def transcript() -> Transcript:
 @pytest.fixture
 def host(tmp_path, transcript):
     """A Host on an empty root directory, whose commands come from C(transcript)."""
-    from ansible_collections.nvm.fastboot.plugins.module_utils._host import Host
+    from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host
 
     return Host(transcript, root=str(tmp_path))
 

@@ -71,8 +71,8 @@ class Store:
         return Answer(done.returncode, json.loads(done.stdout or "{}"), error)
 
     def killed(self, step: str, *words: str | Path) -> None:
-        """Run a command that dies at a step (``fuse_store.durable.crash``), and leaves everything as it is then."""
-        environment = {**os.environ, **self.environment, "FUSE_STORE_CRASH_AT": step}
+        """Run a command that dies at a step (``fuse_store.repository.atomic.fault_point``), and leaves everything as it is then."""
+        environment = {**os.environ, **self.environment, "FUSE_STORE_FAULT_POINT": step}
         done = subprocess.run([COMMAND, *map(str, words)], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == -signal.SIGKILL, f"it was not killed at '{step}': {done.stderr}"
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     options = context.options
-    from fuse_store.device.arm import arm
-    from fuse_store.device.preflight import CODES
+    from fuse_store.hibernation.arm import arm
+    from fuse_store.hibernation.preflight import CODES
 
     for code in options.force:
         if code not in CODES:

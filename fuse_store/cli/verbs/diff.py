@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fuse_store.cli.context import Context
-    from fuse_store.diff import Range
+    from fuse_store.image.diff import Range
 
 
 def run(context: Context) -> int:
     options = context.options
     with context.open_store() as store:
-        from fuse_store import diff
+        from fuse_store.image import diff
 
         a, b = (store.open_image(store.find(one).id) for one in (options.a, options.b))
         pages = dict.fromkeys(diff.CHANGES, 0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     options = context.options
-    from fuse_store.device.arm import disarm
+    from fuse_store.hibernation.arm import disarm
 
     done = disarm(options.device)
     image_id = _note(context, done.device) if done.changed else None
@@ -31,14 +31,14 @@ def _note(context: Context, device: str) -> str | None:
     """Note in the store, if one is named, that its version was not resumed; the id of that."""
     if not (context.options.store or os.environ.get("FUSE_STORE")):
         return None
-    from fuse_store.device import use
+    from fuse_store.hibernation import history
 
     try:
         with context.open_store() as store:
-            image_id = use.staged_on(store, device)
-            if store.ledger.state(image_id) != "armed":
+            image_id = history.staged_on(store, device)
+            if store.state_log.state(image_id) != "armed":
                 return None
-            noted = context.record(store, [image_id], "staged", use.ENTRY.format(device=device, what=use.DISARMED))
+            noted = context.record(store, [image_id], "staged", history.ENTRY.format(device=device, what=history.DISARMED))
             return image_id if noted else None
     except NotFound:
         return None

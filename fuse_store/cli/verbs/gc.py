@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def run(context: Context) -> int:
     dry_run = context.options.dry_run
     with context.open_store() as store:
-        from fuse_store import upkeep
+        from fuse_store.maintenance import upkeep
 
         grace = 0 if context.options.now else upkeep.GRACE
         done = upkeep.collect(store, dry_run=dry_run, progress=context.progress, grace=grace)

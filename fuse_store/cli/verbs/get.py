@@ -8,8 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
+from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE, Verb, argument
-from fuse_store.cli.record import label
 from fuse_store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def run(context: Context) -> int:
     with context.open_store() as store:
         version = store.find(options.image)
         image = store.open_image(version.id)
-        from fuse_store import targets
+        from fuse_store.image import restore
 
-        written = targets.get(
+        written = restore.get(
             image, options.target, context.progress, changed_only=options.changed_only, force=options.force
         )
     seconds = time.monotonic() - began

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
+from fuse_store.cli.output import VERSION_KEYS, version_record
 from fuse_store.cli.parser import OF_APPLICATION, OF_MACHINE, Verb
-from fuse_store.cli.record import VERSION_KEYS, version_record
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context

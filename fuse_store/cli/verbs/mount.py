@@ -16,7 +16,7 @@ def run(context: Context) -> int:
     options = context.options
     far = "://" in context.store_place and not options.foreground  # its client would not survive the fork
     with nullcontext(context.open_store) if far else context.open_store() as store:
-        from fuse_store import filesystem
+        from fuse_store import mount
 
         record = {
             "store": context.store_place,
@@ -25,7 +25,7 @@ def run(context: Context) -> int:
             "writable": options.writable,
             "allow_other": options.allow_other,
         }
-        filesystem.mount(
+        mount.mount(
             store, options.directory, foreground=options.foreground, writable=options.writable, allow_other=options.allow_other
         )
     context.emit(record, "")

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE, Verb, argument
-from fuse_store.cli.record import label
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -30,7 +30,7 @@ VERB = Verb(
     arguments=(
         IMAGE,
         argument("outcome", metavar="OUTCOME", choices=("resumed", "failed"), help="resumed or failed"),
-        argument("--detail", metavar="TEXT", default="", help="why, for the ledger"),
+        argument("--detail", metavar="TEXT", default="", help="why, for the state log"),
     ),
     keys={"id": "of the version", "state": "resumed or failed"},
     examples=(("fuse-store outcome web01/system/latest failed --detail memory-size", "the machine booted afresh"),),

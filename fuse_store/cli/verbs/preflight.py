@@ -6,13 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE, Verb, argument
-from fuse_store.cli.record import label
 from fuse_store.errors import Refused
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
-    from fuse_store.device.preflight import Situation
+    from fuse_store.hibernation.preflight import Situation
 
 ROOT = argument(
     "--root", metavar="DIR", complete="directory",
@@ -26,8 +26,8 @@ DISK = argument(
 
 def situation(context: Context, device: str | None) -> Situation:
     """Where the image is to be resumed, as the options say. A file as device belongs to another machine."""
-    from fuse_store.device.machine import Machine
-    from fuse_store.device.preflight import Situation
+    from fuse_store.hibernation.machine import Machine
+    from fuse_store.hibernation.preflight import Situation
 
     options = context.options
     place = Path(device) if device else None
@@ -45,7 +45,7 @@ def situation(context: Context, device: str | None) -> Situation:
 def run(context: Context) -> int:
     options = context.options
     with context.open_store() as store:
-        from fuse_store.device.preflight import preflight
+        from fuse_store.hibernation.preflight import preflight
 
         version = store.find(options.image)
         report = preflight(store, store.open_image(version.id), situation(context, options.device), context.progress)

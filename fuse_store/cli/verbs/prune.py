@@ -7,16 +7,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from fuse_store.cli import text, values
+from fuse_store.cli.output import NAME_KEYS, name_record
 from fuse_store.cli.parser import DRY_RUN, OF_APPLICATION, OF_MACHINE, Verb, argument
-from fuse_store.cli.record import NAME_KEYS, name_record
 from fuse_store.errors import UsageError
-from fuse_store.retention import COUNTED, Decision, Policy, decide
+from fuse_store.policy.retention import COUNTED, Decision, Policy, decide
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from fuse_store.cli.context import Context
-    from fuse_store.manifest import Summary
+    from fuse_store.repository.manifest import Summary
 
 
 def run(context: Context) -> int:

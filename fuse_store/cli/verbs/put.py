@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text, values
+from fuse_store.cli.output import VERSION_KEYS, label, version_record
 from fuse_store.cli.parser import Verb, argument
-from fuse_store.cli.record import VERSION_KEYS, label, version_record
 from fuse_store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def _recorded(context: Context) -> dict[str, str]:
     """What is known of a hibernation image beside its bytes."""
     from pathlib import Path
 
-    from fuse_store.device.capture import tags_of
-    from fuse_store.device.machine import Machine
+    from fuse_store.hibernation.machine import Machine
+    from fuse_store.hibernation.metadata import tags_of
 
     disks = [Path(disk) for disk in context.options.evidence_disk]
     tags, wrong = tags_of(context.options.source, disks, Machine())

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fuse_store.cli.output import NAME_KEYS, label, name_record
 from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
-from fuse_store.cli.record import NAME_KEYS, label, name_record
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context

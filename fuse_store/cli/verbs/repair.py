@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     with context.open_store() as store:
-        from fuse_store import upkeep
+        from fuse_store.maintenance import upkeep
 
         done = upkeep.repair(store, context.progress)
     record = {

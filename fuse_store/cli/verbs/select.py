@@ -8,10 +8,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text, values
+from fuse_store.cli.output import NAME_KEYS, label, name_record
 from fuse_store.cli.parser import Verb, argument
-from fuse_store.cli.record import NAME_KEYS, label, name_record
 from fuse_store.errors import NotFound, StoreError, UsageError
-from fuse_store.selection import Selection, Wanted, select
+from fuse_store.policy.selection import Selection, Wanted, select
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fuse_store.cli import text
+from fuse_store.cli.output import VERSION_KEYS, version_record
 from fuse_store.cli.parser import IMAGE, Verb
-from fuse_store.cli.record import VERSION_KEYS, version_record
 from fuse_store.cli.verbs.inspect import human as hibernation_text
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
-    from fuse_store.manifest import ImageFile
+    from fuse_store.repository.manifest import ImageFile
 
 
 def run(context: Context) -> int:
@@ -23,7 +23,7 @@ def run(context: Context) -> int:
         head = image.head
         hibernation = None
         if version.kind == "hibernation":
-            from fuse_store.device.capture import description
+            from fuse_store.hibernation.metadata import description
 
             hibernation = description(store, image)
     record = {

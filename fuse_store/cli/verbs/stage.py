@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
+from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE, Verb, argument
-from fuse_store.cli.record import label
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -23,12 +23,12 @@ def run(context: Context) -> int:
     options = context.options
     began = time.monotonic()
     with context.open_store() as store:
-        from fuse_store.device import use
-        from fuse_store.device.stage import stage
+        from fuse_store.hibernation import history
+        from fuse_store.hibernation.stage import stage
 
         version = store.find(options.image)
         done = stage(store.open_image(version.id), options.device, force=options.force, progress=context.progress)
-        recorded = context.record(store, [version.id], "staged", use.ENTRY.format(device=done.device, what="staged"))
+        recorded = context.record(store, [version.id], "staged", history.ENTRY.format(device=done.device, what="staged"))
     seconds = time.monotonic() - began
     record = {
         "id": version.id, "device": done.device, "size": version.size, "written": done.differed, "held": done.held,

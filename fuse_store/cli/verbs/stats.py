@@ -10,9 +10,9 @@ from fuse_store.cli import text
 from fuse_store.cli.parser import Verb
 
 if TYPE_CHECKING:
-    from fuse_store.backends import Backend
     from fuse_store.cli.context import Context
-    from fuse_store.manifest import Summary
+    from fuse_store.repository.backends import Backend
+    from fuse_store.repository.manifest import Summary
 
 COLUMNS = ("MACHINE", "APPLICATION", "VERSIONS", "LOGICAL", "ALLOCATED", "NEW", "STORED", "NEWEST (UTC)")
 
@@ -23,7 +23,7 @@ def run(context: Context) -> int:
         packs, stored = _on_disk(store.backend)
     allocated = sum(one.allocated for one in versions)
     record = {
-        "store": store.where, "versions": len(versions), "logical": sum(one.size for one in versions), "allocated": allocated,
+        "store": store.url, "versions": len(versions), "logical": sum(one.size for one in versions), "allocated": allocated,
         "stored": stored, "packs": packs, "ratio": round(allocated / stored, 3) if stored and versions else None,
         "groups": [
             {"machine": machine, "application": application, **_sums([*members])}

@@ -6,22 +6,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text, values
+from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
-from fuse_store.cli.record import label
 from fuse_store.errors import Damaged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fuse_store.cli.context import Context
+    from fuse_store.maintenance.upkeep import Verdict
     from fuse_store.store import Store
-    from fuse_store.upkeep import Verdict
 
 
 def run(context: Context) -> int:
     options = context.options
     with context.open_store() as store:
-        from fuse_store import upkeep
+        from fuse_store.maintenance import upkeep
 
         versions = store.summaries()
         ids = [store.find(one).id for one in options.image]
@@ -61,7 +61,7 @@ def run(context: Context) -> int:
 
 def _kernel_checksums(context: Context, store: Store, verdicts: Sequence[Verdict]) -> dict[str, str]:
     """Of the hibernation images among sound versions; those that are wrong become damaged."""
-    from fuse_store.device.capture import WRONG, kernel_checksum
+    from fuse_store.hibernation.metadata import WRONG, kernel_checksum
 
     found = {}
     for one in verdicts:
@@ -79,12 +79,12 @@ def _kernel_checksums(context: Context, store: Store, verdicts: Sequence[Verdict
 
 def _record(context: Context, store: Store, sound: Sequence[str], checksums: Mapping[str, str]) -> bool:
     """Note that these verified whole. Whether that worked."""
-    from fuse_store.device import use
-    from fuse_store.device.capture import RIGHT
+    from fuse_store.hibernation import history
+    from fuse_store.hibernation.metadata import RIGHT
 
     right = [one for one in sound if checksums.get(one) == RIGHT]
     others = [one for one in sound if checksums.get(one) != RIGHT]
-    done = [context.record(store, ids, "verified", detail) for ids, detail in ((right, use.RIGHT), (others, "")) if ids]
+    done = [context.record(store, ids, "verified", detail) for ids, detail in ((right, history.RIGHT), (others, "")) if ids]
     return bool(done) and all(done)
 
 

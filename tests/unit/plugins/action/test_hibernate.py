@@ -15,7 +15,7 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.connection import ConnectionBase
 
 from ansible_collections.nvm.fastboot.plugins.action import hibernate
-from ansible_collections.nvm.fastboot.plugins.module_utils import _hibernate
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import hibernation
 
 BOOT = "7d0d1a5c-2c0f-4a3e-9a2b-3f1b1c1f8b1e"
 OTHER_BOOT = "11111111-2222-4333-8444-555555555555"
@@ -116,17 +116,17 @@ class Machine:
         self.reach()
         if command.startswith("rm"):
             return {"rc": 0, "stdout": ""}
-        assert command == _hibernate.status_command(self.token) and not sudoable
+        assert command == hibernation.status_command(self.token) and not sudoable
         over = self.mode() in ("ended", "afresh")
         return {
             "rc": 0,
             "stdout": "%s\nId=%s\nActiveState=%s\nInvocationID=%s\n\nId=%s\nActiveState=active\nSubState=exited\n"
             % (
                 OTHER_BOOT if self.mode() == "afresh" else BOOT,
-                _hibernate.SERVICE,
+                hibernation.SERVICE,
                 "inactive" if over else "activating",
                 "new" if over else "old",
-                _hibernate.unit_name(self.token),
+                hibernation.unit_name(self.token),
             ),
         }
 
@@ -376,7 +376,7 @@ def test_options_reach_the_steps(act):
     )
     assert start["ignore_inhibitors"] is True and check["device"] == "/dev/NVM_B"
     assert len({step["token"] for step in machine.steps}) == 1
-    assert set(prepare) | set(start) | set(check) <= set(_hibernate.OPTIONS) | set(_hibernate.STEP_OPTIONS)
+    assert set(prepare) | set(start) | set(check) <= set(hibernation.OPTIONS) | set(hibernation.STEP_OPTIONS)
 
 
 def test_a_preparation_that_fails(act):

@@ -1,9 +1,0 @@
-# SPDX-License-Identifier: GPL-3.0-or-later
-"""The store as a file system. ``tree`` says what it looks like, ``adapter`` shows it through FUSE, ``mount`` does it.
-
-``cli`` uses ``mount`` and nothing else of this package.
-"""
-
-from fuse_store.filesystem.mounting import mount
-
-__all__ = ["mount"]

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What changed between two versions: pages added, changed and gone, by range. Used by the verb ``diff``.
+
+Files are paired by name. Pages are compared by the digests that the tables of the packs have of them: no block is opened, and
+memory is that of a window of pages and of two segments of extents, whatever the sizes. A page is *added* if it has become
+other than zero, *gone* if it is all zeros now or lies beyond the new end, *changed* if both have data there and they
+differ. Both must have one page size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fuse_store.errors import Damaged, UsageError
+from fuse_store.progress import Progress
+
+if TYPE_CHECKING:
+    from fuse_store.image.reader import Image
+    from fuse_store.repository.manifest import ImageFile
+
+WINDOW = 1 << 16  # pages of each version that are compared at once
+CHANGES = ("added", "changed", "gone")
+
+
+@dataclass(frozen=True)
+class Range:
+    """A run of pages with the same ``change``, in bytes from the start of ``file``; the last page may be cut off by the end
+    of the file."""
+
+    file: str
+    change: str
+    offset: int
+    length: int
+
+
+def diff(a: Image, b: Image, progress: Progress) -> Iterator[Range]:
+    """The ranges in which ``b`` differs from ``a``: by file name, then by offset. Raises UsageError, Damaged."""
+    if a.head.page_size != b.head.page_size:
+        raise UsageError(
+            f"images {a.id[:12]} and {b.id[:12]}", f"their pages have {a.head.page_size} and {b.head.page_size} bytes.",
+            "Only versions with pages of one size can be compared.",
+        )  # fmt: skip
+    of_a, of_b = ({file.name: file for file in image.files} for image in (a, b))
+    progress.start("diff", sum(max(file.size for file in pair) for pair in _pairs(of_a, of_b)))
+    done = 0
+    try:
+        for name in sorted(of_a.keys() | of_b.keys()):
+            old, new = of_a.get(name), of_b.get(name)
+            size = max(file.size for file in (old, new) if file is not None)
+            step = a.head.page_size
+            for one in _joined(_of_file(a, old, b, new, name, size, progress, done), step):
+                yield Range(one.file, one.change, one.offset, min(one.length, size - one.offset))
+            done += size
+    finally:
+        progress.finish()
+
+
+def _pairs(of_a: dict[str, ImageFile], of_b: dict[str, ImageFile]) -> Iterator[list[ImageFile]]:
+    for name in of_a.keys() | of_b.keys():
+        yield [files[name] for files in (of_a, of_b) if name in files]
+
+
+def _of_file(
+    a: Image,
+    old: ImageFile | None,
+    b: Image,
+    new: ImageFile | None,
+    name: str,
+    size: int,
+    progress: Progress,
+    done: int,
+) -> Iterator[Range]:
+    page_size = a.head.page_size
+    pages = -(-size // page_size)
+    for start in range(0, pages, WINDOW):
+        end = min(start + WINDOW, pages)
+        (there, before), (here, after) = _window(a, old, start, end), _window(b, new, start, end)
+        both = np.flatnonzero(there & here)
+        change = np.where(here & ~there, 1, np.where(there & ~here, 3, 0))  # one more than the ordinal in CHANGES
+        change[both[(before[both] != after[both]).any(axis=1)]] = 2
+        breaks = np.flatnonzero(np.diff(change, prepend=-1))
+        kinds = change[breaks].tolist()
+        for kind, low, high in zip(kinds, breaks.tolist(), np.append(breaks[1:], end - start).tolist(), strict=True):
+            if kind:
+                yield Range(name, CHANGES[kind - 1], (start + low) * page_size, (high - low) * page_size)
+        progress.at(done + min(end * page_size, size))
+
+
+def _window(image: Image, file: ImageFile | None, start: int, end: int) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+    """(whether it is other than zero, the two halves of its digest) of each page in start..end of a file."""
+    there, digests = np.zeros(end - start, bool), np.zeros((end - start, 2), np.uint64)
+    if file is None:
+        return there, digests
+    first = file.offset // image.head.page_size + start
+    last = min(first + end - start, -(-(file.offset + file.size) // image.head.page_size))
+    for place in image.places(first, last):
+        digest = image.page_digests(place)
+        unknown = np.flatnonzero(~digest.any(axis=1))
+        if len(unknown):
+            error = Damaged(
+                f"image {image.id}", "a block of it is in no pack that the index knows.", "Run fuse-store repair."
+            )
+            raise image.damaged(error, int(place.page[unknown[0]]))
+        there[place.page - first] = True
+        digests[place.page - first] = digest
+    return there, digests
+
+
+def _joined(ranges: Iterable[Range], page_size: int) -> Iterator[Range]:
+    """Runs that go on in the next window become one."""
+    held: Range | None = None
+    for one in ranges:
+        if held is not None and held.change == one.change and held.offset + held.length == one.offset:
+            held = Range(held.file, held.change, held.offset, held.length + one.length)
+            continue
+        if held is not None:
+            yield held
+        held = one
+    if held is not None:
+        yield held

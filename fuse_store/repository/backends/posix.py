@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A store in a folder of a local file system. What is owed to whom says ``backends``; the steps of a commit are ``durable``'s.
+
+Index fragments are mapped, packs are read by pread from files that stay open, and a rename is what makes a file appear.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO
+
+from fuse_store.repository.atomic import SETTLED, new_file, remove_partials, sync_directory, sync_filesystem, write_file
+from fuse_store.repository.backends.base import Entry
+from fuse_store.repository.locks import WriterLock
+
+FOLDERS = ("packs", "index", "images", "states", "trash", "locks")
+SWEPT = ("packs", "index", "images", "states", "locks")
+OPEN_FILES = 64
+
+
+class _File:
+    """An open pack. Closed when nobody uses it any more, so one thread can forget it while another reads."""
+
+    def __init__(self, path: Path, trash: Path) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # who knew it a moment ago may finish
+            self.descriptor = os.open(trash / path.name, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+class PosixBackend:
+    """A Backend."""
+
+    def __init__(self, root: Path) -> None:
+        self.local_dir, self.url = root, str(root)
+        self.readers, self.needs_fsync, self.survives_fork = max(2, os.cpu_count() or 1), True, True
+        self._trash = root / "trash"
+        self._files: OrderedDict[str, _File] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def bind(self, store_id: str) -> None:
+        pass
+
+    def is_free(self) -> bool:
+        return not self.local_dir.exists() or (self.local_dir.is_dir() and not any(self.local_dir.iterdir()))
+
+    def prepare(self) -> None:
+        self.local_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in FOLDERS:
+            (self.local_dir / folder).mkdir(mode=0o700, exist_ok=True)
+
+    def read(self, name: str) -> bytes:
+        return (self.local_dir / name).read_bytes()
+
+    def read_range(self, name: str, offset: int, length: int, *, trashed: bool) -> bytes:
+        if name.startswith("packs/"):
+            return os.pread(self._file(name).descriptor, length, offset)
+        path = self.local_dir / name
+        try:
+            file = open(path, "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            if not trashed:
+                raise
+            file = open(self._trash / path.name, "rb")  # noqa: SIM115
+        with file:
+            file.seek(offset)
+            return file.read(length)
+
+    def size(self, name: str) -> int:
+        return os.stat(self.local_dir / name).st_size
+
+    def read_mmap(self, name: str, *, check: bool) -> bytes | mmap.mmap:
+        with open(self.local_dir / name, "rb") as file:
+            try:
+                return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            except ValueError:
+                return b""  # an empty file can't be mapped
+
+    def cached(self, name: str, make: Callable[[], bytes]) -> bytes:
+        return make()
+
+    def stream(self, name: str) -> BinaryIO:
+        return open(self.local_dir / name, "rb")
+
+    def names(self, folder: str) -> list[str]:
+        return os.listdir(self.local_dir / folder)
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        try:
+            with os.scandir(self.local_dir / folder) as found:
+                for one in found:
+                    name = f"{folder}/{one.name}" if folder else one.name
+                    if one.is_dir(follow_symlinks=False):
+                        yield from self.entries(name)
+                        continue
+                    try:
+                        status = one.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # a writer is at work
+                    yield Entry(name, status.st_size, status.st_ctime)
+        except FileNotFoundError:
+            return
+
+    def changed(self, folder: str) -> tuple[int, bool]:
+        try:
+            changed = os.stat(self.local_dir / folder).st_mtime_ns
+        except FileNotFoundError:
+            return -1, True
+        return changed, time.time_ns() - changed > SETTLED
+
+    def refresh(self, folder: str) -> None:
+        pass
+
+    def now(self) -> float:
+        return time.time()
+
+    def write(self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None) -> None:
+        write_file(self.local_dir / name, content, sync, before)
+
+    def new(self, name: str, sync: bool) -> AbstractContextManager[BinaryIO]:
+        path = self.local_dir / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        return new_file(path, sync, folder=self.local_dir / "packs")  # one folder to sweep, not 256
+
+    def remove(self, name: str) -> None:
+        (self.local_dir / name).unlink(missing_ok=True)  # who has it mapped keeps it
+
+    def to_trash(self, name: str) -> None:
+        path = self.local_dir / name
+        os.utime(path)
+        os.rename(path, self._trash / path.name)
+
+    def sync(self, folder: str) -> None:
+        sync_directory(self.local_dir / folder)
+
+    def sync_all(self) -> None:
+        sync_filesystem(self.local_dir)
+
+    def remove_partials(self) -> None:
+        for folder in SWEPT:
+            remove_partials(self.local_dir / folder)
+
+    def forget(self, name: str) -> None:
+        with self._lock:
+            self._files.pop(name, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._files.clear()
+
+    def lock(self) -> WriterLock:
+        return WriterLock(self.local_dir / "locks")
+
+    def _file(self, name: str) -> _File:
+        with self._lock:
+            file = self._files.get(name)
+            if file is None:
+                file = self._files[name] = _File(self.local_dir / name, self._trash)
+                while len(self._files) > OPEN_FILES:
+                    self._files.popitem(last=False)
+            else:
+                self._files.move_to_end(name)
+            return file

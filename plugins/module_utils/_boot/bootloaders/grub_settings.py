@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our settings for GRUB: one file below C(/etc/default/grub.d) for each purpose, and nothing in anybody else's.
+
+Used by C(grub). grub-mkconfig sources these files under C(/bin/sh) with C(set -e), after C(/etc/default/grub), in the
+order of their names (Debian's patch mkconfig-nonexistent-loopback and C(default-grub-d)). A file of ours therefore is a
+shell script: it takes the arguments that must not reach the kernel out of what the files before it set, leaving every
+other byte, and adds ours for all entries, recovery included: a boot without C(resume=) takes the swap area into use
+and thereby destroys the image in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import quote
+
+DIRECTORY = "/etc/default/grub.d"
+PREFIX = "zz-nvm-fastboot-"
+RECORD = "# nvm-fastboot: "
+
+HEADER = """\
+# Written by the Ansible collection nvm.fastboot, which replaces this file as a whole.
+# grub-mkconfig sources it last; it takes the arguments named under "drop" out of what the other files set.
+"""
+
+# A word is what GRUB takes for one: white space counts outside of quotes only. Nothing is evaluated, so that quotes,
+# backslashes, variables and tabs stay as they are. No command is started, and no line fails under set -e.
+SCRIPT = """\
+nvm_fastboot_word() {
+    [ -n "$nvm_fastboot_raw" ] || return 0
+    case $nvm_fastboot_bare in
+    %(patterns)s) ;;
+    *) nvm_fastboot_kept=$nvm_fastboot_kept$nvm_fastboot_gap$nvm_fastboot_raw ;;
+    esac
+    nvm_fastboot_gap='' nvm_fastboot_raw='' nvm_fastboot_bare=''
+}
+nvm_fastboot_strip() {
+    nvm_fastboot_rest=$1
+    nvm_fastboot_kept='' nvm_fastboot_gap='' nvm_fastboot_raw='' nvm_fastboot_bare='' nvm_fastboot_quote=''
+    while [ -n "$nvm_fastboot_rest" ]; do
+        nvm_fastboot_char=${nvm_fastboot_rest%%"${nvm_fastboot_rest#?}"}
+        nvm_fastboot_rest=${nvm_fastboot_rest#?}
+        case "$nvm_fastboot_quote|$nvm_fastboot_char" in
+        '| ' | '|\t' | '|
+')
+            nvm_fastboot_word
+            nvm_fastboot_gap=$nvm_fastboot_gap$nvm_fastboot_char
+            ;;
+        "|'" | '|"')
+            nvm_fastboot_quote=$nvm_fastboot_char
+            nvm_fastboot_raw=$nvm_fastboot_raw$nvm_fastboot_char
+            ;;
+        "'|'" | '"|"')
+            nvm_fastboot_quote=''
+            nvm_fastboot_raw=$nvm_fastboot_raw$nvm_fastboot_char
+            ;;
+        '|\\' | '"|\\')
+            nvm_fastboot_next=${nvm_fastboot_rest%%"${nvm_fastboot_rest#?}"}
+            nvm_fastboot_rest=${nvm_fastboot_rest#?}
+            nvm_fastboot_raw=$nvm_fastboot_raw$nvm_fastboot_char$nvm_fastboot_next
+            nvm_fastboot_bare=$nvm_fastboot_bare$nvm_fastboot_next
+            ;;
+        *)
+            nvm_fastboot_raw=$nvm_fastboot_raw$nvm_fastboot_char
+            nvm_fastboot_bare=$nvm_fastboot_bare$nvm_fastboot_char
+            ;;
+        esac
+    done
+    nvm_fastboot_word
+    nvm_fastboot_kept=$nvm_fastboot_kept$nvm_fastboot_gap
+}
+"""
+
+VARIABLES = ("GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT", "GRUB_CMDLINE_LINUX_RECOVERY")
+STRIP = """\
+if [ -n "${%(name)s-}" ]; then
+    nvm_fastboot_strip "$%(name)s"
+    %(name)s=$nvm_fastboot_kept
+fi
+"""
+APPEND = 'GRUB_CMDLINE_LINUX="${GRUB_CMDLINE_LINUX:+$GRUB_CMDLINE_LINUX }"%s\n'
+CLEAN = """\
+unset nvm_fastboot_rest nvm_fastboot_kept nvm_fastboot_gap nvm_fastboot_raw nvm_fastboot_bare nvm_fastboot_quote
+unset nvm_fastboot_char nvm_fastboot_next
+unset -f nvm_fastboot_word nvm_fastboot_strip
+"""
+
+
+def path(purpose):
+    return "%s/%s%s.cfg" % (DIRECTORY, PREFIX, purpose)
+
+
+def render(arguments, drop, made_directory):
+    """The file for these C(arguments); C(made_directory) notes that the folder is ours to remove."""
+    return "".join(
+        [HEADER, _record(arguments, drop, made_directory), SCRIPT % {"patterns": _patterns(arguments, drop)}]
+        + [STRIP % {"name": name} for name in VARIABLES]
+        + [_append(arguments), CLEAN]
+    )
+
+
+def render_removed(made_directory):
+    """The file between the removal of the settings and the generation without them: it sets nothing.
+
+    As long as it is there the generated configuration may still hold what it said, which the next run must know.
+    """
+    return HEADER + _record([], [], made_directory)
+
+
+def parse(text):
+    """The record in a file of ours: {arguments, drop, folder}, or None where it does not agree with what is set."""
+    line = next((each for each in text.splitlines() if each.startswith(RECORD)), RECORD)
+    try:
+        record = json.loads(line[len(RECORD) :])
+        arguments, drop = record["arguments"], record["drop"]
+        if not all(isinstance(word, str) for word in arguments + drop):
+            return None
+    except (TypeError, ValueError, KeyError):
+        return None
+    if arguments and text.count("\n" + _append(arguments)) != 1:
+        return None
+    if len(re.findall(r"^GRUB_CMDLINE_LINUX=", text, re.M)) != bool(arguments):
+        return None
+    return {"arguments": arguments, "drop": drop, "folder": bool(record.get("folder"))}
+
+
+def _record(arguments, drop, made_directory):
+    record = {"arguments": list(arguments), "drop": list(drop), "folder": bool(made_directory)}
+    return "%s%s\n" % (RECORD, json.dumps(record, sort_keys=True))
+
+
+def _append(arguments):
+    return APPEND % _shell(" ".join(quote(word) for word in arguments))
+
+
+def _patterns(arguments, drop):
+    """The alternatives of a shell C(case) for the words to take out: ours themselves, and C(drop)."""
+    exact = list(dict.fromkeys(list(arguments) + list(drop)))
+    prefixes = [name for name in drop if "=" not in name]
+    return " | ".join([_shell(word) for word in exact] + ["%s*" % _shell(name + "=") for name in prefixes])
+
+
+def _shell(text):
+    return "'%s'" % text.replace("'", "'\\''")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""dracut, with systemd in the image or without it.
+
+Host-only images leave C(resume) out as long as neither the running kernel's command line nor C(/sys/power/resume) names
+a device (modules.d/95resume, later 74resume), which is so before the first reboot, and may leave out drivers; both are
+named in a file of ours. The device itself comes from C(resume=) on the kernel command line. dracut copies a finished
+image over the old one, hence the building under another name.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs, plain
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+
+CONF = "/etc/dracut.conf.d/99-nvm-fastboot.conf"
+TEXT = """\
+# Written by the Ansible collection nvm.fastboot, which replaces this file as a whole.
+# For resuming from %(resume)s; the device itself is named by resume= on the kernel command line.
+add_dracutmodules+=" resume "
+force_drivers+=" %(modules)s "
+"""
+# A line of cpio --list --verbose: mode, links, owner, group, size (two numbers for a device), date, name [-> target]
+LINE = re.compile(
+    r"^[-dlcbps][-rwxsStT]{9}\s+\d+\s+\S+\s+\S+\s+\d+(?:,\s*\d+)?\s+\S+\s+\d+\s+[\d:]+\s+(.+?)(?: -> .*)?$"
+)
+DAMAGE = re.compile(r"premature end|malformed|corrupt")
+SYSTEMD = (  # modules.d/95resume copies these and nothing else if systemd is in the image
+    "lib/systemd/systemd-hibernate-resume",
+    "lib/systemd/system-generators/systemd-hibernate-resume-generator",
+)
+SYSTEMD_UNITS = (  # until systemd 253 an instance for the device, since then one unit
+    "lib/systemd/system/systemd-hibernate-resume.service",
+    "lib/systemd/system/systemd-hibernate-resume@.service",
+)
+SCRIPT = "lib/dracut/resume.sh"
+
+
+class Dracut(Initramfs):
+    """See Initramfs."""
+
+    name = "dracut"
+    files = ("/usr/bin/dracut", "/usr/lib/dracut/dracut-functions.sh")
+    kernel_hooks = ("/etc/kernel/postinst.d/dracut", "/usr/lib/kernel/install.d/50-dracut.install")
+    image_names = ("initrd.img-%s", "initramfs-%s.img")
+
+    def settings(self, resume, modules):
+        return {CONF: (TEXT % {"resume": resume, "modules": " ".join(modules)}, 0o644)}
+
+    def own_files(self):
+        return [CONF] if self.host.exists(CONF) else []
+
+    def command(self, kernel, target):
+        # The post-update hooks are for the image in its place; they are run when it is there.
+        return ["env", "NO_POST_UPDATE_HOOKS=1", "/usr/bin/dracut", "--quiet", "--force", target, kernel]
+
+    def listing(self, image):
+        # Its exit code counts every part that an image need not have, and not the damage that cpio reports.
+        result = self.host.run([self.host.which("lsinitrd") or "lsinitrd", image], ok=None)
+        lacks = re.search(r"^Need '.*|^.*not found, cannot display.*", result.out + result.err, re.M)
+        if lacks:
+            raise Refused(
+                "initramfs_unreadable",
+                "lsinitrd cannot list %s: %s" % (image, lacks.group(0)),
+                "Install what it names.",
+            )
+        if DAMAGE.search(result.err):
+            return set()
+        return {plain(match.group(1)) for match in map(LINE.match, result.out.splitlines()) if match}
+
+    def lacking(self, names, resume):
+        del resume  # stands on the kernel command line
+        if "lib/systemd/systemd" in names:
+            found = [name for name in SYSTEMD if name not in names]
+            if not any(unit in names for unit in SYSTEMD_UNITS):
+                found.append(SYSTEMD_UNITS[0])
+            return found
+        return [] if SCRIPT in names else [SCRIPT]

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a machine is, as far as hibernation goes: one fact per attribute, read when it is first asked for.
+
+Used by the readiness checks and by C(nvm_info). It owes them facts that cost little: almost all come from C(/sys),
+C(/proc) and the first page of the device, and each is read once in a run. A fact that cannot be read raises Refused;
+what is merely absent is None or empty. Sizes are bytes.
+"""
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zlib
+from functools import cached_property
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, initramfs, resume
+from ansible_collections.nvm.fastboot.plugins.module_utils._core import sizing
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import inhibitors
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas
+
+SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+UNSET = "0:0"  # /sys/power/resume before anybody named a device (kernel/power/hibernate.c, resume_show)
+
+# Names in /sys/firmware/memmap (arch/x86/kernel/e820.c, e820_type_to_string) and the numbers they stand for
+# (arch/x86/include/asm/e820/types.h). The firmware's own table never holds the kernel's private type 128.
+E820_TYPES = {
+    "System RAM": 1,
+    "Reserved": 2,
+    "ACPI Tables": 3,
+    "ACPI Non-volatile Storage": 4,
+    "Unusable memory": 5,
+    "Unusable": 5,
+    "Persistent Memory": 7,
+    "Persistent Memory (legacy)": 12,
+    "Soft Reserved": 0xEFFFFFFF,
+}
+X86_64_MAGIC = 0x23456789ABCDEF02  # arch/x86/power/hibernate.c, RESTORE_MAGIC of 64-bit kernels
+
+
+class Survey:
+    """The machine C(host) stands for, seen from C(device), the swap device that hibernation is to use."""
+
+    def __init__(self, host, device, euid=None):
+        self.host = host
+        self.device = device
+        self.euid = os.geteuid() if euid is None else euid
+
+    # the device ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def block(self):
+        """The areas.Block of the device, or None where there is no such device."""
+        try:
+            return areas.block_device(self.host, self.device)
+        except Refused:
+            return None
+
+    @cached_property
+    def header(self):
+        """The areas.Signature of the device's swap or suspend header, or None where it has none."""
+        return areas.header(self.host, self.device) if self.block else None
+
+    @cached_property
+    def image_pending(self):
+        """Whether the device holds a suspended system that nobody has resumed."""
+        return self.header is not None and self.header.type == "swsuspend"
+
+    @cached_property
+    def image(self):
+        """The Image (see below) on the device; Refused C(image_unreadable) where its header makes no sense."""
+        return read_image(self.host, self.block, self.header)
+
+    @cached_property
+    def region(self):
+        """The nvm.Region the device lies in, or None where it lies in none."""
+        if self.block is None:
+            return None
+        for region in self.regions:
+            for namespace in region.namespaces:
+                if namespace.blockdev and os.path.basename(namespace.blockdev) == self.block.name:
+                    return region
+        return None
+
+    @cached_property
+    def regions(self):
+        return nvm.read_regions(self.host)
+
+    @cached_property
+    def align(self):
+        """What the size of a reservation must be a multiple of: the region's own, or that of the largest one."""
+        regions = [self.region] if self.region else sorted(self.regions, key=lambda region: -region.size)
+        return regions[0].align if regions else nvm.DEFAULT_ALIGN
+
+    # swap ------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def swaps(self):
+        """Every active swap area (areas.ActiveSwap)."""
+        return areas.active_swaps(self.host)
+
+    @cached_property
+    def swap(self):
+        """The areas.ActiveSwap on the device, or None."""
+        return areas.active_swap(self.host, self.block) if self.block else None
+
+    # memory ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def dram(self):
+        return sizing.dram_bytes(self.host)
+
+    @cached_property
+    def memory(self):
+        """C(/proc/meminfo) as {name: bytes}."""
+        found = {}
+        for line in (self.host.read("/proc/meminfo") or "").splitlines():
+            name, _colon, value = line.partition(":")
+            words = value.split()
+            if words and words[0].isdigit():
+                found[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+        return found
+
+    @cached_property
+    def active_anon(self):
+        """What systemd wants room for (src/shared/hibernate-util.c, enough_swap_for_hibernation)."""
+        return self.memory.get("Active(anon)", 0)
+
+    @cached_property
+    def image_estimate(self):
+        """How large an image made now is before compression, at most.
+
+        The kernel saves all memory in use, or shrinks it to C(/sys/power/image_size) where that is less and enough can
+        be reclaimed (kernel/power/snapshot.c, hibernate_preallocate_memory).
+        """
+        used = self.memory.get("MemTotal", 0) - self.memory.get("MemFree", 0)
+        limit = self.host.attribute("/sys/power/image_size")
+        return min(used, int(limit)) if limit else used
+
+    @cached_property
+    def physical_pages(self):
+        """The kernel's get_num_physpages(): present pages of all zones, as an image records them."""
+        text = self.host.read("/proc/zoneinfo") or ""
+        return sum(int(count) for count in re.findall(r"^\s+present\s+(\d+)$", text, re.MULTILINE))
+
+    @cached_property
+    def e820_checksum(self):
+        """The checksum of the firmware's memory map as a 64-bit x86 image records it, or None without such a map.
+
+        arch/x86/power/hibernate.c, compute_e820_crc32(): over e820_table_firmware, which C(/sys/firmware/memmap) shows
+        entry by entry in order and which C(memmap=) does not change.
+        """
+        entries = []
+        for path in self.host.glob("/sys/firmware/memmap/*"):
+            start, end, kind = (self.host.attribute("%s/%s" % (path, name)) for name in ("start", "end", "type"))
+            if kind not in E820_TYPES:
+                raise Refused(
+                    "unknown_memory_map",
+                    "%s has the type %r, which has no known number, so that the memory map cannot be compared with "
+                    "the one of the pending image." % (path, kind),
+                    "Resume the image before you go on, or accept its loss.",
+                )
+            first, last = int(start, 16), int(end, 16)
+            entries.append((int(os.path.basename(path)), first, last - first + 1, E820_TYPES[kind]))
+        if not entries:
+            return None
+        table = b"".join(struct.pack("<QQI", *entry[1:]) for entry in sorted(entries))
+        return zlib.crc32(struct.pack("<I", len(entries)) + table)
+
+    # the kernel ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def cmdline(self):
+        """The words of the running kernel's command line."""
+        return (self.host.attribute("/proc/cmdline") or "").split()
+
+    @cached_property
+    def cmdline_resume(self):
+        """The value of the last C(resume=) on the running kernel's command line, or None."""
+        values = [word[len("resume="):] for word in self.cmdline if word.startswith("resume=")]
+        return values[-1] if values else None
+
+    @cached_property
+    def firmware_map(self):
+        """The firmware's memory map (see memmap.firmware_map)."""
+        return memmap.firmware_map(self.host)
+
+    @cached_property
+    def hibernate_mode(self):
+        """What systemd does first once the image is written: the first word of HibernateMode=, see sleep.conf(5)."""
+        value = ""
+        files = ["/etc/systemd/sleep.conf"]
+        found = {}  # a file of the same name in a later folder replaces that of an earlier one
+        for folder in ("/usr/lib", "/run", "/etc"):
+            for path in self.host.glob(folder + "/systemd/sleep.conf.d/*.conf"):
+                found[os.path.basename(path)] = path
+        for path in files + [found[name] for name in sorted(found)]:
+            for line in (self.host.read(path) or "").splitlines():
+                name, equals, words = line.partition("=")
+                if equals and name.strip() == "HibernateMode":
+                    value = words.strip()
+        return value.split()[0] if value else "platform"
+
+    @cached_property
+    def release(self):
+        return self.host.attribute("/proc/sys/kernel/osrelease") or ""
+
+    @cached_property
+    def hibernation(self):
+        """C(/sys/power/disk): None for a kernel without hibernation, "[disabled]" where it is not available now.
+
+        kernel/power/hibernate.c, disk_show() and hibernation_available(): the kernel's own verdict over C(nohibernate),
+        lockdown, memfd_secret and CXL memory together.
+        """
+        return self.host.attribute("/sys/power/disk")
+
+    @cached_property
+    def resume(self):
+        """The device the running kernel would resume from, "major:minor"; UNSET, or None without hibernation."""
+        return self.host.attribute("/sys/power/resume")
+
+    @cached_property
+    def lockdown(self):
+        """The lockdown level ("none", "integrity", "confidentiality"), or None for a kernel without it."""
+        found = re.search(r"\[(\w+)\]", self.host.attribute("/sys/kernel/security/lockdown") or "")
+        return found.group(1) if found else None
+
+    @cached_property
+    def efi(self):
+        return self.host.exists("/sys/firmware/efi")
+
+    @cached_property
+    def secure_boot(self):
+        """The firmware's Secure Boot: the variable's value follows four bytes of attributes. None if it has none."""
+        content = self.host.read_bytes(SECURE_BOOT)
+        return content[4] == 1 if content and len(content) > 4 else None
+
+    @cached_property
+    def inhibitors(self):
+        """Every Inhibitor that logind knows. Refused C(unknown_inhibitors)."""
+        return inhibitors.inhibitors(self.host)
+
+    # userspace -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def systemd(self):
+        """The major version of systemd, from the name of its shared library, or None."""
+        for pattern in ("/usr/lib/systemd/libsystemd-shared-*.so", "/usr/lib/*/systemd/libsystemd-shared-*.so",
+                        "/lib/systemd/libsystemd-shared-*.so"):
+            for path in self.host.glob(pattern):
+                found = re.search(r"-shared-(\d+)", path)
+                if found:
+                    return int(found.group(1))
+        return None
+
+    @cached_property
+    def bootloader(self):
+        return bootloaders.detect(self.host)
+
+    @cached_property
+    def entries(self):
+        """The entries of the generated boot configuration."""
+        return self.bootloader.entries()
+
+    @cached_property
+    def initramfs(self):
+        return initramfs.detect(self.host)
+
+    @cached_property
+    def modules(self):
+        """The modules a kernel needs to resume from the device: its drivers, and what decompresses the next image.
+
+        kernel/power/hibernate.c, hibernate(): the compressor is the parameter's at that time; an image made with one
+        that the resuming kernel lacks is lost, for its signature is taken away before that is found out.
+        """
+        modules = resume.drivers_for(self.host, self.device)
+        name = self.host.attribute(resume.COMPRESSOR_PARAMETER)
+        if name is None or "hibernate=nocompress" in self.cmdline:
+            return modules
+        loadable = self.host.glob("/lib/modules/%s/kernel/crypto/%s.ko*" % (self.release, name))
+        return modules + [name] if loadable else modules
+
+    def initramfs_missing(self):
+        """What the initramfs lacks to resume from the device: (kernel, [what]) of each installed kernel that lacks any.
+
+        An initramfs that C(boot_resume) has looked into and that has not changed since is not looked into again.
+        """
+        if self.header is None or not self.header.uuid:
+            return []
+        tool, resume = self.initramfs, "UUID=%s" % self.header.uuid
+        found = [(kernel, tool.missing(kernel, resume, self.modules)) for kernel in tool.kernels()]
+        return [(kernel, missing) for kernel, missing in found if missing]
+
+
+class Image:
+    """What the header of a pending image says of the machine it was made on."""
+
+    def __init__(self, physical_pages, e820_checksum):
+        self.physical_pages = physical_pages
+        self.e820_checksum = e820_checksum
+
+
+def read_image(host, block, header):
+    """The Image on C(block), whose Signature is C(header).
+
+    kernel/power/swap.c: header.image is the first page of the swap map, its entry 0 the page with struct swsusp_info.
+    kernel/power/power.h: num_physpages stands at 400 in that page on 64-bit kernels. On x86 the page starts with struct
+    restore_data_record (arch/x86/power/hibernate.c): magic at 24, e820_checksum at 32.
+    """
+    size = header.page_size
+    try:
+        with open(host.path(block.path), "rb") as file:
+            info = _page(file, _first_entry(_page(file, header.image, size)), size)
+    except (OSError, OverflowError, ValueError) as error:
+        raise Refused(
+            "image_unreadable",
+            "%s is marked as holding a hibernation image, but the image cannot be followed: %s." % (block, error),
+            "It was cut off while it was written, or the device failed (see the kernel log). If nothing in it "
+            "matters, make the swap area anew with nvm_swap and force: true.",
+        ) from error
+    (pages,) = struct.unpack_from("=Q", info, 400)
+    magic, checksum = struct.unpack_from("=QQ", info, 24)
+    return Image(pages, checksum if magic == X86_64_MAGIC else None)
+
+
+def _page(file, number, size):
+    """Page C(number) of an open device; ValueError where there is none."""
+    if not number:
+        raise ValueError("a reference in it is empty")
+    file.seek(number * size)
+    content = file.read(size)
+    if len(content) != size:
+        raise ValueError("page %d lies beyond the end of the device" % number)
+    return content
+
+
+def _first_entry(page):
+    return struct.unpack_from("=Q", page)[0]

@@ -1,0 +1,484 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Preflight refuses what the kernel would refuse, and what would destroy a filesystem; each reason by its code, and nothing
+without one. Machines are recorded trees of /proc and /sys; filesystems are made by their own tools."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import lz4.frame
+import pytest
+import zstandard
+
+from fuse_store.cli import main
+from fuse_store.errors import NotFound, Refused
+from fuse_store.formats.readable import File
+from fuse_store.formats.swsusp import HibernationImage
+from fuse_store.hibernation import filesystem_state
+from fuse_store.hibernation.initramfs import modules_in
+from fuse_store.hibernation.machine import Machine
+from fuse_store.hibernation.metadata import description, kernel_checksum, tags_of
+from fuse_store.hibernation.preflight import CHECKS, CODES, Report, Situation, preflight
+from tests.fuzz.swsusp_encoder import machine
+from tests.store.hibernation.cases import SIZE, Case, cpio, make_case, make_machine
+from tests.store.hibernation.test_stage import loop, needs_root, write
+
+__all__ = ["loop"]
+LZO, PLAIN, LZ4 = range(3)
+READ_ONLY = {filesystem_state.ORIGIN: filesystem_state.MACHINE}  # nothing was mounted writable
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp("preflight") / "case", tags=READ_ONLY)
+
+
+def memory_of(case: Case, number: int) -> int:
+    with HibernationImage(case.image(number)) as image:
+        return image.info.memory
+
+
+def checked(case: Case, number: int, root: Path, **more: object) -> Report:
+    return preflight(case.store, case.image(number), Situation(Machine(root), **more))  # type: ignore[arg-type]
+
+
+def codes(report: Report) -> list[str]:
+    assert all(one.message and one.remedy for one in report.refusals)
+    return [one.code for one in report.refusals]
+
+
+def same_machine(case: Case, number: int, root: Path, **files: str) -> Path:
+    return make_machine(root, memory_of(case, number), **files)
+
+
+# the machine ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [LZO, PLAIN])
+def test_the_same_machine_accepts(case: Case, tmp_path: Path, number: int) -> None:
+    assert checked(case, number, same_machine(case, number, tmp_path)) == Report(case.ids[number], (), ())
+
+
+REFUSED = {
+    "memory_map": {"sys__firmware__memmap__2__end": "0x7ffdefff\n"},
+    "memory_size": {"proc__zoneinfo": "Node 0, zone DMA\n        present  5\n"},
+    "architecture": {"proc__sys__kernel__arch": "aarch64\n"},
+    "zero_pages": {"proc__sys__kernel__osrelease": "6.1.0-56-amd64\n"},
+    "kernel_differs": {"proc__sys__kernel__osrelease": "5.10.0-30-amd64\n"},
+    "kernel_lockdown": {"sys__kernel__security__lockdown": "none [integrity] confidentiality\n"},
+    "nohibernate": {"proc__cmdline": "root=/dev/vda1 noresume ro\n"},
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_another_machine_is_refused_by_code(case: Case, tmp_path: Path, code: str) -> None:
+    wanted = [code] if code != "kernel_differs" else ["kernel_differs", "zero_pages"]
+    assert codes(checked(case, PLAIN, same_machine(case, PLAIN, tmp_path, **REFUSED[code]))) == wanted
+
+
+def test_pages_of_another_size(case: Case, tmp_path: Path) -> None:
+    root = same_machine(case, PLAIN, tmp_path, proc__self__smaps="KernelPageSize:       16 kB\n")
+    assert codes(checked(case, PLAIN, root)) == ["architecture"]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("sys/firmware/memmap", "memory_map"), ("proc/zoneinfo", "memory_size"), ("proc/sys/kernel/arch", "architecture"),
+        ("proc/sys/kernel/osrelease", "zero_pages"),
+    ],
+)  # fmt: skip
+def test_what_a_machine_does_not_tell_is_said(case: Case, tmp_path: Path, path: str, code: str) -> None:
+    root = same_machine(case, PLAIN, tmp_path)
+    shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+    report = checked(case, PLAIN, root)
+    assert report.refusals == () and code in [one.code for one in report.untold]
+
+
+def test_kernels_of_other_architectures_have_to_be_the_same(tmp_path: Path) -> None:
+    arm = make_case(tmp_path / "arm", compressions=("none",), architecture="arm64", tags=READ_ONLY)
+    generic = make_case(tmp_path / "generic", compressions=("none",), architecture="generic", tags=READ_ONLY)
+    same = {"proc__sys__kernel__arch": "aarch64\n"}
+    assert codes(checked(arm, 0, same_machine(arm, 0, tmp_path / "a", **same))) == []
+    other = {**same, "proc__sys__kernel__version": "#2 SMP test\n"}
+    assert codes(checked(arm, 0, same_machine(arm, 0, tmp_path / "b", **other))) == ["kernel_differs"]
+    same = {"proc__sys__kernel__arch": "loongarch64\n", "proc__sys__kernel__osrelease": "6.12.7-test\n"}
+    assert codes(checked(generic, 0, same_machine(generic, 0, tmp_path / "c", **same))) == []
+    same["proc__sys__kernel__osrelease"] = "6.12.8-test\n"
+    assert codes(checked(generic, 0, same_machine(generic, 0, tmp_path / "d", **same))) == ["kernel_differs"]
+
+
+def test_machine_of_a_file_is_unknown(case: Case) -> None:
+    assert codes(preflight(case.store, case.image(PLAIN), Situation(None))) == ["machine_unknown"]
+
+
+def test_device_too_small(case: Case, tmp_path: Path) -> None:
+    root = same_machine(case, PLAIN, tmp_path)
+    assert codes(checked(case, PLAIN, root, size=SIZE - 1)) == ["device_too_small"]
+    assert codes(checked(case, PLAIN, root, size=SIZE)) == []
+
+
+def test_this_machine_is_read() -> None:
+    """Of a kernel that runs: the numbers that others tell."""
+    here = Machine()
+    assert here.release and os.uname().release.startswith("%d.%d" % here.release)
+    assert here.page_size == os.sysconf("SC_PAGESIZE") and here.architecture == os.uname().machine
+    assert here.present_pages and here.present_pages >= os.sysconf("SC_PHYS_PAGES")
+    assert here.mounts and any(kind == "proc" for _number, kind, _source, _writable in here.mounts)
+
+
+# the initramfs --------------------------------------------------------------------------------------------------------
+
+MODULES = {"usr/lib/modules/6.12.7-amd64/kernel/" + name: os.urandom(5000) for name in ("crypto/lz4.ko.xz", "drivers/nvdimm/nd-pmem.ko")}
+PACKED = {
+    "plain": lambda raw: raw, "gzip": gzip.compress, "xz": lambda raw: lzma.compress(raw, check=lzma.CHECK_CRC32),
+    "zstd": lambda raw: zstandard.ZstdCompressor().compress(raw), "lz4": lz4.frame.compress,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("early", [b"", cpio({"kernel/x86/microcode/x.bin": b"m" * 999}) + bytes(700)])
+def test_modules_of_an_initramfs(tmp_path: Path, packed: str, early: bytes) -> None:
+    path = tmp_path / "initrd"
+    whole = early + PACKED[packed](cpio(MODULES))
+    path.write_bytes(whole)
+    assert modules_in(path) == {"lz4", "nd_pmem"}
+    path.write_bytes(whole[: len(whole) // 2])
+    assert modules_in(path) is None
+
+
+def test_what_is_no_initramfs(tmp_path: Path) -> None:
+    for content in (b"MZ" + bytes(5000), b"070701" + b"f" * 5000, b"\x1f\x8b" + os.urandom(500), b"\x02!L\x18" + bytes(100)):
+        (tmp_path / "initrd").write_bytes(content)
+        assert modules_in(tmp_path / "initrd") is None
+    assert modules_in(tmp_path / "nothing") is None
+
+
+def test_lz4_at_hand(case: Case, tmp_path: Path) -> None:
+    root = same_machine(case, LZ4, tmp_path)
+    assert "compression" in [one.code for one in checked(case, LZ4, root).untold]  # there is no initramfs to look at
+    (root / "boot").mkdir()
+    initramfs = root / "boot/initrd.img-6.12.7-amd64"
+    initramfs.write_bytes(gzip.compress(cpio(dict(list(MODULES.items())[1:]))))
+    assert codes(checked(case, LZ4, root)) == ["compression"]
+    initramfs.write_bytes(gzip.compress(cpio(MODULES)))
+    assert checked(case, LZ4, root) == Report(case.ids[LZ4], (), ())
+    initramfs.unlink()
+    write(root / "lib/modules/6.12.7-amd64/modules.builtin", 0, b"kernel/crypto/lz4.ko\n")
+    assert checked(case, LZ4, root) == Report(case.ids[LZ4], (), ())
+    (root / "proc/sys/kernel/osrelease").write_text("6.6.3\n")
+    assert "unknown_flags" in codes(checked(case, LZ4, root))
+
+
+@needs_root
+def test_drivers_in_the_initramfs(case: Case, tmp_path: Path, loop: Path) -> None:
+    root = same_machine(case, PLAIN, tmp_path / "root")
+    device = root / f"sys/devices/ndbus0/region0/namespace0.0/block/{loop.name}"
+    for folder, module in (("ndbus0", "nfit"), ("ndbus0/region0/namespace0.0", "nd_pmem")):
+        (root / f"sys/module/{module}").mkdir(parents=True)
+        driver = root / f"sys/bus/nd/drivers/{module}"
+        driver.mkdir(parents=True)
+        (driver / "module").symlink_to(root / f"sys/module/{module}")
+        (root / "sys/devices" / folder).mkdir(parents=True, exist_ok=True)
+        (root / "sys/devices" / folder / "driver").symlink_to(driver)
+    device.mkdir(parents=True)
+    (root / "sys/class/block").mkdir(parents=True)
+    (root / "sys/class/block" / loop.name).symlink_to(device)
+    (root / "boot").mkdir()
+    initramfs = root / "boot/initrd.img-6.12.7-amd64"
+    initramfs.write_bytes(cpio(MODULES))
+    report = checked(case, PLAIN, root, device=loop)
+    assert codes(report) == ["initramfs_drivers"] and "nfit" in report.refusals[0].message
+    assert "nd_pmem" not in report.refusals[0].message
+    initramfs.write_bytes(cpio({**MODULES, "lib/modules/x/nfit.ko": b""}))
+    assert codes(checked(case, PLAIN, root, device=loop)) == []
+
+
+# the image ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_hibernation_image(case: Case, tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(os.urandom(65536))
+    version = case.store.put(str(tmp_path / "noise"), machine="x", kind="hibernation")
+    report = preflight(case.store, case.store.open_image(version.id), Situation(None))
+    assert codes(report) == ["not_hibernation"]
+    assert kernel_checksum(case.store.open_image(version.id)) == "none"
+    assert description(case.store, case.store.open_image(version.id)) is None
+
+
+@pytest.mark.parametrize("where", ["checksum", "map", "list"])
+def test_damaged_images(case: Case, tmp_path: Path, where: str) -> None:
+    content = bytearray(case.content(LZO))
+    first = int.from_bytes(content[4064:4072], "little") * 4096
+    info = int.from_bytes(content[first : first + 8], "little") * 4096
+    at, what = {"checksum": (4060, b"\1\2\3\4"), "map": (first, bytes(4096)), "list": (info + 424, bytes(8))}[where]
+    content[at : at + len(what)] = what
+    (tmp_path / "bad").write_bytes(content)
+    version = case.store.put(str(tmp_path / "bad"), machine="y", kind="hibernation", tags=READ_ONLY)
+    report = preflight(case.store, case.store.open_image(version.id), Situation(Machine(same_machine(case, LZO, tmp_path / "r"))))
+    assert codes(report) == ["damaged"]
+
+
+def test_kernel_checksum_and_description(case: Case) -> None:
+    assert [kernel_checksum(case.image(number)) for number in (LZO, PLAIN, LZ4)] == ["right", "none", "right"]
+    found = description(case.store, case.image(LZO))
+    assert found and (found["kernel"], found["host"], found["crc"]) == ("6.12.7-test", "web01", "not checked")
+    options = ["--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key")]
+    assert main(["verify", case.ids[LZO], *options]) == 0
+    found = description(case.store, case.image(LZO))
+    assert found and found["crc"] == "right"
+
+
+def test_documented_codes() -> None:
+    guide = (Path(__file__).resolve().parents[3] / "docs/staging.md").read_text()
+    assert [code for code in CODES if f"`{code}`" not in guide] == []
+    assert len(set(CODES)) == len(CHECKS) + 1
+
+
+# filesystems ----------------------------------------------------------------------------------------------------------
+
+
+def run(*command: object, **settings: str) -> str:
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True, **settings).stdout  # type: ignore[call-overload,no-any-return]
+
+
+def make(kind: str, path: Path) -> Path:
+    size = {"xfs": 320, "btrfs": 120}.get(kind, 40) << 20
+    with open(path, "wb") as file:
+        file.truncate(size)
+    options = {"ext4": ["-q", "-F", "-O", "^resize_inode"], "xfs": ["-q", "-f"], "btrfs": ["-q"], "vfat": ["-F", "32"], "f2fs": []}[kind]
+    run(f"mkfs.{kind}", *options, path)
+    return path
+
+
+CHANGES = {
+    "ext4": lambda path: run("debugfs", "-w", "-R", "set_super_value mnt_count 7", path),
+    "xfs": lambda path: run("xfs_db", "-x", "-c", "sb 0", "-c", "write fname \"other\"", path),
+    "btrfs": lambda path: run("btrfstune", "-r", path),
+    "vfat": lambda path: run("mcopy", "-i", path, __file__, "::test"),
+}  # fmt: skip
+
+
+def uuid_of(path: Path) -> str:
+    return run("blkid", "-p", "-s", "UUID", "-o", "value", path).strip()
+
+
+def put(case: Case, tags: dict[str, str]) -> str:
+    return case.store.put(str(case.sources[PLAIN]), machine="fs", kind="hibernation", tags=tags).id
+
+
+def judged(case: Case, image_id: str, disks: list[Path], root: Path) -> Report:
+    return preflight(case.store, case.store.open_image(image_id), Situation(Machine(root), disks))
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_filesystems_that_changed(case: Case, tmp_path: Path, kind: str) -> None:
+    disk = make(kind, tmp_path / "disk")
+    tags = filesystem_state.tags_of_disks([disk])
+    assert set(tags) == {"fs.evidence", f"fs.{uuid_of(disk)}"} and tags["fs.evidence"] == "disks"
+    image_id, root = put(case, tags), same_machine(case, PLAIN, tmp_path / "root")
+    assert codes(judged(case, image_id, [disk], root)) == []
+    CHANGES[kind](disk)
+    report = judged(case, image_id, [disk], root)
+    assert codes(report) == ["filesystems_changed"]
+    assert f"{kind} {uuid_of(disk)} has been written to since" in report.refusals[0].message
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_only_the_log_has_changed(case: Case, tmp_path: Path, kind: str) -> None:
+    """As on a filesystem that is mounted: the superblock stays for hours."""
+    disk = make(kind, tmp_path / "disk")
+    before = filesystem_state.tags_of_disks([disk])
+    if kind == "ext4":
+        block = int(run("debugfs", "-R", "bmap <8> 3", disk).strip())
+        size = int(next(line for line in run("dumpe2fs", "-h", disk).splitlines() if line.startswith("Block size")).split()[-1])
+    else:
+        told = run("xfs_db", "-r", "-c", "sb 0", "-c", "p logstart agblklog agblocks", disk)
+        info = dict(line.split(" = ") for line in told.splitlines())
+        group, within = divmod(int(info["logstart"]), 1 << int(info["agblklog"]))
+        block, size = group * int(info["agblocks"]) + within + 50, 4096
+    write(disk, block * size, b"x")
+    after = filesystem_state.tags_of_disks([disk])
+    (key,) = set(before) - {filesystem_state.ORIGIN}
+    changed = [old for old, new in zip(before[key].split(), after[key].split(), strict=True) if old != new]
+    assert [one.partition("=")[0] for one in changed] == ["log"]
+
+
+def test_journal_in_many_extents(tmp_path: Path) -> None:
+    """Its tree has a second level then."""
+    disk = tmp_path / "disk"
+    with open(disk, "wb") as file:
+        file.truncate(900 << 20)
+    run("mkfs.ext4", "-q", "-F", "-b", "1024", "-J", "size=200", "-g", "8192", "-O", "^flex_bg,^resize_inode", disk)
+    assert "ETB0" in run("debugfs", "-R", "stat <8>", disk)
+    before = filesystem_state.tags_of_disks([disk])[f"fs.{uuid_of(disk)}"]
+    assert " log=" in before
+    write(disk, int(run("debugfs", "-R", "bmap <8> 199999", disk).strip()) * 1024, b"x")
+    assert filesystem_state.tags_of_disks([disk])[f"fs.{uuid_of(disk)}"] != before
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_mounted_and_written_to_by_the_kernel(tmp_path: Path, kind: str) -> None:
+    disk, folder = make(kind, tmp_path / "disk"), tmp_path / "mounted"
+    folder.mkdir()
+    run("mount", "-o", "loop,ro" + {"ext4": ",noload", "xfs": ",norecovery"}.get(kind, ""), disk, folder)
+    try:
+        states = [filesystem_state.tags_of_disks([disk])]
+        run("umount", folder)
+        until = time.monotonic() + 30
+        while run("losetup", "--associated", disk):  # a loop device that is not gone yet would be used again, read-only
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert filesystem_state.tags_of_disks([disk]) == states[0], "mounted read-only, it is as it was"
+        run("mount", "-o", "loop", disk, folder)
+        for name in ("a", "b"):
+            (folder / name).write_text("x")
+            run("sync", "-f", folder)
+            states.append(filesystem_state.tags_of_disks([disk]))
+    finally:
+        run("umount", folder)
+    assert len({str(state) for state in states}) == 3
+
+
+def test_disk_with_partitions(case: Case, tmp_path: Path) -> None:
+    for label in ("gpt", "dos"):
+        disk = tmp_path / label
+        with open(disk, "wb") as file:
+            file.truncate(100 << 20)
+        run("sfdisk", "-q", disk, input=f"label: {label}\n,42M\n,20M\n,10M\n")
+        filesystem, swap, other = make("ext4", tmp_path / "a"), tmp_path / "b", tmp_path / "c"
+        for path, tool in ((swap, "mkswap"), (other, "mkfs.minix")):
+            with open(path, "wb") as file:
+                file.truncate(10 << 20)
+            run(tool, path)
+        for number, part in enumerate((filesystem, swap, other)):
+            begin = json.loads(run("sfdisk", "--json", disk))["partitiontable"]["partitions"][number]["start"] * 512
+            write(disk, begin, part.read_bytes())
+        tags = filesystem_state.tags_of_disks([disk])
+        assert tags[f"fs.{uuid_of(filesystem)}"].startswith("ext4 mounts=0")
+        assert [value for value in tags.values() if "unreadable" in value] == ["minix unreadable"] and len(tags) == 3
+        report = judged(case, put(case, tags), [disk], same_machine(case, PLAIN, tmp_path / f"r{label}"))
+        assert codes(report) == ["filesystems_unknown"] and "minix" in report.refusals[0].message
+
+
+def test_filesystem_that_is_gone(case: Case, tmp_path: Path) -> None:
+    disk, other = make("ext4", tmp_path / "disk"), make("ext4", tmp_path / "other")
+    image_id, root = put(case, filesystem_state.tags_of_disks([disk])), same_machine(case, PLAIN, tmp_path / "root")
+    report = judged(case, image_id, [other], root)
+    assert codes(report) == ["filesystems_changed"] and "is not there" in report.refusals[0].message
+    report = preflight(case.store, case.store.open_image(image_id), Situation(None))
+    assert codes(report) == ["machine_unknown", "filesystems_changed"]
+
+
+def test_no_evidence(case: Case, tmp_path: Path) -> None:
+    assert codes(judged(case, put(case, {}), [], same_machine(case, PLAIN, tmp_path))) == ["filesystems_unknown"]
+
+
+def machine_with_disks(case: Case, root: Path, disks: dict[str, Path], mounts: list[str]) -> Machine:
+    files = {"proc__1__mountinfo": "".join(line + "\n" for line in mounts)}
+    same_machine(case, PLAIN, root, **files)
+    for number, (name, disk) in enumerate(disks.items()):
+        for folder in (f"sys/class/block/{name}", f"sys/dev/block/254:{number}"):
+            (root / folder).mkdir(parents=True)
+            (root / folder / "uevent").write_text(f"MAJOR=254\nMINOR={number}\nDEVNAME={name}\n")
+            (root / folder / "size").write_text(f"{disk.stat().st_size // 512}\n")
+        (root / "dev").mkdir(exist_ok=True)
+        disk.rename(root / "dev" / name)
+    return Machine(root)
+
+
+@needs_root
+def test_machine_that_went_on_after_it_was_captured(case: Case, tmp_path: Path, loop: Path) -> None:
+    ext4, btrfs, xfs = (make(kind, tmp_path / kind) for kind in ("ext4", "btrfs", "xfs"))
+    uuids = [uuid_of(path) for path in (ext4, btrfs, xfs)]
+    mounts = [
+        "20 1 254:0 / / ro,relatime shared:1 - ext4 /dev/vda ro", "21 20 0:30 / /data rw - btrfs /dev/vdb rw,subvol=/",
+        "22 20 0:21 / /proc rw - proc proc rw", "23 20 0:31 / /run rw - tmpfs tmpfs rw", "24 20 254:2 / /srv ro - xfs /dev/vdc ro",
+    ]  # fmt: skip
+    here = machine_with_disks(case, tmp_path / "root", {"vda": ext4, "vdb": btrfs, "vdc": xfs}, mounts)
+    consumed = bytearray(case.content(PLAIN))
+    consumed[4086:4096] = b"SWAPSPACE2"
+    (tmp_path / "device").write_bytes(consumed)
+    with File(tmp_path / "device") as file, HibernationImage(file) as image:
+        tags = filesystem_state.tags_of_machine(image, loop, here)
+        assert filesystem_state.tags_of_machine(image, tmp_path / "device", here) == {}, "a file is of another machine"
+        assert filesystem_state.tags_of_machine(image, loop, Machine()) == {}, "the image is of another machine"
+    assert tags["fs.evidence"] == "machine" and tags[f"fs.{uuids[1]}"] == "btrfs in-use"
+    assert tags[f"fs.{uuids[0]}"].startswith("ext4 mounts=") and set(tags) == {"fs.evidence", *(f"fs.{uuid}" for uuid in uuids)}
+    report = judged(case, put(case, tags), [], here.root)
+    assert codes(report) == ["filesystems_changed"] and "while the machine went on" in report.refusals[0].message
+    del tags[f"fs.{uuids[1]}"]
+    assert codes(judged(case, put(case, tags), [], here.root)) == []
+    CHANGES["ext4"](here.root / "dev/vda")
+    assert codes(judged(case, put(case, tags), [], here.root)) == ["filesystems_changed"]
+
+
+@needs_root
+def test_image_that_is_captured_before_it_resumes(case: Case, tmp_path: Path, loop: Path) -> None:
+    """From the machine's rescue system: nothing is mounted, and what is on its disks is what the image knows of them."""
+    ext4, lvm = make("ext4", tmp_path / "ext4"), tmp_path / "lvm"
+    uuid = uuid_of(ext4)
+    lvm.write_bytes(bytes(512) + b"LABELONE" + (1).to_bytes(8, "little") + bytes(4 << 20))
+    here = machine_with_disks(case, tmp_path / "root", {"vda": ext4, "vdb": lvm}, [])
+    (here.root / "sys/class/block/vdb/holders/dm-0").mkdir(parents=True)
+    with File(case.sources[PLAIN]) as file, HibernationImage(file) as image:
+        tags = filesystem_state.tags_of_machine(image, loop, here)
+    assert set(tags) == {"fs.evidence", f"fs.{uuid}"} and tags["fs.evidence"] == "disks"
+    assert codes(judged(case, put(case, tags), [], here.root)) == []
+
+
+def test_hostile_filesystems(tmp_path: Path) -> None:
+    """Whatever stands in a superblock: no traceback, no endless reading."""
+    from random import Random
+
+    chance = Random(3)
+    for kind, area in (("ext4", (1024, 2048)), ("xfs", (0, 512)), ("btrfs", (0x10000, 0x10400)), ("vfat", (0, 512))):
+        disk = make(kind, tmp_path / kind)
+        original = disk.read_bytes()[area[0] : area[1]]
+        for _round in range(20):
+            content = bytearray(original)
+            for _byte in range(chance.randrange(1, 30)):
+                content[chance.randrange(len(content))] = chance.choice((0, 255, chance.randrange(256)))
+            write(disk, area[0], content)
+            with ExitStack() as stack:
+                for part in filesystem_state.disk_parts(disk, stack):
+                    assert len(part.state()) < 200
+
+
+# what put records -----------------------------------------------------------------------------------------------------
+
+
+def test_put_records_what_is_known(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    disk = make("ext4", tmp_path / "disk")
+    options = ["--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key"), "--json"]
+    source = str(case.sources[LZ4])
+    assert main(["put", source, "--machine", "p", "--kind", "hibernation", "--evidence-disk", str(disk), "--tag", "a=b", *options]) == 0
+    tags = json.loads(capfd.readouterr().out)["tags"]
+    memory = memory_of(case, LZ4)
+    assert tags.items() >= {"kernel": "6.12.7-test", "host": "web01", "memory": str(memory * 4096), "compression": "lz4", "a": "b"}.items()
+    assert tags[f"fs.{uuid_of(disk)}"].startswith("ext4 ") and tags["fs.evidence"] == "disks" and tags["memory_map"].startswith("0x")
+    assert int(tags["vmcoreinfo_page"]) in machine(pages=1200, seed=LZ4)
+    assert main(["put", source, "--machine", "p", "--kind", "file", "--evidence-disk", str(disk), *options]) == 2
+    (tmp_path / "noise").write_bytes(os.urandom(8192))
+    capfd.readouterr()
+    assert main(["put", str(tmp_path / "noise"), "--machine", "p", "--kind", "hibernation", *options]) == 0
+    done = capfd.readouterr()
+    assert "no hibernation image was found" in done.err and json.loads(done.out)["tags"] == {}
+
+
+def test_evidence_that_can_not_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotFound):
+        tags_of("-", [tmp_path / "nothing"], Machine(tmp_path))
+    assert tags_of("-", [], Machine(tmp_path)) == ({}, "")
+    monkeypatch.setattr(filesystem_state, "ROOM", 1)
+    with pytest.raises(Refused, match="a version has room for 1"):
+        filesystem_state.tags_of_disks([make("ext4", tmp_path / "disk")])

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a store looks like as files, walked without FUSE."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from blake3 import blake3
+
+from fuse_store.errors import Damaged, NotFound, StoreError
+from fuse_store.hibernation import metadata
+from fuse_store.hibernation.history import RIGHT
+from fuse_store.mount import content, ranges, tree
+from fuse_store.mount.content import ImageContent, Windows
+from fuse_store.mount.tree import File, Folder, Link, Tree, attributes
+from fuse_store.mount.versions import Catalogue, Versions
+from fuse_store.repository.backends import PosixBackend
+from fuse_store.repository.manifest import Summary
+from fuse_store.store import Store
+from tests.store.bench import corpus
+from tests.store.conftest import PAGE
+from tests.store.conftest import content as pages
+from tests.store.hibernation.cases import E820, make_case
+
+MB = 1 << 20
+LEDGER = SimpleNamespace(changed=lambda: (0, True))  # nothing ever happened
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.create(tmp_path / "store", durability="none")
+
+
+@pytest.fixture
+def shown(store: Store) -> Any:
+    shown = Tree(store)
+    yield shown
+    shown.close()
+
+
+def put(store: Store, folder: Path, data: bytes, machine: str = "web01", **options: Any) -> Summary:
+    source = folder / "source"
+    source.write_bytes(data)
+    return store.put(str(source), machine=machine, **options)
+
+
+def at(shown: Tree, path: str) -> tree.Node:
+    return shown.node(tuple(path.split("/")) if path else ())
+
+
+def names(shown: Tree, path: str) -> list[str]:
+    node = at(shown, path)
+    assert isinstance(node, Folder)
+    found = []
+    for name, kind in node.names():
+        assert type(at(shown, f"{path}/{name}".lstrip("/"))) is kind, "a name's type is that of its node"
+        found.append(name)
+    return found
+
+
+def read(shown: Tree, path: str) -> bytes:
+    node = at(shown, path)
+    assert isinstance(node, File)
+    opened = node.open()
+    assert opened.size == node.size
+    data = bytes(opened.read(0, node.size + 100))
+    assert len(data) == node.size, "the size told is the size read"
+    return data
+
+
+def target(shown: Tree, path: str) -> str:
+    """Where a link leads, from the root."""
+    node = at(shown, path)
+    assert isinstance(node, Link)
+    return os.path.normpath(os.path.join(os.path.dirname(path), node.target))
+
+
+def test_layout(store: Store, shown: Tree, tmp_path: Path) -> None:
+    assert names(shown, "") == ["ids", "kinds", "machines"]
+    assert names(shown, "machines") == names(shown, "ids") == names(shown, "kinds") == []
+    one = put(store, tmp_path, pages([1, 0, 2]), kind="disk", event="nightly")
+    two = put(store, tmp_path, pages([1, 3, 2]), kind="disk")
+    other = put(store, tmp_path, pages([4]), machine="db 01é", application="pg")
+    assert names(shown, "machines") == sorted(["db 01é", "web01"])
+    assert names(shown, "machines/web01") == ["system"]
+    folder = "machines/web01/system"
+    assert names(shown, folder) == [one.version, two.version, "latest"]
+    assert names(shown, f"{folder}/{one.version}") == ["image", "info.json", "B3SUMS"]
+    assert sorted(names(shown, "ids")) == sorted([one.id, two.id, other.id])
+    assert target(shown, f"ids/{one.id}") == f"{folder}/{one.version}"
+    assert names(shown, "kinds") == ["file", "disk"]
+    assert target(shown, f"kinds/disk/web01-system-{two.version}") == f"{folder}/{two.version}"
+    assert target(shown, f"kinds/file/db 01é-pg-{other.version}") == f"machines/db 01é/pg/{other.version}"
+    assert read(shown, f"{folder}/{one.version}/image") == pages([1, 0, 2])
+    image = at(shown, f"{folder}/{one.version}/image")
+    assert isinstance(image, File) and image.allocated == 2 * PAGE and image.fixed
+    assert attributes(image) == attributes(at(shown, f"{folder}/{one.version}")) == {
+        "user.fuse_store.id": one.id.encode(), "user.fuse_store.digest": one.id.encode(), "user.fuse_store.kind": b"disk",
+        "user.fuse_store.event": b"nightly", "user.fuse_store.base": b"", "user.fuse_store.state": b"captured",
+    }  # fmt: skip
+    assert attributes(at(shown, f"{folder}/{two.version}"))["user.fuse_store.base"] == one.id.encode()
+    assert attributes(at(shown, folder)) == {}
+    info = json.loads(read(shown, f"{folder}/{one.version}/info.json"))
+    assert (info["id"], info["digest"], info["size"], info["event"], info["state"]) == (one.id, one.id, 3 * PAGE, "nightly", "captured")
+    assert datetime.fromisoformat(info["taken"]).replace(microsecond=0) == one.taken.replace(microsecond=0)
+    digest = blake3(pages([1, 0, 2])).hexdigest()
+    assert read(shown, f"{folder}/{one.version}/B3SUMS") == f"{digest}  image\n".encode()
+
+
+def test_a_hibernation_image_is_told_in_short(tmp_path: Path) -> None:
+    """With what its header.json says, and the kernel's checksum as far as it was compared; nothing of what is no such image."""
+    case = make_case(tmp_path / "case", compressions=("lzo", "none"))
+    shown = Tree(case.store)
+    no_image = put(case.store, tmp_path, pages([1, 2]), kind="hibernation")
+    other = put(case.store, tmp_path, pages([1, 2]), kind="disk")
+
+    def told(image_id: str) -> Any:
+        return json.loads(read(shown, f"{target(shown, f'ids/{image_id}')}/info.json"))["hibernation"]
+
+    assert told(no_image.id) is told(other.id) is None
+    for number, flags, verdict in ((0, ["crc32_mode"], "not checked"), (1, ["nocompress_mode"], "none")):
+        header = json.loads(read(shown, f"{target(shown, f'ids/{case.ids[number]}')}/header.json"))
+        found = told(case.ids[number])
+        assert found == {**{key: header[key] for key in metadata.BRIEF}, "crc": verdict}
+        assert (found["kernel"], found["host"], found["memory_size"]) == ("6.12.7-test", "web01", found["memory_pages"] * 4096)
+        assert found["flags"] == flags and found["e820_checksum"] == E820
+    case.store.record([case.ids[0]], "verified", RIGHT)
+    assert told(case.ids[0])["crc"] == "right", "what was known when it was first looked at"
+    shown.close()
+
+
+def test_what_cannot_be_read_of_a_hibernation_image_hides_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library that compresses its chunks, or without the server that the store is on."""
+    case = make_case(tmp_path / "case", compressions=("lzo",))
+    shown = Tree(case.store)
+    folder = target(shown, f"ids/{case.ids[0]}")
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "fields", lambda image: raised(StoreError("liblzo2", "it is not there.")))
+        info = json.loads(read(shown, f"{folder}/info.json"))
+        assert (info["id"], info["hibernation"]) == (case.ids[0], None)
+    assert json.loads(read(shown, f"{folder}/info.json"))["hibernation"]["compression"] == "lzo", "it is looked at again"
+    shown.close()
+
+
+def raised(error: Exception) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("nothing", FileNotFoundError),
+        ("machines/web02", FileNotFoundError),
+        ("machines/web01/nothing/latest", FileNotFoundError),
+        ("machines/web01/system/nothing", FileNotFoundError),
+        ("machines/web01/system/latest-verified", FileNotFoundError),
+        ("machines/web01/system/VERSION/nothing", FileNotFoundError),
+        ("machines/web01/system/VERSION/image/below", NotADirectoryError),
+        ("machines/web01/system/VERSION/B3SUMS/below", NotADirectoryError),
+        ("machines/web01/system/latest/image", NotADirectoryError),  # a link is followed by the kernel, not here
+        ("ids/0123", FileNotFoundError),
+        ("kinds/vm", FileNotFoundError),
+        ("kinds/file/nothing", FileNotFoundError),
+    ],
+)
+def test_what_is_not_there(store: Store, shown: Tree, tmp_path: Path, path: str, error: type[OSError]) -> None:
+    one = put(store, tmp_path, pages([1]))
+    with pytest.raises(error):
+        at(shown, path.replace("VERSION", one.version))
+
+
+def test_always_current(store: Store, shown: Tree, tmp_path: Path) -> None:
+    folder = "machines/web01/system"
+    one = put(store, tmp_path, pages([1]))
+    assert target(shown, f"{folder}/latest") == f"{folder}/{one.version}"
+    two = put(store, tmp_path, pages([2]))
+    assert target(shown, f"{folder}/latest") == f"{folder}/{two.version}"
+    store.record([one.id], "verified")
+    assert target(shown, f"{folder}/latest-verified") == f"{folder}/{one.version}"
+    assert json.loads(read(shown, f"{folder}/{one.version}/info.json"))["state"] == "verified"
+    store.record([two.id], "verified")
+    store.record([two.id], "staged")  # which only what was read whole becomes
+    assert target(shown, f"{folder}/latest-verified") == f"{folder}/{two.version}"
+    store.record([two.id], "failed")
+    assert target(shown, f"{folder}/latest-verified") == f"{folder}/{one.version}"
+    opened = at(shown, f"{folder}/{two.version}/image")
+    assert isinstance(opened, File)
+    kept = opened.open()
+    assert bytes(kept.read(0, 10)) == pages([2])[:10]
+    store.remove([two.id])
+    assert target(shown, f"{folder}/latest") == f"{folder}/{one.version}"
+    with pytest.raises(FileNotFoundError):
+        at(shown, f"{folder}/{two.version}")
+    assert bytes(kept.read(0, PAGE)) == pages([2]), "what is open stays readable"
+    store.remove([one.id])
+    with pytest.raises(FileNotFoundError):
+        at(shown, "machines/web01")
+
+
+def summaries(count: int) -> list[Summary]:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        Summary(f"{number:032x}"[::-1], "m", "a", "file", "", {}, start + timedelta(minutes=number), 1, 1, 1, 1, 1, ())
+        for number in range(count)
+    ]
+
+
+def test_ten_thousand_versions_are_listed_without_opening_one(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    os.utime(tmp_path / "images", (1, 1))
+    asked: list[str] = []
+
+    def every() -> list[Summary]:
+        asked.append("summaries")
+        return summaries(10_000)
+
+    shown = Tree(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=LEDGER, summaries=every, open_image=asked.append))  # type: ignore[arg-type]
+    found = names(shown, "machines/m/a")
+    assert len(found) == 10_001
+    for name in found[:-1]:
+        node = at(shown, f"machines/m/a/{name}/image")
+        assert isinstance(node, File) and node.size == 1
+    assert asked == ["summaries"], "the list is made once, and no image is opened"
+    os.utime(tmp_path / "images", (2, 2))
+    names(shown, "machines")
+    assert asked == ["summaries"] * 2
+    shown.close()
+
+
+def test_a_folder_changed_within_a_tick_is_looked_at_again(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    lists = [summaries(1), summaries(2)]
+    catalogue = Catalogue(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=LEDGER, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
+    stamp = os.stat(tmp_path / "images").st_mtime_ns
+    assert len(catalogue.current().ids) == 1
+    os.utime(tmp_path / "images", ns=(stamp, stamp))  # a version came, and the clock did not move
+    assert len(catalogue.current().ids) == 2
+
+
+def test_names_in_kinds_are_names() -> None:
+    one = summaries(1)[0]
+    long = Summary(**{**vars(one), "machine": "é" * 100, "application": "x" * 200})
+    (name,) = Versions([long], 0).kinds["file"]
+    assert 250 < len(name.encode()) <= 255 and name.endswith(one.version)
+
+
+def test_image_of_several_files(store: Store, shown: Tree, tmp_path: Path) -> None:
+    source = tmp_path / "several"
+    (source / "sub" / "deep").mkdir(parents=True)
+    files = {"a": b"x" * 5000, "back\\slash": b"", "sub/deep/é\nline": pages([0, 1, 0]), "sub/z": b"1"}
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    one = store.put(str(source), machine="web01", kind="process")
+    folder = f"machines/web01/system/{one.version}"
+    assert names(shown, f"{folder}/image") == ["a", "back\\slash", "sub"]
+    assert names(shown, f"{folder}/image/sub") == ["z", "deep"]
+    for name, data in files.items():
+        assert read(shown, f"{folder}/image/{name}") == data
+        node = at(shown, f"{folder}/image/{name}")
+        assert isinstance(node, File) and node.changed == (source / name).stat().st_mtime_ns
+    node = at(shown, f"{folder}/image/sub/deep/é\nline")
+    assert isinstance(node, File) and node.allocated == PAGE
+    for path, error in (("a/b", NotADirectoryError), ("sub/y", FileNotFoundError), ("sub/z/y", NotADirectoryError)):
+        with pytest.raises(error):
+            at(shown, f"{folder}/image/{path}")
+    shown_names = ("image/a", "image/back\\\\slash", "image/sub/z", "image/sub/deep/é\\nline")
+    sums = [blake3(files[name]).hexdigest() for name in ("a", "back\\slash", "sub/z", "sub/deep/é\nline")]
+    lines = [f"{chr(92) if chr(92) in name else ''}{one}  {name}\n" for one, name in zip(sums, shown_names, strict=True)]
+    assert read(shown, f"{folder}/B3SUMS").decode() == "".join(lines)
+
+
+class Made:
+    def __init__(self, name: str, data: bytes | Exception) -> None:
+        self.name, self._data = name, data
+        self.asked = 0
+
+    def size(self) -> int:
+        self.asked += 1
+        if isinstance(self._data, Exception):
+            raise self._data
+        return len(self._data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert isinstance(self._data, bytes)
+        return self._data[offset : offset + length]
+
+
+def test_derived_files(
+    store: Store, shown: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = Made("good.txt", b"derived"), Made("bad.txt", ValueError("no header"))
+    opened: list[str] = []
+
+    def make(image: Any) -> Sequence[Made]:
+        opened.append(image.id)
+        return [good, bad]
+
+    def broken(image: Any) -> Sequence[Made]:
+        raise Damaged("image", "it is something else.")
+
+    monkeypatch.setattr("fuse_store.mount.image_views.DERIVED", {"vm": make, "core": broken})
+    one = put(store, tmp_path, pages([1]), kind="vm")
+    two = put(store, tmp_path, pages([2]), kind="core")
+    folder = f"machines/web01/system/{one.version}"
+    assert names(shown, "machines/web01/system") and not opened, "a list of versions makes nothing"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert names(shown, folder) == ["image", "info.json", "B3SUMS", "good.txt"]
+            assert names(shown, f"machines/web01/system/{two.version}") == ["image", "info.json", "B3SUMS"]
+    assert opened == [one.id] and good.asked == 1
+    assert read(shown, f"{folder}/good.txt") == b"derived"
+    with pytest.raises(FileNotFoundError):
+        at(shown, f"{folder}/bad.txt")
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and "bad.txt" in told[0] and "no header" in told[0] and one.id in told[0]
+    assert two.id in told[1] and "it is something else" in told[1]
+
+
+def test_what_is_no_hibernation_image_has_no_derived_files(store: Store, shown: Tree, tmp_path: Path) -> None:
+    one = put(store, tmp_path, pages([1, 2, 3]), kind="hibernation")
+    assert names(shown, f"machines/web01/system/{one.version}") == ["image", "info.json", "B3SUMS"]
+
+
+def test_ranges(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly the cells without data are holes, wherever a file begins and the windows end."""
+    random = np.random.default_rng(5)
+    numbers = np.zeros(900, int)
+    for start in random.choice(880, 60, replace=False).tolist():
+        numbers[start : start + random.integers(1, 8)] = random.integers(1, 50)
+    numbers[300:600] = 0
+    data = pages(numbers.tolist(), cut=100)
+    one = put(store, tmp_path, data)
+    cell = 4 * PAGE
+    monkeypatch.setattr(ranges, "CELL", cell)
+    monkeypatch.setattr(ranges, "WINDOW", 7)
+    image = store.open_image(one.id)
+    for base, size in ((0, len(data)), (3 * PAGE, len(data) - 10 * PAGE)):
+        own = ranges.Ranges(image, base, size)
+        bytes_here = np.frombuffer(data, np.uint8)[base : base + size]
+        full = np.array([bytes_here[at : at + cell].any() for at in range(0, size, cell)])
+        told = np.zeros(len(full), bool)
+        where, runs = 0, 0
+        while (begin := own.data(where)) is not None:
+            end = own.hole(begin)
+            assert where <= begin < end <= size
+            assert own.data(begin + 1) == begin + 1 and own.data(end - 1) == end - 1 and own.hole(end) == end
+            told[begin // cell : -(-end // cell)] = True
+            where, runs = end, runs + 1
+        assert (told == full).all() and runs > 10
+        assert own.data(size) is None and own.hole(size) == size
+
+
+def test_reading_in_any_way_gives_the_bytes(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content, "WINDOW", 256 << 10)
+    monkeypatch.setattr(content, "WINDOWS", 4)
+    monkeypatch.setattr(content, "SEQUENTIAL", 64 << 10)
+    (path,) = corpus.versions(tmp_path, 1, 8 * MB)
+    data = path.read_bytes()
+    image = store.open_image(store.put(str(path), machine="m").id)
+    windows = Windows()
+    for base, size in ((0, len(data)), (5 * PAGE, 3 * MB + 7)):
+        own = data[base : base + size]
+        opened = ImageContent(image, base, size, windows)
+        for length in (1000, 128 << 10, MB):
+            assert b"".join(bytes(opened.read(offset, length)) for offset in range(0, size, length)) == own
+        random = np.random.default_rng(1)
+        for offset, length in zip(random.integers(0, size, 200).tolist(), random.integers(0, 300_000, 200).tolist(), strict=True):
+            assert bytes(opened.read(offset, length)) == own[offset : offset + length]
+        assert bytes(opened.read(size, 10)) == bytes(opened.read(size + 5, 10)) == b""
+    windows.close()
+
+
+def test_a_window_that_cannot_be_read_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bad page must not take its window with it."""
+    bad = 700_000
+
+    class Image:
+        id = "x"
+
+        def view(self, offset: int, length: int) -> memoryview:
+            if offset <= bad < offset + length:
+                raise Damaged("block", "it is damaged.")
+            return memoryview(bytes(length))
+
+    windows = Windows()
+    opened = ImageContent(Image(), 0, 16 * MB, windows)  # type: ignore[arg-type]
+    failed = []
+    for offset in range(0, 16 * MB, PAGE):
+        try:
+            assert len(opened.read(offset, PAGE)) == PAGE
+        except StoreError:
+            failed.append(offset)
+    assert failed == [bad // PAGE * PAGE]
+    windows.close()
+
+
+def test_a_version_that_goes_while_it_is_looked_at(store: Store, shown: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = put(store, tmp_path, pages([1]))
+    gone = NotFound(f"image {one.id}", "it is not in the store.")
+
+    def raises(image_id: str) -> None:
+        raise gone
+
+    monkeypatch.setattr(store, "open_image", raises)
+    with pytest.raises(FileNotFoundError):
+        at(shown, f"machines/web01/system/{one.version}/B3SUMS")

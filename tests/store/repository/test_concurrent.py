@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Invariant 5: any number of readers beside one writer, in other processes, while versions come, go and are moved."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fuse_store.errors import Locked, NotFound
+from fuse_store.image import restore
+from fuse_store.maintenance import upkeep
+from fuse_store.progress import SILENT
+from fuse_store.repository.pack import pack_name
+from fuse_store.store import Store
+from tests.store.conftest import PAGE, content, fork, packs_of, read_whole, wait, write_sparse
+
+
+def version(number: int) -> bytes:
+    """A version shares a half of its pages with the one before."""
+    numbers = list(range(1 + 40 * number, 81 + 40 * number))
+    random.Random(number).shuffle(numbers)
+    return content([number + 100_000, *numbers, 0, 0])
+
+
+def put(store: Store, folder: Path, number: int) -> str:
+    source = str(write_sparse(folder / f"source{number}", version(number)))
+    return store.put(source, machine="m", event=str(number)).id
+
+
+@pytest.fixture
+def path(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(upkeep, "WORTH_KEEPING", 1.0)  # every collection copies every pack
+    with Store.create(tmp_path / "store", durability="none") as store:
+        for number in range(3):
+            put(store, tmp_path, number)
+    return tmp_path / "store"
+
+
+def collect(store: Store, grace: float = upkeep.GRACE) -> upkeep.Collected:
+    return upkeep.collect(store, dry_run=False, progress=SILENT, grace=grace)
+
+
+def test_the_second_of_two_writers_is_told_at_once(path: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+
+    def hold() -> None:
+        with Store.open(path) as store, store.writing():
+            os.write(writer, b"x")
+            time.sleep(30)
+
+    child = fork(hold)
+    try:
+        os.read(reader, 1)
+        with Store.open(path) as store:
+            ids = store.ids()
+            for act in (
+                lambda: put(store, tmp_path, 9), lambda: store.remove(ids), lambda: collect(store),
+                lambda: upkeep.repair(store, SILENT), lambda: store.record(ids, "verified"),
+            ):  # fmt: skip
+                began = time.monotonic()
+                with pytest.raises(Locked, match=f"process {child} ") as caught:
+                    act()
+                assert caught.value.exit_code == 6 and time.monotonic() - began < 2
+            assert sorted(store.ids()) == sorted(ids)
+            for number, one in enumerate(store.summaries()):  # reading needs no lock
+                assert read_whole(store, one.id) == version(number)
+            assert upkeep.verify(store, ids, 100, SILENT)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        wait(child)
+    with Store.open(path) as store:
+        put(store, tmp_path, 9)  # the lock of one that was killed is taken over
+
+
+def read_for(path: Path, seconds: float) -> None:
+    """Read whatever is there, with one store that stays open, until the time is over."""
+    until = time.monotonic() + seconds
+    read = 0
+    with Store.open(path) as store:
+        while time.monotonic() < until or not read:
+            for one in store.summaries():
+                try:
+                    image = store.open_image(one.id)
+                except NotFound:
+                    continue  # removed since the list was made
+                data = b"".join(image.read(at, 30_000) for at in range(0, image.size, 30_000))
+                assert data == version(int(one.event)), one.event
+                read += 1
+
+
+def test_readers_beside_a_writer(path: Path, tmp_path: Path) -> None:
+    """Two processes and two threads read, while versions are put, replaced, removed, moved to other packs, indexed anew."""
+    children = [fork(lambda: read_for(path, 5)) for _number in range(2)]
+    failures: list[BaseException] = []
+    moved = 0
+
+    def in_thread() -> None:
+        try:
+            read_for(path, 5)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=in_thread)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 4.5
+    number = 3
+    with Store.open(path) as store:
+        while time.monotonic() < until:
+            put(store, tmp_path, number)
+            number += 1
+            every = store.summaries()
+            if len(every) > 4:
+                store.remove([every[0].id, every[2].id])
+            moved += collect(store).packs_copied
+            if number % 4 == 0:
+                upkeep.repair(store, SILENT)
+    for thread in threads:
+        thread.join()
+    assert [wait(child) for child in children] == [0, 0] and not failures
+    assert number > 6 and moved
+
+
+def test_who_has_an_image_open_reads_it_while_its_packs_are_copied(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as reader, Store.open(path) as writer:
+        first, second, third = [one.id for one in reader.summaries()]
+        images = [reader.open_image(one) for one in (second, third)]
+        half = images[0].size // 2
+        start = images[0].read(0, half)
+        list(images[1].blocks())  # it knows where its blocks were
+        before = packs_of(path)
+        writer.remove([first])
+        assert collect(writer, grace=0.0).packs_copied
+        collect(writer, grace=0.0)
+        assert before - packs_of(path)
+        assert start + images[0].read(half, half) == version(1)
+        assert images[1].read(0, images[1].size) == version(2)
+
+
+def test_who_reads_a_version_that_is_removed_may_finish(path: Path, tmp_path: Path) -> None:
+    """Its manifest and its packs are in the trash for an hour."""
+    with Store.open(path) as reader, Store.open(path) as writer:
+        newest = reader.summaries()[-1].id
+        image = reader.open_image(newest)
+        start = image.read(0, PAGE)
+        writer.remove(reader.ids())
+        done = collect(writer)
+        assert done.packs_removed and packs_of(path) == set()
+        assert start + image.read(PAGE, image.size) == version(2)
+        with pytest.raises(NotFound):
+            reader.open_image(newest)
+        with pytest.raises(NotFound):
+            Store.open(path).open_image(newest)
+
+
+def test_what_is_in_the_trash_is_not_built_upon(path: Path, tmp_path: Path) -> None:
+    """A put after a removal and a collection stores everything again, though the packs are there for a while."""
+    with Store.open(path) as store:
+        before = read_whole(store, store.summaries()[0].id)
+        old_index = {name: name.read_bytes() for name in (path / "index").glob("*.idx")}
+        store.remove(store.ids())
+        collect(store)
+        for name, data in old_index.items():  # and not even if somebody brings the old index back
+            name.write_bytes(data)
+        made = put(store, tmp_path, 0)
+        for entry in (path / "trash").iterdir():
+            entry.unlink()
+    with Store.open(path) as store:
+        assert read_whole(store, made) == before == version(0)
+
+
+def test_threads_share_one_image(path: Path) -> None:
+    failures: list[BaseException] = []
+    with Store.open(path) as store:
+        images = [store.open_image(one.id) for one in store.summaries()]
+
+        def work(seed: int) -> None:
+            chance = random.Random(seed)
+            try:
+                for _time in range(60):
+                    number = chance.randrange(3)
+                    at, length = chance.randrange(images[number].size), chance.randrange(100_000)
+                    images[number].prefetch(at, length)
+                    assert images[number].read(at, length) == version(number)[at : at + length]
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_a_new_version_is_seen_by_a_store_that_is_open(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as reader, Store.open(path) as writer:
+        for number in range(3, 8):
+            made = put(writer, tmp_path, number)
+            assert reader.find("m/system/latest").id == made
+            assert read_whole(reader, made) == version(number)
+
+
+def test_a_pack_that_the_index_names_twice_is_not_lost(path: Path, tmp_path: Path) -> None:
+    """A pack is lost; a put stores its blocks again; a collection must keep the copy that is there."""
+    with Store.open(path) as store:
+        newest = store.summaries()[-1]
+        store.remove([one.id for one in store.summaries()][:-1])
+        collect(store)
+        data = version(2)
+        for pack in packs_of(path):
+            (path / pack_name(pack)).unlink()
+        store.backend.close()
+    with Store.open(path) as store:
+        source = str(write_sparse(tmp_path / "source", data))
+        made = store.put(source, machine="m", bases=[]).id
+        assert read_whole(store, made) == data
+        try:
+            collect(store, grace=0.0)
+        except Exception as error:
+            assert "Nothing was freed" in str(error)
+        assert read_whole(store, made) == data
+        upkeep.repair(store, SILENT)
+        assert read_whole(store, made) == data and newest.id in store.ids()
+
+
+def test_a_get_goes_on_while_packs_are_copied(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+
+    class Meanwhile:
+        done = False
+
+        def start(self, label: str, total: int | None, unit: str = "bytes") -> None: ...
+
+        def at(self, done: int) -> None:
+            if not self.done:
+                self.done = True
+                with Store.open(path) as writer:
+                    writer.remove([writer.summaries()[0].id])
+                    collect(writer, grace=0.0)
+
+        def finish(self) -> None: ...
+
+    with Store.open(path) as reader:
+        progress = Meanwhile()
+        restore.get(reader.open_image(reader.summaries()[1].id), str(target), progress)
+        assert progress.done and target.read_bytes() == version(1)
+
+
+def test_a_collection_that_finds_each_block_in_two_fragments_copies_all_of_them(path: Path) -> None:
+    """As after a repair or a collection that was killed when the new index was there and the old one still was."""
+    for name in list((path / "index").glob("*.idx")):
+        for digit in "0f":
+            (name.with_name(digit * 32 + ".idx")).write_bytes(name.read_bytes())
+    with Store.open(path) as store:
+        first, *rest = store.summaries()
+        store.remove([first.id])
+        assert collect(store, grace=0.0).packs_copied
+        for one in rest:
+            assert read_whole(store, one.id) == version(int(one.event))
+    with Store.open(path) as store:
+        assert upkeep.repair(store, SILENT).lost == {}
+        for one in rest:
+            assert read_whole(store, one.id) == version(int(one.event))

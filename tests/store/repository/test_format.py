@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A second reader, written from docs/format.md alone: it shares no code with the store, and reads what the store wrote."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import struct
+from pathlib import Path
+
+import lz4.block
+import msgpack
+import pytest
+import xxhash
+import zstandard
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from fuse_store.store import Store
+from tests.fuzz.swsusp_encoder import encode, machine
+
+SIZE = 3 << 20
+
+
+class SecondReader:
+    """Reads versions from the files of a store. Every digest and seal on the way is checked."""
+
+    def __init__(self, folder: Path, key_file: Path | None) -> None:
+        self.folder = folder
+        config = json.loads((folder / "store.json").read_text())
+        assert config["format"] == 1
+        self.store_id = bytes.fromhex(config["id"])
+        if key_file is None:
+            root = bytes.fromhex(config["root"])
+        else:
+            head, store, key = key_file.read_text().splitlines()
+            assert head == "fuse-store key 1" and store == f"store {config['id']}"
+            root = bytes.fromhex(key.removeprefix("key "))
+        self.encrypted = config["encryption"] == "aes-256-gcm"
+        self.keys = {
+            purpose: blake3(root + self.store_id, derive_key_context=f"fuse_store 2026-11-24 {purpose}").digest()
+            for purpose in ("digest", "encrypt", "page seed", "check")
+        }
+        assert self.keys["check"][:16].hex() == config["check"]
+        self.page_seed = int.from_bytes(self.keys["page seed"][:8], "little")
+        self.where = {}
+        for fragment in folder.glob("index/*.idx"):
+            self.where.update(self._fragment(fragment.read_bytes()))
+
+    def digest(self, content: bytes) -> bytes:
+        return blake3(content, key=self.keys["digest"]).digest(16)
+
+    def open(self, name: bytes, encrypted: bytes) -> bytes:
+        if not self.encrypted:
+            content, tag = encrypted[:-16], encrypted[-16:]
+            assert blake3(name + content, key=self.keys["encrypt"]).digest(16) == tag
+            return content
+        salt = encrypted[:16]
+        key = blake3(salt + name, key=self.keys["encrypt"]).digest(32)
+        content = AESGCM(key).decrypt(bytes(12), encrypted[16:], self.store_id + name)
+        assert self.digest(content) == salt
+        return content
+
+    def _fragment(self, content: bytes) -> dict[bytes, tuple[bytes, int, int]]:
+        magic, length, begin = struct.unpack_from("<8sII", content)
+        assert magic == b"FSINDEX1"
+        header = msgpack.unpackb(self.open(b"index", content[16 : 16 + length]))
+        rows, columns = header["rows"], content[begin:]
+        assert self.digest(columns) == header["digest"]
+        parts, at = [], 0
+        for kind, size in (("Q", 8), ("Q", 8), ("Q", 8), ("I", 4), ("I", 4), ("I", 4)):
+            parts.append(struct.unpack_from(f"<{rows}{kind}", columns, at))
+            at += rows * size
+        assert at == len(columns) and list(zip(parts[0], parts[1], strict=True)) == sorted(zip(parts[0], parts[1], strict=True))
+        return {
+            struct.pack("<QQ", high, low): (header["packs"][16 * pack : 16 * pack + 16], offset, stored)
+            for high, low, offset, pack, stored, _length in zip(*parts, strict=True)
+        }
+
+    def block(self, digest: bytes) -> bytes:
+        pack, offset, stored = self.where[digest]
+        content = (self.folder / "packs" / pack.hex()[:2] / f"{pack.hex()}.pack").read_bytes()
+        assert content[:24] == b"FSPACK01" + pack
+        self._check_table(content, pack, digest, offset, stored)
+        header = content[offset : offset + 32]
+        magic, codec, length, size, name = struct.unpack("<4sB3xII16s", header)
+        assert magic == b"FSBK" and name == digest and stored == 32 + length
+        sealed_as = b"block" + header[:8] + bytes(4) + header[12:]
+        packed = self.open(sealed_as, content[offset + 32 : offset + 32 + length])
+        pages = {
+            0: lambda: packed,
+            1: lambda: zstandard.ZstdDecompressor().decompress(packed),
+            2: lambda: lz4.block.decompress(packed, uncompressed_size=size),
+        }[codec]()
+        assert len(pages) == size and self.digest(pages) == digest
+        return bytes(pages)
+
+    def _check_table(self, content: bytes, pack: bytes, digest: bytes, offset: int, stored: int) -> None:
+        length, magic = struct.unpack("<Q8s", content[-16:])
+        assert magic == b"FSPKEND1"
+        table = self.open(b"table" + pack, content[-16 - length : -16])
+        (count,) = struct.unpack_from("<I", table)
+        rows = [struct.unpack_from("<16sQII", table, 4 + 32 * row) for row in range(count)]
+        assert (digest, offset, stored) in [row[:3] for row in rows]
+        self.page_digests = table[4 + 32 * count :]
+
+    def image(self, image_id: str) -> dict[str, bytes]:
+        content = (self.folder / "images" / f"{image_id}.img").read_bytes()
+        magic, length = struct.unpack_from("<8sI", content)
+        assert magic == b"FSIMAGE1"
+        packed = self.open(b"image" + bytes.fromhex(image_id), content[12 : 12 + length])
+        assert self.digest(packed).hex() == image_id
+        head = msgpack.unpackb(packed)
+        size, chunks = head["page_size"], head.get("chunks")
+        assert head["format"] == (1 if chunks is None else 2)
+        end = max(file["offset"] + file["size"] for file in head["files"])
+        if chunks is not None:
+            assert chunks["codec"] == "lzo" and len(head["files"]) == 1 and end <= chunks["first"] * size
+            end = chunks["first"] * size + -(-chunks["room"] // 32) * 32 * 33 * chunks["page_size"]
+        space = bytearray(end + size)
+        made: list[tuple[int, int, int, bytes, tuple[int, int, int, int]]] = []
+        for segment in head["segments"]:
+            start = 12 + length + segment["offset"]
+            raw = self.open(b"segment" + segment["digest"], content[start : start + segment["length"]])
+            assert self.digest(raw) == segment["digest"]
+            made += self._place(zstandard.ZstdDecompressor().decompress(raw), space, size, chunks is not None)
+        for page, count, slot, name, row in made:
+            chunk = self._chunk(space, chunks, size, row)
+            assert self.digest(chunk) == name
+            space[page * size : (page + count) * size] = chunk[slot * size : (slot + count) * size]
+        self.chunks = len({name for _page, _count, _slot, name, _row in made})
+        assert chunks is None or self.chunks == chunks["stored"]
+        return {file["name"]: bytes(space[file["offset"] : file["offset"] + file["size"]]) for file in head["files"]}
+
+    def _chunk(self, space: bytearray, chunks: dict[str, int], size: int, row: tuple[int, int, int, int]) -> bytes:
+        """The bytes of a chunk on the device, made of its pages."""
+        number, length, pages, threads = row
+        first, unit = chunks["first"] * size, chunks["page_size"]
+
+        def own(number: int, pages: int) -> bytes:
+            at = first + (number // 32 * 32 * 33 + number % 32 * 32) * unit
+            raw = bytes(space[at : at + pages * unit])
+            out, got = ctypes.create_string_buffer(len(raw) * 2), ctypes.c_size_t(len(raw) * 2)
+            work = ctypes.create_string_buffer(8 << 15)
+            ctypes.CDLL("liblzo2.so.2").lzo1x_1_15_compress(raw, ctypes.c_size_t(len(raw)), out, ctypes.byref(got), work)
+            return struct.pack("<Q", got.value) + out.raw[: got.value]
+
+        content = own(number, pages)
+        assert len(content) == 8 + length
+        end = -(-len(content) // unit) * unit
+        if threads:
+            for before in range(number - threads, number - 33, -threads):
+                content += own(before, 32)[len(content) : end] if len(content) < end else b""
+        else:
+            at = first + (number // 32 * 32 * 33 + 32 * 32 + number % 32) * unit
+            content += bytes(space[at + unit - (end - len(content)) : at + unit])
+        return content
+
+    def _place(
+        self, segment: bytes, space: bytearray, size: int, chunked: bool
+    ) -> list[tuple[int, int, int, bytes, tuple[int, int, int, int]]]:
+        """Put the pages of blocks where they belong; (page, count, page in the chunk, digest, row) of those of chunks."""
+        extents, blocks = struct.unpack_from("<II", segment)
+        chunks, at = struct.unpack_from("<I", segment, 8)[0] if chunked else 0, 12 if chunked else 8
+        columns = []
+        for kind, width in (("Q", 8), ("I", 4), ("I", 4), ("H", 2)):
+            columns.append(struct.unpack_from(f"<{extents}{kind}", segment, at))
+            at += extents * width
+        names = [segment[at + 16 * number : at + 16 * number + 16] for number in range(blocks)]
+        at += 16 * blocks
+        rows = []
+        for kind, width in (("I", 4), ("I", 4), ("B", 1), ("B", 1)):
+            rows.append(struct.unpack_from(f"<{chunks}{kind}", segment, at))
+            at += chunks * width
+        assert at == len(segment)
+        made = []
+        page = 0
+        for step, count, block, slot in zip(*columns, strict=True):
+            page += step
+            if block >= blocks - chunks:
+                made.append((page, count, slot, names[block], tuple(column[block - blocks + chunks] for column in rows)))
+                continue
+            pages = self.block(names[block])
+            space[page * size : (page + count) * size] = pages[slot * size : (slot + count) * size].ljust(count * size, b"\0")
+        return made
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "none"])
+@pytest.mark.parametrize("encryption", [True, False])
+def test_a_reader_made_from_the_document_reads_the_store(tmp_path: Path, encryption: bool, compression: str) -> None:
+    key_file = tmp_path / "key"
+    source = tmp_path / "source"
+    source.mkdir()
+    noise = os.urandom(SIZE // 3)
+    (source / "a").write_bytes(noise + bytes(SIZE // 3) + noise[: SIZE // 3 - 5])
+    (source / "b c").write_bytes(b"text " * 5000)
+    options = {"encryption": encryption, "compression": compression, "page_size": 16384 if compression == "lz4" else 4096}
+    with Store.create(tmp_path / "store", key_file=key_file, durability="none", **options) as store:
+        first = store.put(str(source), machine="m")
+        (source / "b c").write_bytes(b"other text " * 5000)
+        second = store.put(str(source), machine="m")
+        seed = store.aead.page_seed
+    reader = SecondReader(tmp_path / "store", key_file if encryption else None)
+    assert reader.page_seed == seed
+    content = {path.name: path.read_bytes() for path in source.iterdir()}
+    assert reader.image(second.id) == content
+    assert reader.image(first.id) == {**content, "b c": b"text " * 5000}
+    page = noise[: options["page_size"]]
+    tables = []
+    for digest in reader.where:
+        reader.block(digest)
+        tables.append(reader.page_digests)
+    assert any(xxhash.xxh3_128(page, seed=seed).digest() in table for table in tables)
+
+
+@pytest.mark.parametrize("page_size", [4096, 16384])
+def test_it_reads_compressed_hibernation_images(tmp_path: Path, page_size: int) -> None:
+    memory = machine(page_size, "arm64", 1500 if page_size == 4096 else 400)
+    encoded = encode(memory, page_size, "arm64", "lzo", threads=3, scattered=9)
+    (tmp_path / "source").write_bytes(encoded.device)
+    with Store.create(tmp_path / "store", encryption=False, durability="none") as store:
+        version = store.put(str(tmp_path / "source"), machine="m", kind="hibernation")
+    reader = SecondReader(tmp_path / "store", None)
+    assert reader.image(version.id) == {"image": bytes(encoded.device)}
+    assert reader.chunks == version.chunks == len(encoded.chunks)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Invariant 5, the writer's lock: one holder, also after crashes, other boots and sleep."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from fuse_store.errors import Locked
+from fuse_store.repository import locks
+from fuse_store.repository.backends import Lock
+from fuse_store.repository.locks import WriterLock
+from fuse_store.store import Store
+from tests.store.conftest import content, fork, wait
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "locks"
+    path.mkdir()
+    return path
+
+
+def holder(**changes: object) -> str:
+    """A lock of this process, with some things otherwise."""
+    return json.dumps({**locks.this_process(), "token": "00", **changes})
+
+
+def ended_process() -> int:
+    child = fork(lambda: None)
+    wait(child)
+    return child
+
+
+def test_the_lock_is_there_while_it_is_held_and_private(folder: Path) -> None:
+    with WriterLock(folder) as lock:
+        lock.check()
+        named = json.loads((folder / "writer").read_text())
+        assert named["pid"] == os.getpid() and named["host"] == socket.gethostname() and named["boot"] and named["start"]
+        assert stat.S_IMODE((folder / "writer").stat().st_mode) == 0o600
+    assert [path.name for path in folder.iterdir()] == ["free"]
+
+
+def test_a_second_writer_is_told_who_has_it(folder: Path) -> None:
+    with WriterLock(folder) as lock:
+        with pytest.raises(Locked, match=rf"process {os.getpid()} on {socket.gethostname()}.*Wait") as caught, WriterLock(folder):
+            pass
+        assert caught.value.exit_code == 6
+        lock.check()
+        assert [path.name for path in folder.iterdir()] == ["writer"]
+    with WriterLock(folder):
+        pass
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"boot": "00000000-0000-0000-0000-000000000000"}, id="another boot"),
+        pytest.param({"pid": "ended"}, id="a process that ended"),
+        pytest.param({"start": 1}, id="a process number that was used again"),
+    ],
+)
+def test_the_lock_of_who_is_gone_is_taken_over(folder: Path, changes: dict[str, object]) -> None:
+    if changes.get("pid") == "ended":
+        changes = {"pid": ended_process()}
+    (folder / "writer").write_text(holder(**changes))
+    with WriterLock(folder) as lock:
+        lock.check()
+    assert [path.name for path in folder.iterdir()] == ["free"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(holder(), id="a live process"),
+        pytest.param(holder(machine="another", host="elsewhere", boot="other", pid=1, start=1), id="another machine"),
+        pytest.param("", id="empty"),
+        pytest.param("{", id="no JSON"),
+        pytest.param("[]", id="no object"),
+        pytest.param("{}", id="names nobody"),
+    ],
+)
+def test_the_lock_of_who_may_be_there_is_left_alone(folder: Path, text: str) -> None:
+    (folder / "writer").write_text(text)
+    with pytest.raises(Locked, match=r"remove .*writer"), WriterLock(folder):
+        pass
+    assert (folder / "writer").read_text() == text
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_who_lost_the_lock_neither_commits_nor_removes_the_new_ones(folder: Path) -> None:
+    with WriterLock(folder) as sleeper:
+        (folder / "writer").write_text(holder(token="new"))
+        with pytest.raises(Locked, match="somebody else took it"):
+            sleeper.check()
+    assert json.loads((folder / "writer").read_text())["token"] == "new"
+
+
+def test_a_put_that_lost_its_lock_makes_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that hibernates during a put, and another process of the next boot takes the lock over."""
+    source = tmp_path / "source"
+    source.write_bytes(content(range(1, 200)))
+    with Store.create(tmp_path / "store", durability="none") as store:
+        lock = store.path / "locks" / "writer"
+
+        class Sleeps:
+            def start(self, label: str, total: int | None, unit: str = "bytes") -> None:
+                lock.write_text(holder(token="new"))
+
+            def at(self, done: int) -> None: ...
+
+            def finish(self) -> None: ...
+
+        with pytest.raises(Locked) as caught:
+            store.put(str(source), machine="m", progress=Sleeps())
+        assert caught.value.exit_code == 6
+        assert store.ids() == [] and not list((store.path / "images").iterdir())
+        assert json.loads(lock.read_text())["token"] == "new"
+        lock.unlink()
+        store.put(str(source), machine="m")
+        assert len(store.ids()) == 1
+
+
+def test_who_loses_the_lock_while_removing_removes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(content(range(1, 20)))
+    with Store.create(tmp_path / "store", durability="none") as store:
+        ids = [store.put(str(source), machine="m").id for _number in range(3)]
+        lock = store.path / "locks" / "writer"
+        monkeypatch.setattr(store.state_log, "forget", lambda image_id: lock.write_text(holder(token="new")))
+        with pytest.raises(Locked, match=f"{ids[1]} was not removed"):
+            store.remove(ids)
+        assert sorted(store.ids()) == sorted(ids[1:])
+        lock.unlink()
+        newest = store.path / "images" / f"{ids[2]}.img"
+        finish = store.settle
+
+        def settle(own: Lock) -> None:
+            finish(own)
+            lock.write_text(holder(token="new"))  # right before the manifest appears
+
+        monkeypatch.setattr(store, "settle", settle)
+        with pytest.raises(Locked, match=f"{ids[2]} was not removed"):
+            store.put(str(source), machine="m", replace=True)
+        assert newest.exists() and len(store.ids()) == 3
+
+
+def test_of_many_that_find_a_stale_lock_one_gets_it_at_a_time(folder: Path) -> None:
+    inside = folder.parent / "inside"
+    log = folder.parent / "log"
+
+    def work() -> None:
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            try:
+                with WriterLock(folder) as lock:
+                    descriptor = os.open(inside, os.O_CREAT | os.O_EXCL)  # fails if two are in here
+                    lock.check()
+                    os.close(descriptor)
+                    os.unlink(inside)
+                    with open(log, "a") as file:
+                        file.write("x")
+                    # Half of the time the holder dies instead of giving it back.
+                    if os.urandom(1)[0] & 1:
+                        (folder / "writer").write_text(holder(boot="earlier"))
+            except Locked:
+                time.sleep(0.001)
+
+    children = [fork(work) for _number in range(4)]
+    assert [wait(child) for child in children] == [0] * 4
+    assert len(log.read_text()) > 20

@@ -1,0 +1,515 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Parsers of stored bytes, fed with bytes that were changed: what comes out is right, or a ValueError or StoreError.
+
+What is encrypted is changed before it is encrypted as well: only whoever has the key could, and even that must not make a
+reader fail otherwise, or take memory without bounds.
+"""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lz4.block
+import msgpack
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fuse_store.errors import Locked, StoreError
+from fuse_store.hibernation.lzo_chunks.layout import check, first_page, tail_page
+from fuse_store.repository import block, extents, index, locks, manifest, pack
+from fuse_store.repository.aead import Aead, read_key
+from fuse_store.repository.backends import PosixBackend
+from fuse_store.repository.block import HEADER, MAGIC, pack_block, parse_header, unpack_block
+from fuse_store.repository.extents import ChunkRows, Extents, pack_extents, parse_extents, read_segment
+from fuse_store.repository.manifest import Chunks, Head, ImageFile, Segment, parse_head, read_head
+from fuse_store.repository.pack import pack_table, parse_table
+from fuse_store.repository.state_log import StateLog
+from fuse_store.store import Store
+from tests.store.conftest import content, write_sparse
+
+ENCRYPTED, PLAIN = (Aead(bytes(16), bytes(32), encrypted) for encrypted in (True, False))
+BOUND = 64 << 20  # bytes that a parser may take for a few hundred bytes of input
+DIGESTS = bytes(range(48))
+few = settings(max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+fewer = settings(few, max_examples=40)
+
+
+@st.composite
+def changed(draw: st.DrawFn, whole: bytes) -> bytes:
+    """``whole`` with some bytes otherwise, missing, twice, or something else altogether."""
+    data = bytearray(whole)
+    for _change in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        how = draw(st.sampled_from(["bit", "cut", "delete", "insert", "ones", "zeros", "copy"]))
+        end = min(len(data), at + draw(st.sampled_from([1, 2, 4, 8, 16, 64])))
+        if how == "bit" and at < len(data):
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif how == "cut":
+            del data[at:]
+        elif how == "delete":
+            del data[at:end]
+        elif how == "insert":
+            data[at:at] = draw(st.binary(max_size=16))
+        elif how in ("ones", "zeros"):
+            data[at:end] = (b"\xff" if how == "ones" else b"\0") * (end - at)
+        else:
+            data[at:at] = data[at:end]
+    return bytes(data)
+
+
+def bounded(parse: Callable[[], Any]) -> Any:
+    """The result, or None if it was refused as it should be; never another exception, never memory without bounds."""
+    tracemalloc.start()
+    try:
+        return parse()
+    except (ValueError, StoreError):
+        return None
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < BOUND
+
+
+# extents -------------------------------------------------------------------------------------------------------------------
+
+
+def some_extents() -> Extents:
+    columns = ([0, 5, 100, 1000], [3, 20, 64, 1], [0, 1, 2, 0], [0, 4, 0, 63])
+    return Extents(*(np.array(column, np.int64) for column in columns), DIGESTS)
+
+
+def right(found: Extents, pages: int, slots: int) -> None:
+    """What a reader relies on."""
+    assert (found.count > 0).all() and (found.page[1:] >= found.page[:-1] + found.count[:-1]).all()
+    if len(found.page):
+        assert found.page[0] >= 0 and found.page[-1] + found.count[-1] <= pages
+        assert int(found.block.max()) < len(found.digests) // 16 and int((found.slot + found.count).max()) <= slots
+    total = found.between(0, pages)[0]
+    assert len(total) == found.count.sum()
+
+
+def test_extents_are_parsed_as_they_were_packed() -> None:
+    found = parse_extents(pack_extents(some_extents()), 1001, 64)
+    for name in ("page", "count", "block", "slot"):
+        assert (getattr(found, name) == getattr(some_extents(), name)).all()
+    assert found.digests == DIGESTS
+
+
+@few
+@given(data=st.data(), pages=st.sampled_from([1001, 1000, 1, 1 << 38]))
+def test_extents_that_were_changed(data: st.DataObject, pages: int) -> None:
+    raw = zstandard.ZstdDecompressor().decompress(pack_extents(some_extents()))
+    compressed = zstandard.ZstdCompressor().compress(data.draw(changed(raw)))
+    for stored in (compressed, data.draw(changed(compressed))):
+        found = bounded(lambda stored=stored: parse_extents(stored, pages, 64))
+        if found is not None:
+            right(found, pages, 64)
+
+
+def some_chunks() -> tuple[Extents, Chunks]:
+    """Two blocks, and two chunks of pages of 4 KiB, which stand in three and two of them."""
+    columns = ([0, 5, 100, 103, 1000], [3, 20, 2, 1, 2], [0, 1, 2, 2, 3], [0, 4, 0, 2, 0])
+    rows = ChunkRows(*(np.array(column, np.int64) for column in ([0, 5], [9000, 4089], [32, 7], [0, 3])))
+    digests = bytes(range(64))
+    return Extents(*(np.array(column, np.int64) for column in columns), digests, rows), Chunks("lzo", 4096, 2048, 6, 2)
+
+
+def test_chunks_are_parsed_as_they_were_packed() -> None:
+    wanted, chunks = some_chunks()
+    found = parse_extents(pack_extents(wanted, True), 1002, 64, True)
+    check(found, chunks, 4096)
+    for name in ("page", "count", "block", "slot"):
+        assert (getattr(found, name) == getattr(wanted, name)).all()
+    for name in ("number", "length", "pages", "tail"):
+        assert (getattr(found.chunks, name) == getattr(wanted.chunks, name)).all()
+    assert found.digests == wanted.digests and found.blocks == 2
+
+
+@few
+@given(data=st.data(), pages=st.sampled_from([1002, 1000, 1 << 38]), size=st.sampled_from([4096, 16384, 65536]))
+def test_chunks_that_were_changed(data: st.DataObject, pages: int, size: int) -> None:
+    wanted, chunks = some_chunks()
+    chunks = replace(chunks, page_size=size)
+    raw = zstandard.ZstdDecompressor().decompress(pack_extents(wanted, True))
+    compressed = zstandard.ZstdCompressor().compress(data.draw(changed(raw)))
+
+    def parse(stored: bytes) -> Extents:
+        found = parse_extents(stored, pages, 64, True)
+        check(found, chunks, 4096)
+        return found
+
+    for stored in (compressed, data.draw(changed(compressed))):
+        found = bounded(lambda stored=stored: parse(stored))
+        if found is not None:
+            right(found, pages, 35 * size // 4096)
+            rows = found.chunks
+            assert len(rows) <= len(found.digests) // 16 and (rows.number < chunks.room).all() and (rows.tail <= rows.number).all()
+            assert (rows.pages >= 1).all() and (rows.pages <= 32).all() and (rows.length <= 35 * size).all()
+            made = found.block >= found.blocks
+            assert ((found.page + found.count)[made] <= chunks.first).all()
+            last = first_page(chunks, 4096, chunks.room - 1) + 32 * size // 4096
+            assert last <= tail_page(chunks, 4096, 0) < chunks.first + chunks.pages(4096)
+
+
+def test_a_chunk_cannot_be_made_of_itself() -> None:
+    wanted, chunks = some_chunks()
+    stored = pack_extents(wanted, True)
+    check(parse_extents(stored, 4096, 64, True), replace(chunks, first=1002), 4096)
+    with pytest.raises(ValueError, match="where its pages are"):
+        check(parse_extents(stored, 4096, 64, True), replace(chunks, first=1001), 4096)
+
+
+@pytest.mark.parametrize(
+    ("column", "low", "high"), [("number", 3, 5), ("length", 4089, 7 * 4096 * 17 // 16 + 69), ("pages", 1, 32), ("tail", 0, 5)]
+)
+def test_chunks_with_any_number_anywhere(column: str, low: int, high: int) -> None:
+    """Of the second of two chunks, number 5, which has the bytes behind chunk 2 and stands in two pages."""
+    most = 255 if column in ("pages", "tail") else (1 << 32) - 1
+    for value in (value for value in (0, low - 1, low, high, high + 1, 1 << 31, most) if 0 <= value <= most):
+        wanted, chunks = some_chunks()
+        values = getattr(wanted.chunks, column).copy()
+        values[1] = value
+        stored = pack_extents(replace(wanted, chunks=replace(wanted.chunks, **{column: values})), True)
+
+        def parse(stored: bytes = stored, chunks: Chunks = chunks) -> bool:
+            check(parse_extents(stored, 1002, 64, True), chunks, 4096)
+            return True
+
+        assert (bounded(parse) is True) == (low <= value <= high), value
+
+
+@pytest.mark.parametrize("size", [1 << 40, (8 << 20) + 1, (1 << 64) - 2])
+def test_extents_that_claim_to_be_huge(size: int) -> None:
+    stored = frame_of(size)
+    assert bounded(lambda: parse_extents(stored, 1000, 64)) is None
+
+
+def frame_of(size: int) -> bytes:
+    """The start of a zstd frame (RFC 8878) that says its content has ``size`` bytes, and an end."""
+    return b"\x28\xb5\x2f\xfd" + b"\xe0" + size.to_bytes(8, "little") + b"\x01\x00\x00"
+
+
+def test_extents_that_grow_without_end() -> None:
+    stored = zstandard.ZstdCompressor().compress(bytes(256 << 20))
+    assert bounded(lambda: parse_extents(stored, 1000, 64)) is None
+
+
+# heads ---------------------------------------------------------------------------------------------------------------------
+
+
+def some_head() -> dict[str, Any]:
+    files = (ImageFile("a", 5000, 0), ImageFile("b", 70000, 8192, 0o644, 10**18))
+    segments = (Segment(0, 2, 0, 100, DIGESTS[:16]), Segment(2, 20, 100, 80, DIGESTS[16:32]))
+    head = Head("m", "system", "file", "e", {"k": "v"}, 10**18, 75000, 75000, 1, 1, 4096, ("0" * 32,), files, segments)
+    found = {"format": 1, **asdict(head)}
+    del found["chunks"]
+    return found
+
+
+def a_head_with_chunks() -> dict[str, Any]:
+    head = some_head()
+    chunks = Chunks("lzo", 4096, 32, 40, 7)
+    segments = [asdict(Segment(0, 18, 0, 100, DIGESTS[:16])), asdict(Segment(64, 2000, 100, 80, DIGESTS[16:32]))]
+    return {**head, "format": 2, "files": [asdict(ImageFile("image", 75000, 0))], "segments": segments, "chunks": asdict(chunks)}
+
+
+def use(head: Head) -> None:
+    """What readers do with a head."""
+    shown = manifest.summary("0" * 32, head)
+    assert shown.as_dict() and shown.version and head.pages >= 0
+    json.dumps(shown.as_dict())
+    for segment in head.segments:
+        assert b"segment" + segment.digest and 0 <= segment.first < segment.last <= head.pages
+    for file in head.files:
+        assert file.name.encode() is not None
+    np.array([segment.first for segment in head.segments], np.int64)
+
+
+@few
+@given(data=st.data())
+def test_a_head_that_was_changed(data: st.DataObject) -> None:
+    head = bounded(lambda: parse_head(data.draw(changed(msgpack.packb(some_head())))))
+    if head is not None:
+        use(head)
+
+
+def test_a_head_with_chunks() -> None:
+    head = parse_head(msgpack.packb(a_head_with_chunks()))
+    use(head)
+    assert head.chunks is not None and head.pages == 32 + 2 * 32 * 33 and manifest.summary("0" * 32, head).chunks == 7
+
+
+@few
+@given(data=st.data())
+def test_a_head_with_chunks_that_was_changed(data: st.DataObject) -> None:
+    head = bounded(lambda: parse_head(data.draw(changed(msgpack.packb(a_head_with_chunks())))))
+    if head is not None:
+        use(head)
+
+
+def test_a_head_with_chunks_that_cannot_be() -> None:
+    for key, values in {
+        "codec": ["lz4", "", None, 1], "page_size": [0, 2048, 65537, "4096", None], "first": [-1, 18, 1 << 60, None, 0.5],
+        "room": [0, 6, 1 << 21, -1, "x"], "stored": [0, 41, -1, None], "other": [1],
+    }.items():  # fmt: skip
+        for value in values:
+            head = a_head_with_chunks()
+            head["chunks"][key] = value
+            assert bounded(lambda head=head: parse_head(msgpack.packb(head))) is None, (key, value)
+    for changed_ in ({"format": 1}, {"format": 3}, {"chunks": None}, {"chunks": []}, {"page_size": 16384}, {"files": []}):
+        head = a_head_with_chunks() | changed_
+        assert bounded(lambda head=head: parse_head(msgpack.packb(head))) is None, changed_
+    without = {key: value for key, value in some_head().items() if key != "chunks"} | {"format": 2}
+    assert bounded(lambda: parse_head(msgpack.packb(without))) is None
+
+
+VALUES = [None, True, -1, 0, 1 << 40, (1 << 64) - 1, -(1 << 63), 0.5, float("nan"), "", "x", b"x", [], [1], {}, {"a": 1}, [[]]]
+
+
+@pytest.mark.parametrize("where", ["", "files", "segments"])
+def test_a_head_with_any_value_of_any_kind_anywhere(where: str) -> None:
+    names = some_head() if not where else some_head()[where][0]
+    for name in names:
+        for value in VALUES:
+            head = some_head()
+            (head if not where else head[where][1])[name] = value
+            found = bounded(lambda head=head: parse_head(msgpack.packb(head)))
+            if found is not None:
+                use(found)
+        head = some_head()
+        del (head if not where else head[where][1])[name]
+        if name not in ("mode", "mtime"):
+            assert bounded(lambda head=head: parse_head(msgpack.packb(head))) is None
+    for value in VALUES:
+        assert bounded(lambda value=value: parse_head(msgpack.packb(value))) is None
+
+
+def test_a_head_that_is_deep_or_claims_to_be_huge() -> None:
+    huge = [start + b"\xff" * 4 for start in (b"\xdd", b"\xdf", b"\xc6", b"\xdb")]  # array, map, bin, str
+    for content_ in (b"\x91" * 100_000, *huge):
+        assert bounded(lambda content_=content_: parse_head(content_)) is None
+
+
+# packs ---------------------------------------------------------------------------------------------------------------------
+
+
+def some_table() -> bytes:
+    return pack_table([(DIGESTS[:16], 24, 1000, 8192), (DIGESTS[16:32], 1024, 500, 4096)], DIGESTS)
+
+
+@few
+@given(data=st.data())
+def test_a_table_that_was_changed(data: st.DataObject) -> None:
+    found = bounded(lambda: parse_table(data.draw(changed(some_table())), bytes(16)))
+    if found is not None:
+        rows = found.rows()
+        assert len(rows) == len(found.offset) == len(found.digests) // 16 and found.pages.shape[1] == 2
+        assert len(found.length) == 0 or int(found.length.max()) <= block.LARGEST
+
+
+def test_a_table_that_claims_to_be_huge() -> None:
+    for count in (pack.MOST_BLOCKS, pack.MOST_BLOCKS + 1, (1 << 32) - 1):
+        assert bounded(lambda count=count: parse_table(count.to_bytes(4, "little") + bytes(64), bytes(16))) is None
+
+
+# the index -----------------------------------------------------------------------------------------------------------------
+
+
+def some_fragment(aead: Aead) -> bytes:
+    table = parse_table(some_table(), bytes(range(16)))
+    return index.fragment_bytes(index.merged([table.rows(), table.rows()]), aead)
+
+
+@few
+@given(data=st.data(), check=st.booleans(), aead=st.sampled_from([ENCRYPTED, PLAIN]))
+def test_a_fragment_that_was_changed(data: st.DataObject, check: bool, aead: Aead) -> None:
+    found = bounded(lambda: index.parse_fragment(data.draw(changed(some_fragment(aead))), aead, check))
+    if found is not None:
+        high, low = index.halves(DIGESTS)
+        for row in found.find(high, low).tolist():
+            if row >= 0:
+                pack, offset, stored = found.place(row)
+                assert len(pack) in (0, 16) and offset >= 0 and stored >= 0
+                if check:
+                    assert len(pack) == 16
+
+
+@pytest.mark.parametrize("key", ["rows", "packs", "digest"])
+def test_a_fragment_with_any_value_of_any_kind_in_its_header(key: str) -> None:
+    columns = b"".join(np.zeros(2, kind).tobytes() for _name, kind in index.COLUMNS)
+    for value in [*VALUES, 3, 1 << 60, bytes(17)]:
+        header = msgpack.packb({"rows": 2, "packs": bytes(16), "digest": PLAIN.digest(columns), key: value})
+        encrypted = PLAIN.encrypt(b"index", header)
+        begin = -(-(16 + len(encrypted)) // 8) * 8
+        whole = index._START.pack(index.MAGIC, len(encrypted), begin) + encrypted + bytes(begin - 16 - len(encrypted)) + columns
+        assert bounded(lambda whole=whole: index.parse_fragment(whole, PLAIN, check=True)) is None
+        bounded(lambda whole=whole: index.parse_fragment(whole, PLAIN))
+    for value in VALUES:
+        encrypted = PLAIN.encrypt(b"index", msgpack.packb(value))
+        whole = index._START.pack(index.MAGIC, len(encrypted), 16 + -(-len(encrypted) // 8) * 8) + encrypted
+        assert bounded(lambda whole=whole: index.parse_fragment(whole + bytes(-len(whole) % 8), PLAIN)) is None
+
+
+# blocks --------------------------------------------------------------------------------------------------------------------
+
+
+@few
+@given(data=st.data(), codec=st.sampled_from(["zstd", "lz4", "none"]), aead=st.sampled_from([ENCRYPTED, PLAIN]))
+def test_a_block_that_was_changed(data: st.DataObject, codec: str, aead: Aead) -> None:
+    pages = content([1, 2])
+    block = pack_block(pages, aead.digest(pages), aead, codec, 1)
+    found = bounded(lambda: unpack_block(data.draw(changed(block.stored)), block.digest, aead))
+    assert found is None or found == pages
+
+
+def sealed_block(number: int, compressed: bytes, length: int) -> bytes:
+    """A block as it is stored, whatever is in it, with every seal right."""
+    digest = DIGESTS[:16]
+    encrypted = PLAIN.encrypt(b"block" + HEADER.pack(MAGIC, number, 0, length, digest), compressed)
+    return HEADER.pack(MAGIC, number, len(encrypted), length, digest) + encrypted
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 255])
+def test_a_block_whose_content_is_not_what_its_header_says(number: int) -> None:
+    """As only whoever has the key can make one."""
+    zstd = zstandard.ZstdCompressor()
+    bombs = [zstd.compress(bytes(200 << 20)), lz4.block.compress(bytes(100 << 20), store_size=False), frame_of(1 << 40), frame_of(0)]
+    for compressed in (*bombs, b"", b"x", bytes(4096), zstd.compress(bytes(4096)) * 2):
+        if len(compressed) > block.LARGEST:
+            compressed = compressed[: block.LARGEST]
+        for length in (1, 4096, 8192, block.LARGEST):
+            stored = sealed_block(number, compressed, length)
+            found = bounded(lambda stored=stored: unpack_block(stored, DIGESTS[:16], PLAIN))
+            assert found is None or len(found) == length
+
+
+@fewer
+@given(data=st.binary(max_size=64))
+def test_a_header_of_a_block(data: bytes) -> None:
+    for stored in (data, MAGIC + data):
+        found = bounded(lambda stored=stored: parse_header(stored))
+        if found is not None:
+            assert 0 < found[2] <= block.LARGEST and 0 <= found[1] <= block.LARGEST + 32
+
+
+@pytest.mark.parametrize("aead", [ENCRYPTED, PLAIN])
+def test_what_is_sealed_opens_only_as_it_was(aead: Aead) -> None:
+    encrypted = aead.encrypt(b"name", b"content")
+    assert aead.decrypt(b"name", encrypted) == b"content"
+    for at in range(len(encrypted)):
+        for bit in range(8):
+            bent = bytearray(encrypted)
+            bent[at] ^= 1 << bit
+            with pytest.raises(ValueError, match=r"it does not decrypt|its checksum is wrong"):
+                aead.decrypt(b"name", bytes(bent))
+        with pytest.raises(ValueError, match=r"it does not decrypt|its checksum is wrong"):
+            aead.decrypt(b"name", encrypted[:at])
+
+
+# small files ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Folder:
+    path: Path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder(tmp_path_factory.mktemp("parsers"))
+
+
+@fewer
+@given(data=st.data())
+def test_a_ledger_that_was_changed(folder: Folder, data: st.DataObject) -> None:
+    state_log = StateLog(PosixBackend(folder.path), ENCRYPTED, sync=False)
+    name = "0" * 32
+    (folder.path / "states").mkdir(exist_ok=True)
+    entries = msgpack.packb([{"state": "verified", "time": 1, "detail": "x"}] * 2)
+    inner = ENCRYPTED.encrypt(b"state" + bytes(16), data.draw(changed(entries)))
+    outer = data.draw(changed(ENCRYPTED.encrypt(b"state" + bytes(16), entries)))
+    for stored in (inner, outer):
+        (folder.path / "states" / f"{name}.log").write_bytes(stored)
+        assert isinstance(bounded(lambda: state_log.state(name)), str)
+        assert isinstance(bounded(lambda: state_log.entries(name)), list)
+
+
+@pytest.fixture(scope="module")
+def store_json(folder: Folder) -> bytes:
+    with Store.create(folder.path / "store", encryption=False, durability="none") as store:
+        store.put(str(write_sparse(folder.path / "source", b"x")), machine="m")
+    return (folder.path / "store" / "store.json").read_bytes()
+
+
+@few
+@given(data=st.data())
+def test_a_store_json_that_was_changed(folder: Folder, store_json: bytes, data: st.DataObject) -> None:
+    (folder.path / "store" / "store.json").write_bytes(data.draw(changed(store_json)))
+
+    def read() -> bytes:
+        with Store.open(folder.path / "store") as store:
+            return bytes(store.open_image(store.ids()[0]).read(0, 1))
+
+    try:
+        assert bounded(read) in (None, b"x")
+    finally:
+        (folder.path / "store" / "store.json").write_bytes(store_json)
+
+
+@few
+@given(data=st.data())
+def test_a_key_file_that_was_changed(folder: Folder, data: st.DataObject) -> None:
+    path = folder.path / "key"
+    path.write_bytes(data.draw(changed(f"fuse-store key 1\nstore {bytes(16).hex()}\nkey {'ab' * 32}\n".encode())))
+    try:
+        assert len(read_key(path, bytes(16))) == 32
+    except StoreError as error:
+        assert error.exit_code in (3, 4, 5) and error.remedy
+
+
+@few
+@given(data=st.data())
+def test_a_lock_file_that_was_changed(folder: Folder, data: st.DataObject) -> None:
+    (folder.path / "locks").mkdir(exist_ok=True)
+    path = folder.path / "locks" / "writer"
+    path.write_bytes(data.draw(changed(json.dumps({**locks.this_process(), "token": "0"}).encode())))
+    try:
+        with locks.WriterLock(folder.path / "locks") as lock:
+            lock.check()
+    except Locked:
+        path.unlink()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("key", ["host", "machine", "boot", "pid", "start", "token"])
+def test_a_lock_file_with_any_value_of_any_kind(tmp_path: Path, key: str) -> None:
+    for value in [None, True, -1, 0, 10**30, 0.5, "", "x", "\udc80", "../../x", [], {}, [1]]:
+        path = tmp_path / "writer"
+        path.write_text(json.dumps({**locks.this_process(), "token": "0", key: value}))
+        try:
+            with locks.WriterLock(tmp_path):
+                pass
+        except Locked as error:
+            assert str(error).isprintable() or key in ("pid", "host")
+            path.unlink()
+        assert not path.exists()
+
+
+def test_parsers_of_extents_take_what_capture_makes(tmp_path: Path) -> None:
+    """The fuzzed samples are like the real thing: a real segment passes the same checks."""
+    with Store.create(tmp_path / "store", durability="none") as store:
+        made = store.put(str(write_sparse(tmp_path / "source", content([*range(1, 100), 0, 5]))), machine="m")
+        head, start = read_head(store.backend, made.id, store.aead)
+        for number in range(len(head.segments)):
+            found = read_segment(store.backend, made.id, head, number, start, store.aead)
+            right(found, 101, 64)
+            again = extents.parse_extents(pack_extents(found), 101, 64)
+            assert (again.page == found.page).all()

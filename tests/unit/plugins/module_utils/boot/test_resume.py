@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""boot_resume from end to end, on a recorded machine: initramfs-tools, GRUB, a swap area on an NFIT NVDIMM."""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import resume
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+
+UUID = "6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
+RESUME = "resume=UUID=" + UUID
+KERNELS = ("6.1.0-49-amd64", "6.12.107+deb13-amd64")
+CONF = "/etc/initramfs-tools/conf.d/zz-nvm-fastboot-resume-" + UUID
+HOOK = "/etc/initramfs-tools/hooks/nvm-fastboot"
+SETTINGS = "/etc/default/grub.d/zz-nvm-fastboot-resume.cfg"
+CONFIGURATION = "/boot/grub/grub.cfg"
+NFIT = "/sys/devices/LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00"
+DEPENDENCIES = """\
+kernel/crypto/lz4.ko: kernel/lib/lz4/lz4_compress.ko
+kernel/lib/lz4/lz4_compress.ko:
+kernel/drivers/acpi/nfit/nfit.ko: kernel/drivers/nvdimm/libnvdimm.ko
+kernel/drivers/nvdimm/libnvdimm.ko:
+kernel/drivers/nvdimm/nd_pmem.ko: kernel/drivers/nvdimm/nd_btt.ko kernel/drivers/nvdimm/libnvdimm.ko
+kernel/drivers/nvdimm/nd_btt.ko: kernel/drivers/nvdimm/libnvdimm.ko
+"""
+
+
+def header(signature=b"SWAPSPACE2"):
+    page = bytearray(4096)
+    struct.pack_into("=II", page, 1024, 1, 1000)
+    page[1036:1052] = uuid.UUID(UUID).bytes
+    page[4086:4096] = signature.ljust(10, b"\0")
+    return bytes(page)
+
+
+class Machine:
+    """A machine whose grub-mkconfig and mkinitramfs do what the settings they find say."""
+
+    def __init__(self, host, transcript):
+        self.host = host
+        self.calls = transcript.calls
+        self.theirs = "console=ttyS0 resume=/dev/sda5"
+        self.drivers = ["acpi/nfit/nfit", "nvdimm/libnvdimm", "nvdimm/nd_pmem", "nvdimm/nd_btt"]
+        self.fail = {}
+        host._run = self.run
+
+    def run(self, argv, data=None):
+        self.calls.append(" ".join(argv))
+        name = os.path.basename(argv[0])
+        if name in self.fail:
+            return 1, "", self.fail[name]
+        return 0, {"grub-mkconfig": self.mkconfig, "mkinitramfs": self.mkinitramfs, "lsinitramfs": self.list}[name](
+            *argv[1:]), ""
+
+    def mkconfig(self, option, target):
+        arguments = self.theirs
+        settings = self.host.read(SETTINGS, "")
+        if RESUME in settings:
+            line = next(line for line in settings.splitlines() if line.startswith("GRUB_CMDLINE_LINUX=\"${"))
+            arguments = "console=ttyS0 " + line.split("'")[1]
+        text = "".join(
+            "menuentry '%s' {\n\tlinux /vmlinuz-%s root=/dev/sda1 ro %s\n}\n" % (kernel, kernel, arguments)
+            for kernel in KERNELS
+        )
+        Path(self.host.path(target)).write_text(text)
+        return ""
+
+    def mkinitramfs(self, option, target, kernel):
+        names = ["init", "scripts/local-premount/resume", "usr/bin/resume"]
+        names += ["conf/conf.d/" + os.path.basename(path) for path in self.host.glob("/etc/initramfs-tools/conf.d/*")]
+        names += ["scripts/init-top/" + os.path.basename(path)
+                  for path in self.host.glob("/etc/initramfs-tools/scripts/init-top/*")]
+        if self.host.exists(HOOK):
+            names += ["usr/lib/modules/%s/kernel/drivers/%s.ko" % (kernel, name) for name in self.drivers]
+            if " lz4" in self.host.read(HOOK):
+                names += ["usr/lib/modules/%s/kernel/%s.ko" % (kernel, name)
+                          for name in ("crypto/lz4", "lib/lz4/lz4_compress")]
+        Path(self.host.path(target)).write_text("\n".join(names) + "\n")
+        return ""
+
+    def list(self, image):
+        return Path(self.host.path(image)).read_text()
+
+    def present(self, check_mode=False, **options):
+        return self.go(resume.present, check_mode, options)
+
+    def absent(self, check_mode=False, **options):
+        return self.go(resume.absent, check_mode, options)
+
+    def go(self, function, check_mode, options):
+        """(changed, result) of one run; C(calls) afterwards holds its commands alone."""
+        del self.calls[:]
+        with Transaction(self.host, check_mode) as tx:
+            result = function(tx, **options)
+        return tx.changed, result
+
+    def state(self):
+        """Every file that a run could change."""
+        root = self.host.path("")
+        found = {}
+        for top in ("etc", "boot", "var"):
+            for folder, _folders, files in os.walk(os.path.join(root, top)):
+                found[folder[len(root):]] = None
+                for name in files:
+                    path = os.path.join(folder, name)
+                    found[path[len(root):]] = Path(path).read_bytes()
+        return found
+
+
+@pytest.fixture
+def bind(host):
+    """C(bind(path, module))): the device at C(path) has a driver of that loadable module, or of a built-in one."""
+
+    def _bind(path, module, loadable=True):
+        driver = Path(host.path("/sys/bus/any/drivers/" + module))
+        sysfs = Path(host.path("/sys/module/" + module))
+        for each in (Path(host.path(path)), driver, sysfs):
+            each.mkdir(parents=True, exist_ok=True)
+        Path(host.path(path), "driver").symlink_to(driver)
+        if module != "nfit" and not (driver / "module").is_symlink():  # ACPI drivers have no such link on 6.1
+            (driver / "module").symlink_to(sysfs)
+        if loadable:
+            (sysfs / "initstate").write_text("live\n")
+
+    return _bind
+
+
+@pytest.fixture
+def block(host, plant):
+    """C(block(name, path)): a block device at C(path) of /sys."""
+
+    def _block(name, path, content=b""):
+        plant({path + "/dev": "259:0\n", path + "/size": "2097152\n", "/dev/" + name: content})
+        link = Path(host.path("/sys/class/block/" + name))
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(host.path(path))
+
+    return _block
+
+
+@pytest.fixture
+def machine(host, plant, transcript, bind, block, monkeypatch):
+    monkeypatch.setattr(Host, "flush_filesystem", lambda self, path: None)
+    block("pmem0", NFIT + "/ndbus0/region0/namespace0.0/block/pmem0", header())
+    bind(NFIT, "nfit")
+    bind(NFIT + "/ndbus0", "libnvdimm")
+    bind(NFIT + "/ndbus0/region0/namespace0.0", "nd_pmem")
+    bind("/sys/devices/LNXSYSTM:00", "builtin_bus", loadable=False)
+    os.symlink("pmem0", host.path("/dev/NVM_SWAP"))
+    programs = {"/usr/sbin/grub-mkconfig": "default/grub.d", "/usr/sbin/mkinitramfs": "", "/usr/bin/lsinitramfs": ""}
+    plant(programs)
+    for path in programs:
+        os.chmod(host.path(path), 0o755)
+    plant(
+        {
+            "/usr/share/initramfs-tools/hook-functions": "",
+            "/etc/initramfs-tools/conf.d/resume": "RESUME=/dev/sda5\n",
+            "/etc/initramfs-tools/hooks/other": "",
+            "/etc/initramfs-tools/scripts/init-top/.keep": "",
+            "/etc/kernel/postinst.d/initramfs-tools": "",
+            "/etc/default/grub": 'GRUB_CMDLINE_LINUX="console=ttyS0 resume=/dev/sda5"\n',
+            "/etc/default/grub.d/50-cloudimg-settings.cfg": "",
+            "/var/lib/other/state": "",
+            "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+            "/proc/cmdline": "BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro console=ttyS0 resume=/dev/sda5\n",
+            "/boot/config-6.1.0-49-amd64": "CONFIG_HIBERNATION=y\nCONFIG_CRYPTO_LZO=m\nCONFIG_CRYPTO_LZ4=m\n",
+            "/boot/config-6.12.107+deb13-amd64": 'CONFIG_HIBERNATION_DEF_COMP="lzo"\nCONFIG_CRYPTO_LZO=y\n'
+            "CONFIG_CRYPTO_LZ4=m\n",
+        }
+    )
+    made = Machine(host, transcript)
+    (Path(host.path("/boot")) / "grub").mkdir(parents=True)
+    made.mkconfig("-o", CONFIGURATION)
+    for kernel in KERNELS:
+        plant({"/boot/vmlinuz-" + kernel: "", "/lib/modules/%s/modules.dep" % kernel: DEPENDENCIES})
+        made.mkinitramfs("-o", "/boot/initrd.img-" + kernel, kernel)
+    return made
+
+
+def test_the_whole_way_and_back(machine, host):
+    before = machine.state()
+    changed, result = machine.present()
+    assert changed
+    assert result == {
+        "resume": "UUID=" + UUID,
+        "arguments": [RESUME],
+        "bootloader": "grub",
+        "initramfs": "initramfs-tools",
+        "kernels": [
+            {"kernel": kernel, "initramfs": "/boot/initrd.img-" + kernel, "verified": True} for kernel in KERNELS
+        ],
+        "drivers": ["nd_pmem", "libnvdimm", "nfit"],
+        "reboot_required": True,
+    }
+    assert [os.path.basename(call.split()[0]) for call in machine.calls].count("mkinitramfs") == 2
+    assert host.read(CONFIGURATION).count(RESUME) == 2
+    assert "resume=/dev/sda5" not in host.read(CONFIGURATION)
+    assert not host.glob("/boot/*nvm-fastboot*")
+
+    assert machine.present()[0] is False
+    assert machine.calls == []  # nothing to do, no command
+    assert machine.present(check_mode=True)[0] is False
+
+    assert machine.absent(check_mode=True)[0] is True
+    changed, result = machine.absent()
+    assert changed and result["resume"] is None and result["kernels"][0]["verified"] is None
+    assert machine.calls[0].endswith("grub-mkconfig -o /boot/grub/grub.cfg.nvm-fastboot")  # resume= goes first
+    assert machine.state() == before
+    assert machine.absent()[0] is False
+    assert machine.calls == []
+    assert machine.absent(check_mode=True)[0] is False
+
+
+def test_check_mode_changes_nothing(machine):
+    before = machine.state()
+    changed, result = machine.present(check_mode=True)
+    assert changed and machine.state() == before
+    assert [kernel["verified"] for kernel in result["kernels"]] == [False, False]
+    assert {os.path.basename(call.split()[0]) for call in machine.calls} == {"lsinitramfs"}
+
+
+@pytest.mark.parametrize("program", ["mkinitramfs", "grub-mkconfig"])
+def test_a_failure_puts_everything_back(machine, program):
+    before = machine.state()
+    machine.fail[program] = "no"
+    with pytest.raises(Refused) as refused:
+        machine.present()
+    assert refused.value.code == "command_failed"
+    assert machine.state() == before
+    del machine.fail[program]
+    assert machine.present()[0] is True
+
+
+@pytest.mark.parametrize("program", ["mkinitramfs", "grub-mkconfig"])
+def test_a_failing_removal_puts_everything_back(machine, host, program):
+    machine.present()
+    before = machine.state()
+    machine.fail[program] = "no"
+    with pytest.raises(Refused):
+        machine.absent()
+    after = machine.state()
+    assert {path for path in before if before[path] != after.get(path)} <= {"var/lib/nvm-fastboot/initramfs.json"}
+    del machine.fail[program]
+    machine.absent()
+    assert not host.glob("/etc/*/*/*nvm-fastboot*") and not host.exists("/var/lib/nvm-fastboot")
+
+
+def test_an_image_that_lacks_a_driver_is_never_booted(machine, host):
+    before = machine.state()
+    machine.drivers.remove("nvdimm/nd_btt")
+    with pytest.raises(Refused) as refused:
+        machine.present()
+    assert refused.value.code == "initramfs_incomplete"
+    assert machine.state() == before
+
+
+def test_an_image_rebuilt_by_others_is_looked_into_again(machine, host):
+    machine.present()
+    machine.mkinitramfs("-o", "/boot/initrd.img-" + KERNELS[0], KERNELS[0])
+    assert machine.present()[0] is False
+    assert machine.calls == ["/usr/bin/lsinitramfs /boot/initrd.img-" + KERNELS[0]]
+    Path(host.path("/boot/initrd.img-" + KERNELS[0])).write_text("init\n")
+    assert machine.present()[0] is True
+
+
+def test_a_new_kernel_without_the_settings_is_noticed(machine, host):
+    machine.present()
+    machine.theirs = "console=ttyS0"
+    text = host.read(CONFIGURATION).replace(RESUME, "", 1)
+    Path(host.path(CONFIGURATION)).write_text(text)
+    assert machine.present()[0] is True
+    assert host.read(CONFIGURATION).count(RESUME) == 2
+
+
+def test_a_pending_image_is_left_alone(machine, host, plant):
+    plant({"/dev/pmem0": header(b"S1SUSPEND")})
+    before = machine.state()
+    with pytest.raises(Refused) as refused:
+        machine.present()
+    assert refused.value.code == "image_pending"
+    assert machine.state() == before
+    assert machine.present(force=True)[0] is True
+    assert machine.present()[0] is False  # nothing to change, nothing to refuse
+    with pytest.raises(Refused) as refused:
+        machine.absent()
+    assert refused.value.code == "image_pending"
+    assert machine.absent(force=True)[0] is True
+
+
+def test_removal_after_the_device_is_gone(machine, host):
+    machine.present()
+    os.unlink(host.path("/dev/NVM_SWAP"))
+    assert machine.absent()[0] is True
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "code"),
+    [
+        (header(), {"device": "/dev/none"}, "device_missing"),
+        (header(), {"uuid": "00000000-0000-4000-8000-000000000001"}, "uuid_mismatch"),
+        (header(), {"uuid": "x"}, "uuid_invalid"),
+        (bytes(65536), {}, "not_swap"),
+    ],
+)
+def test_refused(machine, plant, content, options, code, monkeypatch):
+    plant({"/dev/pmem0": content})
+    with pytest.raises(Refused) as refused:
+        machine.present(**options)
+    assert refused.value.code == code and refused.value.remedy
+
+
+def test_check_mode_assumes_the_device_that_is_to_be_made(machine, host):
+    os.unlink(host.path("/dev/NVM_SWAP"))
+    changed, result = machine.present(check_mode=True)
+    assert changed and result["resume"].startswith("UUID=") and result["drivers"] == ["libnvdimm", "nd_pmem"]
+
+
+@pytest.mark.parametrize("word", ["nohibernate", "noresume", "hibernate=no", "hibernate=noresume"])
+def test_a_decision_against_hibernation_is_not_overridden(machine, plant, word):
+    plant({"/etc/default/grub": 'GRUB_CMDLINE_LINUX="%s"\n' % word})
+    with pytest.raises(Refused) as refused:
+        machine.present()
+    assert refused.value.code == "conflicting_argument"
+    assert "/etc/default/grub" in refused.value.message and word in refused.value.message
+
+
+def test_a_conflict_that_only_the_result_shows_is_put_back(machine, host, plant):
+    entry = "menuentry rescue { linux /vmlinuz-%s %s noresume }\n" % (KERNELS[0], RESUME)
+    generate = machine.mkconfig
+
+    def mkconfig(option, target):
+        generate(option, target)
+        path = Path(host.path(target))
+        path.write_text(path.read_text() + entry)
+        return ""
+
+    machine.mkconfig = mkconfig
+    before = machine.state()
+    with pytest.raises(Refused) as refused:
+        machine.present()
+    assert refused.value.code == "verify_failed" and "noresume" in refused.value.message
+    assert machine.state() == before
+
+
+def test_reboot_required_until_the_kernel_was_told(machine, plant):
+    plant({"/proc/cmdline": "root=/dev/sda1 ro %s quiet\n" % RESUME})
+    assert machine.present()[1]["reboot_required"] is False
+    assert machine.absent()[1]["reboot_required"] is True
+
+
+# compression ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_compression(machine):
+    assert machine.present(compression="none")[1]["arguments"] == [RESUME, "hibernate=nocompress"]
+    assert machine.present(compression="none")[0] is False
+    assert machine.present()[0] is True  # back to the kernel's choice
+    assert machine.present()[1]["arguments"] == [RESUME]
+
+
+def test_lz4_needs_every_kernel(machine, host, plant):
+    with pytest.raises(Refused) as refused:
+        machine.present(compression="lz4")
+    assert refused.value.code == "compressor_unsupported" and KERNELS[0] in refused.value.message
+    plant({"/boot/config-" + KERNELS[0]: host.read("/boot/config-" + KERNELS[1])})
+    assert machine.present(compression="lz4")[1]["arguments"] == [RESUME, "hibernate.compressor=lz4"]
+    assert " lz4" in host.read(HOOK)
+
+
+@pytest.mark.parametrize(
+    ("configs", "compression", "expected"),
+    [
+        ({}, "lzo", (["hibernate.compressor=lzo"], [])),
+        ({}, None, ([], [])),
+        ({KERNELS[1]: 'CONFIG_HIBERNATION_DEF_COMP="lz4"\nCONFIG_CRYPTO_LZ4=m\n'}, None, ([], ["lz4"])),
+        ({KERNELS[1]: 'CONFIG_HIBERNATION_DEF_COMP="lzo"\nCONFIG_CRYPTO_LZO=m\n'}, "lzo",
+         (["hibernate.compressor=lzo"], ["lzo"])),
+        ({KERNELS[1]: ""}, "lzo", ([], [])),
+    ],
+)  # fmt: skip
+def test_modules_that_decompress(machine, host, plant, configs, compression, expected):
+    plant({"/boot/config-" + kernel: text for kernel, text in configs.items()})
+    assert resume._compression(host, KERNELS, compression) == expected
+
+
+def test_kernels_without_their_configuration_are_known_by_version(machine, host):
+    for kernel in KERNELS:
+        os.unlink(host.path("/boot/config-" + kernel))
+    assert [resume._selects(host, kernel) for kernel in KERNELS] == [False, True]
+
+
+# drivers -------------------------------------------------------------------------------------------------------------
+
+
+def test_drivers_of_an_nfit_namespace(machine, host):
+    assert resume.drivers_for(host, "/dev/NVM_SWAP") == ["nd_pmem", "libnvdimm", "nfit"]
+
+
+def test_drivers_of_a_sector_namespace_on_memmap(host, bind, block):
+    path = "/sys/devices/platform/e820_pmem"
+    block("pmem1s", path + "/ndbus1/region1/btt1.0/block/pmem1s")
+    bind(path, "nd_e820")
+    bind(path + "/ndbus1/region1/btt1.0", "nd_pmem")
+    (Path(host.path("/sys/module/nd_btt"))).mkdir()
+    (Path(host.path("/sys/module/nd_btt/initstate"))).write_text("live\n")
+    assert resume.drivers_for(host, "/dev/pmem1s") == ["nd_btt", "nd_pmem", "nd_e820"]
+
+
+def test_drivers_of_a_mapping_are_those_below_it(host, bind, block):
+    path = "/sys/devices/pci0000:00/0000:00:05.0"
+    block("vda2", path + "/virtio1/block/vda/vda2")
+    block("dm-0", "/sys/devices/virtual/block/dm-0")
+    Path(host.path("/sys/class/block/dm-0/slaves/vda2")).mkdir(parents=True)
+    bind(path, "virtio_pci", loadable=False)
+    bind(path + "/virtio1", "virtio_blk")
+    assert resume.drivers_for(host, "/dev/dm-0") == ["virtio_blk"]

@@ -1,0 +1,574 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each blocker on a recorded machine: none where all is well, and the right one where one thing is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import pytest
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import readiness, report, survey
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts.nvm import Namespace, Region
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import inhibitors
+
+MIB = 1 << 20
+DEVICE = "/dev/NVM_SWAP"
+UUID = "1b6e1c4e-7b0f-8e3f-9c41-2c9a3de0f3a5"
+PAGE = os.sysconf("SC_PAGE_SIZE")
+PHYSICAL_PAGES = 262012  # Σ present of ZONEINFO: QEMU, q35, 1 GiB
+
+CMDLINE = "BOOT_IMAGE=/boot/vmlinuz-6.1.0-56-amd64 root=UUID=0b4c ro quiet resume=UUID=%s\n" % UUID
+MEMINFO = """\
+MemTotal:         987432 kB
+MemFree:          702312 kB
+MemAvailable:     801120 kB
+Active(anon):        640 kB
+Inactive(anon):    48212 kB
+SwapTotal:       2097148 kB
+"""
+SWAPS = """\
+Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority
+/dev/pmem0                              partition\t2097148\t\t0\t\t10
+"""
+NO_SWAPS = SWAPS.splitlines()[0] + "\n"
+ZONEINFO = """\
+Node 0, zone      DMA
+  per-node stats
+      nr_inactive_anon 12053
+  pages free     3840
+        boost    0
+        min      97
+        spanned  4095
+        present  3998
+        managed  3840
+        protection: (0, 942, 942, 942, 942)
+Node 0, zone    DMA32
+  pages free     171738
+        spanned  258048
+        present  258014
+        managed  243018
+Node 0, zone   Normal
+  pages free     0
+        spanned  0
+        present  0
+        managed  0
+"""
+# /sys/firmware/memmap of the same machine
+MEMMAP = [
+    (0x0, 0x9FBFF, "System RAM"),
+    (0x9FC00, 0x9FFFF, "Reserved"),
+    (0xF0000, 0xFFFFF, "Reserved"),
+    (0x100000, 0x3FFDCFFF, "System RAM"),
+    (0x3FFDD000, 0x3FFFFFFF, "Reserved"),
+    (0xB0000000, 0xBFFFFFFF, "Reserved"),
+    (0xFED1C000, 0xFED1FFFF, "Reserved"),
+    (0xFEFFC000, 0xFEFFFFFF, "Reserved"),
+    (0xFFFC0000, 0xFFFFFFFF, "Reserved"),
+    (0x100000000, 0x17FFFFFFF, "Persistent Memory"),
+    (0xFD00000000, 0xFFFFFFFFFF, "Reserved"),
+]
+
+NAMESPACE = Namespace(
+    dev="namespace0.0", region="region0", name="NVM_SWAP", mode="raw", size=2048 * MIB, uuid=UUID, blockdev="pmem0",
+    resource=0x100000000, labelled=True)
+REGION = Region(
+    dev="region0", size=2048 * MIB, available=0, provider="nfit", persistence="memory_controller", labelled=True,
+    resource=0x100000000, namespaces=[NAMESPACE])
+
+
+@dataclass
+class Entry:
+    title: str
+    kernel: str
+    arguments: list
+
+
+@dataclass
+class Boot:
+    """A bootloader and an initramfs tool whose work was done."""
+
+    name: str = "grub"
+    lists: list = field(default_factory=lambda: [
+        Entry("Debian GNU/Linux", "/boot/vmlinuz-6.1.0-56-amd64",
+              ["root=UUID=0b4c", "ro", "quiet", "resume=UUID=" + UUID]),
+        Entry("Debian GNU/Linux, with Linux 6.1.0-56-amd64 (recovery mode)", "/boot/vmlinuz-6.1.0-56-amd64",
+              ["root=UUID=0b4c", "ro", "single"]),
+    ])
+    lacking: list = field(default_factory=list)
+    looks: list = field(default_factory=list)
+
+    def entries(self):
+        return self.lists
+
+    def kernels(self):
+        return ["6.1.0-56-amd64"]
+
+    def image(self, kernel):
+        return "/boot/initrd.img-" + kernel
+
+    def missing(self, kernel, resume, modules):
+        self.looks.append((kernel, resume, tuple(modules)))
+        return self.lacking
+
+
+def swap_header(signature=b"SWAPSPACE2", image=0):
+    """The first page of a swap area (include/linux/swap.h) or of one that holds an image (kernel/power/swap.c)."""
+    page = bytearray(PAGE)
+    struct.pack_into("=II", page, 1024, 1, 524287)
+    page[1036:1052] = bytes.fromhex(UUID.replace("-", ""))
+    page[1052:1060] = b"NVM_SWAP"
+    if image:
+        struct.pack_into("=IIQI", page, PAGE - 40, 0, 0, image, 4)
+        page[PAGE - 20:PAGE - 10] = b"SWAPSPACE2"
+    page[PAGE - 10:PAGE - 10 + len(signature)] = signature
+    return bytes(page)
+
+
+def pending(pages=PHYSICAL_PAGES, checksum=None, magic=0x23456789ABCDEF02, entry=5):
+    """A device with an image: header, swap map in page 3, swsusp_info in page 5."""
+    info = bytearray(PAGE)
+    struct.pack_into("=QQ", info, 24, magic, checksum or 0)
+    struct.pack_into("=Q", info, 400, pages)
+    swap_map = struct.pack("=QQ", entry, 6).ljust(PAGE, b"\0")
+    blocks = {0: swap_header(b"S1SUSPEND\0", image=3), 3: swap_map, 5: bytes(info)}
+    return b"".join(blocks.get(number, bytes(PAGE)) for number in range(16))
+
+
+@pytest.fixture
+def machine(host, plant, monkeypatch):
+    """A machine that is ready: an NFIT NVDIMM, /dev/NVM_SWAP active, resume= set, nothing in the way."""
+    plant({
+        "/proc/cmdline": CMDLINE,
+        "/proc/meminfo": MEMINFO,
+        "/proc/swaps": SWAPS,
+        "/proc/zoneinfo": ZONEINFO,
+        "/proc/sys/kernel/osrelease": "6.1.0-56-amd64\n",
+        "/sys/power/disk": "[platform] shutdown reboot suspend test_resume \n",
+        "/sys/power/state": "freeze mem disk\n",
+        "/sys/power/image_size": "404652032\n",
+        "/sys/power/resume": "259:0\n",
+        "/sys/power/pm_test": "[none] core processors platform devices freezer\n",
+        "/sys/kernel/security/lockdown": "[none] integrity confidentiality\n",
+        "/sys/class/block/pmem0/dev": "259:0\n",
+        "/sys/class/block/pmem0/size": "%d\n" % (2048 * MIB // 512),
+        "/dev/pmem0": swap_header(),
+        "/boot/initrd.img-6.1.0-56-amd64": b"070701",
+        "/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-252.so": b"",
+    })
+    for number, (start, end, kind) in enumerate(MEMMAP):
+        plant({"/sys/firmware/memmap/%d/%s" % (number, name): text + "\n" for name, text in
+               (("start", hex(start)), ("end", hex(end)), ("type", kind))})
+    os.symlink("pmem0", host.path(DEVICE))
+    boot = Boot()
+    regions = [REGION]
+    monkeypatch.setattr(survey.resume, "drivers_for", lambda host, device: ["nd_pmem", "libnvdimm", "nfit"])
+    monkeypatch.setattr(survey.bootloaders, "detect", lambda host: boot)
+    monkeypatch.setattr(survey.initramfs, "detect", lambda host: boot)
+    monkeypatch.setattr(survey.nvm, "read_regions", lambda host: regions)
+
+    def _blockers(skip=(), device=DEVICE, euid=0):
+        return readiness.blockers(host, device, skip, survey=survey.Survey(host, device, euid))
+
+    return SimpleNamespace(
+        host=host, plant=plant, boot=boot, regions=regions, blockers=_blockers,
+        codes=lambda **options: [blocker["code"] for blocker in _blockers(**options)])
+
+
+def test_ready(machine, transcript):
+    assert machine.blockers() == []
+    assert transcript.calls == []
+
+
+def test_every_blocker_says_what_and_what_helps(machine):
+    machine.plant({"/sys/power/resume": "8:1\n", "/proc/cmdline": "noresume\n", "/proc/swaps": NO_SWAPS})
+    for blocker in machine.blockers():
+        assert set(blocker) == {"code", "message", "remedy"} and all(blocker.values())
+
+
+def disabled(machine):
+    machine.plant({"/sys/power/disk": "[disabled]\n", "/sys/power/state": "freeze mem\n"})
+
+
+def test_no_hibernation(machine):
+    os.unlink(machine.host.path("/sys/power/disk"))
+    assert machine.codes() == ["no_hibernation"]
+
+
+@pytest.mark.parametrize("word", ["nohibernate", "hibernate=no"])
+def test_nohibernate(machine, word):
+    disabled(machine)
+    machine.plant({"/proc/cmdline": CMDLINE.strip() + " %s\n" % word})
+    assert machine.codes() == ["nohibernate"]
+
+
+@pytest.mark.parametrize("level", ["integrity", "confidentiality"])
+def test_lockdown(machine, level):
+    disabled(machine)
+    text = "none integrity confidentiality\n".replace(level, "[%s]" % level)
+    machine.plant({"/sys/kernel/security/lockdown": text})
+    assert machine.codes() == ["lockdown"]
+    machine.plant({survey.SECURE_BOOT: b"\x06\0\0\0\x01"})
+    assert "Secure Boot is on" in machine.blockers()[0]["message"]
+
+
+def test_cxl(machine):
+    disabled(machine)
+    machine.plant({"/sys/bus/cxl/devices/mem0/serial": "0x1\n"})
+    assert machine.codes() == ["hibernation_disabled"]
+    os.symlink("../../drivers/cxl_mem", machine.host.path("/sys/bus/cxl/devices/mem0/driver"))
+    assert machine.codes() == ["cxl"]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_memfd_secret(machine, mapped):
+    disabled(machine)
+    maps = "7f0c8a400000-7f0c8a401000 rw-s 00000000 00:10 1033   /secretmem (deleted)\n"
+    machine.plant({
+        "/proc/731/comm": "keeper\n",
+        "/proc/731/status": "Name:\tkeeper\nVmLck:\t       %d kB\n" % (4 * mapped),
+        "/proc/731/maps": maps if mapped else "",
+    })
+    os.makedirs(machine.host.path("/proc/731/fd"))
+    os.symlink("/dev/null", machine.host.path("/proc/731/fd/0"))
+    if not mapped:
+        assert machine.codes() == ["hibernation_disabled"]
+        os.symlink("/secretmem (deleted)", machine.host.path("/proc/731/fd/3"))
+    assert machine.codes() == ["memfd_secret"]
+    assert "731 (keeper)" in machine.blockers()[0]["message"]
+
+
+def test_causes_are_looked_for_only_where_the_kernel_says_so(machine):
+    """A level of lockdown that the kernel hibernates under all the same is none of our business."""
+    machine.plant({"/sys/kernel/security/lockdown": "none [integrity] confidentiality\n"})
+    assert machine.codes() == []
+
+
+@pytest.mark.parametrize("word", ["noresume", "hibernate=noresume"])
+def test_noresume(machine, word):
+    machine.plant({"/proc/cmdline": CMDLINE.strip() + " %s\n" % word})
+    assert machine.codes() == ["noresume"]
+
+
+def test_protect_image_is_fine(machine):
+    machine.plant({"/proc/cmdline": CMDLINE.strip() + " hibernate=protect_image\n"})
+    assert machine.codes() == []
+
+
+def test_pm_test(machine):
+    machine.plant({"/sys/power/pm_test": "none core processors platform [devices] freezer\n"})
+    assert machine.codes() == ["pm_test"]
+
+
+@pytest.mark.parametrize("release, codes", [
+    ("6.1.0-56-amd64", ["virtio_pmem"]),
+    ("6.12.107+deb13-amd64", ["virtio_pmem"]),
+    ("6.18.15-amd64", []),
+    ("7.3.4", []),
+])
+def test_virtio_pmem(machine, release, codes):
+    machine.regions[:] = [replace(REGION, provider="virtio")]
+    machine.plant({"/proc/sys/kernel/osrelease": release + "\n"})
+    assert machine.codes() == codes
+
+
+LEGACY = {"/sys/firmware/memmap/9/start": "0x100000000\n", "/sys/firmware/memmap/9/end": "0x1ffffffff\n",
+          "/sys/firmware/memmap/9/type": "Persistent Memory (legacy)\n"}
+
+
+@pytest.mark.parametrize("files, codes", [
+    ({}, ["nvm_volatile"]),
+    (LEGACY, []),  # the firmware says that it is NVM
+    ({"/etc/systemd/sleep.conf.d/a.conf": "[Sleep]\nHibernateMode=reboot\n"}, []),
+    ({"/etc/systemd/sleep.conf": "[Sleep]\n#HibernateMode=reboot\n"}, ["nvm_volatile"]),
+    ({"/usr/lib/systemd/sleep.conf.d/a.conf": "HibernateMode=reboot\n",
+      "/etc/systemd/sleep.conf.d/a.conf": "HibernateMode = shutdown\n"}, ["nvm_volatile"]),
+])
+def test_nvm_that_power_off_erases(machine, files, codes):
+    machine.regions[:] = [replace(REGION, provider="e820", resource=0x100000000)]
+    machine.plant(files)
+    assert machine.codes() == codes
+
+
+def test_no_nvm(machine):
+    machine.regions[:] = []
+    os.unlink(machine.host.path(DEVICE))
+    assert machine.codes() == ["no_nvm", "swap_inactive"]
+
+
+def test_nvm_too_small(machine):
+    machine.plant({"/proc/meminfo": MEMINFO.replace("Active(anon):        640", "Active(anon):    2097152")})
+    found = machine.blockers()
+    assert [blocker["code"] for blocker in found] == ["nvm_too_small"]
+    assert "2.0 GiB" in found[0]["message"]
+    os.unlink(machine.host.path(DEVICE))
+    assert machine.codes() == ["swap_inactive", "nvm_too_small"]
+
+
+def test_swap_too_small(machine):
+    anon = MEMINFO.replace("Active(anon):        640", "Active(anon):     600000")
+    machine.plant({"/proc/meminfo": anon})
+    assert machine.codes() == []
+    machine.plant({"/proc/swaps": SWAPS.replace("2097148\t\t0", "2097148\t\t1500000")})
+    assert machine.codes() == ["swap_too_small"]
+
+
+@pytest.mark.parametrize("active, codes", [(1000000 * 98 // 100, []), (1000000 * 98 // 100 + 1, ["swap_too_small"])])
+def test_ninety_eight_percent(machine, active, codes):
+    machine.plant({
+        "/proc/meminfo": MEMINFO.replace("Active(anon):        640", "Active(anon):    %d" % active),
+        "/proc/swaps": SWAPS.replace("2097148\t\t0", "1000000\t\t0"),
+    })
+    assert machine.codes() == codes
+
+
+def test_an_image_that_is_not_compressed_needs_its_whole_size(machine):
+    """MemTotal - MemFree is 278 MiB; 200 MiB of swap are enough for a compressed image, not for this one."""
+    machine.plant({"/proc/swaps": SWAPS.replace("2097148\t\t0", "204800\t\t0")})
+    assert machine.codes() == []
+    machine.plant({"/proc/cmdline": CMDLINE.strip() + " hibernate=nocompress\n"})
+    assert machine.codes() == ["swap_too_small"]
+    machine.plant({"/sys/power/image_size": "104857600\n"})
+    assert machine.codes() == []
+
+
+def test_swap_inactive(machine):
+    machine.plant({"/proc/swaps": NO_SWAPS})
+    assert machine.codes() == ["swap_inactive"]
+
+
+# resume --------------------------------------------------------------------------------------------------------------
+
+
+def test_resume_unset_in_the_running_kernel(machine):
+    machine.plant({"/sys/power/resume": "0:0\n"})
+    found = machine.blockers()
+    assert [blocker["code"] for blocker in found] == ["resume_unset"]
+    assert "reboot" in found[0]["remedy"]
+
+
+def test_resume_elsewhere_in_the_running_kernel(machine):
+    machine.plant({"/sys/power/resume": "254:2\n"})
+    assert machine.codes() == ["resume_elsewhere"]
+
+
+@pytest.mark.parametrize("offset, codes", [("0", []), ("34816", ["resume_elsewhere"])])
+def test_resume_offset_in_the_running_kernel(machine, offset, codes):
+    machine.plant({"/sys/power/resume_offset": offset + "\n"})
+    assert machine.codes() == codes
+
+
+@pytest.mark.parametrize("arguments, codes", [
+    (["ro", "quiet"], ["resume_unset"]),
+    (["resume=" + DEVICE], []),
+    (["resume=/dev/pmem0"], []),
+    (["resume=259:0"], []),
+    (["resume=LABEL=NVM_SWAP"], []),
+    (["resume=PARTUUID=77aa"], []),
+    (["resume=UUID=" + "0" * 36], ["resume_elsewhere"]),
+    (["resume=/dev/vda2"], ["resume_elsewhere"]),
+    (["resume=/dev/vda2", "resume=UUID=" + UUID], []),
+    (["resume=UUID=" + UUID, "resume=/dev/vda2"], ["resume_elsewhere"]),
+    (["resume=UUID=" + UUID, "noresume"], ["noresume"]),
+    (["resume=UUID=" + UUID, "resume_offset=34816"], ["resume_elsewhere"]),
+    (["resume=UUID=" + UUID, "resume_offset=34816", "resume_offset=0"], []),
+])
+def test_resume_of_the_next_boot(machine, arguments, codes):
+    os.makedirs(machine.host.path("/dev/disk/by-partuuid"))
+    os.symlink("../../pmem0", machine.host.path("/dev/disk/by-partuuid/77aa"))
+    machine.boot.lists[0].arguments = arguments
+    assert machine.codes() == codes
+
+
+def test_every_kernel_has_to_resume(machine):
+    machine.boot.lists.append(Entry("Debian, with Linux 6.1.0-57-amd64", "/boot/vmlinuz-6.1.0-57-amd64", ["ro"]))
+    found = machine.blockers()
+    assert [blocker["code"] for blocker in found] == ["resume_unset"]
+    assert "6.1.0-57-amd64" in found[0]["message"] and "recovery" not in found[0]["message"]
+
+
+def test_no_entry_at_all(machine):
+    del machine.boot.lists[:]
+    assert machine.codes() == ["unknown_boot_entries"]
+
+
+def test_unknown_bootloader(machine, monkeypatch):
+    def _refuse(host):
+        raise Refused("bootloader_unknown", "No bootloader was found.", "Set it up by hand.")
+
+    monkeypatch.setattr(survey.bootloaders, "detect", _refuse)
+    assert machine.codes() == ["bootloader_unknown"]
+
+
+ZRAM = "/dev/zram0                              partition\t4194300\t\t0\t\t100\n"
+DISK = "/dev/vda2                               partition\t1048572\t\t0\t\t%d\n"
+
+
+@pytest.mark.parametrize("resume, others, codes", [
+    ("259:0", ZRAM + DISK % 50, []),
+    ("0:0", ZRAM, ["resume_unset"]),
+    ("0:0", DISK % -2, ["resume_unset"]),
+    ("0:0", DISK % 50, ["resume_unset", "other_swap_first"]),
+])
+def test_other_swap_first(machine, resume, others, codes):
+    machine.plant({"/sys/power/resume": resume + "\n", "/proc/swaps": SWAPS + others})
+    assert machine.codes() == codes
+
+
+# the initramfs -------------------------------------------------------------------------------------------------------
+
+
+def test_initramfs_drivers(machine):
+    machine.boot.lacking = ["nfit", "nd_pmem"]
+    found = machine.blockers()
+    assert [blocker["code"] for blocker in found] == ["initramfs_drivers"]
+    assert "6.1.0-56-amd64" in found[0]["message"] and "nfit, nd_pmem" in found[0]["message"]
+
+
+def test_what_the_initramfs_is_looked_into_for(machine):
+    kernel, drivers = "6.1.0-56-amd64", ("nd_pmem", "libnvdimm", "nfit")
+    assert machine.codes() == []
+    assert machine.boot.looks == [(kernel, "UUID=" + UUID, drivers)]
+    machine.plant({"/sys/module/hibernate/parameters/compressor": "lz4\n",
+                   "/lib/modules/%s/kernel/crypto/lz4.ko.xz" % kernel: ""})
+    assert machine.codes() == []
+    assert machine.boot.looks[1] == (kernel, "UUID=" + UUID, drivers + ("lz4",))
+    machine.plant({"/proc/cmdline": CMDLINE.strip() + " hibernate=nocompress\n"})
+    machine.codes()
+    assert machine.boot.looks[2][2] == drivers
+
+
+def test_initramfs_can_be_skipped(machine):
+    machine.boot.lacking = ["nfit"]
+    assert machine.codes(skip=("initramfs_drivers",)) == []
+    assert machine.boot.looks == []
+
+
+# a pending image -----------------------------------------------------------------------------------------------------
+
+
+def with_image(machine, **options):
+    checksum = survey.Survey(machine.host, DEVICE, 0).e820_checksum
+    machine.plant({"/proc/swaps": NO_SWAPS,
+                   "/dev/pmem0": pending(**dict({"checksum": checksum}, **options))})
+
+
+def test_image_pending(machine):
+    with_image(machine)
+    assert machine.codes() == ["image_pending", "swap_inactive"]
+
+
+def test_checksum_of_the_memory_map(machine):
+    """The kernel's own sum: CRC-32 over the number of entries and {address, size, type}, packed."""
+    numbers = {"System RAM": 1, "Reserved": 2, "Persistent Memory": 7}
+    table = struct.pack("<I", len(MEMMAP)) + b"".join(
+        struct.pack("<QQI", start, end - start + 1, numbers[kind]) for start, end, kind in MEMMAP)
+    assert survey.Survey(machine.host, DEVICE, 0).e820_checksum == zlib.crc32(table)
+
+
+def test_memory_size_changed(machine):
+    with_image(machine, pages=PHYSICAL_PAGES + 16384)
+    assert machine.codes() == ["image_pending", "memory_map_changed", "swap_inactive"]
+    assert "262012" in machine.blockers()[1]["message"]
+
+
+def test_memory_map_changed(machine):
+    with_image(machine)
+    machine.plant({"/sys/firmware/memmap/3/end": "0x3ffdbfff\n", "/sys/firmware/memmap/4/start": "0x3ffdc000\n"})
+    assert machine.codes() == ["image_pending", "memory_map_changed", "swap_inactive"]
+
+
+def test_an_image_of_another_architecture_has_no_checksum(machine):
+    with_image(machine, magic=0, checksum=1)
+    assert machine.codes() == ["image_pending", "swap_inactive"]
+
+
+def test_unknown_type_in_the_memory_map(machine):
+    with_image(machine)
+    machine.plant({"/sys/firmware/memmap/4/type": "Something New\n"})
+    assert machine.codes() == ["image_pending", "unknown_memory_map", "swap_inactive"]
+
+
+@pytest.mark.parametrize("entry", [0, 1 << 40])
+def test_image_that_was_cut_off(machine, entry):
+    with_image(machine, entry=entry)
+    assert machine.codes() == ["image_pending", "image_unreadable", "swap_inactive"]
+
+
+# policy --------------------------------------------------------------------------------------------------------------
+
+LIST = "busctl --json=short call %s ListInhibitors" % " ".join(inhibitors.LOGIND)
+
+
+def inhibitors(transcript, *entries):
+    transcript.record(LIST, json.dumps({"type": "a(ssssuu)", "data": [[list(entry) for entry in entries]]}) + "\n")
+
+
+@pytest.mark.parametrize("what, mode, codes", [
+    ("sleep", "block", ["sleep_inhibited"]),
+    ("shutdown:sleep:idle", "block", ["sleep_inhibited"]),
+    ("shutdown", "block", []),
+    ("handle-lid-switch", "block", []),
+    ("sleep", "delay", []),
+    ("sleep", "block-weak", []),
+])
+def test_sleep_inhibited(machine, transcript, what, mode, codes):
+    machine.plant({"/run/systemd/inhibit/4": "WHAT=%s\n" % what, "/run/systemd/inhibit/4.ref": ""})
+    inhibitors(transcript, (what, "apt", "packages are being installed", mode, 0, 912))
+    assert machine.codes() == codes
+    assert machine.codes(skip=("sleep_inhibited",)) == []
+
+
+def test_logind_that_does_not_answer(machine, transcript):
+    machine.plant({"/run/systemd/inhibit/4": "WHAT=sleep\n"})
+    transcript.record(LIST, err="Call failed: Connection timed out", rc=1)
+    assert machine.codes() == ["unknown_inhibitors"]
+
+
+def test_without_root(machine):
+    machine.boot.lacking = ["nfit"]
+    assert machine.codes(euid=1000) == ["not_root"]
+
+
+# the report ----------------------------------------------------------------------------------------------------------
+
+
+def test_report(machine, transcript):
+    found = report.report(machine.host, DEVICE, euid=0)
+    json.dumps(found)
+    assert found["ready"] and found["blockers"] == [] and transcript.calls == []
+    assert found["nvm"] == 2048 * MIB
+    assert 900 * MIB < found["dram"] <= 1024 * MIB <= found["recommended_size"]
+    assert found["regions"][0]["namespaces"][0]["blockdev"] == "pmem0"
+    assert found["swaps"] == [
+        {"path": "/dev/pmem0", "kind": "partition", "size": 2097148 << 10, "used": 0, "priority": 10}]
+    assert found["memory"] == {"active_anon": 640 << 10, "image": (987432 - 702312) << 10}
+    assert (found["bootloader"], found["initramfs"], found["kernels"]) == ("grub", "grub", ["6.1.0-56-amd64"])
+    assert found["resume"] == {"configured": ["UUID=" + UUID], "running": "259:0", "cmdline": "UUID=" + UUID}
+    assert found["pending_image"] is None
+    assert found["boot"] == {"efi": False, "secure_boot": None, "lockdown": "none"}
+    assert (found["kernel"], found["systemd"], found["ndctl_installed"]) == ("6.1.0-56-amd64", 252, False)
+
+
+def test_report_of_a_machine_that_lacks_everything(host, plant, monkeypatch):
+    plant({"/proc/meminfo": MEMINFO, "/proc/zoneinfo": ZONEINFO, "/proc/swaps": NO_SWAPS})
+
+    def _refuse(host):
+        raise Refused("unknown", "Nothing is known.", "Nothing helps.")
+
+    monkeypatch.setattr(survey.bootloaders, "detect", _refuse)
+    monkeypatch.setattr(survey.initramfs, "detect", _refuse)
+    found = report.report(host, DEVICE, euid=0)
+    assert not found["ready"] and found["bootloader"] is None and found["kernels"] == [] and found["nvm"] == 0
+    assert [blocker["code"] for blocker in found["blockers"]] == ["no_nvm", "no_hibernation", "swap_inactive"]
+
+
+def test_report_of_a_pending_image(machine):
+    with_image(machine)
+    found = report.report(machine.host, DEVICE, euid=0)
+    assert found["pending_image"] == {"device": DEVICE, "type": "swsuspend", "uuid": UUID}

@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The units of each condition, what makes them take effect, and the script that decides, run by a real sh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import triggers
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers import SCRIPT, Trigger, apply
+
+SERVICE = "/etc/systemd/system/nvm-fastboot-%s.service"
+TIMER = "/etc/systemd/system/nvm-fastboot-%s.timer"
+LINK = "/etc/systemd/system/timers.target.wants/nvm-fastboot-%s.timer"
+DROP_IN = "/etc/systemd/logind.conf.d/50-nvm-fastboot-%s.conf"
+HUP = "systemctl kill --signal=HUP systemd-logind.service"
+NIGHT = Trigger("schedule", "schedule", schedule="Mon..Fri 22:00")
+KEY = Trigger("power_key", "power_key")
+
+
+@pytest.fixture
+def systemd(host, transcript):
+    """A systemd that takes every command and makes the link of an enabled timer."""
+
+    def _link(name, there):
+        path = host.path(LINK % name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if there:
+            if not os.path.lexists(path):
+                os.symlink(TIMER % name, path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+
+    transcript.record("systemctl daemon-reload")
+    transcript.record(HUP)
+    transcript.record("systemd-analyze calendar Mon..Fri 22:00", "Normalized form: Mon..Fri *-*-* 22:00:00\n")
+    transcript.record("systemd-analyze calendar daily", "Normalized form: *-*-* 00:00:00\n")
+    transcript.record("systemd-analyze timespan 30min", "Original: 30min\n")
+    transcript.record("systemd-analyze calendar never", err="Failed to parse calendar specification 'never'", rc=1)
+    for name in ("schedule", "late", "battery", "ups", "night"):
+        unit = "nvm-fastboot-%s.timer" % name
+        transcript.record("systemctl enable " + unit, effect=lambda name=name: _link(name, True))
+        transcript.record("systemctl restart " + unit)
+        transcript.record("systemctl disable --now " + unit, effect=lambda name=name: _link(name, False))
+    return transcript
+
+
+def files(host):
+    """Everything below /etc and /usr, directories left out."""
+    return sorted(
+        os.path.join(folder, name)[len(host.root):]
+        for top in ("/etc", "/usr") for folder, _sub, names in os.walk(host.path(top)) for name in names
+    )
+
+
+def test_schedule(host, systemd):
+    outcome = apply(host, NIGHT)
+    assert outcome.changed
+    assert outcome.files == [SERVICE % "schedule", TIMER % "schedule", SCRIPT]
+    assert files(host) == sorted(outcome.files + [LINK % "schedule"])
+    service = host.read(SERVICE % "schedule")
+    assert 'ExecCondition=/usr/local/lib/nvm-fastboot/trigger schedule "Mon..Fri 22:00"\n' in service
+    assert "ExecStart=systemctl hibernate\n" in service
+    timer = host.read(TIMER % "schedule")
+    for line in ("OnCalendar=Mon..Fri 22:00", "Persistent=false", "AccuracySec=1s", "WantedBy=timers.target"):
+        assert line + "\n" in timer
+    assert os.stat(host.path(SCRIPT)).st_mode & 0o777 == 0o755
+    assert systemd.calls == [
+        "systemd-analyze calendar Mon..Fri 22:00", "systemctl daemon-reload",
+        "systemctl enable nvm-fastboot-schedule.timer", "systemctl restart nvm-fastboot-schedule.timer",
+    ]
+
+
+@pytest.mark.parametrize("trigger", [NIGHT, KEY, Trigger("idle", "idle", idle="30min"), Trigger("battery", "battery")])
+def test_second_run_runs_nothing(host, systemd, trigger):
+    assert apply(host, trigger).changed
+    del systemd.calls[:]
+    outcome = apply(host, trigger)
+    assert not outcome.changed and outcome.diff == [] and systemd.calls == []
+
+
+def test_power_key(host, systemd):
+    apply(host, KEY)
+    assert files(host) == [DROP_IN % "power_key"]
+    assert "[Login]\nHandlePowerKey=hibernate\n" in host.read(DROP_IN % "power_key")
+    assert systemd.calls == [HUP]
+
+
+def test_long_press_needs_systemd_251(host, systemd):
+    long = Trigger("power_key", "power_key", press="long")
+    systemd.record("systemctl --version", "systemd 247 (247.3-7+deb11u5)\n+PAM +AUDIT\n")
+    with pytest.raises(Refused) as refused:
+        apply(host, long)
+    assert refused.value.code == "systemd_too_old" and files(host) == []
+    systemd.record("systemctl --version", "systemd 257 (257.13-1~deb13u1)\n+PAM +AUDIT\n")
+    with pytest.raises(Refused):
+        apply(host, long)  # the first answer is given once more
+    apply(host, long)
+    assert "HandlePowerKeyLongPress=hibernate\n" in host.read(DROP_IN % "power_key")
+
+
+def test_idle(host, systemd):
+    apply(host, Trigger("away", "idle", idle="30min"))
+    assert "[Login]\nIdleAction=hibernate\nIdleActionSec=30min\n" in host.read(DROP_IN % "away")
+    assert systemd.calls == ["systemd-analyze timespan 30min", HUP]
+
+
+@pytest.mark.parametrize("trigger, arguments", [
+    (Trigger("battery", "battery"), "battery 10"),
+    (Trigger("ups", "ups", ups="rack1@localhost", battery_percent=40), "ups rack1@localhost 40"),
+])
+def test_low_power(host, systemd, plant, trigger, arguments):
+    plant({"/usr/bin/upsc": "", "/usr/bin/upower": ""})
+    for tool in ("upsc", "upower"):
+        os.chmod(host.path("/usr/bin/" + tool), 0o755)
+    outcome = apply(host, trigger)
+    assert outcome.warnings == []
+    service = host.read(SERVICE % trigger.name)
+    assert "ExecCondition=%s %s\nExecStart=systemctl hibernate -i\n" % (SCRIPT, arguments) in service
+    assert "LogLevelMax=notice\n" in service
+    assert "OnUnitActiveSec=30s\n" in host.read(TIMER % trigger.name)
+
+
+def test_units_are_what_systemd_accepts(host, systemd, tmp_path):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd here")
+    apply(host, NIGHT)
+    apply(host, Trigger("battery", "battery"))
+    units = []
+    for name in ("schedule", "battery"):
+        for path in (SERVICE % name, TIMER % name):
+            unit = tmp_path / "units" / os.path.basename(path)
+            unit.parent.mkdir(exist_ok=True)
+            unit.write_text(host.read(path).replace(SCRIPT, "/bin/true"))
+            units.append(str(unit))
+    command = ["systemd-analyze", "verify", "--man=no"] + units
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "nvm-fastboot" not in done.stderr, done.stderr
+
+
+def test_changed_schedule_restarts_the_timer(host, systemd):
+    apply(host, NIGHT)
+    del systemd.calls[:]
+    assert apply(host, Trigger("schedule", "schedule", schedule="daily")).changed
+    assert systemd.calls[-1] == "systemctl restart nvm-fastboot-schedule.timer"
+    assert "OnCalendar=daily\n" in host.read(TIMER % "schedule")
+
+
+def test_disabled_by_hand_is_enabled_again(host, systemd):
+    apply(host, NIGHT)
+    os.unlink(host.path(LINK % "schedule"))
+    assert apply(host, NIGHT).changed
+    assert host.exists(LINK % "schedule")
+
+
+def test_another_condition_takes_the_name_over(host, systemd):
+    apply(host, Trigger("night", "schedule", schedule="daily"))
+    apply(host, Trigger("night", "power_key"))
+    assert files(host) == [DROP_IN % "night"]
+    apply(host, Trigger("night", "schedule", schedule="daily"))
+    assert files(host) == sorted([SERVICE % "night", TIMER % "night", LINK % "night", SCRIPT])
+
+
+def test_absent_removes_everything_and_again_nothing(host, systemd):
+    apply(host, NIGHT)
+    apply(host, KEY)
+    apply(host, Trigger("late", "schedule", schedule="daily"))
+    assert apply(host, Trigger("schedule"), present=False).changed
+    assert host.exists(SCRIPT), "another trigger uses it"
+    apply(host, Trigger("late"), present=False)
+    assert files(host) == [DROP_IN % "power_key"]
+    assert not host.exists(os.path.dirname(SCRIPT))
+    del systemd.calls[:]
+    assert apply(host, Trigger("power_key"), present=False).changed
+    assert systemd.calls == [HUP] and files(host) == []
+    del systemd.calls[:]
+    assert not apply(host, Trigger("power_key"), present=False).changed
+    assert systemd.calls == []
+
+
+def test_check_mode(host, systemd):
+    outcome = apply(host, NIGHT, check_mode=True)
+    assert outcome.changed and len(outcome.diff) == 4 and files(host) == []
+    apply(host, NIGHT)
+    before = files(host)
+    assert apply(host, NIGHT, present=False, check_mode=True).changed
+    assert files(host) == before
+
+
+def test_a_failing_step_puts_everything_back(host, transcript):
+    transcript.record("systemd-analyze calendar Mon..Fri 22:00")
+    transcript.record("systemctl daemon-reload")
+    transcript.record("systemctl enable nvm-fastboot-schedule.timer", err="Failed to enable unit", rc=1)
+    transcript.record("systemctl disable --now nvm-fastboot-schedule.timer")
+    with pytest.raises(Refused):
+        apply(host, NIGHT)
+    assert files(host) == []
+    assert transcript.calls[-1] == "systemctl daemon-reload"
+
+
+@pytest.mark.parametrize("trigger, code", [
+    (Trigger("schedule", "schedule"), "option_missing"),
+    (Trigger("schedule", "schedule", schedule="never"), "schedule_invalid"),
+    (Trigger("schedule", "schedule", schedule="daily\nPersistent=true"), "schedule_invalid"),
+    (Trigger("schedule", "schedule", schedule="daily\n"), "schedule_invalid"),
+    (Trigger("schedule", "schedule", schedule='daily" %n $HOME'), "schedule_invalid"),
+    (Trigger("idle", "idle", idle="30min\nIdleAction=reboot"), "idle_invalid"),
+    (Trigger("ups", "ups", ups="a b"), "ups_invalid"),
+    (Trigger("ups", "ups", ups="rack1@localhost"), "upsc_missing"),
+    (Trigger("../x", "power_key"), "name_invalid"),
+    (Trigger("X", "power_key"), "name_invalid"),
+    (Trigger("power_key\n", "power_key"), "name_invalid"),
+    (Trigger("battery", "battery", battery_percent=0), "battery_percent_invalid"),
+])
+def test_refusals(host, systemd, trigger, code):
+    with pytest.raises(Refused) as refused:
+        apply(host, trigger)
+    assert refused.value.code == code and refused.value.remedy
+    assert files(host) == []
+
+
+def test_warnings(host, systemd, plant):
+    plant({"/etc/acpi/events/powerbtn-acpi-support": "event=button[ /]power\n"})
+    assert "acpid" in apply(host, KEY).warnings[0]
+    assert "UPower" in apply(host, Trigger("battery", "battery")).warnings[0]
+    mouse = "/sys/class/power_supply/hidpp_battery_0"
+    plant({mouse + "/type": "Battery\n", mouse + "/scope": "Device\n"})
+    assert "UPower" in apply(host, Trigger("battery", "battery")).warnings[0]
+    plant({"/sys/class/power_supply/BAT0/type": "Battery\n"})
+    assert apply(host, Trigger("battery", "battery")).warnings == []
+    plant({"/usr/bin/upsc": "", "/etc/nut/upsmon.conf": 'MINSUPPLIES 1\nSHUTDOWNCMD "/sbin/shutdown -h +0"\n'})
+    os.chmod(host.path("/usr/bin/upsc"), 0o755)
+    ups = Trigger("ups", "ups", ups="rack1@localhost")
+    assert "/sbin/shutdown" in apply(host, ups).warnings[0]
+    plant({"/etc/nut/upsmon.conf": 'SHUTDOWNCMD "systemctl hibernate"\n'})
+    assert apply(host, ups).warnings == []
+
+
+# the script -----------------------------------------------------------------------------------------------------------
+
+AWAKE = {"busctl": "echo 'b false'", "journalctl": "true"}
+
+
+class Script:
+    """The script under sh, with tools of the test's own on PATH before the machine's."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.path = folder / "trigger"
+        self.path.write_text(triggers.SCRIPT_TEXT)
+        (folder / "bin").mkdir()
+
+    def tool(self, name, body):
+        tool = self.folder / "bin" / name
+        tool.write_text("#!/bin/sh\n%s\n" % body)
+        tool.chmod(0o755)
+
+    def supply(self, name, **attributes):
+        for attribute, value in attributes.items():
+            path = self.folder / "sys" / "class" / "power_supply" / name / attribute
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("%s\n" % value)
+
+    def __call__(self, *arguments):
+        environment = {"PATH": "%s/bin:/usr/bin:/bin" % self.folder, "NVM_FASTBOOT_SYS": str(self.folder / "sys")}
+        done = subprocess.run(
+            ["sh", str(self.path)] + list(arguments), env=environment, capture_output=True, text=True, check=False)
+        assert done.stderr == ""
+        self.said = done.stdout
+        return done.returncode
+
+
+@pytest.fixture
+def script(tmp_path):
+    made = Script(tmp_path)
+    for name, body in AWAKE.items():
+        made.tool(name, body)
+    made.tool("upower", "exit 1")
+    return made
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+@pytest.mark.parametrize("minutes, code", [(-1, 0), (-4, 1), (+4, 1)])
+def test_scheduled_time_counts_for_two_minutes(script, minutes, code):
+    """What systemd-analyze itself says of a time that was just now, long ago, or is still to come."""
+    command = ["date", "--date=%+d min" % minutes, "+*-*-* %H:%M:%S"]
+    at = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert script("schedule", at) == code
+
+
+@pytest.mark.parametrize("answer, code", [
+    ("       From now: 345ms ago", 0),
+    ("       From now: now", 0),
+    ("       From now: 1min 31s ago", 0),
+    ("       From now: 23h left", 1),
+    ("", 1),
+])
+def test_scheduled(script, answer, code):
+    script.tool("systemd-analyze", """[ "$*" = "--base-time=-120s calendar Mon..Fri 22:00" ] && echo '%s'""" % answer)
+    assert script("schedule", "Mon..Fri 22:00") == code
+
+
+@pytest.mark.parametrize("tool, body", [
+    ("busctl", """[ "${5-}" = PreparingForSleep ] && echo 'b true'"""),
+    ("journalctl", """[ "$1" = --sync ] || echo 'System returned from sleep state.'"""),
+])
+def test_not_after_a_resume(script, tool, body):
+    script.supply("BAT0", type="Battery", status="Discharging", capacity=5)
+    assert script("battery", "10") == 0
+    assert "hibernating" in script.said
+    script.tool(tool, body)
+    assert script("battery", "10") == 1
+    assert "just been asleep" in script.said
+
+
+@pytest.mark.parametrize("inhibited, code", [('"shutdown:sleep"', 1), ('"sleep"', 1), ('"idle"', 0), ('""', 0)])
+def test_a_schedule_respects_inhibitors_and_a_low_battery_does_not(script, inhibited, code):
+    script.tool("busctl", "[ $5 = BlockInhibited ] && echo 's %s' || echo 'b false'" % inhibited)
+    script.tool("systemd-analyze", "echo 'From now: 3ms ago'")
+    script.supply("BAT0", type="Battery", status="Discharging", capacity=5)
+    assert script("schedule", "daily") == code
+    assert script("battery", "10") == 0
+
+
+def test_the_journal_is_asked_for_the_last_two_minutes(script):
+    script.supply("BAT0", type="Battery", status="Discharging", capacity=5)
+    script.tool("journalctl", 'printf "%%s\\n" "$@" >>%s/asked' % script.folder)
+    assert script("battery", "10") == 0
+    asked = (script.folder / "asked").read_text().splitlines()
+    assert asked[0] == "--sync" and "--since=-120s" in asked
+    assert "MESSAGE_ID=8811e6df2a8e40f58a94cea26f8ebf14" in asked
+    assert "MESSAGE=PM: hibernation: hibernation exit" in asked
+
+
+@pytest.mark.parametrize("supplies, code", [
+    ({"BAT0": ("Battery", "Discharging", 10)}, 0),
+    ({"BAT0": ("Battery", "Discharging", 11)}, 1),
+    ({"BAT0": ("Battery", "Charging", 5)}, 1),
+    ({"BAT0": ("Battery", "Full", 5)}, 1),
+    ({"BAT0": ("Battery", "Not charging", 3), "BAT1": ("Battery", "Discharging", 60)}, 1),
+    ({"BAT0": ("Battery", "Not charging", 3), "BAT1": ("Battery", "Discharging", 9)}, 0),
+    ({"BAT0": ("Battery", "Discharging", 9), "BAT1": ("Battery", "Charging", 9)}, 1),
+    ({"AC": ("Mains", "Discharging", 1)}, 1),
+    ({}, 1),
+])
+def test_battery(script, supplies, code):
+    for name, (kind, status, capacity) in supplies.items():
+        script.supply(name, type=kind, status=status, capacity=capacity)
+    assert script("battery", "10") == code
+
+
+def test_battery_of_a_mouse_does_not_count(script):
+    script.supply("hidpp_battery_0", type="Battery", status="Discharging", capacity=3, scope="Device")
+    assert script("battery", "10") == 1
+
+
+UPOWER = """\
+  native-path:          (null)
+  power supply:         yes
+  updated:              Sat 21 Nov 2026 10:00:00 PM UTC (12 seconds ago)
+  has history:          no
+  has statistics:       no
+  ups
+    present:             yes
+    state:               %s
+    warning-level:       low
+    percentage:          %s
+    icon-name:          'battery-caution-symbolic'
+"""
+
+
+@pytest.mark.parametrize("state, percentage, code", [
+    ("discharging", "8%", 0),
+    ("discharging", "8.4%", 0),
+    ("discharging", "80%", 1),
+    ("charging", "8%", 1),
+    ("unknown", "0% (should be ignored)", 1),
+    ("discharging", "0% (should be ignored)", 1),
+])
+def test_upower_is_asked_without_a_battery(script, state, percentage, code):
+    script.tool("upower", "cat <<'END'\n%sEND" % (UPOWER % (state, percentage)))
+    assert script("battery", "10") == code
+
+
+@pytest.mark.parametrize("status, charge, code", [
+    ("OB DISCHRG LB", "50", 0),
+    ("OB DISCHRG", "40", 0),
+    ("OB DISCHRG", "40.0", 0),
+    ("OB DISCHRG", "41", 1),
+    ("OB DISCHRG", "", 1),
+    ("OL CHRG LB", "5", 1),
+    ("OL", "5", 1),
+])
+def test_ups(script, status, charge, code):
+    script.tool("upsc", """case "$1 $2" in
+        "rack1@localhost ups.status") echo "%s" ;;
+        "rack1@localhost battery.charge") echo "%s" ;;
+    esac""" % (status, charge))
+    assert script("ups", "rack1@localhost", "40") == code
+
+
+def test_ups_out_of_reach(script):
+    script.tool("upsc", "echo 'Error: Connection failure: Connection refused' >&2; exit 1")
+    assert script("ups", "rack1@localhost", "40") == 1
+
+
+def test_a_condition_that_is_none_is_an_error(script):
+    assert script("weather") == 255
+
+
+def test_the_names_of_what_is_there(host, plant):
+    assert triggers.names(host) == []
+    plant({
+        triggers.service_path("night"): "",
+        triggers.timer_path("night"): "",
+        triggers.drop_in_path("power_key"): "",
+        "/etc/systemd/system/other.service": "",
+    })
+    assert triggers.names(host) == ["night", "power_key"]

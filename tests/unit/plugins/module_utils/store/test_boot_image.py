@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules tell fuse-store, what they make of its answers, and the pipe; tests/vm has the store itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+import pytest
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._store import boot_image
+
+ID = "4f1c9a0d6be2417c8f5a1b2c3d4e5f60"
+CALL = "/usr/bin/fuse-store --json --store /srv/store "
+IMAGE = {"id": ID, "machine": "web01", "application": "system", "version": "2026-11-22T02-10-33Z-4f1c9a", "state": "captured"}
+OPTIONS = dict(
+    dict.fromkeys(boot_image.COMMON), store="/srv/store", executable="fuse-store", source_command=None, tags=None,
+    replace=False, force=False, ignore_refusals=None,
+)  # fmt: skip
+
+
+@pytest.fixture
+def machine(host, plant, transcript):
+    plant({"/usr/bin/fuse-store": "", "/dev/pmem0": "", "/proc/swaps": "Filename Type Size Used Priority\n"})
+    os.chmod(host.path("/usr/bin/fuse-store"), 0o755)
+    answer(transcript, "show " + ID, IMAGE)
+    answer(transcript, "show web01/system/latest", IMAGE)
+    return host
+
+
+def answer(transcript, verb, record, rc=0, error=None, warning=None):
+    said = [{"warning": warning}] if warning else []
+    said += [{"error": error}] if error else []
+    transcript.record(CALL + verb, json.dumps(record) + "\n" if record else "", "\n".join(map(json.dumps, said)), rc)
+
+
+def apply(host, state, check_mode=False, **options):
+    with Transaction(host, check_mode) as transaction:
+        result = boot_image.apply(transaction, dict(OPTIONS, state=state, **options))
+    return transaction.changed, result
+
+
+# states --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_is_captured(machine, transcript):
+    put = "put /dev/pmem0 --machine web01 --application system --kind hibernation --event nightly"
+    answer(transcript, put + " --evidence-disk /dev/vda --tag a=1 --tag b=x y", {"id": ID}, warning="no image was found")
+    options = {"machine": "web01", "device": "/dev/pmem0", "event": "nightly", "tags": {"b": "x y", "a": 1}, "evidence_disks": ["/dev/vda"]}
+    assert apply(machine, "captured", check_mode=True, **options) == (True, {"image": None, "answer": None, "warnings": []})
+    assert transcript.calls == []
+    changed, result = apply(machine, "captured", **options)
+    assert changed and result == {"image": IMAGE, "answer": {"id": ID}, "warnings": ["no image was found"]}
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [("s3://images/fleet/~a", "s3://images/fleet/~a"), ("~/store", "/home/admin/store"), ("$HOME/store", "/home/admin/store")],
+)
+def test_a_store_is_a_folder_or_a_url(machine, transcript, monkeypatch, store, said):
+    monkeypatch.setenv("HOME", "/home/admin")
+    for verb in ("verify ", "show "):
+        transcript.record(CALL.replace("/srv/store", said) + verb + ID, json.dumps(dict(IMAGE, state="verified")))
+    assert apply(machine, "verified", image=ID, store=store)[1]["image"]["id"] == ID
+
+
+@pytest.mark.parametrize("swap", ["/dev/pmem0", "/dev/NVM_SWAP"])
+def test_a_device_in_use_as_swap_is_not_captured(machine, plant, transcript, swap):
+    plant({"/proc/swaps": "Filename Type Size Used Priority\n/dev/pmem0 partition 1048572 0 10\n"})
+    os.symlink("pmem0", machine.path("/dev/NVM_SWAP"))
+    with pytest.raises(Refused) as refused:
+        apply(machine, "captured", machine="web01", device=swap)
+    assert refused.value.code == "device_in_use" and transcript.calls == []
+
+
+def test_what_is_not_there_is_not_captured(machine):
+    with pytest.raises(Refused) as refused:
+        apply(machine, "captured", check_mode=True, machine="web01", device="/dev/none")
+    assert refused.value.code == "device_missing"
+
+
+def test_verified_changes_the_first_time(machine, transcript):
+    answer(transcript, "verify " + ID, {"sound": 1})
+    answer(transcript, "show m/a/latest", IMAGE)
+    assert apply(machine, "verified", image="m/a/latest", check_mode=True)[0]
+    transcript.record(CALL + "show " + ID, json.dumps(dict(IMAGE, state="verified")))
+    del transcript._answers[CALL + "show " + ID][0]
+    changed, result = apply(machine, "verified", image="m/a/latest")
+    assert changed and result["image"]["state"] == "verified"
+    changed, result = apply(machine, "verified", image=ID)
+    assert not changed and transcript.calls[-2:] == [CALL + "verify " + ID, CALL + "show " + ID]
+    assert not apply(machine, "verified", image=ID, check_mode=True)[0]
+
+
+def test_the_version_is_selected(machine, transcript):
+    select = "select --machine web01 --kind hibernation --event nightly --before 2026-12-01 --state verified"
+    answer(transcript, select, {"id": ID})
+    answer(transcript, "verify " + ID, {"sound": 1})
+    wanted = {"machine": "web01", "kind": "hibernation", "event": "nightly", "before": "2026-12-01", "with_state": "verified"}
+    assert apply(machine, "verified", **wanted)[1]["image"]["id"] == ID
+    assert CALL + select in transcript.calls
+
+
+def test_staged_changes_what_was_written(machine, transcript):
+    for written in (4096, 0):
+        answer(transcript, "stage %s /dev/pmem0" % ID, {"id": ID, "written": written})
+    assert apply(machine, "staged", image=ID, device="/dev/pmem0", check_mode=True)[0]
+    assert [apply(machine, "staged", image=ID, device="/dev/pmem0")[0] for _time in range(2)] == [True, False]
+    answer(transcript, "stage %s /dev/pmem0 --force" % ID, {"id": ID, "written": 1})
+    assert apply(machine, "staged", image=ID, device="/dev/pmem0", force=True)[0]
+
+
+def test_armed(machine, transcript):
+    for changed in (True, False):
+        answer(transcript, "arm /dev/pmem0", {"id": ID, "changed": changed})
+    assert [apply(machine, "armed", device="/dev/pmem0")[0] for _time in range(2)] == [True, False]
+    answer(transcript, "arm f --root /srv/tree --evidence-disk d --image %s --force a --force b" % ID, {"id": ID, "changed": True})
+    assert apply(machine, "armed", device="f", image=ID, root="/srv/tree", evidence_disks=["d"], ignore_refusals=["a", "b"])[0]
+    for state, would in (("disarmed", True), ("armed", False)):
+        answer(transcript, "inspect /dev/%s" % state, {"state": state})
+        assert apply(machine, "armed", device="/dev/" + state, check_mode=True)[0] == would
+
+
+def test_disarmed(machine, transcript):
+    answer(transcript, "disarm /dev/pmem0", {"changed": True, "id": None})
+    assert apply(machine, "disarmed", device="/dev/pmem0") == (
+        True, {"image": None, "answer": {"changed": True, "id": None}, "warnings": []},
+    )  # fmt: skip
+    answer(transcript, "inspect /dev/pmem0", None, 3, {"type": "not_found", "thing": "source", "cause": "no image."})
+    assert not apply(machine, "disarmed", device="/dev/pmem0", check_mode=True)[0], "there is nothing to disarm"
+
+
+@pytest.mark.parametrize("outcome", ["resumed", "failed"])
+def test_an_outcome_is_noted_once(machine, transcript, outcome):
+    answer(transcript, "outcome %s %s" % (ID, outcome), {"id": ID, "state": outcome})
+    assert apply(machine, outcome, image=ID, check_mode=True)[0]
+    assert apply(machine, outcome, image=ID)[0]
+    answer(transcript, "show noted", dict(IMAGE, state=outcome))
+    assert not apply(machine, outcome, image="noted")[0]
+
+
+def test_absent(machine, transcript):
+    answer(transcript, "remove " + ID, {"removed": [ID]})
+    assert apply(machine, "absent", image=ID, check_mode=True)[0]
+    assert apply(machine, "absent", image=ID)[0]
+    answer(transcript, "show gone", None, 3, {"type": "not_found", "thing": "image gone", "cause": "it is not there."})
+    assert not apply(machine, "absent", image="gone")[0]
+    answer(transcript, "show broken", None, 4, {"type": "damaged", "thing": "image broken", "cause": "it is."})
+    with pytest.raises(Refused):
+        apply(machine, "absent", image="broken")
+
+
+# errors --------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_passed_on(machine, transcript):
+    error = {"type": "refused", "thing": "image 4f1c", "cause": "filesystems_changed: it was.", "remedy": "Choose another."}
+    answer(transcript, "arm /dev/pmem0", None, 5, error)
+    with pytest.raises(Refused) as refused:
+        apply(machine, "armed", device="/dev/pmem0")
+    assert refused.value.as_dict() == {
+        "code": "refused", "message": "image 4f1c: filesystems_changed: it was.", "remedy": "Choose another.",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("out, err, rc", [("", "Killed", 137), ("not json", "", 0), ("[]", "", 0), ("", '{"error": "odd"}', 1)])
+def test_an_answer_that_is_none(machine, transcript, out, err, rc):
+    transcript.record(CALL + "arm /dev/pmem0", out, err, rc)
+    with pytest.raises(Refused) as refused:
+        apply(machine, "armed", device="/dev/pmem0")
+    assert refused.value.code == "command_failed" and str(rc) in refused.value.message
+
+
+def test_a_missing_command(host):
+    for executable in ("no-such-store", "/usr/bin/no-such-store"):
+        with pytest.raises(Refused) as refused:
+            apply(host, "verified", image=ID, executable=executable)
+        assert refused.value.code == "executable_missing"
+
+
+# looking -------------------------------------------------------------------------------------------------------------------
+
+
+def test_look(machine, transcript):
+    answer(transcript, "list --machine web01", {"versions": [IMAGE]})
+    answer(transcript, "select --machine web01 --state armed", {"chosen": None, "passed_over": [IMAGE]}, 3, {"type": "not_found"})
+    answer(transcript, "inspect /dev/pmem0", None, 3, {"type": "not_found"})
+    answer(transcript, "preflight %s --device /dev/pmem0 --root /srv/tree" % ID, {"accepted": False}, 5, {"type": "refused"})
+    options = dict(OPTIONS, machine="web01", with_state="armed", device="/dev/pmem0", image=ID, root="/srv/tree")
+    assert boot_image.look(machine, options) == {
+        "images": [IMAGE], "selected": None, "passed_over": [IMAGE], "device": None, "preflight": {"accepted": False}, "warnings": [],
+    }  # fmt: skip
+    answer(transcript, "list", {"versions": []})
+    assert set(boot_image.look(machine, OPTIONS)) == {"images", "selected", "passed_over", "device", "preflight", "warnings"}
+
+
+# the pipe ------------------------------------------------------------------------------------------------------------------
+
+# Prints how much it got when its input ends, and what ends it otherwise.
+SINK = [sys.executable, "-c", """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+print(len(sys.stdin.buffer.read()))
+"""]  # fmt: skip
+
+
+def test_pipe_passes_everything_on():
+    source, sink = boot_image.pipe(["sh", "-c", "head -c 3000000 /dev/zero"], SINK)
+    assert (source.rc, sink.rc, sink.out) == (0, 0, "3000000\n")
+
+
+@pytest.mark.parametrize("script, code", [("head -c 3000000 /dev/zero; echo broke >&2; exit 7", 7), ("kill -9 $$", -9)])
+def test_pipe_ends_what_broke_off(script, code):
+    source, sink = boot_image.pipe(["sh", "-c", script], SINK)
+    assert source.rc == code and sink.rc in boot_image._TOLD_TO_END and sink.out == ""
+    assert code < 0 or source.err == "broke\n"
+
+
+def test_pipe_ends_a_source_that_nobody_listens_to():
+    began = time.monotonic()
+    source, sink = boot_image.pipe(["sh", "-c", "exec sleep 60"], ["sh", "-c", "echo '{}' >&2; exit 6"])
+    assert (source.rc, sink.rc, sink.err) == (-15, 6, "{}\n") and time.monotonic() - began < 30
+
+
+def test_pipe_needs_both_programs():
+    with pytest.raises(OSError):
+        boot_image.pipe(["/no/such/program"], SINK)
+
+
+@pytest.fixture
+def real(tmp_path):
+    """The folder with a program that stands for fuse-store, and notes whether what it was to store came to its end."""
+    program = tmp_path / "fuse-store"
+    told = json.dumps({"id": ID})
+    program.write_text("#!/bin/sh\ncd %s\ntrap 'exit 143' TERM\ncat >got && touch stored && echo '%s'\n" % (tmp_path, told))
+    program.chmod(0o755)
+    return tmp_path
+
+
+def test_a_source_that_fails_stores_nothing(real, transcript):
+    command = ["sh", "-c", "echo part; echo 'no route' >&2; exit 255"]
+    with pytest.raises(Refused) as refused:
+        apply(Host(transcript), "captured", machine="web01", source_command=command, executable=str(real / "fuse-store"))
+    assert refused.value.code == "source_failed" and "255" in refused.value.message and "no route" in refused.value.message
+    assert not (real / "stored").exists()
+    assert (real / "got").read_text() == "part\n"
+
+
+def test_a_source_that_succeeds_is_stored(real, transcript):
+    program = str(real / "fuse-store")
+    transcript.record("%s --json --store /srv/store show %s" % (program, ID), json.dumps(IMAGE))
+    changed, result = apply(Host(transcript), "captured", machine="web01", source_command=["echo", "all"], executable=program)
+    assert changed and result["image"] == IMAGE and result["answer"] == {"id": ID}
+    assert (real / "got").read_text() == "all\n" and (real / "stored").exists()

@@ -1,0 +1,590 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Swap areas: headers of every kind, and what nvm_swap does to a device, with the commands recorded or real."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import struct
+import subprocess
+import uuid
+
+import pytest
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas, make
+
+PAGE = 4096
+SIZE = 1 << 20
+MACHINE = "8e7b3b3f2c0d4c2f9a52f0f4f8a3c1d6"
+OURS = "6f1c1e1e-9d4b-8a57-9f0e-2f6d0a6f2b11"
+OTHER = "0b7b6c2e-5a0d-4e8f-8a7e-8c1f6a2d9e34"
+BLKID = "blkid -p -o export /dev/pmem0"
+MKSWAP = "mkswap -U %s -L NVM_SWAP /dev/pmem0" % OURS
+MKSWAP_FORCED = "mkswap -f -U %s -L NVM_SWAP /dev/pmem0" % OURS
+SWAPS = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+EXT4 = (
+    "DEVNAME=/dev/pmem0\nLABEL=my\\ data\nUUID=%s\nVERSION=1.0\nBLOCK_SIZE=4096\nTYPE=ext4\nUSAGE=filesystem\n" % OTHER
+)
+GPT = "DEVNAME=/dev/pmem0\nPTUUID=%s\nPTTYPE=gpt\n" % OTHER
+BLKID_SWAP = "DEVNAME=/dev/pmem0\nUUID=%s\nVERSION=1\nTYPE=swap\nUSAGE=other\n" % OURS
+
+
+def header(identity=OURS, label="NVM_SWAP", page=PAGE, size=SIZE, magic=b"SWAPSPACE2", version=1, last=None):
+    """The first page as mkswap writes it; for S1SUSPEND as the kernel leaves it (an image at block 16384)."""
+    content = bytearray(page)
+    struct.pack_into("=III", content, 1024, version, size // page - 1 if last is None else last, 0)
+    content[1036:1052] = uuid.UUID(identity).bytes
+    content[1052:1068] = label.encode().ljust(16, b"\0")
+    if magic.startswith(b"S1SUSPEND"):
+        struct.pack_into("=QI10s", content, page - 32, 16384, 4, b"SWAPSPACE2")
+    content[page - 10 : page] = magic.ljust(10, b"\0")
+    return bytes(content)
+
+
+@pytest.fixture(autouse=True)
+def pages_of_4k(monkeypatch):
+    monkeypatch.setattr(areas, "page_size", lambda: PAGE)
+    monkeypatch.setattr(make, "page_size", lambda: PAGE)
+
+
+class Machine:
+    """/dev/NVM_SWAP → pmem0 of 1 MiB, and what /proc says of it."""
+
+    def __init__(self, host, plant, transcript):
+        self.host, self.plant, self.transcript = host, plant, transcript
+        plant(
+            {
+                "/dev/pmem0": b"",
+                "/etc/machine-id": MACHINE + "\n",
+                "/sys/class/block/pmem0/dev": "259:0\n",
+                "/sys/class/block/pmem0/size": "%d\n" % (SIZE // 512),
+                "/sys/class/block/pmem0/ro": "0\n",
+                "/proc/swaps": SWAPS,
+                "/proc/meminfo": "MemTotal:        2015000 kB\nMemFree:  1000 kB\nMemAvailable:       2048 kB\n",
+                "/proc/self/mountinfo": "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n",
+            }
+        )
+        os.symlink("pmem0", host.path("/dev/NVM_SWAP"))
+        self.write(b"")
+
+    def write(self, content, size=SIZE):
+        with open(self.host.path("/dev/pmem0"), "r+b") as device:
+            device.write(content)
+            device.truncate(size)
+
+    def content(self):
+        return self.host.read_bytes("/dev/pmem0")
+
+    def swaps(self, priority=None, used=0, path="/dev/pmem0"):
+        line = "%-40s%-16s%d\t\t%d\t\t%s\n" % (path, "partition", SIZE // 1024 - 4, used, priority)
+        self.plant({"/proc/swaps": SWAPS + ("" if priority is None else line)})
+
+    def answers(self, *commands):
+        """Record the commands that change something, with the effect each has."""
+        effects = {
+            "mkswap": lambda: self.write(header()),
+            "swaplabel": lambda: self.write(header()),
+            "wipefs": lambda: self.write(bytes(65536)),
+            "swapoff": self.swaps,
+        }
+        for command in commands:
+            words = command.split()
+            effect = effects.get(words[0])
+            if words[0] == "swapon":
+                effect = functools.partial(self.swaps, words[2] if words[1] == "-p" else -2)
+            self.transcript.record(command, effect=effect)
+
+    def present(self, check=False, **options):
+        with Transaction(self.host, check) as transaction:
+            result = make.present(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
+        return transaction, result
+
+    def absent(self, check=False, **options):
+        with Transaction(self.host, check) as transaction:
+            result = make.absent(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
+        return transaction, result
+
+    def refused(self, verb="present", **options):
+        before = self.content()
+        with pytest.raises(Refused) as caught:
+            getattr(self, verb)(**options)
+        assert caught.value.message and caught.value.remedy
+        assert self.content() == before
+        return caught.value.code
+
+
+@pytest.fixture
+def machine(host, plant, transcript):
+    return Machine(host, plant, transcript)
+
+
+# headers
+
+
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+def test_a_swap_header_is_read_for_every_page_size(page):
+    found = areas.parse_any(header(page=page))
+    assert (found.type, found.uuid, found.label, found.page_size) == ("swap", OURS, "NVM_SWAP", page)
+    assert (found.version, found.last_page, found.size) == (1, SIZE // page - 1, SIZE - page)
+
+
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+@pytest.mark.parametrize("magic", list(areas.SUSPEND))
+def test_every_suspend_signature_is_one(page, magic):
+    found = areas.parse_any(header(page=page, magic=magic))
+    assert (found.type, found.uuid, found.format) == ("swsuspend", OURS, areas.SUSPEND[magic])
+
+
+def test_the_kernels_own_image_header():
+    found = areas.parse_any(header(magic=b"S1SUSPEND"))
+    assert (found.image, found.flags, found.orig) == (16384, 4, b"SWAPSPACE2")
+
+
+@pytest.mark.parametrize("content", [b"", b"SWAPSPACE2", bytes(4095), bytes(65536), header()[:-1], os.urandom(3000)])
+def test_nothing_is_found_in_what_is_no_header(content):
+    assert areas.parse_any(content) is None
+
+
+def test_a_label_without_end_or_encoding_does_no_harm():
+    content = bytearray(header())
+    content[1052:1068] = b"\xff" * 16
+    assert areas.parse_any(bytes(content)).label == "\\xff" * 16
+
+
+def test_only_the_start_of_the_device_is_read(machine):
+    machine.write(bytes(65536) + header())
+    assert areas.header(machine.host, "/dev/NVM_SWAP") is None
+
+
+def test_a_header_of_a_missing_device(machine):
+    with pytest.raises(Refused) as caught:
+        areas.header(machine.host, "/dev/pmem7")
+    assert caught.value.code == "device_missing"
+
+
+def test_pending_image(machine):
+    machine.write(header())
+    assert not areas.pending_image(machine.host, "/dev/NVM_SWAP")
+    machine.write(header(magic=b"S1SUSPEND"))
+    assert areas.pending_image(machine.host, "/dev/NVM_SWAP")
+    assert machine.transcript.calls == []
+
+
+@pytest.mark.parametrize(
+    ("out", "rc", "kind"),
+    [(EXT4, 0, "ext4"), (GPT, 0, "partition table (gpt)"), ("", 2, None), ("", 8, "several signatures")],
+)
+def test_probe_asks_blkid_where_there_is_no_header(machine, out, rc, kind):
+    machine.transcript.record("blkid -p -o export /dev/NVM_SWAP", out=out, rc=rc)
+    assert areas.probe(machine.host, "/dev/NVM_SWAP") == areas.Signature(type=kind)
+
+
+# identity, devices
+
+
+def test_the_derived_uuid_is_lasting_and_of_version_8(machine):
+    found = areas.swap_uuid(machine.host, "NVM_SWAP")
+    assert found == areas.swap_uuid(machine.host, "NVM_SWAP") == "125d6841-693e-8d5c-94ee-543373e18bd8"
+    assert (uuid.UUID(found).version, uuid.UUID(found).variant) == (8, uuid.RFC_4122)
+    assert found != areas.swap_uuid(machine.host, "NVM_SLOT")
+    machine.plant({"/etc/machine-id": MACHINE[::-1] + "\n"})
+    assert found != areas.swap_uuid(machine.host, "NVM_SWAP")
+
+
+@pytest.mark.parametrize("content", ["", "uninitialized\n", "00"])
+def test_no_uuid_without_a_machine_id(machine, content):
+    machine.plant({"/etc/machine-id": content})
+    assert machine.refused(uuid=None) == "machine_id_missing"
+
+
+@pytest.mark.parametrize("given", ["", "NVM_SWAP", OURS[:-1], "0" * 32])
+def test_what_is_no_uuid_is_refused(machine, given):
+    assert machine.refused(uuid=given) == "uuid_invalid"
+
+
+def test_uuids_are_written_one_way(machine):
+    assert areas.chosen_uuid(machine.host, "/dev/x", OURS.upper()) == OURS
+
+
+def test_active_swaps(machine):
+    machine.plant(
+        {
+            "/proc/swaps": SWAPS
+            + "/swap\\040file                            file\t\t1048572\t\t5120\t\t-2\n"
+            + "/dev/pmem0\\040(deleted)                  partition\t2097148\t\t0\t\t10\n"
+        }
+    )
+    file, nvm = areas.active_swaps(machine.host)
+    assert file == areas.ActiveSwap("/swap file", "file", 1048572 * 1024, 5120 * 1024, -2)
+    block = areas.block_device(machine.host, "/dev/NVM_SWAP")
+    assert areas.active_swap(machine.host, block) == nvm
+
+
+# present: what is right stays
+
+
+def test_what_is_right_costs_no_command(machine):
+    machine.write(header())
+    machine.swaps(10)
+    transaction, result = machine.present()
+    assert not transaction.changed
+    assert machine.transcript.calls == []
+    assert result == {
+        "device": "/dev/NVM_SWAP",
+        "block_device": "/dev/pmem0",
+        "uuid": OURS,
+        "label": "NVM_SWAP",
+        "size": SIZE - PAGE,
+        "active": True,
+        "priority": 10,
+        "signature": "swap",
+        "warnings": [],
+    }
+
+
+def test_force_does_not_format_what_is_right(machine):
+    machine.write(header())
+    machine.swaps(10)
+    assert not machine.present(force=True)[0].changed
+
+
+def test_a_priority_of_the_kernels_choice(machine):
+    machine.write(header())
+    machine.swaps(-3)
+    transaction, result = machine.present(priority=-1)
+    assert not transaction.changed and result["priority"] == -3
+
+
+def test_a_blank_device_is_formatted_and_used(machine):
+    machine.transcript.record(BLKID, rc=2)
+    machine.answers(MKSWAP, "swapon -p 10 /dev/pmem0")
+    transaction, result = machine.present()
+    assert machine.transcript.calls == [BLKID, MKSWAP, "swapon -p 10 /dev/pmem0"]
+    assert transaction.changed and "type: nothing" in transaction.diff[0]["before"]
+    assert (result["signature"], result["size"], result["priority"]) == (None, SIZE - PAGE, 10)
+    assert not machine.present()[0].changed
+
+
+def test_udev_is_waited_for(machine):
+    machine.plant({"/run/udev/control": ""})
+    machine.transcript.record(BLKID, rc=2)
+    machine.answers(MKSWAP, "udevadm settle --timeout=30")
+    machine.present(active=False)
+    assert machine.transcript.calls[-1] == "udevadm settle --timeout=30"
+
+
+def test_check_mode_changes_nothing(machine):
+    machine.transcript.record(BLKID, rc=2)
+    before = machine.content()
+    transaction, result = machine.present(check=True)
+    assert transaction.changed and result["active"] and result["priority"] == 10
+    assert machine.transcript.calls == [BLKID] and machine.content() == before
+
+
+def test_check_mode_assumes_a_device_that_is_to_be_made(machine):
+    os.unlink(machine.host.path("/dev/NVM_SWAP"))
+    transaction, result = machine.present(check=True)
+    assert transaction.changed and result["block_device"] is None and "does not exist" in result["warnings"][0]
+    assert machine.transcript.calls == []
+
+
+def test_another_name_is_changed_without_formatting(machine):
+    machine.write(header(OTHER, "old"))
+    machine.transcript.record(BLKID, out=BLKID_SWAP)
+    machine.answers("swaplabel -U %s -L NVM_SWAP /dev/pmem0" % OURS)
+    transaction, result = machine.present(active=False)
+    assert transaction.changed and result["uuid"] == OURS
+    assert "uuid: %s\nlabel: old" % OTHER in transaction.diff[0]["before"]
+
+
+def test_an_active_area_is_taken_out_of_use_to_be_renamed(machine):
+    machine.write(header(OTHER))
+    machine.swaps(-2, used=1024)
+    machine.transcript.record(BLKID, out=BLKID_SWAP)
+    label = "swaplabel -U %s -L NVM_SWAP /dev/pmem0" % OURS
+    machine.answers("swapoff /dev/pmem0", label, "swapon -p 10 /dev/pmem0")
+    machine.present()
+    assert machine.transcript.calls == ["swapoff /dev/pmem0", BLKID, label, "swapon -p 10 /dev/pmem0"]
+
+
+def test_another_priority_only_switches(machine):
+    machine.write(header())
+    machine.swaps(-2)
+    machine.answers("swapoff /dev/pmem0", "swapon -p 10 /dev/pmem0")
+    assert machine.present()[1]["priority"] == 10
+
+
+def test_it_is_not_taken_out_of_use_where_memory_is_short(machine):
+    machine.write(header())
+    machine.swaps(-2, used=4096)
+    assert machine.refused() == "swap_needed"
+    assert machine.refused(check=True) == "swap_needed"
+    assert machine.refused(active=False) == "swap_needed"
+
+
+def test_inactive_on_request(machine):
+    machine.write(header())
+    machine.swaps(10)
+    machine.answers("swapoff /dev/pmem0")
+    _transaction, result = machine.present(active=False)
+    assert (result["active"], result["priority"]) == (False, None)
+    assert not machine.present(active=False)[0].changed
+
+
+def test_a_failure_puts_it_in_use_again_as_it_was(machine):
+    machine.write(header(OTHER))
+    machine.swaps(7)
+    machine.transcript.record(BLKID, out=BLKID_SWAP)
+    machine.answers("swapoff /dev/pmem0", "swapon -p 7 /dev/pmem0")
+    machine.transcript.record("swaplabel -U %s -L NVM_SWAP /dev/pmem0" % OURS, rc=1, err="swaplabel: failed")
+    assert machine.refused() == "command_failed"
+    assert machine.transcript.calls[-1] == "swapon -p 7 /dev/pmem0"
+
+
+def test_a_smaller_area_is_left_and_said(machine):
+    machine.write(header(size=SIZE // 2))
+    machine.swaps(10)
+    transaction, result = machine.present()
+    assert not transaction.changed and "524288 bytes" in result["warnings"][0]
+
+
+def test_what_was_made_is_read_back(machine):
+    machine.transcript.record(BLKID, rc=2)
+    machine.transcript.record(MKSWAP)
+    assert machine.refused() == "verify_failed"
+
+
+def test_swapon_is_read_back(machine):
+    machine.write(header())
+    machine.transcript.record(BLKID, out=BLKID_SWAP)
+    machine.transcript.record("swapon -p 10 /dev/pmem0")
+    assert machine.refused() == "verify_failed"
+
+
+# present: what is precious stays
+
+
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+@pytest.mark.parametrize("magic", list(areas.SUSPEND))
+def test_a_pending_image_is_never_touched(machine, magic, page):
+    machine.write(header(magic=magic, page=page))
+    for options in ({}, {"active": False}, {"uuid": OTHER}, {"check": True}):
+        assert machine.refused(**options) == "image_pending"
+    assert machine.transcript.calls == []
+
+
+def test_force_gives_up_a_pending_image(machine):
+    machine.write(header(magic=b"S1SUSPEND"))
+    machine.transcript.record(BLKID, out=BLKID_SWAP.replace("swap\n", "swsuspend\n"))
+    machine.answers("wipefs --all /dev/pmem0", MKSWAP_FORCED)
+    _transaction, result = machine.present(active=False, force=True)
+    assert result["signature"] == "swsuspend"
+    assert not areas.pending_image(machine.host, "/dev/pmem0")
+
+
+def test_an_image_that_appears_in_between_is_not_switched_on(machine):
+    machine.write(header(OTHER))
+    machine.transcript.record(BLKID, out=BLKID_SWAP)
+    machine.transcript.record(
+        "swaplabel -U %s -L NVM_SWAP /dev/pmem0" % OURS, effect=lambda: machine.write(header(magic=b"S1SUSPEND"))
+    )
+    with pytest.raises(Refused):
+        machine.present()
+    assert not any(call.startswith("swapon") for call in machine.transcript.calls)
+
+
+@pytest.mark.parametrize(
+    ("out", "rc", "named"),
+    [
+        (EXT4, 0, "ext4"),
+        (GPT, 0, "gpt"),
+        ("", 8, "several"),
+        ("TYPE=crypto_LUKS\n", 0, "LUKS"),
+        ("TYPE=LVM2_member\n", 0, "LVM"),
+    ],
+)
+def test_another_content_is_refused(machine, out, rc, named):
+    machine.transcript.record(BLKID, out=out, rc=rc)
+    assert machine.refused() == "holds_filesystem"
+    assert machine.transcript.calls == [BLKID]
+
+
+def test_force_gives_up_another_content(machine):
+    machine.transcript.record(BLKID, out=EXT4)
+    machine.answers("wipefs --all /dev/pmem0", MKSWAP_FORCED)
+    _transaction, result = machine.present(active=False, force=True)
+    assert result["signature"] == "ext4"
+    assert machine.transcript.calls == [BLKID, "wipefs --all /dev/pmem0", MKSWAP_FORCED]
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_a_swap_header_beside_something_else_is_refused(machine, active):
+    machine.write(header(OTHER))
+    machine.transcript.record(BLKID, out=BLKID_SWAP + "PTTYPE=gpt\n")
+    assert machine.refused(active=active) == "holds_filesystem"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [header(page=16384), header(version=2), header(last=0), header(size=SIZE * 2), header(magic=b"SWAP-SPACE")],
+)
+def test_a_header_that_does_not_fit_is_refused(machine, content):
+    machine.write(content)
+    assert machine.refused() == "header_mismatch"
+    machine.transcript.record(BLKID, out=BLKID_SWAP)
+    machine.answers("wipefs --all /dev/pmem0", MKSWAP_FORCED)
+    assert machine.present(active=False, force=True)[0].changed
+
+
+def test_an_active_area_without_a_header_is_refused(machine):
+    machine.swaps(10)
+    assert machine.refused(force=True) == "header_mismatch"
+    assert machine.refused("absent", force=True) == "header_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"/proc/self/mountinfo": "40 22 259:0 / /mnt/x rw - xfs /dev/pmem0 rw\n"}, "mounted at /mnt/x"),
+        ({"/sys/class/block/pmem0/holders/dm-3/dev": "254:3\n"}, "held by dm-3"),
+        ({"/sys/class/block/loop4/loop/backing_file": "/dev/pmem0\n"}, "the backing of loop4"),
+        (
+            {
+                "/sys/class/block/pmem0/pmem0p1/partition": "1\n",
+                "/sys/class/block/pmem0p1/dev": "259:1\n",
+                "/proc/self/mountinfo": "40 22 259:1 / /srv rw - xfs /dev/pmem0p1 rw\n",
+            },
+            "mounted at /srv",
+        ),
+    ],
+)
+def test_a_device_in_use_is_refused_even_with_force(machine, files, named):
+    machine.plant(files)
+    for force in (False, True):
+        with pytest.raises(Refused) as caught:
+            machine.present(force=force)
+        assert caught.value.code == "device_in_use" and named in caught.value.message
+    assert machine.transcript.calls == []
+
+
+def test_a_device_claimed_by_the_kernel_is_refused(machine, monkeypatch):
+    opened = os.open
+
+    def busy(path, flags, *rest, **named):
+        if flags & os.O_EXCL and not flags & os.O_CREAT:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return opened(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", busy)
+    assert machine.refused(force=True) == "device_in_use"
+
+
+def test_a_header_that_changed_since_is_noticed(machine, monkeypatch):
+    read = make.header
+    monkeypatch.setattr(make, "header", lambda *given: (read(*given), machine.write(header(OTHER)))[0])
+    with pytest.raises(Refused) as caught:
+        machine.present()
+    assert caught.value.code == "device_changed"
+    assert machine.transcript.calls == []
+
+
+def test_devices_that_cannot_be_one(machine):
+    assert machine.refused(label="sixteen bytes it") == "label_invalid"
+    assert machine.refused(label="ü" * 8) == "label_invalid"
+    assert machine.refused(label="a\nb") == "label_invalid"
+    assert machine.refused(priority=32768) == "priority_invalid"
+    assert machine.refused(priority=-2) == "priority_invalid"
+    machine.plant({"/sys/class/block/pmem0/ro": "1\n"})
+    assert machine.refused() == "device_read_only"
+    machine.plant({"/sys/class/block/pmem0/size": "79\n"})
+    assert machine.refused() == "device_too_small"
+    os.unlink(machine.host.path("/sys/class/block/pmem0/dev"))
+    assert machine.refused() == "not_block_device"
+    os.unlink(machine.host.path("/dev/NVM_SWAP"))
+    assert machine.refused() == "device_missing"
+
+
+# absent
+
+
+def test_absent_erases_ten_bytes(machine):
+    machine.write(header() + b"\xaa" * (SIZE - PAGE))
+    before = machine.content()
+    machine.swaps(10)
+    machine.answers("swapoff /dev/pmem0")
+    transaction, result = machine.absent()
+    assert transaction.changed and result["signature"] == "swap" and not result["active"]
+    assert machine.content() == before[:4086] + bytes(10) + before[4096:]
+    assert not machine.absent()[0].changed
+
+
+def test_absent_in_check_mode(machine):
+    machine.write(header())
+    machine.swaps(10)
+    before = machine.content()
+    assert machine.absent(check=True)[0].changed
+    assert machine.content() == before and machine.transcript.calls == []
+
+
+def test_absent_leaves_what_is_not_ours(machine):
+    machine.write(header(OTHER))
+    assert machine.refused("absent") == "not_ours"
+    machine.write(header(magic=b"S1SUSPEND"))
+    assert machine.refused("absent") == "image_pending"
+    machine.write(header())
+    machine.swaps(10, used=4096)
+    assert machine.refused("absent") == "swap_needed"
+
+
+def test_absent_with_force(machine):
+    machine.write(header(OTHER, magic=b"S1SUSPEND", page=16384))
+    assert machine.absent(force=True)[0].changed
+    assert areas.header(machine.host, "/dev/pmem0") is None
+
+
+def test_absent_leaves_a_device_in_use(machine):
+    machine.write(header())
+    machine.plant({"/sys/class/block/pmem0/holders/dm-3/dev": "254:3\n"})
+    assert machine.refused("absent", force=True) == "device_in_use"
+
+
+def test_absent_where_there_is_nothing(machine):
+    machine.write(b"a filesystem")
+    assert not machine.absent()[0].changed
+    os.unlink(machine.host.path("/sys/class/block/pmem0/dev"))
+    assert not machine.absent()[0].changed
+    os.unlink(machine.host.path("/dev/NVM_SWAP"))
+    assert not machine.absent()[0].changed
+
+
+# with the tools themselves
+
+
+@pytest.mark.skipif(
+    not all(shutil.which(name) for name in ("mkswap", "swaplabel", "blkid", "wipefs")), reason="needs util-linux"
+)
+def test_the_real_tools_agree(machine, monkeypatch):
+    def run(argv, data=None):
+        argv = [machine.host.path(word) if word.startswith("/dev/") else word for word in argv]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=30)
+        return done.returncode, done.stdout, done.stderr
+
+    machine.host = Host(run, root=machine.host.root)
+    for module in (areas, make):
+        monkeypatch.setattr(module, "page_size", lambda: os.sysconf("SC_PAGE_SIZE"))
+    transaction, result = machine.present(active=False)
+    assert transaction.changed and result["signature"] is None
+    assert not machine.present(active=False)[0].changed
+    machine.present(active=False, uuid=OTHER, label="")
+    found = areas.header(machine.host, "/dev/NVM_SWAP")
+    assert (found.uuid, found.label, found.size) == (OTHER, "", result["size"])
+    assert areas.contents(machine.host, "/dev/pmem0") == "swap"
+    machine.absent(uuid=OTHER)
+    assert areas.probe(machine.host, "/dev/pmem0").type is None
+    machine.write(header(magic=b"S1SUSPEND"))
+    assert areas.contents(machine.host, "/dev/pmem0") == "swsuspend"
+    assert machine.present(active=False, force=True)[1]["signature"] == "swsuspend"
+    assert not machine.present(active=False)[0].changed
