@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from fuse_store.columns import runs
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
 from fuse_store.hibernation.swap_device import Target, holding
 from fuse_store.image import restore
-from fuse_store.image.reader import Image, Place
+from fuse_store.image.reader import Image
+from fuse_store.image.segments import Place
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
 
@@ -149,7 +151,7 @@ def _settle(image: Image, target: Target, waiting: list[Part]) -> None:
     for _at, places, holes in waiting:
         for place in places:
             digests = []
-            for first, end in restore.runs_of(place.page):
+            for first, end in runs(place.page):
                 content = target.read(first * size, (end - first) * size)
                 content += bytes((end - first) * size - len(content))
                 digests += [digest(content[at : at + size], seed) for at in range(0, len(content), size)]

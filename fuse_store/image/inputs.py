@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What images are made from: a file, a block device, a directory of files, standard input. Used by ``capture``.
+"""Inputs of ``put``: a file, a block device, a directory of files, standard input.
 
-A source gives its files, and the data of each in order; what it passes over is a hole, which reads as zeros. Holes are
-asked for, not read: reading them would fill the page cache with zeros.
+An input gives its files, and the data of each in order; what is left out is a hole, which reads as zeros. Holes are looked
+up, not read: reading them would fill the page cache with zeros. Each file is read by one thread.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store.columns import expand
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 
-BATCH = 16 << 20  # bytes that are read at once; a multiple of every page size
-JOINED = 16 << 10  # a hole that is smaller than this is read
-RUNS = 1 << 16  # of what is skipped, looked at at once
+BATCH_SIZE = 16 << 20  # bytes that are read at once; a multiple of every page size
+MIN_HOLE = 16 << 10  # a hole that is smaller than this is read
+SKIP_RUNS = 1 << 16  # of what is skipped, looked at at once
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Batch:
 
 
 @dataclass
-class SourceFile:
+class InputFile:
     """One file of a source. ``size`` is None for a stream, until it has been read."""
 
     name: str
@@ -65,55 +66,56 @@ class SourceFile:
             raise StoreError(f"source {self.path or '-'}", f"{error.strerror}.", "Nothing was stored.") from None
 
 
-def open_source(text: str) -> tuple[str, list[SourceFile]]:
-    """(kind of source, its files) of what a user named. Raises NotFound, Refused, UsageError."""
+def open_input(text: str) -> list[InputFile]:
+    """The files of what a user named; ``-`` is standard input. Raises NotFound, Refused, UsageError."""
+    if not text:
+        raise UsageError("SOURCE", "empty.", "Name a file, block device or directory, or - for standard input.")
     if text == "-":
         if sys.stdin.isatty():
-            raise UsageError("standard input", "it is a terminal.", "Pipe an image into it, or name a file.")
-        return "stream", [SourceFile("image", None, None)]
+            raise UsageError("standard input", "is a terminal.", "Pipe an image into it, or name a file.")
+        return [InputFile("image", None, None)]
     path = Path(text)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            return "directory", _directory(path)
+            return _directory(path)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
-            raise UsageError(f"source {text}", "it is neither a file nor a block device nor a directory.")
+            raise UsageError(f"source {text}", "not a file, block device or directory.", "Name one of these, or - for standard input.")
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
     except FileNotFoundError:
-        raise NotFound(f"source {text}", "it does not exist.") from None
+        raise NotFound(f"source {text}", "no such file or directory.") from None
     except PermissionError:
-        raise Refused(f"source {text}", "this user may not read it.", "Run as a user who may.") from None
+        raise Refused(f"source {text}", "permission denied.", "Run the command as root, or as the owner.") from None
     except OSError as error:
         raise StoreError(f"source {text}", f"{error.strerror}.") from None
-    kind = "device" if stat.S_ISBLK(status.st_mode) else "file"
-    return kind, [SourceFile("image", path, size, stat.S_IMODE(status.st_mode), status.st_mtime_ns)]
+    return [InputFile("image", path, size, stat.S_IMODE(status.st_mode), status.st_mtime_ns)]
 
 
-def _directory(root: Path) -> list[SourceFile]:
+def _directory(root: Path) -> list[InputFile]:
     files = []
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        links = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not go into them
+    for directory, directories, names in os.walk(root):
+        directories.sort()
+        links = [name for name in directories if (Path(directory) / name).is_symlink()]  # os.walk does not go into them
         for name in sorted((*names, *links)):
-            path = Path(folder) / name
+            path = Path(directory) / name
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):
-                raise UsageError(f"source {path}", "it is not a regular file.", "An image of several files holds such only.")
+                raise UsageError(f"source {path}", "not a regular file.", "An image of several files holds regular files only.")
             relative = str(path.relative_to(root))
             try:
                 relative.encode()
             except UnicodeEncodeError:
-                raise UsageError(f"source {str(path)!r}", "its name is not UTF-8.", "Rename it.") from None
-            files.append(SourceFile(relative, path, status.st_size, stat.S_IMODE(status.st_mode), status.st_mtime_ns))
+                raise UsageError(f"source {str(path)!r}", "the file name is not UTF-8.", "Rename the file.") from None
+            files.append(InputFile(relative, path, status.st_size, stat.S_IMODE(status.st_mode), status.st_mtime_ns))
     if not files:
-        raise UsageError(f"source {root}", "there is no file in it.")
+        raise UsageError(f"source {root}", "no file in it.")
     return files
 
 
-def _seekable(path: Path, file: SourceFile, page_size: int) -> Iterator[Batch]:
+def _seekable(path: Path, file: InputFile, page_size: int) -> Iterator[Batch]:
     assert file.size is not None
-    room = min(BATCH, -(-file.size // page_size) * page_size)
+    room = min(BATCH_SIZE, -(-file.size // page_size) * page_size)
     buffer, other = (np.empty(room, np.uint8).data for _ in range(2))  # in huge pages, unlike a bytearray
     with open(path, "rb", buffering=0) as opened:
         descriptor = opened.fileno()
@@ -132,12 +134,12 @@ def _seekable(path: Path, file: SourceFile, page_size: int) -> Iterator[Batch]:
             yield Batch(_pages(parts), buffer[:filled], file.size)
         after = os.fstat(descriptor)
         if stat.S_ISREG(after.st_mode) and (file.mtime, file.size) != (after.st_mtime_ns, after.st_size):
-            raise StoreError(f"source {path}", "it changed while it was read.", "Nothing was stored. Stop what writes to it.")
+            raise StoreError(f"source {path}", "changed while being read.", "Nothing was stored. Stop the program that writes to it.")
 
 
 def _pages(parts: list[tuple[int, int]]) -> NDArray[np.int64]:
     first, count = (np.array(column, np.int64) for column in zip(*parts, strict=True))
-    return np.repeat(first - np.cumsum(count) + count, count) + np.arange(int(count.sum()))
+    return expand(first, count)
 
 
 def _data(descriptor: int, size: int, page_size: int) -> Iterator[tuple[int, int]]:
@@ -152,7 +154,7 @@ def _data(descriptor: int, size: int, page_size: int) -> Iterator[tuple[int, int
                 break  # only a hole is left
             begin, at = at, size  # whatever it is, it knows no holes
         begin, stop = begin // page_size * page_size, -(-at // page_size) * page_size
-        if begin - end < JOINED and end:
+        if begin - end < MIN_HOLE and end:
             end = max(end, stop)
             continue
         if end:
@@ -172,8 +174,8 @@ def _without(
     begin, stop = skip[0] * page_size, (skip[0] + skip[1]) * page_size
     for start, end in data:
         low, high = int(np.searchsorted(stop, start, "right")), int(np.searchsorted(begin, end, "left"))
-        for at in range(low, high, RUNS):
-            part = slice(at, min(at + RUNS, high))
+        for at in range(low, high, SKIP_RUNS):
+            part = slice(at, min(at + SKIP_RUNS, high))
             for gap, after in zip(begin[part].tolist(), stop[part].tolist(), strict=True):
                 if start < gap:
                     yield start, gap
@@ -188,18 +190,18 @@ def _fill(descriptor: int, buffer: memoryview, offset: int, wanted: int, path: P
     while got < wanted:
         number = os.preadv(descriptor, [buffer[got:wanted]], offset + got)
         if number == 0:
-            raise StoreError(f"source {path}", "it became shorter while it was read.", "Nothing was stored.")
+            raise StoreError(f"source {path}", "became shorter while being read.", "Nothing was stored.")
         got += number
     if got < len(buffer):
         buffer[got:] = bytes(len(buffer) - got)
 
 
-def _stream(stream: BinaryIO, file: SourceFile, page_size: int) -> Iterator[Batch]:
-    buffer = np.empty(BATCH, np.uint8).data
+def _stream(stream: BinaryIO, file: InputFile, page_size: int) -> Iterator[Batch]:
+    buffer = np.empty(BATCH_SIZE, np.uint8).data
     at = 0
     while True:
         got = 0
-        while got < BATCH:
+        while got < BATCH_SIZE:
             number = os.readv(stream.fileno(), [buffer[got:]])  # not readinto, which sees no signal while the producer stalls
             if not number:
                 break
@@ -209,6 +211,6 @@ def _stream(stream: BinaryIO, file: SourceFile, page_size: int) -> Iterator[Batc
             buffer[got:whole] = bytes(whole - got)
             yield Batch(at // page_size + np.arange(whole // page_size), buffer[:whole], at + got)
             at += got
-        if got < BATCH:
+        if got < BATCH_SIZE:
             break
     file.size = at

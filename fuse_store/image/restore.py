@@ -25,10 +25,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fuse_store.columns import I64, runs
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
-from fuse_store.image.reader import Image, Place
+from fuse_store.image.kind import row_of
+from fuse_store.image.reader import Image
+from fuse_store.image.segments import Place
 from fuse_store.progress import Progress
-from fuse_store.repository.extents import I64
 from fuse_store.repository.manifest import ImageFile
 
 WINDOW = 8 << 20  # bytes that are read and compared at once
@@ -67,7 +69,7 @@ def _to_stream(image: Image, progress: Progress) -> int:
     out = sys.stdout.buffer
     for at in range(0, image.size, WINDOW):
         image.prefetch(at + WINDOW, WINDOW)
-        data = image.view(at, WINDOW)
+        data = image.read_view(at, WINDOW)
         while data:  # a raw stream may take less than it is given
             data = data[out.write(data) :]
         progress.at(min(at + WINDOW, image.size))
@@ -108,7 +110,7 @@ def _take_attributes(descriptor: int, path: Path, image: Image, file: ImageFile)
         os.fchown(descriptor, status.st_uid, status.st_gid)
         os.fsync(descriptor)
     else:
-        private = image.summary.kind in ("hibernation", "memory", "core", "process", "vm")
+        private = row_of(image.summary.kind).private
         os.fchmod(descriptor, file.mode & (0o700 if private else 0o777))
 
 
@@ -258,7 +260,7 @@ def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Part]:
             if not same.all():
                 stale.append(place.select(~same))
         holes = [
-            (start + begin * size, min(start + end * size, file.size)) for begin, end in runs_of(np.flatnonzero(filled))
+            (start + begin * size, min(start + end * size, file.size)) for begin, end in runs(np.flatnonzero(filled))
         ]
         yield start + length, stale, holes
 
@@ -290,15 +292,6 @@ def _windows(descriptor: int, first: int, last: int, step: int, size: int, most:
             yield window
 
 
-def runs_of(numbers: I64) -> list[tuple[int, int]]:
-    """(first, end) of each run of consecutive numbers."""
-    if not len(numbers):
-        return []
-    breaks = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
-    ends = numbers[np.append(breaks[1:], len(numbers)) - 1] + 1
-    return list(zip(numbers[breaks].tolist(), ends.tolist(), strict=True))
-
-
 def _gaps(page: I64, low: int, high: int, first: int, size: int, most: int) -> list[tuple[int, int]]:
     """(start, end) in bytes of what ``page`` leaves out of low..high."""
     edges = np.concatenate(([low - 1], page, [high]))
@@ -317,7 +310,7 @@ def scatter(image: Image, file: ImageFile, place: Place, descriptor: int) -> Ite
         writing: Future[int] | None = None
         for start in range(0, len(place.page), step):
             part = place.select(np.arange(start, min(start + step, len(place.page))))
-            image.gather(part, buffers[0], np.arange(len(part.page)), threads=True)
+            image.read_places(part, buffers[0], np.arange(len(part.page)), threads=True)
             if writing is not None:
                 yield writing.result()
             writing = pool.submit(_write_rows, file, part.page, buffers[0], descriptor)
@@ -330,7 +323,7 @@ def _write_rows(file: ImageFile, page: I64, rows: NDArray[np.uint8], descriptor:
     """Write pages, which are the first rows of a buffer, where they belong in a file; how many bytes."""
     size = rows.shape[1]
     written = at = 0
-    for first, end in runs_of(page):
+    for first, end in runs(page):
         offset = first * size - file.offset
         length = min((end - first) * size, file.size - offset)
         write_at(descriptor, rows[at : at + end - first].reshape(-1).data[:length], offset)

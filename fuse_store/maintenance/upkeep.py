@@ -93,25 +93,25 @@ class _Verifier:
                             self._finish(verdict, *jobs.popleft())
             while jobs:
                 self._finish(verdict, *jobs.popleft())
-            self._chunks(verdict, image)
+            self._computed(verdict, image)
         except (Damaged, NotFound) as error:
             verdict.problems.append(str(error))
         if verdict.problems:
             verdict.state = "damaged"
         return verdict
 
-    def _chunks(self, verdict: Verdict, image: Image) -> None:
+    def _computed(self, verdict: Verdict, image: Image) -> None:
         """Chunks that are stored as the pages they hold: whether they come out as they were."""
         jobs: deque[Future[bytes]] = deque()
-        for make in image.chunks():
+        for make in image.computed_blocks():
             if self._chance.random() * 100 < self._sample:
                 jobs.append(make())
             if len(jobs) >= QUEUE:
-                self._finish_chunk(verdict, jobs.popleft())
+                self._finish_computed(verdict, jobs.popleft())
         while jobs:
-            self._finish_chunk(verdict, jobs.popleft())
+            self._finish_computed(verdict, jobs.popleft())
 
-    def _finish_chunk(self, verdict: Verdict, job: Future[bytes]) -> None:
+    def _finish_computed(self, verdict: Verdict, job: Future[bytes]) -> None:
         try:
             self._read += len(job.result())
             self._progress.at(self._read)
@@ -366,7 +366,7 @@ def repair(store: Store, progress: Progress) -> Repaired:
         new += _rescue(store, bad, new, result)
         fault_point("repair index")
         store.index.replace(old, new, store.sync, lambda: store.settle(lock))
-        store.forget_summaries()
+        store.versions.forget_cache()
         _find_lost(store, result)
         progress.finish()
     return result

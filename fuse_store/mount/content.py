@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 from fuse_store.errors import StoreError
-from fuse_store.image.kind import DerivedFile
+from fuse_store.image.kind import View
 from fuse_store.mount.prefetch import Readers
 from fuse_store.mount.ranges import Ranges
 
@@ -65,7 +65,7 @@ class Windows:
             if window is None:
                 window = self._readers.begin(image.id, number * WINDOW) if self._readers else None
                 if window is None:
-                    window = self._pool.submit(image.view, number * WINDOW, WINDOW)
+                    window = self._pool.submit(image.read_view, number * WINDOW, WINDOW)
                 self._windows[key] = window
                 if len(self._windows) > WINDOWS:
                     self._windows.popitem(last=False)
@@ -96,10 +96,10 @@ class ImageContent:
             return b""
         start = self._base + offset
         if not self._in_order(start, length):
-            return self._image.view(start, length)
+            return self._image.read_view(start, length)
         number, within = divmod(start, WINDOW)
         if within + length > WINDOW:
-            return self._image.view(start, length)
+            return self._image.read_view(start, length)
         window = self._windows.begin(self._image, number)
         for ahead in range(max(number + 1, self._ahead), number + 1 + AHEAD):
             if ahead * WINDOW < self._base + self.size:
@@ -108,7 +108,7 @@ class ImageContent:
         try:
             return window.result()[within : within + length]
         except StoreError:
-            return self._image.view(start, length)
+            return self._image.read_view(start, length)
 
     def data(self, offset: int) -> int | None:
         return self._ranges.data(offset)
@@ -146,7 +146,7 @@ class MadeContent:
 class DerivedContent:
     """A derived file."""
 
-    def __init__(self, file: DerivedFile, size: int) -> None:
+    def __init__(self, file: View, size: int) -> None:
         self.size, self._file = size, file
 
     def read(self, offset: int, length: int) -> bytes:

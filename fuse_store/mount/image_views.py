@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from fuse_store.errors import Damaged, NotFound, StoreError
-from fuse_store.image.kind import DERIVED
+from fuse_store.image import kind as kinds
 from fuse_store.mount.content import Content, DerivedContent, ImageContent, Windows
 from fuse_store.mount.prefetch import Readers
 from fuse_store.repository.manifest import ImageFile, Summary
@@ -77,7 +77,7 @@ class OpenImage:
                 found: dict[str, Content] = {}
                 kind = self.image.summary.kind
                 try:  # whatever goes wrong: an image is what somebody stored, and need not be what its kind says
-                    files = DERIVED[kind](self.image)
+                    files = kinds.load(kind).views(self.image)
                 except Exception as error:
                     files = ()
                     missing(f"files of the kind {kind}", error)
@@ -90,12 +90,10 @@ class OpenImage:
             return self._derived
 
     def fields(self) -> dict[str, Any] | None:
-        """What a hibernation image is (``device.capture``); None if it is none, or cannot be read now."""
-        from fuse_store.hibernation.metadata import fields
-
+        """``Kind.describe``; None if the image is not of its kind, or cannot be read now."""
         with self._lock:
             if self._fields is None:
-                self._fields = fields(self.image)
+                self._fields = kinds.load(self.image.summary.kind).describe(self.image)
             return self._fields
 
     @property
@@ -117,7 +115,7 @@ class OpenImage:
         for at in range(0, file.size, PIECE):
             end = min(at + PIECE, file.size)
             self.image.prefetch(file.offset + end, min(PIECE, file.size - end))
-            digest.update(self.image.view(file.offset + at, end - at))
+            digest.update(self.image.read_view(file.offset + at, end - at))
         return digest.hexdigest()
 
 
@@ -147,7 +145,7 @@ class OpenImages:
 
     def derived(self, one: Summary) -> dict[str, Content]:
         """The derived files of a version, by name. What can't be made is left out, and logged once."""
-        if one.kind not in DERIVED:
+        if not kinds.row_of(one.kind).module:
             return {}
 
         def missing(what: str, error: Exception) -> None:
@@ -161,20 +159,19 @@ class OpenImages:
             missing("derived files", error)
             return {}
 
-    def hibernation(self, one: Summary) -> dict[str, Any] | None:
-        """What a version is, in short, with what is known of the kernel's checksum now; None if it is no hibernation image,
-        or cannot be read here and now, which must not hide what the manifest says. Raises NotFound if it is gone."""
-        if one.kind != "hibernation":
+    def description(self, one: Summary) -> dict[str, Any] | None:
+        """What a version is, in short, with what the state log adds now; None if it is not of its kind, or cannot be read here
+        and now, which must not hide what the manifest says. Raises NotFound if the version was removed."""
+        kind = kinds.row_of(one.kind)
+        if not kind.module:
             return None
-        from fuse_store.hibernation.metadata import BRIEF, verdict
-
         try:
             told = self.get(one.id).fields()
         except NotFound:
             raise
         except StoreError:
             return None
-        return told and {**{key: told[key] for key in BRIEF}, "crc": verdict(self._store, one.id, told)}
+        return told and kinds.load(one.kind).shown(told, self._store.state_log.entries(one.id), brief=True)
 
     def close(self) -> None:
         self._windows.close()

@@ -23,7 +23,7 @@ from fuse_store.mount.tree import File, Folder, Node, Path, Tree, taken_ns
 from fuse_store.mount.versions import Versions
 from fuse_store.policy import names
 from fuse_store.repository.manifest import Summary
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 
 log = logging.getLogger(__name__)
 
@@ -235,9 +235,7 @@ class Incoming:
         machine, application, _name = spool.path
         with self._putting:
             try:
-                spool.stored = self._store.put(
-                    f"/proc/self/fd/{spool.file.fileno()}", machine=machine, application=application
-                )
+                spool.stored = self._store.put(f"/proc/self/fd/{spool.file.fileno()}", Label(machine, application=application))
             except StoreError:
                 spool.dropped = True
                 raise

@@ -184,7 +184,7 @@ def _read(store: Store, slabs: Sequence[NDArray[np.uint8]], line: socket.socket)
                 if len(images) > OPEN:
                     images.popitem(last=False)
             images.move_to_end(name)
-            how = _FILLED if image.fill(offset, slabs[slab]) else _ZEROS
+            how = _FILLED if image.read_into(offset, slabs[slab]) else _ZEROS
         except Exception:  # who asked finds out why
             images.pop(name, None)
             how = _FAILED

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from fuse_store.errors import NotFound
+from fuse_store.image.kind import by_kind
 from fuse_store.mount.content import Content, MadeContent
 from fuse_store.mount.image_views import OpenImages
 from fuse_store.mount.prefetch import Readers
@@ -152,7 +153,7 @@ class Tree:
                 return self._several(one, rest)
             return _end(File(one.size, one.allocated, taken, lambda: self.image(one.id), summary=one), rest)
         if name == "info.json":
-            content = information(one, self._images.hibernation(one))
+            content = information(one, self._images.description(one))
             made = MadeContent(len(content), lambda: content)
             return _end(File(made.size, made.size, taken, lambda: made, fixed=False, summary=one), rest)
         if name == "B3SUMS":
@@ -181,9 +182,9 @@ class Tree:
         return File(file.size, opened.allocated(number), file.mtime, lambda: opened.content(file), summary=one)
 
 
-def information(one: Summary, hibernation: dict[str, Any] | None) -> bytes:
-    """``info.json``: the version for people. ``hibernation`` is what it is in short, if it is a hibernation image."""
-    values = {**one.as_dict(), "digest": one.id, "hibernation": hibernation}
+def information(one: Summary, description: dict[str, Any] | None) -> bytes:
+    """``info.json``: the version for people. ``description`` is what an image of its kind is, in short."""
+    values = {**one.as_dict(), "digest": one.id, **by_kind(one.kind, description)}
     if "kernel" in one.tags:
         values["kernel"] = one.tags["kernel"]
     return (json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n").encode(errors="surrogateescape")

@@ -11,9 +11,9 @@ import unicodedata
 from collections.abc import Mapping
 
 from fuse_store.errors import UsageError
+from fuse_store.image.kind import KINDS
 
 LONGEST = 200  # bytes of UTF-8; a file name may have 255, and kinds/ puts a machine, an application and a version in one
-KINDS = ("hibernation", "memory", "disk", "process", "vm", "core", "language", "iso", "file")
 TAGS = 64
 
 

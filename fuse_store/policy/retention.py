@@ -18,11 +18,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from fuse_store.image.kind import row_of
+
 if TYPE_CHECKING:
     from fuse_store.repository.manifest import Summary
 
 ALL = -1  # as a count: every period
-BOOTABLE = ("hibernation",)  # kinds a machine can be booted from
 
 PERIODS: Mapping[str, Callable[[datetime], tuple[int, ...]]] = {
     "hourly": lambda taken: (taken.year, taken.month, taken.day, taken.hour),
@@ -129,7 +130,7 @@ def _reasons(newest_first: list[Summary], policy: Policy) -> list[list[str]]:
                 reasons[row].append(f"within {policy.within}")
     for row, one in enumerate(newest_first):
         reasons[row] += [f"tag {key}={value}" for key, value in policy.tags if one.tags.get(key) == value]
-    bootable = next((row for row, one in enumerate(newest_first) if one.kind in BOOTABLE), None)
+    bootable = next((row for row, one in enumerate(newest_first) if row_of(one.kind).bootable), None)
     if bootable is not None:
         reasons[bootable].append("newest bootable")
     return reasons

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from fuse_store.policy.retention import BOOTABLE
+from fuse_store.image.kind import row_of
 
 if TYPE_CHECKING:
     from fuse_store.repository.manifest import Summary
@@ -90,7 +90,7 @@ def _before(version: Summary, wanted: Wanted) -> Iterable[Reason]:
 def _profile(version: Summary, wanted: Wanted) -> Iterable[Reason]:
     if wanted.profile is None:
         return
-    if version.kind not in BOOTABLE:
+    if not row_of(version.kind).bootable:
         yield Reason("not_bootable", f"nothing can be booted from its kind, {version.kind}")
     for fact, value in wanted.profile.items():
         if fact not in version.tags:

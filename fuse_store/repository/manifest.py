@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The manifest of a version: one file, whose appearance is what makes the version exist. Used by ``store`` and ``image``.
+"""The manifest of a version: one file; a version exists if and only if its manifest does.
 
-Its head tells what the version is, and where in the file its segments of extents are; those are read when they are
-needed. The id of a version is the keyed digest of its head, which holds the digests of the segments, which hold those of
-the blocks: so the id stands for every byte.
+The head says what the version is, and where in the file its extent segments are; those are read when needed. The id of a
+version is the keyed digest of its head, which holds the digests of the segments, which hold those of the blocks: so the id
+covers every byte. Byte map: docs/format.md, "Manifest". Functions are pure, or read and write through a Backend; threads
+may call them.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -21,16 +22,13 @@ from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
 
 FORMAT = 1
-WITH_CHUNKS = 2  # of a version that has some; programs that know format 1 alone refuse it
 _FILE = struct.Struct("<8sI")  # magic, length of the encrypted head
 _MAGIC = b"FSIMAGE1"
 PAGE_SIZES = (4096, 16384, 65536)
-LARGEST_HEAD = 64 << 20
-_USUAL = 4096  # bytes that hold most heads: one request of a server
-LARGEST_IMAGE = 1 << 50
-CHUNK_PAGES = 32  # of a hibernation image in a chunk, the last excepted (UNC_PAGES, kernel/power/swap.c)
-CHUNK_GROUP = 32  # chunks whose pages stand together
-MOST_CHUNKS = 1 << 20  # 128 GiB of pages of 4 KiB
+MAX_HEAD_SIZE = 64 << 20  # bytes
+MAX_IMAGE_SIZE = 1 << 50  # bytes
+MAX_ROW_SIZE = 256  # bytes of parameters of one computed block
+_FIRST_READ = 4096  # bytes that hold most heads: one request to an S3 server
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Segment:
-    """Where one segment of extents is: the pages it covers, its place in the manifest's file, its digest."""
+    """Where one extent segment is: the pages it covers, its offset behind the head and its length in bytes, its digest."""
 
     first: int
     last: int
@@ -56,26 +54,26 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Chunks:
-    """That compressed chunks of a hibernation image are stored as the pages they hold. ``codec`` is ``lzo``, ``page_size`` that
-    of the image, ``first`` the page of the address space at which the pages of the chunks begin, ``room`` for how many
-    chunks there is room, ``stored`` how many are. ``chunks`` says where in it the pages of each are."""
+class Computed:
+    """Blocks that are in no pack: ``transform`` computes each from other pages of the same image.
 
-    codec: str
-    page_size: int
+    Those pages follow the files in the address space: ``pages`` of them from page ``first``. ``count`` is how many blocks
+    are computed; each has ``row_size`` bytes of parameters in its extent segment, whose meaning is the transform's, as is
+    that of ``parameters``, which are the same for all.
+    """
+
+    transform: str
     first: int
-    room: int
-    stored: int
-
-    def pages(self, page_size: int) -> int:
-        """How many pages of ``page_size`` they take in the address space."""
-        return -(-self.room // CHUNK_GROUP) * CHUNK_GROUP * (CHUNK_PAGES + 1) * (self.page_size // page_size)
+    pages: int
+    count: int
+    row_size: int
+    parameters: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Head:
     """What a version is. Sizes in bytes: ``size`` of all files, ``allocated`` of the pages that are not zero, ``new`` of
-    those that no base had, ``stored`` of what was written for them. ``taken`` is in ns since 1970."""
+    those that no base had, ``stored`` of what was written for it. ``taken`` is in ns since 1970 (UTC)."""
 
     machine: str
     application: str
@@ -91,19 +89,19 @@ class Head:
     bases: tuple[str, ...]
     files: tuple[ImageFile, ...]
     segments: tuple[Segment, ...]
-    chunks: Chunks | None = None
+    computed: Computed | None = None
 
     @property
     def pages(self) -> int:
         """How many pages its address space has."""
-        if self.chunks is not None:
-            return self.chunks.first + self.chunks.pages(self.page_size)
+        if self.computed is not None:
+            return self.computed.first + self.computed.pages
         return max((-(-(file.offset + file.size) // self.page_size) for file in self.files), default=0)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A version, as lists show it. ``taken`` is in UTC."""
+    """A version as lists show it. ``taken`` is in UTC; ``chunks`` is the number of computed blocks."""
 
     id: str
     machine: str
@@ -133,8 +131,8 @@ class Summary:
 def summary(image_id: str, head: Head) -> Summary:
     values = {field.name: getattr(head, field.name) for field in fields(Summary) if hasattr(head, field.name)}
     taken = datetime.fromtimestamp(head.taken / 1e9, UTC)
-    chunks = head.chunks.stored if head.chunks else 0
-    return Summary(**{**values, "id": image_id, "taken": taken, "files": len(head.files), "chunks": chunks})
+    computed = head.computed.count if head.computed else 0
+    return Summary(**{**values, "id": image_id, "taken": taken, "files": len(head.files), "chunks": computed})
 
 
 def image_name(image_id: str) -> str:
@@ -145,10 +143,7 @@ def write_manifest(
     backend: Backend, head: Head, segments: Sequence[bytes], aead: Aead, sync: bool, before: Callable[[], None] | None = None
 ) -> str:
     """Make the version exist; returns its id. ``segments`` are encrypted, as ``head.segments`` says; ``before``: ``new_file``."""
-    values = {"format": FORMAT if head.chunks is None else WITH_CHUNKS, **asdict(head)}
-    if head.chunks is None:
-        del values["chunks"]
-    content = bytes(msgpack.packb(values))
+    content = bytes(msgpack.packb({"format": FORMAT, **asdict(head)}))
     digest = aead.digest(content)
     encrypted = aead.encrypt(b"image" + digest, content)
     backend.write(image_name(digest.hex()), b"".join((_FILE.pack(_MAGIC, len(encrypted)), encrypted, *segments)), sync, before)
@@ -156,43 +151,58 @@ def write_manifest(
 
 
 def read_head(backend: Backend, image_id: str, aead: Aead) -> tuple[Head, int]:
-    """The Head of a version, and where in the file its segments begin. Raises NotFound, Damaged."""
+    """(the Head of a version, where in the file its segments begin). Raises NotFound, Damaged."""
     name = image_name(image_id)
     try:
-        content = backend.read_range(name, 0, _USUAL, trashed=False)
+        content = backend.read_range(name, 0, _FIRST_READ, trashed=False)
         if len(content) < _FILE.size:
-            raise ValueError("it is cut off")
+            raise ValueError("cut off")
         magic, length = _FILE.unpack(content[: _FILE.size])
-        if magic != _MAGIC or length > LARGEST_HEAD:
-            raise ValueError("it is no manifest")
+        if magic != _MAGIC or length > MAX_HEAD_SIZE:
+            raise ValueError("not a manifest")
         encrypted = content[_FILE.size : _FILE.size + length]
-        if len(encrypted) < length and len(content) == _USUAL:
-            encrypted += backend.read_range(name, _USUAL, length - len(encrypted), trashed=False)
+        if len(encrypted) < length and len(content) == _FIRST_READ:
+            encrypted += backend.read_range(name, _FIRST_READ, length - len(encrypted), trashed=False)
         content = aead.decrypt(b"image" + bytes.fromhex(image_id), encrypted)
         return parse_head(content), _FILE.size + length
     except FileNotFoundError:
-        raise NotFound(f"image {image_id}", "it is not in the store.", "fuse-store list shows what is.") from None
+        raise NotFound(f"image {image_id}", "no such image.", "Run 'fuse-store list' to see what is stored.") from None
     except (ValueError, OSError) as error:
         raise Damaged(f"manifest {image_id}.img", f"{error}.", "Restore it from a copy of the store.", image=image_id) from None
 
 
 def parse_head(content: bytes) -> Head:
-    """The Head in an opened manifest. Raises ValueError for whatever is not as docs/format.md says."""
+    """The Head in a decrypted manifest. Raises ValueError for everything that docs/format.md does not allow."""
     try:
         value = msgpack.unpackb(content, max_array_len=1 << 22, max_map_len=1 << 10, max_bin_len=DIGEST, max_str_len=1 << 16)
         number = value.pop("format")
-        if number not in (FORMAT, WITH_CHUNKS):
-            raise ValueError("its format is newer than this program")
-        if (number == WITH_CHUNKS) != ("chunks" in value):
-            raise ValueError("its format contradicts what it has")
-        if number == WITH_CHUNKS:
-            value["chunks"] = Chunks(**value["chunks"])
-        value["files"] = tuple(ImageFile(**file) for file in value["files"])
-        value["segments"] = tuple(Segment(**segment) for segment in value["segments"])
-        value["bases"] = tuple(value["bases"])
-        head = Head(**value)
+        if number != FORMAT:
+            raise ValueError(f"format {number!r} is unknown; a newer fuse-store is needed")
+        head = _head_of(value)
     except (TypeError, KeyError, AttributeError, msgpack.UnpackException, msgpack.exceptions.ExtraData) as error:
         raise ValueError(f"its head cannot be read ({error})") from None
+    _check_types(head)
+    _check_files(head)
+    if head.computed is not None:
+        _check_computed(head, head.computed)
+    _check_segments(head)
+    return head
+
+
+def _head_of(value: Mapping[str, Any]) -> Head:
+    computed = value["computed"]
+    return Head(
+        **{
+            **value,
+            "files": tuple(ImageFile(**file) for file in value["files"]),
+            "segments": tuple(Segment(**segment) for segment in value["segments"]),
+            "bases": tuple(value["bases"]),
+            "computed": None if computed is None else Computed(**computed),
+        }
+    )
+
+
+def _check_types(head: Head) -> None:
     numbers = [head.taken, head.size, head.allocated, head.new, head.stored, head.page_size]
     numbers += [number for file in head.files for number in (file.size, file.offset, file.mode, file.mtime)]
     numbers += [number for part in head.segments for number in (part.first, part.last, part.offset, part.length)]
@@ -203,29 +213,34 @@ def parse_head(content: bytes) -> Head:
         raise ValueError("its segments have impossible digests")
     if head.page_size not in PAGE_SIZES or not isinstance(head.tags, dict):
         raise ValueError("its head has impossible values")
+
+
+def _check_files(head: Head) -> None:
     end = 0
     for file in head.files:
-        if not 0 <= file.size <= LARGEST_IMAGE or file.offset < end or file.offset % head.page_size:
+        if not 0 <= file.size <= MAX_IMAGE_SIZE or file.offset < end or file.offset % head.page_size:
             raise ValueError("its files contradict each other")
         end = file.offset + file.size
-    if head.chunks is not None:
-        _check_chunks(head, head.chunks, end)
+
+
+def _check_segments(head: Head) -> None:
     last = 0
     for segment in head.segments:
         if not last <= segment.first < segment.last <= head.pages or segment.offset < 0 or segment.length < 0:
             raise ValueError("its segments contradict each other")
         last = segment.last
-    return head
 
 
-def _check_chunks(head: Head, chunks: Chunks, end: int) -> None:
-    """Raises ValueError if the chunks of a version cannot be; its files end at ``end``."""
-    numbers = (chunks.page_size, chunks.first, chunks.room, chunks.stored)
-    if not all(isinstance(number, int) for number in numbers) or not isinstance(chunks.codec, str):
-        raise ValueError("its chunks have values of the wrong type")
-    if chunks.codec != "lzo":
-        raise ValueError(f"its chunks are compressed with {chunks.codec!r}, which this program does not know")
-    if chunks.page_size not in PAGE_SIZES or chunks.page_size % head.page_size or len(head.files) != 1 or head.files[0].offset:
-        raise ValueError("its chunks have impossible values")
-    if not 0 < chunks.stored <= chunks.room <= MOST_CHUNKS or not end <= chunks.first * head.page_size <= LARGEST_IMAGE:
-        raise ValueError("its chunks have impossible values")
+def _check_computed(head: Head, computed: Computed) -> None:
+    """What is the same for every transform; the transform checks its parameters."""
+    if not isinstance(computed.parameters, dict):
+        raise ValueError("its computed blocks have values of the wrong type")
+    numbers = (computed.first, computed.pages, computed.count, computed.row_size, *computed.parameters.values())
+    names = (computed.transform, *computed.parameters)
+    if not all(isinstance(number, int) for number in numbers) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its computed blocks have values of the wrong type")
+    end = max((file.offset + file.size for file in head.files), default=0)
+    most = MAX_IMAGE_SIZE // head.page_size
+    fits = end <= computed.first * head.page_size and computed.first + computed.pages <= most and 0 <= computed.first <= most
+    if not fits or computed.count < 1 or computed.pages < 1 or not 0 <= computed.row_size <= MAX_ROW_SIZE:
+        raise ValueError("its computed blocks have impossible values")

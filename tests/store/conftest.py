@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fuse_store.image import inputs, reader, writer
+from fuse_store.image import block_cache, inputs, segments, writer
 from fuse_store.repository import index, pack
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.store import Store
@@ -57,11 +57,11 @@ def config_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_small(monkeypatch: pytest.MonkeyPatch, full: int = 64 << 10) -> None:
     """Limits so small that a few hundred pages make several batches, packs, segments, and merges of the index."""
     monkeypatch.setattr(pack, "FULL", full)
-    monkeypatch.setattr(inputs, "BATCH", 256 << 10)
-    monkeypatch.setattr(writer, "QUEUE", 2)
-    monkeypatch.setattr(writer, "MOST", 8)
-    monkeypatch.setattr(reader, "SEGMENTS", 2)
-    monkeypatch.setattr(reader, "CACHE", 512 << 10)
+    monkeypatch.setattr(inputs, "BATCH_SIZE", 256 << 10)
+    monkeypatch.setattr(writer, "MAX_GROUPS", 2)
+    monkeypatch.setattr(writer, "MAX_EXTENTS", 8)
+    monkeypatch.setattr(segments, "MAX_OPEN_SEGMENTS", 2)
+    monkeypatch.setattr(block_cache, "CACHE_SIZE", 512 << 10)
     monkeypatch.setattr(index, "MOST_ROWS", 64)
 
 

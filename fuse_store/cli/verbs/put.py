@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text, values
@@ -21,14 +22,13 @@ def run(context: Context) -> int:
     if len(tags) < len(options.tag):
         raise UsageError("--tag", "one key is given twice.", "A version has one value for each.")
     began = time.monotonic()
-    if options.kind == "hibernation":
-        tags = {**_recorded(context), **tags}
-    elif options.evidence_disk:
-        raise UsageError("--evidence-disk", "it is for hibernation images.", "Say --kind hibernation.")
+    from fuse_store.store import Label
+
+    label_of_it = Label(options.machine, options.application, options.kind, options.event, tags)
     with context.open_store() as store:
         version = store.put(
-            options.source, machine=options.machine, application=options.application, kind=options.kind, event=options.event,
-            tags=tags, bases=options.base, replace=options.replace, progress=context.progress,
+            options.source, label_of_it, bases=options.base, replace=options.replace,
+            machine_disks=[Path(disk) for disk in options.evidence_disk], progress=context.progress, warn=context.warn,
         )  # fmt: skip
     seconds = time.monotonic() - began
     context.emit({**version_record(version), "seconds": round(seconds, 3)}, version.id)
@@ -39,20 +39,6 @@ def run(context: Context) -> int:
         f"{label(version)}: {text.size(version.size)}; {pages}; {text.size(version.stored)} written in {seconds:.1f} s"
     )
     return 0
-
-
-def _recorded(context: Context) -> dict[str, str]:
-    """What is known of a hibernation image beside its bytes."""
-    from pathlib import Path
-
-    from fuse_store.hibernation.machine import Machine
-    from fuse_store.hibernation.metadata import tags_of
-
-    disks = [Path(disk) for disk in context.options.evidence_disk]
-    tags, wrong = tags_of(context.options.source, disks, Machine())
-    if wrong:
-        context.warn(f"no hibernation image was found in {context.options.source}: {wrong}")
-    return tags
 
 
 VERB = Verb(

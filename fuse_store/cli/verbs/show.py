@@ -10,6 +10,7 @@ from fuse_store.cli import text
 from fuse_store.cli.output import VERSION_KEYS, version_record
 from fuse_store.cli.parser import IMAGE, Verb
 from fuse_store.cli.verbs.inspect import human as hibernation_text
+from fuse_store.image import kind as kinds
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -21,15 +22,14 @@ def run(context: Context) -> int:
         version = store.find(context.options.image)
         image = store.open_image(version.id)
         head = image.head
-        hibernation = None
-        if version.kind == "hibernation":
-            from fuse_store.hibernation.metadata import description
-
-            hibernation = description(store, image)
+        kind = kinds.load(version.kind)
+        description = kind.describe(image)
+        if description is not None:
+            description = kind.shown(description, store.state_log.entries(version.id), brief=False)
     record = {
         **version_record(version), "page_size": head.page_size, "pages": head.pages, "segments": len(head.segments),
         "contents": [_file(one) for one in head.files],
-        "hibernation": hibernation,
+        **kinds.by_kind(version.kind, description),
     }  # fmt: skip
     context.emit(record, "" if context.json else _human(record))
     return 0

@@ -61,14 +61,14 @@ def run(context: Context) -> int:
 
 def _kernel_checksums(context: Context, store: Store, verdicts: Sequence[Verdict]) -> dict[str, str]:
     """Of the hibernation images among sound versions; those that are wrong become damaged."""
-    from fuse_store.hibernation.metadata import WRONG, kernel_checksum
+    from fuse_store.image.kind import WRONG, load
 
     found = {}
     for one in verdicts:
         if one.state != "sound" or (image := store.open_image(one.id)).summary.kind != "hibernation":
             continue
         try:
-            found[one.id] = kernel_checksum(image, context.progress)
+            found[one.id] = load(image.summary.kind).checksum(image, context.progress)
             if found[one.id] == WRONG:
                 one.problems.append("the kernel's checksum is not that of its pages: it was captured like this.")
         except Damaged as error:
@@ -80,7 +80,7 @@ def _kernel_checksums(context: Context, store: Store, verdicts: Sequence[Verdict
 def _record(context: Context, store: Store, sound: Sequence[str], checksums: Mapping[str, str]) -> bool:
     """Note that these verified whole. Whether that worked."""
     from fuse_store.hibernation import history
-    from fuse_store.hibernation.metadata import RIGHT
+    from fuse_store.image.kind import RIGHT
 
     right = [one for one in sound if checksums.get(one) == RIGHT]
     others = [one for one in sound if checksums.get(one) != RIGHT]

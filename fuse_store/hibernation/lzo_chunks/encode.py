@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The chunks of a compressed hibernation image, as the pages they hold. Used by ``store`` (opens) and ``capture`` (stores).
+"""Stores the LZO chunks of a hibernation image as the pages they hold (``image.kind.StoredAs``).
 
-One changed page changes its whole chunk, so versions of such an image share almost nothing as bytes, and most of it as
-pages. Every chunk is decompressed and compressed again. If its bytes come out as they stand on the device, its pages can be
-stored in their place; every other chunk stays as it is. One thread asks, others read, decompress and compare; memory is that
-of the chunks in work, and of the tables, which have at most MOST_CHUNKS and MOST_RUNS elements.
+Every chunk is decompressed and compressed again. If its bytes come out as they stand on the device, its pages can be
+stored in its place; every other chunk stays as it is. One thread asks, others read, decompress and compare; memory is that
+of the chunks in work, and of the tables, which have at most MAX_CHUNKS and MAX_CHUNK_RUNS elements.
 """
 
 from __future__ import annotations
@@ -12,38 +11,41 @@ from __future__ import annotations
 import os
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.errors import Damaged, NotFound, Refused
-from fuse_store.formats.readable import File
+from fuse_store.columns import I64, joint_runs
+from fuse_store.errors import Damaged
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.formats.swsusp.stream import ChunkStream
 from fuse_store.hibernation.lzo_chunks import lzo
 from fuse_store.hibernation.lzo_chunks.layout import (
+    CHUNK_GROUP,
+    CHUNK_PAGES,
     FARTHEST,
-    HEAD,
-    THREADS,
+    LENGTH,
+    MAX_CHUNKS,
+    MAX_THREADS,
+    ROW,
+    Layout,
     compressed,
-    first_page,
     left_behind,
-    tail_page,
 )
-from fuse_store.image.inputs import Batch, SourceFile
-from fuse_store.repository.block import CODECS, SIZE
-from fuse_store.repository.extents import I64, ChunkRows, runs
-from fuse_store.repository.manifest import CHUNK_GROUP, CHUNK_PAGES, MOST_CHUNKS, Chunks
+from fuse_store.image.inputs import Batch
+from fuse_store.image.kind import Settings
+from fuse_store.repository.block import CODECS
+from fuse_store.repository.block import SIZE as BLOCK_SIZE
+from fuse_store.repository.manifest import Computed
 
 SAMPLE = 16  # chunks that tell whether the others are worth the work
-WORTH = 1.25  # so much may their pages take, in proportion to the chunks: the versions after this one share them
-MOST_RUNS = 1 << 22  # runs of pages that chunks stand in, 32 bytes of memory each
-BATCH = 8 << 20  # bytes of pages that are handed on at once
+MAX_GROWTH = 1.25  # of the sample, if its pages are stored in place of its chunks: the versions after this one share them
+MAX_CHUNK_RUNS = 1 << 22  # runs of pages that chunks stand in, 32 bytes of memory each
+BATCH_SIZE = 8 << 20  # bytes of pages that are handed on at once
 
 _Part = tuple[int, NDArray[np.uint8]]  # first page, content
 
@@ -61,14 +63,14 @@ class _Chunk:
     digest: bytes
 
 
-class ChunkSource:
-    """Of one source. When ``batches`` has been read, ``head`` and the columns say what stands where."""
+class LzoEncoder:
+    """The chunks of one input. ``size`` are the bytes of the device or file, for the place of the pages behind it."""
 
-    def __init__(self, file: File, image: HibernationImage, stream: ChunkStream, page_size: int, digest: Callable[[bytes], bytes]):
-        self._file, self._image, self._stream, self._page_size, self._digest = file, image, stream, page_size, digest
-        units = -(-file.size // SIZE)  # so that the pages of a group are whole blocks
-        self._head = Chunks("lzo", image.page_size, units * (SIZE // page_size), min(stream.chunks, MOST_CHUNKS), 0)
-        self._rows = array("q")  # of ChunkRows, one after the other
+    def __init__(self, size: int, image: HibernationImage, stream: ChunkStream, settings: Settings) -> None:
+        self._image, self._stream, self._settings, self._page_size = image, stream, settings, settings.page_size
+        first = -(-size // BLOCK_SIZE) * (BLOCK_SIZE // settings.page_size)  # so that the pages of a group are whole blocks
+        self._layout = Layout(settings.page_size, image.page_size, first, min(stream.chunks, MAX_CHUNKS))
+        self._rows: list[tuple[int, int, int, int]] = []
         self._digests = bytearray()
         self._columns = tuple(array("q") for _column in range(4))  # of the extents, as they come
 
@@ -78,65 +80,59 @@ class ChunkSource:
         return self._stream.count * self._image.page_size
 
     @property
-    def head(self) -> Chunks | None:
-        """None if no chunk came out the same."""
-        return replace(self._head, stored=len(self._rows) // 4) if self._rows else None
+    def computed(self) -> Computed | None:
+        return self._layout.computed(len(self._rows)) if self._rows else None
 
     @property
     def digests(self) -> bytes:
-        """16 bytes for each chunk that is stored: of all of its bytes on the device, to the end of the page."""
+        """16 bytes for each chunk that is stored as pages: of all of its bytes on the device, to the end of the page."""
         return bytes(self._digests)
 
-    def rows(self) -> ChunkRows:
-        """The chunks that are stored, in their order in the image."""
-        return ChunkRows(*np.frombuffer(self._rows, np.int64).reshape(-1, 4).T)
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        return np.array(self._rows, ROW).view(np.uint8).reshape(-1, ROW.itemsize)
 
     def extents(self) -> tuple[I64, I64, I64, I64]:
-        """(page, count, row of the chunk, page in the chunk), in pages of the store and ordered by ``page``: what the source
-        need not be read for."""
         columns = [np.frombuffer(column, np.int64) for column in self._columns]
         order = np.argsort(columns[0])
         page, count, row, slot = (column[order] for column in columns)
         return page, count, row, slot
 
-    def is_worth(self, codec: str, level: int) -> bool:
-        """Whether most of the first chunks come out the same, and their pages take no more room than they do."""
-        chunks = list(self._results(min(SAMPLE, self._head.room)))
+    def is_worth_it(self) -> bool:
+        """Whether most of the first chunks come out the same, and storing their pages takes not much more space."""
+        codec, level = CODECS[self._settings.codec], self._settings.level
+        chunks = list(self._results(min(SAMPLE, self._layout.chunks)))
         same = [chunk for chunk in chunks if chunk is not None]
-        pages = sum(min(chunk.pages.nbytes, len(CODECS[codec].compress(chunk.pages.tobytes(), level))) for chunk in same)
-        return len(same) * 2 >= len(chunks) > 0 and pages <= WORTH * sum(len(chunk.content) for chunk in same)
+        pages = sum(min(chunk.pages.nbytes, len(codec.compress(chunk.pages.tobytes(), level))) for chunk in same)
+        return len(same) * 2 >= len(chunks) > 0 and pages <= MAX_GROWTH * sum(len(chunk.content) for chunk in same)
 
     def batches(self) -> Generator[Batch, None, None]:
         """The pages of the chunks, where they stand in the address space, then those tails that have to be stored, group by
-        group. Raises StoreError if the source can't be read."""
+        group. Raises StoreError if the input cannot be read."""
         earlier: deque[bytes | None] = deque(maxlen=FARTHEST)
-        results = self._results(self._head.room)
-        for begin in range(0, self._head.room, CHUNK_GROUP):
+        results = self._results(self._layout.chunks)
+        for begin in range(0, self._layout.chunks, CHUNK_GROUP):
             parts: list[_Part] = []
             tails: list[_Part] = []
             for number, chunk in enumerate(islice(results, CHUNK_GROUP), begin):
                 if chunk is not None:
                     threads = _threads(chunk, earlier)
                     if not threads and chunk.content[chunk.used :].any():
-                        tails.append((tail_page(self._head, self._page_size, number), self._tail(chunk)))
-                    parts.append((first_page(self._head, self._page_size, number), chunk.pages.reshape(-1)))
+                        tails.append((self._layout.tail_page(number), self._tail(chunk)))
+                    parts.append((self._layout.first_page(number), chunk.pages.reshape(-1)))
                     self._note(number, chunk, threads)
                 earlier.append(None if chunk is None else chunk.content[: chunk.used].tobytes())
-                if len(parts) * self._image.page_size * CHUNK_PAGES >= BATCH:
+                if len(parts) * self._image.page_size * CHUNK_PAGES >= BATCH_SIZE:
                     yield self._batch(parts, number)
                     parts = []
             if parts or tails:
                 yield self._batch(parts + tails, begin + CHUNK_GROUP)
-            if len(self._columns[0]) > MOST_RUNS:
+            if len(self._columns[0]) > MAX_CHUNK_RUNS:
                 return
-
-    def close(self) -> None:
-        self._image.close()
-        self._file.close()
 
     def _results(self, count: int) -> Iterator[_Chunk | None]:
         """The first ``count`` chunks in order, None for one that does not come out the same; fewer if one gives a length that
-        can't be: then nobody knows where the next begins."""
+        cannot be: the next one is not found then."""
         workers = max(2, os.cpu_count() or 1)
         jobs: deque[Future[_Chunk | None]] = deque()
         with ThreadPoolExecutor(workers, "recompress") as pool:
@@ -153,11 +149,11 @@ class ChunkSource:
 
     def _chunk(self, number: int, entry: int, length: int) -> _Chunk | None:
         """In a thread."""
-        used = HEAD.size + length
+        used = LENGTH.size + length
         entries = -(-used // self._image.page_size)
         try:
             content = np.ascontiguousarray(self._image.map.read(entry, entries)).reshape(-1)
-            pages = self._stream.unpack(number, content[HEAD.size : used].tobytes())
+            pages = self._stream.unpack(number, content[LENGTH.size : used].tobytes())
         except Damaged:
             return None
         if content[:used].tobytes() != compressed(pages):
@@ -165,7 +161,7 @@ class ChunkSource:
         times = self._image.page_size // self._page_size
         parts = [np.arange(block * times, (block + here) * times) for block, here in self._image.map.runs(entry, entries)]
         filled = np.flatnonzero(content.reshape(-1, self._page_size).any(axis=1))
-        return _Chunk(content, used, pages, np.concatenate(parts), filled, self._digest(content.tobytes()))
+        return _Chunk(content, used, pages, np.concatenate(parts), filled, self._settings.digest(content.tobytes()))
 
     def _batch(self, parts: list[_Part], number: int) -> Batch:
         pages = [np.arange(first, first + len(content) // self._page_size) for first, content in parts]
@@ -179,10 +175,10 @@ class ChunkSource:
         return tail
 
     def _note(self, number: int, chunk: _Chunk, threads: int) -> None:
-        row = np.full(len(chunk.filled), len(self._rows) // 4)
-        for column, more in zip(self._columns, runs(chunk.device[chunk.filled], row, chunk.filled), strict=True):
+        row = np.full(len(chunk.filled), len(self._rows))
+        for column, more in zip(self._columns, joint_runs(chunk.device[chunk.filled], row, chunk.filled), strict=True):
             column.frombytes(more.astype(np.int64).tobytes())
-        self._rows.extend((number, chunk.used - HEAD.size, len(chunk.pages), threads))
+        self._rows.append((number, chunk.used - LENGTH.size, len(chunk.pages), threads))
         self._digests += chunk.digest
 
 
@@ -196,26 +192,20 @@ def _threads(chunk: _Chunk, earlier: deque[bytes | None]) -> int:
     def before(distance: int) -> bytes | None:
         return earlier[-distance] if distance <= len(earlier) else None
 
-    found = (threads for threads in range(1, THREADS + 1) if left_behind(chunk.used, len(chunk.content), threads, before) == tail)
-    return next(found, 0)
+    matching = (threads for threads in range(1, MAX_THREADS + 1) if left_behind(chunk.used, len(chunk.content), threads, before) == tail)
+    return next(matching, 0)
 
 
-def open_chunks(
-    file: SourceFile, resume_offset: str, page_size: int, digest: Callable[[bytes], bytes], codec: str, level: int
-) -> ChunkSource | None:
-    """The ChunkSource of a file or a device, if there is an image in it that is compressed with LZO and it is worth it; else
-    None, and it is stored as it is. ``page_size``, ``codec`` and ``level`` are the store's. Raises NotFound, StoreError."""
-    if file.path is None or not lzo.available() or not resume_offset.isdecimal():
+def open_encoder(size: int, image: HibernationImage, settings: Settings) -> LzoEncoder | None:
+    """The LzoEncoder of an input, if its image is compressed with LZO and it is worth it; else None: stored as it is. Raises
+    StoreError."""
+    stream = image.stream
+    if not lzo.available() or image.header.compression != "lzo" or not isinstance(stream, ChunkStream):
         return None
-    with ExitStack() as opened:
-        device = opened.enter_context(File(file.path))
-        try:
-            image = opened.enter_context(HibernationImage(device, int(resume_offset)))
-            if image.header.compression == "lzo" and isinstance(image.stream, ChunkStream) and not image.page_size % page_size:
-                source = ChunkSource(device, image, image.stream, page_size, digest)
-                if source.is_worth(codec, level):
-                    opened.pop_all()  # the ChunkSource closes them
-                    return source
-        except (NotFound, Refused, Damaged):
-            pass  # what is no image, or not one that is whole, is stored as it is
-    return None
+    if image.page_size % settings.page_size:
+        return None
+    try:
+        encoder = LzoEncoder(size, image, stream, settings)
+        return encoder if encoder.is_worth_it() else None
+    except Damaged:
+        return None  # an image that is not whole is stored as it is

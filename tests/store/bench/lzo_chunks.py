@@ -27,7 +27,7 @@ from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation.lzo_chunks import lzo
 from fuse_store.image import restore
 from fuse_store.progress import SILENT
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode
 
 PAGE = 4096
@@ -68,7 +68,7 @@ def measure(folder: Path, sources: list[Path], as_pages: bool) -> tuple[list[int
         for source in sources:
             begun = time.monotonic()
             with mock.patch.object(lzo, "available", lambda: as_pages):
-                version = store.put(str(source), machine="m", kind="hibernation")
+                version = store.put(str(source), Label("m", kind="hibernation"))
             puts.append(time.monotonic() - begun)
             sizes.append(size_of(store.path))
             chunks += version.chunks

@@ -25,7 +25,7 @@ from fuse_store.hibernation.stage import stage
 from fuse_store.hibernation.swap_device import Target
 from fuse_store.image import restore
 from fuse_store.progress import SILENT
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.bench import corpus
 
 PAGE = corpus.PAGE
@@ -70,7 +70,7 @@ def main() -> None:
         first, shifted = corpus.versions(folder, 2, options.size << 20)
         other = scattered(folder, first)
         with Store.create(folder / "store", key_file=folder / "key") as store:
-            ids = [store.put(str(with_header(path)), machine="m", kind="hibernation").id for path in (first, shifted, other)]
+            ids = [store.put(str(with_header(path)), Label("m", kind="hibernation")).id for path in (first, shifted, other)]
         for path in (first, shifted, other):
             path.unlink()
         with device(folder, options.size, options.block) as path:

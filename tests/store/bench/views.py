@@ -23,7 +23,7 @@ import numpy as np
 
 from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.fuzz import swsusp_encoder as encoder
 from tests.store.bench.store import _mounted
 
@@ -95,7 +95,7 @@ def main() -> int:
             (folder / "device").write_bytes(made.device)
             key = folder / f"key-{compression}"
             with Store.create(folder / compression, key_file=key) as store:
-                store.put(str(folder / "device"), machine="m", kind="hibernation")
+                store.put(str(folder / "device"), Label("m", kind="hibernation"))
             command = [sys.executable, "-m", "fuse_store.cli", "--store", str(folder / compression), "--key-file", str(key), "mount", "-f"]
             rates: dict[str, list[float]] = {"image": [], "memory.elf": []}
             for _round in range(ROUNDS):

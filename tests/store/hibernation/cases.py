@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fuse_store.image.reader import Image
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
 
 SIZE = 12 << 20  # bytes of the device that an image was captured from
@@ -57,7 +57,7 @@ def make_case(folder: Path, *, page_size: int = 4096, store_page_size: int = 409
             encoded.device[where : where + 8] = struct.pack("<Q", E820)
         source = folder / f"v{number}"
         source.write_bytes(encoded.device.ljust(SIZE, b"\0"))
-        version = store.put(str(source), machine="m", kind="hibernation", tags=tags or {})
+        version = store.put(str(source), Label("m", kind="hibernation", tags=tags or {}))
         ids.append(version.id)
         sources.append(source)
     return Case(store, ids, sources)

@@ -21,6 +21,7 @@ from fuse_store.hibernation.preflight import Situation
 from fuse_store.hibernation.stage import stage
 from fuse_store.image import restore
 from fuse_store.repository.locks import WriterLock
+from fuse_store.store import Label
 from tests.fuzz.swsusp_encoder import UUID, decode
 from tests.store.hibernation.cases import FREE, SIZE, Case, blank, make_case, signature, unarmed
 from tests.store.hibernation.test_stage import ROOT, loop, needs_root, write
@@ -149,7 +150,7 @@ def test_nothing_staged(case: Case, device: Path, tmp_path: Path) -> None:
 def test_damaged_when_it_was_captured(tmp_path: Path) -> None:
     own = make_case(tmp_path / "c", compressions=("lzo",))
     write(own.sources[0], 4060, b"\1\2\3\4")
-    version = own.store.put(str(own.sources[0]), machine="m", kind="hibernation")
+    version = own.store.put(str(own.sources[0]), Label("m", kind="hibernation"))
     device = blank(tmp_path / "device", SIZE)
     stage(own.store.open_image(version.id), device)
     with pytest.raises(Refused, match="damaged: the kernel's checksum 0x04030201"):

@@ -27,13 +27,12 @@ from fuse_store.hibernation.lzo_chunks import lzo
 from fuse_store.image import diff, restore
 from fuse_store.maintenance import upkeep
 from fuse_store.progress import SILENT
-from fuse_store.repository import manifest
 from fuse_store.repository.atomic import FAULT_POINT
 from fuse_store.repository.block import HEADER
 from fuse_store.repository.extents import read_segment
 from fuse_store.repository.manifest import Summary, read_head
 from fuse_store.repository.pack import all_packs, pack_name
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import Encoded, encode, kernel_lzo, machine, other_lzo
 from tests.store.conftest import clone, fork, make_small, read_store, read_whole, replace_content, wait
 from tests.store.hibernation.cases import make_case
@@ -50,7 +49,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def put(store: Store, encoded: Encoded, path: Path, kind: str = "hibernation", **tags: str) -> Summary:
     path.write_bytes(encoded.device)
-    return store.put(str(path), machine="m", kind=kind, tags=tags)
+    return store.put(str(path), Label("m", kind=kind, tags=tags))
 
 
 def whole(store: Store, version: Summary, device: bytes) -> None:
@@ -120,9 +119,9 @@ def test_stores_with_larger_pages(tmp_path: Path, page_size: int, stored: bool) 
 @pytest.mark.parametrize("limits", ["small", "runs"])
 def test_many_segments_and_limits(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: str) -> None:
     make_small(monkeypatch)
-    monkeypatch.setattr(lzo_encode, "BATCH", 512 << 10)
+    monkeypatch.setattr(lzo_encode, "BATCH_SIZE", 512 << 10)
     if limits == "runs":
-        monkeypatch.setattr(lzo_encode, "MOST_RUNS", 100)
+        monkeypatch.setattr(lzo_encode, "MAX_CHUNK_RUNS", 100)
     encoded = encode(machine(pages=3000), compression="lzo", scattered=4, threads=3)
     version = put(store, encoded, tmp_path / "source")
     assert version.chunks == (32 if limits == "runs" else len(encoded.chunks))
@@ -131,7 +130,7 @@ def test_many_segments_and_limits(store: Store, tmp_path: Path, monkeypatch: pyt
 
 
 def test_more_chunks_than_there_may_be(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lzo_encode, "MOST_CHUNKS", 5)
+    monkeypatch.setattr(lzo_encode, "MAX_CHUNKS", 5)
     encoded = encode(machine(pages=900), compression="lzo")
     version = put(store, encoded, tmp_path / "source")
     assert version.chunks == 5 < len(encoded.chunks)
@@ -195,7 +194,7 @@ def test_what_is_stored_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert put(store, encoded, tmp_path / "source", resume_offset="nonsense").chunks == 0
         with open(tmp_path / "source", "rb") as stream, monkeypatch.context() as patch:
             patch.setattr(sys, "stdin", io.TextIOWrapper(stream))
-            assert store.put("-", machine="m", kind="hibernation").chunks == 0
+            assert store.put("-", Label("m", kind="hibernation")).chunks == 0
         with monkeypatch.context() as patch:
             patch.setattr(lzo, "_function", lambda: None)
             assert put(store, encoded, tmp_path / "source").chunks == 0
@@ -240,27 +239,27 @@ def test_what_is_left_behind_chunks_is_found_in_those_before(store: Store, tmp_p
     encoded = encode(noise, compression="lzo", threads=threads)
     version = put(store, encoded, tmp_path / "source")
     head, start = read_head(store.backend, version.id, store.aead)
-    rows = [read_segment(store.backend, version.id, head, number, start, store.aead).chunks for number in range(len(head.segments))]
-    tails = dict(zip(*(np.concatenate([getattr(part, name) for part in rows]).tolist() for name in ("number", "tail")), strict=True))
+    segments = [read_segment(store.backend, version.id, head, number, start, store.aead) for number in range(len(head.segments))]
+    rows = np.concatenate([lzo_layout.columns(segment.rows) for segment in segments])
+    tails = dict(zip(rows["number"].tolist(), rows["tail"].tolist(), strict=True))
     found = list(tails.values())
     assert found.count(threads) > 14 and found.count(0) < 14  # the others are of a byte or two, and in more than one place
     whole(store, version, bytes(encoded.device))
 
 
-def test_formats_of_manifests(store: Store, tmp_path: Path) -> None:
-    """Without chunks it is what programs that know nothing of them read; with chunks they refuse it, as they do any format
-    but 1."""
+def test_a_manifest_tells_what_computes_its_blocks(store: Store, tmp_path: Path) -> None:
     encoded = encode(machine(pages=400), compression="lzo")
-    for kind, number in (("file", 1), ("hibernation", 2)):
+    for kind, transform in (("file", None), ("hibernation", "lzo")):
         version = put(store, encoded, tmp_path / "source", kind=kind)
         content = (store.path / "images" / f"{version.id}.img").read_bytes()
         magic, length = struct.unpack_from("<8sI", content)
         head = msgpack.unpackb(store.aead.decrypt(b"image" + bytes.fromhex(version.id), content[12 : 12 + length]))
-        assert magic == b"FSIMAGE1" and head["format"] == number and ("chunks" in head) == (number == 2)
+        assert magic == b"FSIMAGE1" and head["format"] == 1
+        assert (head["computed"] and head["computed"]["transform"]) == transform
 
 
 def test_the_numbers_of_the_format_are_those_of_the_kernel() -> None:
-    assert (manifest.CHUNK_PAGES, lzo_layout.HEAD.size) == (layout.CHUNK_PAGES, layout.CHUNK_HEAD.size)
+    assert (lzo_layout.CHUNK_PAGES, lzo_layout.LENGTH.size) == (layout.CHUNK_PAGES, layout.CHUNK_HEAD.size)
     for size in (PAGE, 32 * PAGE, 32 * 65536):
         assert lzo_layout.largest(size) == layout.largest_compressed(size)
 
@@ -388,9 +387,9 @@ def test_another_compressor_is_told_from_damage(store: Store, tmp_path: Path, mo
     version = put(store, encoded, tmp_path / "source")
     monkeypatch.setattr(lzo, "compress", lambda content: other_lzo(content.tobytes()))
     with Store.open(store.path) as again:
-        with pytest.raises(Damaged, match="this liblzo2 compresses otherwise than the one it was stored with") as caught:
+        with pytest.raises(Damaged, match="this liblzo2 differs from the one used by 'put'") as caught:
             read_whole(again, version.id)
-        assert caught.value.image == version.id and caught.value.extent and "Read it where" in caught.value.remedy
+        assert caught.value.image == version.id and caught.value.extent and "liblzo2 (2.10)" in caught.value.remedy
         assert upkeep.verify(again, [version.id], 100, SILENT)[0].state == "damaged"
         with pytest.raises(Damaged):
             restore.get(again.open_image(version.id), str(tmp_path / "target"), SILENT)
@@ -423,16 +422,16 @@ def test_a_library_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_source_that_changes_while_it_is_read(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "source"
     path.write_bytes(encode(machine(pages=400), compression="lzo").device)
-    real = lzo_encode.ChunkSource.extents
+    real = lzo_encode.LzoEncoder.extents
 
-    def changing(self: lzo_encode.ChunkSource) -> object:
+    def changing(self: lzo_encode.LzoEncoder) -> object:
         with open(path, "r+b") as file:
             file.write(b"x")
         return real(self)
 
-    monkeypatch.setattr(lzo_encode.ChunkSource, "extents", changing)
-    with pytest.raises(StoreError, match="changed while it was read"):
-        store.put(str(path), machine="m", kind="hibernation")
+    monkeypatch.setattr(lzo_encode.LzoEncoder, "extents", changing)
+    with pytest.raises(StoreError, match="changed while being read"):
+        store.put(str(path), Label("m", kind="hibernation"))
     assert not store.ids()
 
 
@@ -449,7 +448,7 @@ def test_killed_at_every_step_of_a_put(tmp_path: Path, monkeypatch: pytest.Monke
     def work(step: int) -> None:
         os.environ[FAULT_POINT] = str(step)
         with Store.open(path) as store:
-            store.put(str(tmp_path / "second"), machine="m", kind="hibernation")
+            store.put(str(tmp_path / "second"), Label("m", kind="hibernation"))
 
     for step in range(1, 200):
         clone(tmp_path / "prepared", path)
@@ -482,13 +481,13 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
         del memory
         code = f"""
 from pathlib import Path
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 with Store.create({str(tmp_path / f"store{pages}")!r}, encryption=False, durability="none") as store:
-    version = store.put({str(source)!r}, machine="m", kind="hibernation")
+    version = store.put({str(source)!r}, Label("m", kind="hibernation"))
     assert version.chunks > {pages} // 33
     image = store.open_image(version.id)
     for at in range(0, image.size, 1 << 20):
-        image.view(at, 1 << 20)
+        image.read_view(at, 1 << 20)
 (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
 print(int(peak.split()[1]) >> 10)
 """

@@ -27,6 +27,7 @@ from fuse_store.hibernation.initramfs import modules_in
 from fuse_store.hibernation.machine import Machine
 from fuse_store.hibernation.metadata import description, kernel_checksum, tags_of
 from fuse_store.hibernation.preflight import CHECKS, CODES, Report, Situation, preflight
+from fuse_store.store import Label
 from tests.fuzz.swsusp_encoder import machine
 from tests.store.hibernation.cases import SIZE, Case, cpio, make_case, make_machine
 from tests.store.hibernation.test_stage import loop, needs_root, write
@@ -207,7 +208,7 @@ def test_drivers_in_the_initramfs(case: Case, tmp_path: Path, loop: Path) -> Non
 
 def test_no_hibernation_image(case: Case, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(os.urandom(65536))
-    version = case.store.put(str(tmp_path / "noise"), machine="x", kind="hibernation")
+    version = case.store.put(str(tmp_path / "noise"), Label("x", kind="hibernation"))
     report = preflight(case.store, case.store.open_image(version.id), Situation(None))
     assert codes(report) == ["not_hibernation"]
     assert kernel_checksum(case.store.open_image(version.id)) == "none"
@@ -222,7 +223,7 @@ def test_damaged_images(case: Case, tmp_path: Path, where: str) -> None:
     at, what = {"checksum": (4060, b"\1\2\3\4"), "map": (first, bytes(4096)), "list": (info + 424, bytes(8))}[where]
     content[at : at + len(what)] = what
     (tmp_path / "bad").write_bytes(content)
-    version = case.store.put(str(tmp_path / "bad"), machine="y", kind="hibernation", tags=READ_ONLY)
+    version = case.store.put(str(tmp_path / "bad"), Label("y", kind="hibernation", tags=READ_ONLY))
     report = preflight(case.store, case.store.open_image(version.id), Situation(Machine(same_machine(case, LZO, tmp_path / "r"))))
     assert codes(report) == ["damaged"]
 
@@ -272,7 +273,7 @@ def uuid_of(path: Path) -> str:
 
 
 def put(case: Case, tags: dict[str, str]) -> str:
-    return case.store.put(str(case.sources[PLAIN]), machine="fs", kind="hibernation", tags=tags).id
+    return case.store.put(str(case.sources[PLAIN]), Label("fs", kind="hibernation", tags=tags)).id
 
 
 def judged(case: Case, image_id: str, disks: list[Path], root: Path) -> Report:

@@ -21,7 +21,7 @@ from fuse_store.hibernation import stage as stage_module
 from fuse_store.hibernation.stage import stage
 from fuse_store.hibernation.swap_device import Target
 from fuse_store.image import restore
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import UUID
 from tests.store.hibernation.cases import SIZE, Case, blank, differing, make_case, signature, unarmed
 
@@ -169,7 +169,7 @@ def test_no_hibernation_image(tmp_path: Path) -> None:
         for name in ("a", "folder/b", "folder/c"):
             (tmp_path / name).write_bytes(os.urandom(8192))
         for source in ("a", "folder"):
-            version = store.put(str(tmp_path / source), machine="m", kind="hibernation")
+            version = store.put(str(tmp_path / source), Label("m", kind="hibernation"))
             with pytest.raises(NotFound, match="hibernation image"):
                 stage(store.open_image(version.id), blank(tmp_path / "device"))
 

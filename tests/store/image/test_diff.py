@@ -16,7 +16,7 @@ from fuse_store.image import diff
 from fuse_store.image.diff import Range
 from fuse_store.maintenance import upkeep
 from fuse_store.progress import SILENT
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.bench.corpus import versions
 
 PAGE = 4096
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def compared(store: Store, a: Path, b: Path) -> list[Range]:
-    old, new = (store.open_image(store.put(str(one), machine="m").id) for one in (a, b))
+    old, new = (store.open_image(store.put(str(one), Label("m")).id) for one in (a, b))
     return list(diff.diff(old, new, SILENT))
 
 
@@ -120,7 +120,7 @@ def test_a_sparse_image_of_64_gib_is_compared_in_little_memory(store: Store, tmp
             for at in (0, 20 << 30, (64 << 30) - PAGE):
                 file.seek(at)
                 file.write(random.bytes(PAGE) if at else b"the same".ljust(PAGE))
-    ids = [store.put(str(tmp_path / name), machine="m").id for name in "ab"]
+    ids = [store.put(str(tmp_path / name), Label("m")).id for name in "ab"]
     a, b = (store.open_image(one) for one in ids)
     tracemalloc.start()
     try:
@@ -137,7 +137,7 @@ def test_what_is_lost_is_not_the_same(tmp_path: Path) -> None:
     path = tmp_path / "store"
     random = np.random.default_rng(3)
     with Store.create(path, encryption=False, durability="none") as store:
-        ids = [store.put(str(write(tmp_path / name, random.bytes(9 * PAGE))), machine="m").id for name in "ab"]
+        ids = [store.put(str(write(tmp_path / name, random.bytes(9 * PAGE))), Label("m")).id for name in "ab"]
     for pack in path.glob("packs/*/*.pack"):
         pack.unlink()
     with Store.open(path) as store:
@@ -151,7 +151,7 @@ def test_pages_of_different_sizes_are_refused(tmp_path: Path) -> None:
     images = []
     for size in (4096, 65536):
         with Store.create(tmp_path / str(size), encryption=False, durability="none", page_size=size) as store:
-            images.append(store.open_image(store.put(str(source), machine="m").id))
+            images.append(store.open_image(store.put(str(source), Label("m")).id))
     with pytest.raises(UsageError, match="pages"):
         list(diff.diff(images[0], images[1], SILENT))
 

@@ -12,9 +12,9 @@ import pytest
 
 from fuse_store.errors import NotFound, StoreError, UsageError
 from fuse_store.image import restore
-from fuse_store.image.inputs import SourceFile, open_source
+from fuse_store.image.inputs import InputFile, open_input
 from fuse_store.progress import SILENT
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import PAGE, content, loop_device, read_whole, run, write_sparse
 
 
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Store:
 
 def batches(source: Path, page_size: int = PAGE) -> list[tuple[int, bytes]]:
     """(page, content) of each page that is read."""
-    (file,) = open_source(str(source))[1]
+    (file,) = open_input(str(source))
     pages = []
     for batch in file.batches(page_size):
         data = bytes(batch.data)
@@ -81,7 +81,7 @@ def test_a_directory_is_an_image_of_its_files_with_any_names(tmp_path: Path, sto
         path.write_bytes(b"" if name == "empty" else content([number + 1], cut=number))
         path.chmod(0o600 + number % 8)
         os.utime(path, ns=(1, 1_700_000_000_123_456_789 + number))
-    made = store.put(str(source), machine="m")
+    made = store.put(str(source), Label("m"))
     restore.get(store.open_image(made.id), str(tmp_path / "got"), SILENT)
     got = sorted(path.relative_to(tmp_path / "got") for path in (tmp_path / "got").rglob("*") if path.is_file())
     assert got == sorted(Path(name) for name in names)
@@ -96,7 +96,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path, store: Store) -> None
     source.mkdir()
     (source / os.fsdecode(b"\xff\xfe")).write_bytes(b"x")
     with pytest.raises(UsageError, match="UTF-8"):
-        store.put(str(source), machine="m")
+        store.put(str(source), Label("m"))
     assert store.ids() == []
 
 
@@ -113,7 +113,7 @@ def test_what_is_no_file_is_refused_in_a_directory(tmp_path: Path, store: Store,
     else:
         other.symlink_to("/etc/passwd" if what == "symlink" else "/etc")
     with pytest.raises(UsageError, match="other") as caught:
-        store.put(str(source), machine="m")
+        store.put(str(source), Label("m"))
     assert caught.value.exit_code == 2 and store.ids() == []
 
 
@@ -122,9 +122,9 @@ def test_sources_that_are_none(tmp_path: Path, store: Store) -> None:
     os.mkfifo(tmp_path / "fifo")
     for source, error in (("gone", NotFound), ("empty", UsageError), ("fifo", UsageError), ("empty/../gone/x", NotFound)):
         with pytest.raises(error, match="source"):
-            store.put(str(tmp_path / source), machine="m")
+            store.put(str(tmp_path / source), Label("m"))
     with pytest.raises(UsageError):
-        store.put("/dev/null", machine="m")
+        store.put("/dev/null", Label("m"))
     assert store.ids() == []
 
 
@@ -178,12 +178,12 @@ def test_a_source_that_changes_while_it_is_read_makes_no_version(
                 file.write(content(range(500, 1000)))
 
     with pytest.raises(StoreError, match=str(target)):
-        store.put(str(source), machine="m", progress=Meanwhile(act))
+        store.put(str(source), Label("m"), progress=Meanwhile(act))
     assert store.ids() == []
 
 
 def test_standard_input(tmp_path: Path, store: Store) -> None:
-    code = "import sys\nfrom fuse_store.store import Store\nwith Store.open(sys.argv[1]) as s: print(s.put('-', machine='m').id)"
+    code = "import sys\nfrom fuse_store.store import Label, Store\nwith Store.open(sys.argv[1]) as s: print(s.put('-', Label('m')).id)"
     for data in (b"", b"x", content([*range(1, 300), 0, 0, 5], cut=3)):
         done = subprocess.run([sys.executable, "-c", code, str(store.path)], input=data, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -204,7 +204,7 @@ def test_a_stream_comes_in_small_parts(store: Store) -> None:
         os.dup2(reader, 0)
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(sys, "stdin", open(0, closefd=False))  # noqa: SIM115
-            made = store.put("-", machine="m")
+            made = store.put("-", Label("m"))
     finally:
         os.dup2(before, 0)
         os.close(before)
@@ -218,9 +218,9 @@ def test_a_block_device_is_read_to_its_end(tmp_path: Path, store: Store) -> None
     data += bytes((1 << 20) - len(data))
     (tmp_path / "disk").write_bytes(data)
     with loop_device(tmp_path / "disk", 1 << 20) as device:
-        kind, files = open_source(str(device))
-        assert (kind, files[0].size) == ("device", 1 << 20)
-        made = store.put(str(device), machine="m", kind="disk")
+        files = open_input(str(device))
+        assert [file.size for file in files] == [1 << 20]
+        made = store.put(str(device), Label("m", kind="disk"))
     assert made.size == 1 << 20 and read_whole(store, made.id) == data
 
 
@@ -232,7 +232,7 @@ def test_a_sparse_file_stays_sparse_both_ways(tmp_path: Path, store: Store) -> N
             file.seek(at)
             file.write(content([at + 1]))
     used = source.stat().st_blocks
-    made = store.put(str(source), machine="m")
+    made = store.put(str(source), Label("m"))
     assert made.size == source.stat().st_size and made.allocated == 4 * PAGE
     assert sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file()) < 100_000
     assert restore.get(store.open_image(made.id), str(tmp_path / "got"), SILENT) < 5 * PAGE
@@ -241,4 +241,4 @@ def test_a_sparse_file_stays_sparse_both_ways(tmp_path: Path, store: Store) -> N
 
 
 def test_a_source_file_of_a_stream_has_no_size_before_it_is_read() -> None:
-    assert SourceFile("image", None, None).size is None
+    assert InputFile("image", None, None).size is None

@@ -21,7 +21,7 @@ from fuse_store.errors import NotFound, StoreError
 from fuse_store.image import restore
 from fuse_store.maintenance import upkeep
 from fuse_store.progress import SILENT
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import PAGE, make_small, packs_of, page, write_sparse
 
 PAGES = [page(number) for number in range(24)]  # few: so that versions have much in common
@@ -75,7 +75,7 @@ class Machine(RuleBasedStateMachine):
 
     def put(self, machine: str, data: bytes, **options: Any) -> None:
         earlier = [image_id for image_id, (owner, _data) in self.model.items() if owner == machine]
-        made = self.opened().put(str(write_sparse(self.folder / "source", data)), machine=machine, **options)
+        made = self.opened().put(str(write_sparse(self.folder / "source", data)), Label(machine), **options)
         assert made.id not in self.model and made.size == len(data)
         self.model[made.id] = (machine, data)
         if options.get("replace") and earlier:

@@ -14,7 +14,7 @@ import pytest
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 from fuse_store.image import restore
 from fuse_store.progress import SILENT
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import PAGE, content, fork, loop_device, run, wait, write_sparse
 
 SIZE = 4 << 20
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def versions(store: Store, tmp_path: Path) -> list[str]:
-    return [store.put(str(write_sparse(tmp_path / "source", data)), machine="m").id for data in (OLD, NEW)]
+    return [store.put(str(write_sparse(tmp_path / "source", data)), Label("m")).id for data in (OLD, NEW)]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def get(store: Store, image_id: str, target: Path, **options: bool) -> int:
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 300_001])
 def test_a_file_of_any_size(store: Store, tmp_path: Path, size: int) -> None:
     data = content(range(1, 80))[:size]
-    made = store.put(str(write_sparse(tmp_path / "source", data)), machine="m")
+    made = store.put(str(write_sparse(tmp_path / "source", data)), Label("m"))
     assert get(store, made.id, tmp_path / "got") == size
     assert (tmp_path / "got").read_bytes() == data
 
@@ -75,7 +75,7 @@ def test_a_file_that_is_there_keeps_its_mode_and_owner_and_is_replaced_whole(sto
 def test_a_new_file_has_the_mode_of_the_source_unless_it_is_a_memory(store: Store, tmp_path: Path, kind: str, mode: int) -> None:
     source = write_sparse(tmp_path / "source", b"x")
     source.chmod(0o644)
-    get(store, store.put(str(source), machine="m", kind=kind).id, tmp_path / "got")
+    get(store, store.put(str(source), Label("m", kind=kind)).id, tmp_path / "got")
     assert stat.S_IMODE((tmp_path / "got").stat().st_mode) == mode
 
 
@@ -135,7 +135,7 @@ def test_an_interrupted_get_of_a_directory_can_be_run_again(store: Store, tmp_pa
     source.mkdir()
     for number, name in enumerate(("a", "b", "c")):
         (source / name).write_bytes(content(range(1 + 100 * number, 101 + 100 * number)))
-    made = store.put(str(source), machine="m")
+    made = store.put(str(source), Label("m"))
     kill_after(store.path, made.id, tmp_path / "got", 150 * PAGE)
     assert get(store, made.id, tmp_path / "got") < 250 * PAGE
     assert {path.name: path.read_bytes() for path in (tmp_path / "got").iterdir()} == {
@@ -151,7 +151,7 @@ def test_targets_that_are_refused(store: Store, versions: list[str], tmp_path: P
     source.mkdir()
     (source / "a").write_text("a")
     (source / "b").write_text("b")
-    several = store.put(str(source), machine="n").id
+    several = store.put(str(source), Label("n")).id
     for image_id, target, error, options in (
         (versions[0], "folder", UsageError, {}),
         (versions[0], "fifo", UsageError, {}),
@@ -256,7 +256,7 @@ def test_a_device_that_is_mounted_is_refused_even_with_force(store: Store, versi
 
 
 def test_a_device_that_is_too_small_is_refused(store: Store, tmp_path: Path, device: Path) -> None:
-    made = store.put(str(write_sparse(tmp_path / "source", bytes(SIZE) + b"x")), machine="m")
+    made = store.put(str(write_sparse(tmp_path / "source", bytes(SIZE) + b"x")), Label("m"))
     with pytest.raises(Refused, match=str(SIZE)):
         get(store, made.id, device)
     assert on(device, SIZE) == bytes(SIZE)
@@ -264,6 +264,6 @@ def test_a_device_that_is_too_small_is_refused(store: Store, tmp_path: Path, dev
 
 def test_a_device_as_large_as_the_image_to_the_byte(store: Store, tmp_path: Path, device: Path) -> None:
     data = content(range(1, SIZE // PAGE + 1))
-    made = store.put(str(write_sparse(tmp_path / "source", data)), machine="m")
+    made = store.put(str(write_sparse(tmp_path / "source", data)), Label("m"))
     get(store, made.id, device)
     assert on(device, SIZE) == data

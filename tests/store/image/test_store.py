@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 
 from fuse_store.errors import Damaged, NotFound, Refused, UsageError, WrongKey
-from fuse_store.image import writer
+from fuse_store.image import page_table
 from fuse_store.maintenance import upkeep
 from fuse_store.progress import SILENT
 from fuse_store.repository import pack
 from fuse_store.repository.backends.posix import FOLDERS
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import PAGE, content, packs_of, read_store, read_whole, write_sparse
 
 MOST = 400 << 20  # bytes of memory, for any verb
 
 
 def put(store: Store, folder: Path, data: bytes, **options: object) -> str:
-    return store.put(str(write_sparse(folder / "source", data)), machine="m", **options).id  # type: ignore[arg-type]
+    return store.put(str(write_sparse(folder / "source", data)), Label("m"), **options).id  # type: ignore[arg-type]
 
 
 # what is put comes back ---------------------------------------------------------------------------------------------------
@@ -73,14 +73,14 @@ def test_equal_units_of_other_machines_are_stored_once(tmp_path: Path, small: No
     data = content(range(1, 129))
     with Store.create(tmp_path / "s", durability="none") as store:
         source = str(write_sparse(tmp_path / "source", data))
-        store.put(source, machine="a")
-        assert store.put(source, machine="b").stored == 0
+        store.put(source, Label("a"))
+        assert store.put(source, Label("b")).stored == 0
 
 
 def test_zeros_are_not_stored(tmp_path: Path) -> None:
     with Store.create(tmp_path / "s", durability="none") as store:
         (tmp_path / "source").write_bytes(bytes(1 << 20))
-        made = store.put(str(tmp_path / "source"), machine="m")
+        made = store.put(str(tmp_path / "source"), Label("m"))
         assert (made.size, made.allocated, made.stored) == (1 << 20, 0, 0)
         assert packs_of(store.path) == set()
 
@@ -103,7 +103,7 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> Non
         (tmp_path / "source").write_bytes(b"x")
         for options in ({"machine": name}, {"machine": "m", "application": name}, {"machine": "m", "tags": {name: "v"}}):
             with pytest.raises(UsageError) as caught:
-                store.put(str(tmp_path / "source"), **options)
+                store.put(str(tmp_path / "source"), Label(**options))
             assert caught.value.exit_code == 2 and caught.value.remedy
         assert store.ids() == []
 
@@ -160,7 +160,7 @@ def test_replace_commits_the_new_one_before_the_old_one_goes(tmp_path: Path, mon
 def test_a_replace_that_fails_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.create(tmp_path / "s", durability="none") as store:
         old = put(store, tmp_path, b"old")
-        monkeypatch.setattr("fuse_store.repository.manifest.write_manifest", lambda *args: (_ for _ in ()).throw(OSError(5, "broken")))
+        monkeypatch.setattr("fuse_store.store.write_manifest", lambda *args: (_ for _ in ()).throw(OSError(5, "broken")))
         with pytest.raises(Exception, match="none was lost"):
             put(store, tmp_path, b"new", replace=True)
         assert read_store(store.path) == {old: b"old"}
@@ -219,11 +219,11 @@ import sys
 from fuse_store.image import restore
 from fuse_store.maintenance import upkeep
 from fuse_store.progress import SILENT
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 
 with Store.open(sys.argv[1]) as store:
-    store.put(sys.argv[2], machine="m")
-    store.put(sys.argv[2], machine="m")
+    store.put(sys.argv[2], Label("m"))
+    store.put(sys.argv[2], Label("m"))
     restore.get(store.open_image(store.ids()[0]), sys.argv[3], SILENT)
     assert [one.state for one in upkeep.verify(store, store.ids(), 100, SILENT)] == ["sound"] * 2
     upkeep.collect(store, dry_run=False, progress=SILENT)
@@ -258,10 +258,10 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
 
 
 def test_the_table_of_pages_stops_at_its_cap_and_nothing_is_wrong(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "KNOWN", 100)
+    monkeypatch.setattr(page_table, "MAX_PAGES", 100)
     tables = []
-    made = writer.PageTable.__init__
-    monkeypatch.setattr(writer.PageTable, "__init__", lambda self: (made(self), tables.append(self))[0])
+    made = page_table.PageTable.__init__
+    monkeypatch.setattr(page_table.PageTable, "__init__", lambda self: (made(self), tables.append(self))[0])
     numbers = [*range(1, 300), *range(1, 300), 0, *range(250, 320)]
     with Store.create(tmp_path / "s", durability="none") as store:
         ids = [put(store, tmp_path, content(numbers)), put(store, tmp_path, content([3, *numbers]))]
@@ -288,7 +288,7 @@ def test_lists_open_no_pack_and_no_index(tmp_path: Path, small: None, monkeypatc
         assert [one.id for one in store.summaries()] == ids
         assert store.find("m/system/latest").id == ids[-1]
         assert store.open_image(ids[0]).size == 50 * PAGE
-        assert store._blocks is None or not store._blocks._blocks
+        assert not store.blocks._blocks
 
 
 # invariant 7: private ------------------------------------------------------------------------------------------------------
@@ -327,10 +327,10 @@ def test_neither_content_nor_names_stand_in_the_files(tmp_path: Path, compressio
     (source / "salaries-of-all").write_bytes(SECRET + np.random.default_rng(2).bytes(PAGE) + SECRET * 200)
     names = {"machine": "webserver-of-acme", "application": "payroll-run", "event": "before-merger", "tags": {"owner-x": "alice-b"}}
     with Store.create(tmp_path / "s", compression=compression, durability="none") as store:
-        made = store.put(str(source), **names)
+        made = store.put(str(source), Label(**names))
         store.record([made.id], "verified", "by-the-auditor")
         for number in range(20):
-            store.put(str(source), machine="webserver-of-acme", event=f"again-{number}")
+            store.put(str(source), Label("webserver-of-acme", event=f"again-{number}"))
         store.summaries()
         key = (tmp_path / "config" / "fuse-store" / "keys" / f"{store.config.id}.key").read_text().split()[-1]
     names_in_it = [b"salaries", b"acme", b"payroll", b"merger", b"owner-x", b"alice", b"auditor", b"telling"]
@@ -347,7 +347,7 @@ def test_the_search_for_secrets_finds_them_where_they_are_open(tmp_path: Path) -
     """The test above could fail: without encryption and compression the content is there for all to see."""
     (tmp_path / "source").write_bytes(SECRET * 200)
     with Store.create(tmp_path / "s", encryption=False, compression="none", durability="none") as store:
-        store.put(str(tmp_path / "source"), machine="acme")
+        store.put(str(tmp_path / "source"), Label("acme"))
     assert any(SECRET in path.read_bytes() for path in every_file(store.path))
     assert any(b"acme" in path.read_bytes() for path in every_file(store.path))
 
@@ -357,7 +357,7 @@ def test_the_same_content_in_two_stores_has_nothing_in_common(tmp_path: Path) ->
     stored = []
     for name in ("a", "b"):
         with Store.create(tmp_path / name, durability="none") as store:
-            store.put(str(tmp_path / "source"), machine="m")
+            store.put(str(tmp_path / "source"), Label("m"))
         stored.append([path for part in ("packs", "images") for path in every_file(store.path / part)])
     whole = [[path.read_bytes() for path in files] for files in stored]
     chunks = [{data[at : at + 16] for data in files for at in range(40, len(data) - 15)} for files in whole]
@@ -418,7 +418,7 @@ def test_a_store_that_could_not_be_made_leaves_no_key(tmp_path: Path, config_hom
 def test_a_store_is_made_only_where_nothing_is(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir(mode=0o755)
     (tmp_path / "s" / "mine").write_text("x")
-    with pytest.raises(Refused, match="something is there"):
+    with pytest.raises(Refused, match="not empty"):
         Store.create(tmp_path / "s")
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["mine"]
     with pytest.raises(NotFound) as caught:

@@ -25,7 +25,7 @@ from blake3 import blake3
 from fuse_store.errors import NotFound, Refused, UsageError
 from fuse_store.mount import mount
 from fuse_store.repository.manifest import Summary
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
 from tests.store.bench import corpus
 
@@ -36,7 +36,7 @@ WAIT = 60.0  # seconds; machines that run tests are busy
 SERVE = """
 import sys
 from fuse_store.mount import mount
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 with Store.open(sys.argv[1]) as store:
     mount(store, sys.argv[2], foreground="-f" in sys.argv, writable="--writable" in sys.argv)
 """
@@ -113,11 +113,11 @@ def served(home: Path, needed: None) -> Iterator[Mounted]:
         patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
         with Store.create(home / "store", durability="none") as store:
             for path in corpus.versions(home, 2, SIZE):
-                store.put(str(path), machine="web01", event="nightly")
+                store.put(str(path), Label("web01", event="nightly"))
             (home / "several" / "sub").mkdir(parents=True)
             (home / "several" / "a").write_bytes(b"a" * 5000)
             (home / "several" / "sub" / "b").write_bytes(b"")
-            store.put(str(home / "several"), machine="web01", application="app")
+            store.put(str(home / "several"), Label("web01", application="app"))
         with mounted(home, "--writable") as one:
             yield one
 
@@ -174,7 +174,7 @@ def test_seek(served: Mounted, tmp_path: Path) -> None:
         file.truncate(1 << 40)
         file.seek(1 << 30)
         file.write(b"data")
-    one = served.store.put(str(tmp_path / "holes"), machine="web01", application="sparse")
+    one = served.store.put(str(tmp_path / "holes"), Label("web01", application="sparse"))
     with open(served.point / "ids" / one.id / "image", "rb") as file:
         assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 1 << 30
         assert 1 << 30 < os.lseek(file.fileno(), 1 << 30, os.SEEK_HOLE) <= (1 << 30) + MB
@@ -344,7 +344,7 @@ def test_images_that_end_within_a_window(served: Mounted, tmp_path: Path) -> Non
             file.truncate(size)
             file.seek(size - len(data))
             file.write(data)
-        one = served.store.put(str(source), machine="web01", application="ends")
+        one = served.store.put(str(source), Label("web01", application="ends"))
         run("cmp", served.point / "ids" / one.id / "image", source)
 
 
@@ -374,7 +374,7 @@ def test_what_was_read_comes_from_the_page_cache(served: Mounted, home: Path) ->
 def test_derived_files_of_a_hibernation_image(served: Mounted, tmp_path: Path) -> None:
     source = tmp_path / "swap"
     source.write_bytes(encode(machine()).device)
-    one = served.store.put(str(source), machine="web01", application="slept", kind="hibernation")
+    one = served.store.put(str(source), Label("web01", application="slept", kind="hibernation"))
     folder = served.point / "ids" / one.id
     assert sorted(os.listdir(folder)) == sorted(
         ["image", "info.json", "B3SUMS", "memory.elf", "memory.lime", "header.json", "pages.tsv"]
@@ -389,10 +389,10 @@ def test_a_hibernation_image_whose_chunks_are_stored_as_pages(tmp_path: Path) ->
     source = tmp_path / "swap"
     source.write_bytes(encode(machine(pages=900), compression="lzo", threads=3).device)
     with Store.create(tmp_path / "store", durability="none") as store:
-        made = store.put(str(source), machine="web01", kind="hibernation")
+        made = store.put(str(source), Label("web01", kind="hibernation"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("fuse_store.hibernation.lzo_chunks.lzo.available", lambda: False)
-            plain = store.put(str(source), machine="web01", application="plain", kind="hibernation")
+            plain = store.put(str(source), Label("web01", application="plain", kind="hibernation"))
         assert made.chunks > 10 and not plain.chunks
         (pack,) = set(store.open_image(made.id).packs()) - set(store.open_image(plain.id).packs())
     with mounted(tmp_path) as one:
@@ -416,7 +416,7 @@ def test_versions_come_and_go(served: Mounted, home: Path, tmp_path: Path) -> No
     (tmp_path / "x").write_bytes(b"first")
     folder = served.point / "machines" / "web01" / "comes"
     assert not folder.exists()
-    one = served.store.put(str(tmp_path / "x"), machine="web01", application="comes")
+    one = served.store.put(str(tmp_path / "x"), Label("web01", application="comes"))
     assert (folder / "latest" / "image").read_bytes() == b"first"
     assert not (folder / "latest-verified").exists()
     served.store.record([one.id], "verified")
@@ -424,7 +424,7 @@ def test_versions_come_and_go(served: Mounted, home: Path, tmp_path: Path) -> No
     assert os.getxattr(folder / one.version, "user.fuse_store.state") == b"verified"
     assert '"verified"' in (folder / one.version / "info.json").read_text()
     (tmp_path / "x").write_bytes(b"second!")
-    two = served.store.put(str(tmp_path / "x"), machine="web01", application="comes")
+    two = served.store.put(str(tmp_path / "x"), Label("web01", application="comes"))
     assert (folder / "latest" / "image").read_bytes() == b"second!"
     assert os.readlink(folder / "latest-verified") == one.version
     with open(folder / "latest" / "image", "rb") as kept:
@@ -557,10 +557,10 @@ def test_damage(tmp_path: Path) -> None:
     (path,) = corpus.versions(tmp_path, 1, 8 * MB)
     (tmp_path / "good").write_bytes(b"good" * 10_000)
     with Store.create(tmp_path / "store", durability="none") as store:
-        bad = store.put(str(path), machine="web01")
+        bad = store.put(str(path), Label("web01"))
         (pack,) = (tmp_path / "store" / "packs").rglob("*.pack")
         content = bytearray(pack.read_bytes())
-        good = store.put(str(tmp_path / "good"), machine="web01", application="good")
+        good = store.put(str(tmp_path / "good"), Label("web01", application="good"))
     content[len(content) // 2] ^= 1
     pack.chmod(0o600)
     pack.write_bytes(content)
@@ -596,7 +596,7 @@ def test_damage_takes_no_memory(tmp_path: Path) -> None:
     source.write_bytes(os.urandom(64 * MB))
     point.mkdir()
     with Store.create(tmp_path / "store", encryption=False, durability="none") as store:
-        store.put(str(source), machine="m")
+        store.put(str(source), Label("m"))
     for pack in (tmp_path / "store" / "packs").glob("*/*.pack"):
         with open(pack, "r+b") as file:
             for at in range(BLOCK // 2, pack.stat().st_size - MB, BLOCK):
@@ -634,7 +634,7 @@ def _read_what_can_be(image: Path, process: int) -> int:
 def test_unmounted_while_reading(tmp_path: Path) -> None:
     (path,) = corpus.versions(tmp_path, 1, 64 * MB)
     with Store.create(tmp_path / "store", durability="none") as store:
-        store.put(str(path), machine="web01")
+        store.put(str(path), Label("web01"))
     with mounted(tmp_path) as one:
         reader = subprocess.Popen(
             ["sh", "-c", "while cat $0 > /dev/null; do echo 1; done", str(one.system / "latest" / "image")],
@@ -661,7 +661,7 @@ def test_background(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"data")
     (tmp_path / "mount").mkdir()
     with Store.create(tmp_path / "store", durability="none") as store:
-        store.put(str(tmp_path / "x"), machine="web01")
+        store.put(str(tmp_path / "x"), Label("web01"))
     for folder in (str(tmp_path / "store"), "store"):
         run(sys.executable, "-c", SERVE, folder, "mount", cwd=tmp_path, timeout=WAIT)
         assert (tmp_path / "mount" / "machines" / "web01" / "system" / "latest" / "image").read_bytes() == b"data"
@@ -698,13 +698,13 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups env -i PATH="$PATH" HOME
 AS_OTHER = """
 import os, subprocess, sys
 from fuse_store.mount import mount
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 os.chdir(sys.argv[1])
 assert os.geteuid() == 65534
 open("x", "wb").write(b"data" * 1000)
 os.mkdir("mount")
 with Store.create("store", durability="none") as store:
-    store.put("x", machine="web01")
+    store.put("x", Label("web01"))
     mount(store, "mount", foreground=False, writable=True)
 image = "mount/machines/web01/system/latest/image"
 assert open(image, "rb").read() == b"data" * 1000

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +20,14 @@ from blake3 import blake3
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.hibernation import metadata
 from fuse_store.hibernation.history import RIGHT
+from fuse_store.image.kind import KINDS, Kind
 from fuse_store.mount import content, ranges, tree
 from fuse_store.mount.content import ImageContent, Windows
 from fuse_store.mount.tree import File, Folder, Link, Tree, attributes
 from fuse_store.mount.versions import Catalogue, Versions
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.manifest import Summary
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.bench import corpus
 from tests.store.conftest import PAGE
 from tests.store.conftest import content as pages
@@ -50,7 +52,7 @@ def shown(store: Store) -> Any:
 def put(store: Store, folder: Path, data: bytes, machine: str = "web01", **options: Any) -> Summary:
     source = folder / "source"
     source.write_bytes(data)
-    return store.put(str(source), machine=machine, **options)
+    return store.put(str(source), Label(machine, **options))
 
 
 def at(shown: Tree, path: str) -> tree.Node:
@@ -144,7 +146,7 @@ def test_what_cannot_be_read_of_a_hibernation_image_hides_nothing_else(tmp_path:
     shown = Tree(case.store)
     folder = target(shown, f"ids/{case.ids[0]}")
     with monkeypatch.context() as patch:
-        patch.setattr(metadata, "fields", lambda image: raised(StoreError("liblzo2", "it is not there.")))
+        patch.setattr(metadata, "describe", lambda image: raised(StoreError("liblzo2", "it is not there.")))
         info = json.loads(read(shown, f"{folder}/info.json"))
         assert (info["id"], info["hibernation"]) == (case.ids[0], None)
     assert json.loads(read(shown, f"{folder}/info.json"))["hibernation"]["compression"] == "lzo", "it is looked at again"
@@ -259,7 +261,7 @@ def test_image_of_several_files(store: Store, shown: Tree, tmp_path: Path) -> No
     files = {"a": b"x" * 5000, "back\\slash": b"", "sub/deep/é\nline": pages([0, 1, 0]), "sub/z": b"1"}
     for name, data in files.items():
         (source / name).write_bytes(data)
-    one = store.put(str(source), machine="web01", kind="process")
+    one = store.put(str(source), Label("web01", kind="process"))
     folder = f"machines/web01/system/{one.version}"
     assert names(shown, f"{folder}/image") == ["a", "back\\slash", "sub"]
     assert names(shown, f"{folder}/image/sub") == ["z", "deep"]
@@ -294,6 +296,16 @@ class Made:
         return self._data[offset : offset + length]
 
 
+@dataclass(frozen=True)
+class Views(Kind):
+    """A kind with views."""
+
+    make: Callable[[Any], Sequence[Made]] = lambda image: ()
+
+    def views(self, image: Any) -> Sequence[Made]:
+        return self.make(image)
+
+
 def test_derived_files(
     store: Store, shown: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -307,7 +319,10 @@ def test_derived_files(
     def broken(image: Any) -> Sequence[Made]:
         raise Damaged("image", "it is something else.")
 
-    monkeypatch.setattr("fuse_store.mount.image_views.DERIVED", {"vm": make, "core": broken})
+    kinds = {"vm": Views("vm", make=make), "core": Views("core", make=broken)}
+    monkeypatch.setattr("fuse_store.image.kind.load", kinds.__getitem__)
+    monkeypatch.setitem(KINDS, "vm", Kind("vm", module="made"))
+    monkeypatch.setitem(KINDS, "core", Kind("core", module="made"))
     one = put(store, tmp_path, pages([1]), kind="vm")
     two = put(store, tmp_path, pages([2]), kind="core")
     folder = f"machines/web01/system/{one.version}"
@@ -365,7 +380,7 @@ def test_reading_in_any_way_gives_the_bytes(store: Store, tmp_path: Path, monkey
     monkeypatch.setattr(content, "SEQUENTIAL", 64 << 10)
     (path,) = corpus.versions(tmp_path, 1, 8 * MB)
     data = path.read_bytes()
-    image = store.open_image(store.put(str(path), machine="m").id)
+    image = store.open_image(store.put(str(path), Label("m")).id)
     windows = Windows()
     for base, size in ((0, len(data)), (5 * PAGE, 3 * MB + 7)):
         own = data[base : base + size]
@@ -386,7 +401,7 @@ def test_a_window_that_cannot_be_read_is_read_in_pieces(monkeypatch: pytest.Monk
     class Image:
         id = "x"
 
-        def view(self, offset: int, length: int) -> memoryview:
+        def read_view(self, offset: int, length: int) -> memoryview:
             if offset <= bad < offset + length:
                 raise Damaged("block", "it is damaged.")
             return memoryview(bytes(length))

@@ -17,7 +17,7 @@ from fuse_store.image import restore
 from fuse_store.maintenance import upkeep
 from fuse_store.progress import SILENT
 from fuse_store.repository.pack import pack_name
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import PAGE, content, fork, packs_of, read_whole, wait, write_sparse
 
 
@@ -30,7 +30,7 @@ def version(number: int) -> bytes:
 
 def put(store: Store, folder: Path, number: int) -> str:
     source = str(write_sparse(folder / f"source{number}", version(number)))
-    return store.put(source, machine="m", event=str(number)).id
+    return store.put(source, Label("m", event=str(number))).id
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_a_pack_that_the_index_names_twice_is_not_lost(path: Path, tmp_path: Pat
         store.backend.close()
     with Store.open(path) as store:
         source = str(write_sparse(tmp_path / "source", data))
-        made = store.put(source, machine="m", bases=[]).id
+        made = store.put(source, Label("m"), bases=[]).id
         assert read_whole(store, made) == data
         try:
             collect(store, grace=0.0)

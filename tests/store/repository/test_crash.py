@@ -22,7 +22,7 @@ from fuse_store.image import restore
 from fuse_store.maintenance import upkeep
 from fuse_store.progress import SILENT
 from fuse_store.repository.atomic import FAULT_POINT, PARTIAL
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import clone, content, fork, make_small, packs_of, read_store, read_whole, wait, write_sparse
 
 FULL = 64 << 10  # bytes of a pack: two or three blocks
@@ -47,9 +47,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
         make_small(monkeypatch, FULL)
         with Store.create(folder / "store", durability="none") as store:
-            ids = [store.put(str(write_sparse(folder / "source", data)), machine="m").id for data in OLD]
+            ids = [store.put(str(write_sparse(folder / "source", data)), Label("m")).id for data in OLD]
             store.record(ids[:2], "verified")
-            gone = store.put(str(write_sparse(folder / "source", content(range(600, 660)))), machine="other").id
+            gone = store.put(str(write_sparse(folder / "source", content(range(600, 660)))), Label("other")).id
             store.remove([ids[0], gone])
         write_sparse(folder / "source", NEW)
         images = read_store(folder / "store")
@@ -68,11 +68,11 @@ def newest(prepared: Prepared) -> str:
 
 
 def put(store: Store, prepared: Prepared) -> None:
-    store.put(str(prepared.source), machine="m")
+    store.put(str(prepared.source), Label("m"))
 
 
 def replace(store: Store, prepared: Prepared) -> None:
-    store.put(str(prepared.source), machine="m", replace=True)
+    store.put(str(prepared.source), Label("m"), replace=True)
 
 
 def remove(store: Store, prepared: Prepared) -> None:
@@ -194,7 +194,7 @@ def test_an_interrupted_put_does_not_begin_from_zero(prepared: Prepared, tmp_pat
     written = packs_of(path) - before
     assert len(written) >= 2
     with Store.open(path) as store:
-        made = store.put(str(prepared.source), machine="m")
+        made = store.put(str(prepared.source), Label("m"))
         assert made.stored == 0
         assert read_whole(store, made.id) == NEW
     assert packs_of(path) == before | written
@@ -216,7 +216,7 @@ def test_killed_at_any_moment(prepared: Prepared, tmp_path: Path) -> None:
                     numbers = [number, *np.random.default_rng(number).integers(1, 500, 100).tolist()]
                     data = content(numbers)
                     source = str(write_sparse(tmp_path / "source", data))
-                    store.put(source, machine="m", tags={"numbers": ""}, event=f"{hash(data) & 0xFFFF}", replace=bool(number & 1))
+                    store.put(source, Label("m", tags={"numbers": ""}, event=f"{hash(data) & 0xFFFF}"), replace=bool(number & 1))
                     if len(store.ids()) > 4:
                         store.remove([one.id for one in store.summaries() if one.id not in prepared.images][:2])
                     upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)

@@ -24,7 +24,7 @@ from fuse_store.repository.block import HEADER
 from fuse_store.repository.index import _START, ROW, halves
 from fuse_store.repository.manifest import _FILE, read_head
 from fuse_store.repository.pack import PACK_HEADER, TRAILER
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import clone, content, make_small, read_store, replace_content, write_sparse
 
 PIECE = 64 << 10  # what is read at once
@@ -68,10 +68,10 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         make_small(monkeypatch)
         options = {"encryption": request.param == "encrypted", "durability": "none", "level": 1}  # so a pack has several blocks
         with Store.create(folder / "store", **options) as store:  # type: ignore[arg-type]
-            ids = [store.put(str(write_sparse(folder / "source", data)), machine="m").id for data in VERSIONS]
-            ids.append(store.put(str(write_sparse(folder / "source", OTHER)), machine="other").id)
+            ids = [store.put(str(write_sparse(folder / "source", data)), Label("m")).id for data in VERSIONS]
+            ids.append(store.put(str(write_sparse(folder / "source", OTHER)), Label("other")).id)
             store.record(ids[:2], "verified")
-            store._cache({one.id: one for one in store.summaries()}, store.state_log.changed(), {})
+            store.versions._cache({one.id: one for one in store.summaries()}, store.state_log.changed(), {})
         images = read_store(folder / "store")
     assert images == dict(zip(ids, [*VERSIONS, OTHER], strict=True)) and len(list((folder / "store").glob("packs/*/*"))) >= 5
     return Sound(folder / "store", {image_id: images[image_id] for image_id in ids}, folder)
@@ -118,7 +118,7 @@ def repaired(path: Path) -> upkeep.Repaired:
 def put_again(path: Path, folder: Path, data: bytes, read: bool = True) -> None:
     """Whatever the damage, a put stores a version that can be read (once the index is as it should be)."""
     with Store.open(path) as store:
-        made = store.put(str(write_sparse(folder / "again", data)), machine="m")
+        made = store.put(str(write_sparse(folder / "again", data)), Label("m"))
         if not read:
             upkeep.repair(store, SILENT)
         image = store.open_image(made.id)
@@ -536,7 +536,7 @@ def test_files_of_a_power_cut_without_durability(sound: Sound, tmp_path: Path) -
     """Names are there, and their content only as far as it had been written: any prefix, zeros after it, or nothing."""
     path = sound.clone()
     with Store.open(path) as store:
-        made = store.put(str(write_sparse(tmp_path / "source", content([5, *range(2000, 2100)]))), machine="m")
+        made = store.put(str(write_sparse(tmp_path / "source", content([5, *range(2000, 2100)]))), Label("m"))
     new = [one.relative_to(path) for one in path.rglob("*") if one.is_file() and not (sound.path / one.relative_to(path)).exists()]
     assert {one.suffix for one in new} == {".pack", ".idx", ".img"}
     saved = {name: (path / name).read_bytes() for name in new}
@@ -577,7 +577,7 @@ def test_names_that_are_not_the_stores_are_passed_over(sound: Sound) -> None:
 def test_an_object_of_another_store_does_not_open(sound: Sound, tmp_path: Path) -> None:
     encryption = json.loads((sound.path / "store.json").read_text())["encryption"] != "none"
     with Store.create(tmp_path / "other", encryption=encryption, durability="none") as store:
-        store.put(str(write_sparse(tmp_path / "source", VERSIONS[0])), machine="m")
+        store.put(str(write_sparse(tmp_path / "source", VERSIONS[0])), Label("m"))
     for pattern in ("images/*.img", "index/*.idx", "packs/*/*.pack"):
         name = sound.files(pattern)[0]
         path = sound.clone()

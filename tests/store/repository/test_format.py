@@ -8,6 +8,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import lz4.block
 import msgpack
@@ -17,7 +18,7 @@ import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
 
 SIZE = 3 << 20
@@ -112,31 +113,34 @@ class SecondReader:
         packed = self.open(b"image" + bytes.fromhex(image_id), content[12 : 12 + length])
         assert self.digest(packed).hex() == image_id
         head = msgpack.unpackb(packed)
-        size, chunks = head["page_size"], head.get("chunks")
-        assert head["format"] == (1 if chunks is None else 2)
+        size, computed = head["page_size"], head["computed"]
+        assert head["format"] == 1
         end = max(file["offset"] + file["size"] for file in head["files"])
-        if chunks is not None:
-            assert chunks["codec"] == "lzo" and len(head["files"]) == 1 and end <= chunks["first"] * size
-            end = chunks["first"] * size + -(-chunks["room"] // 32) * 32 * 33 * chunks["page_size"]
+        if computed is not None:
+            assert computed["transform"] == "lzo" and len(head["files"]) == 1 and end <= computed["first"] * size
+            end = (computed["first"] + computed["pages"]) * size
+            parameters = computed["parameters"]
+            assert computed["row_size"] == 10
+            assert computed["pages"] * size == -(-parameters["chunks"] // 32) * 32 * 33 * parameters["page_size"]
         space = bytearray(end + size)
         made: list[tuple[int, int, int, bytes, tuple[int, int, int, int]]] = []
         for segment in head["segments"]:
             start = 12 + length + segment["offset"]
             raw = self.open(b"segment" + segment["digest"], content[start : start + segment["length"]])
             assert self.digest(raw) == segment["digest"]
-            made += self._place(zstandard.ZstdDecompressor().decompress(raw), space, size, chunks is not None)
+            made += self._place(zstandard.ZstdDecompressor().decompress(raw), space, size)
         for page, count, slot, name, row in made:
-            chunk = self._chunk(space, chunks, size, row)
+            chunk = self._chunk(space, computed, size, row)
             assert self.digest(chunk) == name
             space[page * size : (page + count) * size] = chunk[slot * size : (slot + count) * size]
         self.chunks = len({name for _page, _count, _slot, name, _row in made})
-        assert chunks is None or self.chunks == chunks["stored"]
+        assert computed is None or self.chunks == computed["count"]
         return {file["name"]: bytes(space[file["offset"] : file["offset"] + file["size"]]) for file in head["files"]}
 
-    def _chunk(self, space: bytearray, chunks: dict[str, int], size: int, row: tuple[int, int, int, int]) -> bytes:
+    def _chunk(self, space: bytearray, computed: dict[str, Any], size: int, row: tuple[int, int, int, int]) -> bytes:
         """The bytes of a chunk on the device, made of its pages."""
         number, length, pages, threads = row
-        first, unit = chunks["first"] * size, chunks["page_size"]
+        first, unit = computed["first"] * size, computed["parameters"]["page_size"]
 
         def own(number: int, pages: int) -> bytes:
             at = first + (number // 32 * 32 * 33 + number % 32 * 32) * unit
@@ -158,28 +162,25 @@ class SecondReader:
         return content
 
     def _place(
-        self, segment: bytes, space: bytearray, size: int, chunked: bool
+        self, segment: bytes, space: bytearray, size: int
     ) -> list[tuple[int, int, int, bytes, tuple[int, int, int, int]]]:
         """Put the pages of blocks where they belong; (page, count, page in the chunk, digest, row) of those of chunks."""
-        extents, blocks = struct.unpack_from("<II", segment)
-        chunks, at = struct.unpack_from("<I", segment, 8)[0] if chunked else 0, 12 if chunked else 8
+        extents, blocks, chunks = struct.unpack_from("<III", segment)
+        at = 12
         columns = []
         for kind, width in (("Q", 8), ("I", 4), ("I", 4), ("H", 2)):
             columns.append(struct.unpack_from(f"<{extents}{kind}", segment, at))
             at += extents * width
         names = [segment[at + 16 * number : at + 16 * number + 16] for number in range(blocks)]
         at += 16 * blocks
-        rows = []
-        for kind, width in (("I", 4), ("I", 4), ("B", 1), ("B", 1)):
-            rows.append(struct.unpack_from(f"<{chunks}{kind}", segment, at))
-            at += chunks * width
-        assert at == len(segment)
+        rows = [struct.unpack_from("<IIBB", segment, at + 10 * number) for number in range(chunks)]
+        assert at + 10 * chunks == len(segment)
         made = []
         page = 0
         for step, count, block, slot in zip(*columns, strict=True):
             page += step
             if block >= blocks - chunks:
-                made.append((page, count, slot, names[block], tuple(column[block - blocks + chunks] for column in rows)))
+                made.append((page, count, slot, names[block], rows[block - blocks + chunks]))
                 continue
             pages = self.block(names[block])
             space[page * size : (page + count) * size] = pages[slot * size : (slot + count) * size].ljust(count * size, b"\0")
@@ -197,9 +198,9 @@ def test_a_reader_made_from_the_document_reads_the_store(tmp_path: Path, encrypt
     (source / "b c").write_bytes(b"text " * 5000)
     options = {"encryption": encryption, "compression": compression, "page_size": 16384 if compression == "lz4" else 4096}
     with Store.create(tmp_path / "store", key_file=key_file, durability="none", **options) as store:
-        first = store.put(str(source), machine="m")
+        first = store.put(str(source), Label("m"))
         (source / "b c").write_bytes(b"other text " * 5000)
-        second = store.put(str(source), machine="m")
+        second = store.put(str(source), Label("m"))
         seed = store.aead.page_seed
     reader = SecondReader(tmp_path / "store", key_file if encryption else None)
     assert reader.page_seed == seed
@@ -220,7 +221,7 @@ def test_it_reads_compressed_hibernation_images(tmp_path: Path, page_size: int) 
     encoded = encode(memory, page_size, "arm64", "lzo", threads=3, scattered=9)
     (tmp_path / "source").write_bytes(encoded.device)
     with Store.create(tmp_path / "store", encryption=False, durability="none") as store:
-        version = store.put(str(tmp_path / "source"), machine="m", kind="hibernation")
+        version = store.put(str(tmp_path / "source"), Label("m", kind="hibernation"))
     reader = SecondReader(tmp_path / "store", None)
     assert reader.image(version.id) == {"image": bytes(encoded.device)}
     assert reader.chunks == version.chunks == len(encoded.chunks)

@@ -14,7 +14,7 @@ from fuse_store.errors import StoreError
 from fuse_store.image import restore
 from fuse_store.maintenance import upkeep
 from fuse_store.progress import SILENT
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import content, read_store, read_whole, run, small_filesystem
 
 SIZE = 24 << 20
@@ -42,7 +42,7 @@ def large(tmp_path: Path) -> Path:
 
 def put(store: Store, folder: Path, data: bytes) -> str:
     (folder / "source").write_bytes(data)
-    return store.put(str(folder / "source"), machine="m").id
+    return store.put(str(folder / "source"), Label("m")).id
 
 
 def fill(disk: Path) -> Path:
@@ -65,8 +65,8 @@ def partials(store: Store) -> list[Path]:
 def test_a_put_to_a_full_disk(store: Store, disk: Path, tmp_path: Path, large: Path) -> None:
     old = put(store, tmp_path, content(range(1, 200)))
     free = os.statvfs(disk).f_bavail
-    with pytest.raises(StoreError, match=r"store .*: No space left on device.*No version was made, none was lost") as caught:
-        store.put(str(large), machine="m")
+    with pytest.raises(StoreError, match=r"store .*: No space left on device.*No version was created, none was lost") as caught:
+        store.put(str(large), Label("m"))
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert partials(store) == [] and os.statvfs(disk).f_bavail > free - 100
     assert read_store(store.path) == {old: content(range(1, 200))}
@@ -81,7 +81,7 @@ def test_full_packs_are_kept_for_the_next_put_and_freed_by_gc(
     monkeypatch.setattr("fuse_store.repository.pack.FULL", 2 << 20)
     old = put(store, tmp_path, content(range(1, 200)))
     with pytest.raises(StoreError, match="No space left"):
-        store.put(str(large), machine="m")
+        store.put(str(large), Label("m"))
     assert os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize < 6 << 20 and partials(store) == []
     assert read_store(store.path) == {old: content(range(1, 200))}
     done = upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
@@ -110,7 +110,7 @@ def test_a_disk_with_no_block_left(store: Store, disk: Path, tmp_path: Path) -> 
     filler = fill(disk)
     assert os.statvfs(disk).f_bavail == 0
     (tmp_path / "source").write_bytes(content(range(300, 500)))
-    for act in (lambda: store.put(str(tmp_path / "source"), machine="m"), lambda: upkeep.repair(store, SILENT)):
+    for act in (lambda: store.put(str(tmp_path / "source"), Label("m")), lambda: upkeep.repair(store, SILENT)):
         with pytest.raises(StoreError, match="No space left on device") as caught:
             act()
         assert "\n" not in str(caught.value)
@@ -125,7 +125,7 @@ def test_a_disk_with_no_block_left(store: Store, disk: Path, tmp_path: Path) -> 
 
 def test_a_get_to_a_full_disk_leaves_the_old_file(store: Store, disk: Path, tmp_path: Path, large: Path) -> None:
     with Store.create(tmp_path / "roomy", durability="none") as roomy:
-        made = roomy.put(str(large), machine="m")
+        made = roomy.put(str(large), Label("m"))
         target = disk / "target"
         target.write_bytes(b"old")
         with pytest.raises(StoreError, match=r"target .*No space left on device"):

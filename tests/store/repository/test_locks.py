@@ -16,7 +16,7 @@ from fuse_store.errors import Locked
 from fuse_store.repository import locks
 from fuse_store.repository.backends import Lock
 from fuse_store.repository.locks import WriterLock
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import content, fork, wait
 
 
@@ -118,12 +118,12 @@ def test_a_put_that_lost_its_lock_makes_no_version(tmp_path: Path, monkeypatch: 
             def finish(self) -> None: ...
 
         with pytest.raises(Locked) as caught:
-            store.put(str(source), machine="m", progress=Sleeps())
+            store.put(str(source), Label("m"), progress=Sleeps())
         assert caught.value.exit_code == 6
         assert store.ids() == [] and not list((store.path / "images").iterdir())
         assert json.loads(lock.read_text())["token"] == "new"
         lock.unlink()
-        store.put(str(source), machine="m")
+        store.put(str(source), Label("m"))
         assert len(store.ids()) == 1
 
 
@@ -131,7 +131,7 @@ def test_who_loses_the_lock_while_removing_removes_no_more(tmp_path: Path, monke
     source = tmp_path / "source"
     source.write_bytes(content(range(1, 20)))
     with Store.create(tmp_path / "store", durability="none") as store:
-        ids = [store.put(str(source), machine="m").id for _number in range(3)]
+        ids = [store.put(str(source), Label("m")).id for _number in range(3)]
         lock = store.path / "locks" / "writer"
         monkeypatch.setattr(store.state_log, "forget", lambda image_id: lock.write_text(holder(token="new")))
         with pytest.raises(Locked, match=f"{ids[1]} was not removed"):
@@ -147,7 +147,7 @@ def test_who_loses_the_lock_while_removing_removes_no_more(tmp_path: Path, monke
 
         monkeypatch.setattr(store, "settle", settle)
         with pytest.raises(Locked, match=f"{ids[2]} was not removed"):
-            store.put(str(source), machine="m", replace=True)
+            store.put(str(source), Label("m"), replace=True)
         assert newest.exists() and len(store.ids()) == 3
 
 

@@ -23,16 +23,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuse_store.errors import Locked, StoreError
-from fuse_store.hibernation.lzo_chunks.layout import check, first_page, tail_page
+from fuse_store.hibernation.lzo_chunks.layout import ROW, Layout, columns
+from fuse_store.hibernation.lzo_chunks.transform import LzoTransform
+from fuse_store.image.kind import open_transform
 from fuse_store.repository import block, extents, index, locks, manifest, pack
 from fuse_store.repository.aead import Aead, read_key
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.block import HEADER, MAGIC, pack_block, parse_header, unpack_block
-from fuse_store.repository.extents import ChunkRows, Extents, pack_extents, parse_extents, read_segment
-from fuse_store.repository.manifest import Chunks, Head, ImageFile, Segment, parse_head, read_head
+from fuse_store.repository.extents import MAX_SEGMENT_SIZE, Extents, no_rows, pack_extents, parse_extents, read_segment
+from fuse_store.repository.manifest import Head, ImageFile, Segment, parse_head, read_head
 from fuse_store.repository.pack import pack_table, parse_table
 from fuse_store.repository.state_log import StateLog
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import content, write_sparse
 
 ENCRYPTED, PLAIN = (Aead(bytes(16), bytes(32), encrypted) for encrypted in (True, False))
@@ -81,9 +83,16 @@ def bounded(parse: Callable[[], Any]) -> Any:
 # extents -------------------------------------------------------------------------------------------------------------------
 
 
+def head_of(pages: int, layout: Layout | None = None) -> Head:
+    """Of a version with one file of ``pages`` pages of 4 KiB."""
+    file = ImageFile("image", pages * 4096, 0)
+    computed = layout.computed(2) if layout is not None else None
+    return Head("m", "system", "file", "", {}, 0, file.size, 0, 0, 0, 4096, (), (file,), (), computed)
+
+
 def some_extents() -> Extents:
     columns = ([0, 5, 100, 1000], [3, 20, 64, 1], [0, 1, 2, 0], [0, 4, 0, 63])
-    return Extents(*(np.array(column, np.int64) for column in columns), DIGESTS)
+    return Extents(*(np.array(column, np.int64) for column in columns), DIGESTS, no_rows())
 
 
 def right(found: Extents, pages: int, slots: int) -> None:
@@ -97,7 +106,7 @@ def right(found: Extents, pages: int, slots: int) -> None:
 
 
 def test_extents_are_parsed_as_they_were_packed() -> None:
-    found = parse_extents(pack_extents(some_extents()), 1001, 64)
+    found = parse_extents(pack_extents(some_extents()), head_of(1001))
     for name in ("page", "count", "block", "slot"):
         assert (getattr(found, name) == getattr(some_extents(), name)).all()
     assert found.digests == DIGESTS
@@ -109,62 +118,75 @@ def test_extents_that_were_changed(data: st.DataObject, pages: int) -> None:
     raw = zstandard.ZstdDecompressor().decompress(pack_extents(some_extents()))
     compressed = zstandard.ZstdCompressor().compress(data.draw(changed(raw)))
     for stored in (compressed, data.draw(changed(compressed))):
-        found = bounded(lambda stored=stored: parse_extents(stored, pages, 64))
+        found = bounded(lambda stored=stored: parse_extents(stored, head_of(pages)))
         if found is not None:
             right(found, pages, 64)
 
 
-def some_chunks() -> tuple[Extents, Chunks]:
-    """Two blocks, and two chunks of pages of 4 KiB, which stand in three and two of them."""
+def some_computed() -> tuple[Extents, Layout]:
+    """Two blocks, and two LZO chunks of pages of 4 KiB, which stand in three and two of them."""
     columns = ([0, 5, 100, 103, 1000], [3, 20, 2, 1, 2], [0, 1, 2, 2, 3], [0, 4, 0, 2, 0])
-    rows = ChunkRows(*(np.array(column, np.int64) for column in ([0, 5], [9000, 4089], [32, 7], [0, 3])))
+    rows = np.array([(0, 9000, 32, 0), (5, 4089, 7, 3)], ROW).view(np.uint8).reshape(2, -1)
     digests = bytes(range(64))
-    return Extents(*(np.array(column, np.int64) for column in columns), digests, rows), Chunks("lzo", 4096, 2048, 6, 2)
+    return Extents(*(np.array(column, np.int64) for column in columns), digests, rows), Layout(4096, 4096, 2048, 6)
 
 
-def test_chunks_are_parsed_as_they_were_packed() -> None:
-    wanted, chunks = some_chunks()
-    found = parse_extents(pack_extents(wanted, True), 1002, 64, True)
-    check(found, chunks, 4096)
-    for name in ("page", "count", "block", "slot"):
+def slots_of(extents: Extents) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The pages that extents name of each computed block."""
+    computed = extents.block >= extents.stored
+    slots = np.zeros(len(extents.rows), np.int64)
+    np.maximum.at(slots, extents.block[computed] - extents.stored, (extents.slot + extents.count)[computed])
+    return slots
+
+
+def parse_computed(stored: bytes, layout: Layout, pages: int = 1002) -> Extents:
+    """What a reader does."""
+    extents = parse_extents(stored, head_of(pages, layout))
+    LzoTransform(layout).check(extents.rows, slots_of(extents))
+    return extents
+
+
+def test_computed_blocks_are_parsed_as_they_were_packed() -> None:
+    wanted, layout = some_computed()
+    found = parse_computed(pack_extents(wanted), layout)
+    for name in ("page", "count", "block", "slot", "rows"):
         assert (getattr(found, name) == getattr(wanted, name)).all()
-    for name in ("number", "length", "pages", "tail"):
-        assert (getattr(found.chunks, name) == getattr(wanted.chunks, name)).all()
-    assert found.digests == wanted.digests and found.blocks == 2
+    assert found.digests == wanted.digests and found.stored == 2
+
+
+def test_computed_blocks_in_a_version_that_has_none() -> None:
+    wanted, _layout = some_computed()
+    with pytest.raises(ValueError, match="length"):
+        parse_extents(pack_extents(wanted), head_of(1002))
 
 
 @few
 @given(data=st.data(), pages=st.sampled_from([1002, 1000, 1 << 38]), size=st.sampled_from([4096, 16384, 65536]))
-def test_chunks_that_were_changed(data: st.DataObject, pages: int, size: int) -> None:
-    wanted, chunks = some_chunks()
-    chunks = replace(chunks, page_size=size)
-    raw = zstandard.ZstdDecompressor().decompress(pack_extents(wanted, True))
+def test_computed_blocks_that_were_changed(data: st.DataObject, pages: int, size: int) -> None:
+    wanted, layout = some_computed()
+    layout = replace(layout, image_page_size=size)
+    raw = zstandard.ZstdDecompressor().decompress(pack_extents(wanted))
     compressed = zstandard.ZstdCompressor().compress(data.draw(changed(raw)))
-
-    def parse(stored: bytes) -> Extents:
-        found = parse_extents(stored, pages, 64, True)
-        check(found, chunks, 4096)
-        return found
-
     for stored in (compressed, data.draw(changed(compressed))):
-        found = bounded(lambda stored=stored: parse(stored))
+        found = bounded(lambda stored=stored: parse_computed(stored, layout, pages))
         if found is not None:
-            right(found, pages, 35 * size // 4096)
-            rows = found.chunks
-            assert len(rows) <= len(found.digests) // 16 and (rows.number < chunks.room).all() and (rows.tail <= rows.number).all()
-            assert (rows.pages >= 1).all() and (rows.pages <= 32).all() and (rows.length <= 35 * size).all()
-            made = found.block >= found.blocks
-            assert ((found.page + found.count)[made] <= chunks.first).all()
-            last = first_page(chunks, 4096, chunks.room - 1) + 32 * size // 4096
-            assert last <= tail_page(chunks, 4096, 0) < chunks.first + chunks.pages(4096)
+            right(found, layout.first + layout.pages, 35 * size // 4096)
+            rows = columns(found.rows)
+            assert len(rows) <= len(found.digests) // 16
+            assert (rows["number"] < layout.chunks).all() and (rows["tail"] <= rows["number"]).all()
+            assert (rows["pages"] >= 1).all() and (rows["pages"] <= 32).all() and (rows["length"] <= 35 * size).all()
+            computed = found.block >= found.stored
+            assert ((found.page + found.count)[computed] <= layout.first).all()
+            last = layout.first_page(layout.chunks - 1) + 32 * size // 4096
+            assert last <= layout.tail_page(0) < layout.first + layout.pages
 
 
-def test_a_chunk_cannot_be_made_of_itself() -> None:
-    wanted, chunks = some_chunks()
-    stored = pack_extents(wanted, True)
-    check(parse_extents(stored, 4096, 64, True), replace(chunks, first=1002), 4096)
-    with pytest.raises(ValueError, match="where its pages are"):
-        check(parse_extents(stored, 4096, 64, True), replace(chunks, first=1001), 4096)
+def test_a_block_cannot_be_computed_from_itself() -> None:
+    wanted, layout = some_computed()
+    stored = pack_extents(wanted)
+    parse_computed(stored, replace(layout, first=1002))
+    with pytest.raises(ValueError, match="from itself"):
+        parse_computed(stored, replace(layout, first=1001), 1001)
 
 
 @pytest.mark.parametrize(
@@ -174,22 +196,22 @@ def test_chunks_with_any_number_anywhere(column: str, low: int, high: int) -> No
     """Of the second of two chunks, number 5, which has the bytes behind chunk 2 and stands in two pages."""
     most = 255 if column in ("pages", "tail") else (1 << 32) - 1
     for value in (value for value in (0, low - 1, low, high, high + 1, 1 << 31, most) if 0 <= value <= most):
-        wanted, chunks = some_chunks()
-        values = getattr(wanted.chunks, column).copy()
-        values[1] = value
-        stored = pack_extents(replace(wanted, chunks=replace(wanted.chunks, **{column: values})), True)
+        wanted, layout = some_computed()
+        rows = columns(wanted.rows).copy()
+        rows[column][1] = value
+        stored = pack_extents(replace(wanted, rows=rows.view(np.uint8).reshape(2, -1)))
 
-        def parse(stored: bytes = stored, chunks: Chunks = chunks) -> bool:
-            check(parse_extents(stored, 1002, 64, True), chunks, 4096)
+        def parse(stored: bytes = stored, layout: Layout = layout) -> bool:
+            parse_computed(stored, layout)
             return True
 
         assert (bounded(parse) is True) == (low <= value <= high), value
 
 
-@pytest.mark.parametrize("size", [1 << 40, (8 << 20) + 1, (1 << 64) - 2])
+@pytest.mark.parametrize("size", [1 << 40, MAX_SEGMENT_SIZE + 1, (1 << 64) - 2])
 def test_extents_that_claim_to_be_huge(size: int) -> None:
     stored = frame_of(size)
-    assert bounded(lambda: parse_extents(stored, 1000, 64)) is None
+    assert bounded(lambda: parse_extents(stored, head_of(1000))) is None
 
 
 def frame_of(size: int) -> bytes:
@@ -199,7 +221,7 @@ def frame_of(size: int) -> bytes:
 
 def test_extents_that_grow_without_end() -> None:
     stored = zstandard.ZstdCompressor().compress(bytes(256 << 20))
-    assert bounded(lambda: parse_extents(stored, 1000, 64)) is None
+    assert bounded(lambda: parse_extents(stored, head_of(1000))) is None
 
 
 # heads ---------------------------------------------------------------------------------------------------------------------
@@ -209,16 +231,14 @@ def some_head() -> dict[str, Any]:
     files = (ImageFile("a", 5000, 0), ImageFile("b", 70000, 8192, 0o644, 10**18))
     segments = (Segment(0, 2, 0, 100, DIGESTS[:16]), Segment(2, 20, 100, 80, DIGESTS[16:32]))
     head = Head("m", "system", "file", "e", {"k": "v"}, 10**18, 75000, 75000, 1, 1, 4096, ("0" * 32,), files, segments)
-    found = {"format": 1, **asdict(head)}
-    del found["chunks"]
-    return found
+    return {"format": 1, **asdict(head)}
 
 
-def a_head_with_chunks() -> dict[str, Any]:
+def a_head_with_computed_blocks() -> dict[str, Any]:
     head = some_head()
-    chunks = Chunks("lzo", 4096, 32, 40, 7)
+    computed = Layout(4096, 4096, 32, 40).computed(7)
     segments = [asdict(Segment(0, 18, 0, 100, DIGESTS[:16])), asdict(Segment(64, 2000, 100, 80, DIGESTS[16:32]))]
-    return {**head, "format": 2, "files": [asdict(ImageFile("image", 75000, 0))], "segments": segments, "chunks": asdict(chunks)}
+    return {**head, "files": [asdict(ImageFile("image", 75000, 0))], "segments": segments, "computed": asdict(computed)}
 
 
 def use(head: Head) -> None:
@@ -241,34 +261,46 @@ def test_a_head_that_was_changed(data: st.DataObject) -> None:
         use(head)
 
 
-def test_a_head_with_chunks() -> None:
-    head = parse_head(msgpack.packb(a_head_with_chunks()))
+def test_a_head_with_computed_blocks() -> None:
+    head = parse_head(msgpack.packb(a_head_with_computed_blocks()))
     use(head)
-    assert head.chunks is not None and head.pages == 32 + 2 * 32 * 33 and manifest.summary("0" * 32, head).chunks == 7
+    assert head.computed is not None and head.pages == 32 + 2 * 32 * 33 and manifest.summary("0" * 32, head).chunks == 7
 
 
 @few
 @given(data=st.data())
-def test_a_head_with_chunks_that_was_changed(data: st.DataObject) -> None:
-    head = bounded(lambda: parse_head(data.draw(changed(msgpack.packb(a_head_with_chunks())))))
+def test_a_head_with_computed_blocks_that_was_changed(data: st.DataObject) -> None:
+    head = bounded(lambda: parse_head(data.draw(changed(msgpack.packb(a_head_with_computed_blocks())))))
     if head is not None:
         use(head)
 
 
-def test_a_head_with_chunks_that_cannot_be() -> None:
+def test_a_head_with_computed_blocks_that_cannot_be() -> None:
     for key, values in {
-        "codec": ["lz4", "", None, 1], "page_size": [0, 2048, 65537, "4096", None], "first": [-1, 18, 1 << 60, None, 0.5],
-        "room": [0, 6, 1 << 21, -1, "x"], "stored": [0, 41, -1, None], "other": [1],
+        "transform": ["lz4", "", None, 1], "first": [-1, 18, 1 << 60, None, 0.5], "pages": [0, -1, 1 << 60, 2113, None],
+        "count": [0, 41, -1, None], "row_size": [-1, 9, 257, None], "other": [1], "parameters": [None, [], {}, {"a": "b"}],
     }.items():  # fmt: skip
         for value in values:
-            head = a_head_with_chunks()
-            head["chunks"][key] = value
-            assert bounded(lambda head=head: parse_head(msgpack.packb(head))) is None, (key, value)
-    for changed_ in ({"format": 1}, {"format": 3}, {"chunks": None}, {"chunks": []}, {"page_size": 16384}, {"files": []}):
-        head = a_head_with_chunks() | changed_
-        assert bounded(lambda head=head: parse_head(msgpack.packb(head))) is None, changed_
-    without = {key: value for key, value in some_head().items() if key != "chunks"} | {"format": 2}
+            head = a_head_with_computed_blocks()
+            head["computed"][key] = value
+            assert bounded(lambda head=head: opened(head)) is None, (key, value)
+    for key, values in {"page_size": [0, 2048, 65537, "4096", None], "chunks": [0, 6, 1 << 21, -1, "x"]}.items():
+        for value in values:
+            head = a_head_with_computed_blocks()
+            head["computed"]["parameters"][key] = value
+            assert bounded(lambda head=head: opened(head)) is None, (key, value)
+    for changed_ in ({"format": 0}, {"format": 2}, {"computed": []}, {"page_size": 16384}, {"files": []}):
+        head = a_head_with_computed_blocks() | changed_
+        assert bounded(lambda head=head: opened(head)) is None, changed_
+    without = {key: value for key, value in some_head().items() if key != "computed"}
     assert bounded(lambda: parse_head(msgpack.packb(without))) is None
+
+
+def opened(value: dict[str, Any]) -> Head:
+    """What a reader of an image does with a head."""
+    head = parse_head(msgpack.packb(value))
+    open_transform(head)
+    return head
 
 
 VALUES = [None, True, -1, 0, 1 << 40, (1 << 64) - 1, -(1 << 63), 0.5, float("nan"), "", "x", b"x", [], [1], {}, {"a": 1}, [[]]]
@@ -445,7 +477,7 @@ def test_a_ledger_that_was_changed(folder: Folder, data: st.DataObject) -> None:
 @pytest.fixture(scope="module")
 def store_json(folder: Folder) -> bytes:
     with Store.create(folder.path / "store", encryption=False, durability="none") as store:
-        store.put(str(write_sparse(folder.path / "source", b"x")), machine="m")
+        store.put(str(write_sparse(folder.path / "source", b"x")), Label("m"))
     return (folder.path / "store" / "store.json").read_bytes()
 
 
@@ -506,10 +538,10 @@ def test_a_lock_file_with_any_value_of_any_kind(tmp_path: Path, key: str) -> Non
 def test_parsers_of_extents_take_what_capture_makes(tmp_path: Path) -> None:
     """The fuzzed samples are like the real thing: a real segment passes the same checks."""
     with Store.create(tmp_path / "store", durability="none") as store:
-        made = store.put(str(write_sparse(tmp_path / "source", content([*range(1, 100), 0, 5]))), machine="m")
+        made = store.put(str(write_sparse(tmp_path / "source", content([*range(1, 100), 0, 5]))), Label("m"))
         head, start = read_head(store.backend, made.id, store.aead)
         for number in range(len(head.segments)):
             found = read_segment(store.backend, made.id, head, number, start, store.aead)
             right(found, 101, 64)
-            again = extents.parse_extents(pack_extents(found), 101, 64)
+            again = extents.parse_extents(pack_extents(found), head_of(101))
             assert (again.page == found.page).all()

@@ -31,7 +31,7 @@ from fuse_store.repository.backends import s3 as object_module
 from fuse_store.repository.backends.s3 import S3Backend
 from fuse_store.repository.manifest import Head, ImageFile, image_name, write_manifest
 from fuse_store.repository.pack import all_packs, pack_name
-from fuse_store.store import Store
+from fuse_store.store import Label, Store
 from tests.store.conftest import PAGE, Done, content, make_small, read_whole, write_sparse
 from tests.store.hibernation.cases import SIZE, blank, make_case, unarmed
 from tests.store.repository import s3_server
@@ -80,7 +80,7 @@ def sources(tmp_path: Path) -> tuple[str, str]:
 def prepared(place: str, tmp_path: Path) -> tuple[str, str]:
     """A store with two versions of m/system; their ids."""
     with Store.create(place) as store:
-        first, second = (store.put(source, machine="m").id for source in sources(tmp_path))
+        first, second = (store.put(source, Label("m")).id for source in sources(tmp_path))
     return first, second
 
 
@@ -290,10 +290,10 @@ def test_killed_at_any_step(url: str, tmp_path: Path, verb: str) -> None:
     """Killed there, everything that was there can be read, and the same command then comes to its end."""
     script = (
         "import sys\nfrom fuse_store.maintenance import upkeep\nfrom fuse_store.progress import SILENT\n"
-        "from fuse_store.store import Store\n"
+        "from fuse_store.store import Label, Store\n"
         "with Store.open(sys.argv[1]) as store:\n"
         "    every = [one for one in store.summaries() if one.application == 'system']\n"
-        "    if sys.argv[2] == 'put': store.put(sys.argv[3], machine='m', application='new', bases=[every[-1].id])\n"
+        "    if sys.argv[2] == 'put': store.put(sys.argv[3], Label('m', application='new'), bases=[every[-1].id])\n"
         "    if sys.argv[2] == 'gc': upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)\n"
         "    if sys.argv[2] == 'remove': store.remove([every[0].id])\n"
         "    if sys.argv[2] == 'record': store.record([every[-1].id], 'verified')\n"
@@ -332,11 +332,11 @@ def test_killed_while_a_pack_is_sent(url: str, tmp_path: Path) -> None:
     data = np.random.default_rng(7).bytes(96 << 20)
     (tmp_path / "large").write_bytes(data)
     script = (
-        "import os, signal, sys, threading, obstore\nfrom fuse_store.store import Store\nput = obstore.put\n"
+        "import os, signal, sys, threading, obstore\nfrom fuse_store.store import Label, Store\nput = obstore.put\n"
         "def slow(store, name, file, **named):\n"
         "    if 'chunk_size' in named: threading.Timer(float(sys.argv[3]), os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
         "    return put(store, name, file, **named)\n"
-        "obstore.put = slow\nwith Store.open(sys.argv[1]) as store: store.put(sys.argv[2], machine='m')\n"
+        "obstore.put = slow\nwith Store.open(sys.argv[1]) as store: store.put(sys.argv[2], Label('m'))\n"
     )
     before = all_names(url)
     for delay in ("0", "0.1", "0.3"):
@@ -456,7 +456,7 @@ def test_a_writer_that_lost_its_lock(url: str, tmp_path: Path) -> None:
     with Store.open(url) as store:
         other = Meanwhile(lambda: store.backend.write(lease.NAME, lock_of(), sync=False))
         with pytest.raises(Locked, match="while this process slept"):
-            store.put(str(tmp_path / "first"), machine="n", progress=other)
+            store.put(str(tmp_path / "first"), Label("n"), progress=other)
         assert store.backend.read(lease.NAME) == lock_of()
     assert {name for name in all_names(url) if name.startswith("images/")} == before
 
@@ -528,7 +528,7 @@ def test_a_server_that_does_not_heed_conditions(url: str, tmp_path: Path, monkey
     monkeypatch.setattr(S3Backend, "put", lambda self, name, data, mode="overwrite": real(self, name, data))
     with Store.open(url) as store:
         with pytest.raises(Refused, match="conditions"):
-            store.put(str(tmp_path / "first"), machine="n")
+            store.put(str(tmp_path / "first"), Label("n"))
         assert len(store.summaries()) == 2
 
 
@@ -577,7 +577,7 @@ def test_errors_are_told(url: str, tmp_path: Path) -> None:
     for place, environment, arguments, code, words in (
         ("s3://no-such-bucket/x", {}, ("list",), 3, "no such bucket"),
         ("s3://no-such-bucket/x", {}, ("init",), 3, "no such bucket"),
-        (url + "/elsewhere", {}, ("list",), 3, "there is no store"),
+        (url + "/elsewhere", {}, ("list",), 3, "no such store"),
         (url, {"AWS_SECRET_ACCESS_KEY": "wrong"}, ("list",), 1, "credentials are wrong"),
         (url, {"AWS_ACCESS_KEY_ID": "nobody"}, ("put", source, "--machine", "m"), 1, "credentials are wrong"),
         (url, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, ("list",), 1, "can't be reached"),
@@ -587,7 +587,7 @@ def test_errors_are_told(url: str, tmp_path: Path) -> None:
         (url, reader, ("gc",), 1, "permission denied"),
         (url, reader, ("list",), 0, ""),
         (url, reader, ("get", "m/system/latest", str(tmp_path / "out")), 0, ""),
-        (url + "/elsewhere", {}, ("mount", str(point)), 3, "there is no store"),
+        (url + "/elsewhere", {}, ("mount", str(point)), 3, "no such store"),
         (url, {"AWS_SECRET_ACCESS_KEY": "wrong"}, ("mount", str(point)), 1, "credentials are wrong"),
         ("s3://", {}, ("list",), 2, "s3://BUCKET"),
         ("s3://bucket/../x", {}, ("list",), 2, "s3://BUCKET"),
