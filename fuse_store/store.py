@@ -142,6 +142,7 @@ class Store:
     def close(self) -> None:
         if "blocks" in self.__dict__:  # it was needed
             self.blocks.close()
+        if "index" in self.__dict__:
             self.index.close()
         self.backend.close()
 

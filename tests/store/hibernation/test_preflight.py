@@ -13,6 +13,7 @@ import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import lz4.frame
 import pytest
@@ -24,9 +25,12 @@ from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation import filesystem_state
 from fuse_store.hibernation.initramfs import modules_in
+from fuse_store.hibernation.kind import HibernationInput
 from fuse_store.hibernation.machine import Machine
-from fuse_store.hibernation.metadata import description, kernel_checksum, tags_of
 from fuse_store.hibernation.preflight import CHECKS, CODES, Report, Situation, preflight
+from fuse_store.image import kind as kinds
+from fuse_store.image.reader import Image
+from fuse_store.progress import SILENT
 from fuse_store.store import Label
 from tests.fuzz.swsusp_encoder import machine
 from tests.store.hibernation.cases import SIZE, Case, cpio, make_case, make_machine
@@ -34,6 +38,7 @@ from tests.store.hibernation.test_stage import loop, needs_root, write
 
 __all__ = ["loop"]
 LZO, PLAIN, LZ4 = range(3)
+KIND = kinds.load("hibernation")
 READ_ONLY = {filesystem_state.ORIGIN: filesystem_state.MACHINE}  # nothing was mounted writable
 
 
@@ -211,8 +216,8 @@ def test_no_hibernation_image(case: Case, tmp_path: Path) -> None:
     version = case.store.put(str(tmp_path / "noise"), Label("x", kind="hibernation"))
     report = preflight(case.store, case.store.open_image(version.id), Situation(None))
     assert codes(report) == ["not_hibernation"]
-    assert kernel_checksum(case.store.open_image(version.id)) == "none"
-    assert description(case.store, case.store.open_image(version.id)) is None
+    assert KIND.checksum(case.store.open_image(version.id), SILENT) == "none"
+    assert KIND.describe(case.store.open_image(version.id)) is None
 
 
 @pytest.mark.parametrize("where", ["checksum", "map", "list"])
@@ -228,13 +233,19 @@ def test_damaged_images(case: Case, tmp_path: Path, where: str) -> None:
     assert codes(report) == ["damaged"]
 
 
+def described(case: Case, image: Image) -> dict[str, Any]:
+    description = KIND.describe(image)
+    assert description is not None
+    return KIND.shown(description, case.store.state_log.entries(image.id), brief=False)
+
+
 def test_kernel_checksum_and_description(case: Case) -> None:
-    assert [kernel_checksum(case.image(number)) for number in (LZO, PLAIN, LZ4)] == ["right", "none", "right"]
-    found = description(case.store, case.image(LZO))
+    assert [KIND.checksum(case.image(number), SILENT) for number in (LZO, PLAIN, LZ4)] == ["right", "none", "right"]
+    found = described(case, case.image(LZO))
     assert found and (found["kernel"], found["host"], found["crc"]) == ("6.12.7-test", "web01", "not checked")
     options = ["--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key")]
     assert main(["verify", case.ids[LZO], *options]) == 0
-    found = description(case.store, case.image(LZO))
+    found = described(case, case.image(LZO))
     assert found and found["crc"] == "right"
 
 
@@ -473,13 +484,14 @@ def test_put_records_what_is_known(case: Case, tmp_path: Path, capfd: pytest.Cap
     capfd.readouterr()
     assert main(["put", str(tmp_path / "noise"), "--machine", "p", "--kind", "hibernation", *options]) == 0
     done = capfd.readouterr()
-    assert "no hibernation image was found" in done.err and json.loads(done.out)["tags"] == {}
+    assert "no hibernation image found" in done.err and json.loads(done.out)["tags"] == {}
 
 
 def test_evidence_that_can_not_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFound):
-        tags_of("-", [tmp_path / "nothing"], Machine(tmp_path))
-    assert tags_of("-", [], Machine(tmp_path)) == ({}, "")
+        HibernationInput(None, {}, [tmp_path / "nothing"])
+    stream = HibernationInput(None, {}, [])
+    assert (stream.tags, stream.problem) == ({}, "")
     monkeypatch.setattr(filesystem_state, "ROOM", 1)
     with pytest.raises(Refused, match="a version has room for 1"):
         filesystem_state.tags_of_disks([make("ext4", tmp_path / "disk")])

@@ -600,5 +600,5 @@ def test_a_store_with_a_key_does_not_become_one_without(tmp_path: Path) -> None:
     with Store.create(tmp_path / "other", encryption=False):
         forged = json.loads((tmp_path / "other" / "store.json").read_text())
     (path / "store.json").write_text(json.dumps({**forged, "id": store_id}))
-    with pytest.raises(Refused, match="there is a key for it"):
+    with pytest.raises(Refused, match="has a key file"):
         Store.open(path)
