@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class Bench:
         )  # fmt: skip
         borg = ["borg", "create", "--sparse", "--chunker-params", "fixed,65536", "-C", "zstd,1"]
         restic = ["restic", "-q", "-r", str(folder / "restic")]
-        self.tools = {
+        self.tools: dict[str, tuple[list[str], Callable[[int, Path], list[str]]]] = {
             OURS: (["fuse-store", "--store", str(folder / "store"), "init"],
                    lambda number, image: ["fuse-store", "--store", str(folder / "store"), "put", str(image), "--machine", "m"]),
             "borg": (["borg", "init", "-e", "repokey-blake2", str(folder / "borg")],

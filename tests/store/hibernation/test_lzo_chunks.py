@@ -4,6 +4,7 @@ byte, and versions share what they have in common."""
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import random
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -77,7 +79,7 @@ def whole(store: Store, version: Summary, device: bytes) -> None:
 # what is stored, and how -------------------------------------------------------------------------------------------------
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "one run": {},
     "an odd last chunk": {"pages": 333},
     "one chunk": {"pages": 40},
@@ -97,7 +99,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout_", LAYOUTS)
 def test_every_layout_comes_back_to_the_byte(store: Store, tmp_path: Path, layout_: str) -> None:
-    options = {"pages": 400, **LAYOUTS[layout_]}
+    options: dict[str, Any] = {"pages": 400, **LAYOUTS[layout_]}
     size, architecture = options.get("page_size", PAGE), options.get("architecture", "x86")
     memory = machine(size, architecture, options.pop("pages"))
     encoded = encode(memory, compression="lzo", **options)
@@ -292,7 +294,7 @@ def test_differences_are_those_of_the_bytes(store: Store, tmp_path: Path) -> Non
     made = [put(store, one, tmp_path / "source") for one in encoded]
     plain = [put(store, one, tmp_path / "source", kind="file") for one in encoded]
     assert [one.chunks > 0 for one in (*made, *plain)] == [True, True, False, False]
-    wanted = list(diff.diff(*(store.open_image(one.id) for one in plain), SILENT))
+    wanted = list(diff.diff(store.open_image(plain[0].id), store.open_image(plain[1].id), SILENT))
     assert wanted
     for a, b in ((made, made), (made, plain), (plain, made)):
         assert list(diff.diff(store.open_image(a[0].id), store.open_image(b[1].id), SILENT)) == wanted
@@ -372,13 +374,12 @@ def test_a_flipped_bit_in_any_object(store: Store, tmp_path: Path) -> None:
         replace_content(path / name, content[:at] + bytes([content[at] ^ 1 << source.randrange(8)]) + content[at + 1 :])
         assert right_or_refused(path, version.id, device)
     ((pack, _size),) = all_packs(store.backend)
-    name = pack_name(pack)
-    content = (store.path / name).read_bytes()
+    content = (store.path / pack_name(pack)).read_bytes()
     table = store.reader.table(pack)
     for offset, stored in zip(table.offset.tolist(), table.stored.tolist(), strict=True):
         at = source.randrange(offset + HEADER.size, offset + stored)
         path = clone(store.path, tmp_path / "damaged")
-        replace_content(path / name, content[:at] + bytes([content[at] ^ 1 << source.randrange(8)]) + content[at + 1 :])
+        replace_content(path / pack_name(pack), content[:at] + bytes([content[at] ^ 1 << source.randrange(8)]) + content[at + 1 :])
         assert right_or_refused(path, version.id, device) > 0
 
 
@@ -452,7 +453,7 @@ def test_killed_at_every_step_of_a_put(tmp_path: Path, monkeypatch: pytest.Monke
 
     for step in range(1, 200):
         clone(tmp_path / "prepared", path)
-        code = wait(fork(lambda step=step: work(step)))
+        code = wait(fork(functools.partial(work, step)))
         found = read_store(path)
         assert found.pop(first.id) == wanted[first.id] and list(found.values()) in ([], [bytes(encoded.device)])
         with Store.open(path) as store:

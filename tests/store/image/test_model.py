@@ -180,6 +180,8 @@ class Machine(RuleBasedStateMachine):
 
 def test_the_store_is_as_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch, full=8 << 10)
-    slow = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-    repeatable = {"derandomize": True, "database": None}
-    run_state_machine_as_test(Machine, settings=settings(max_examples=30, stateful_step_count=30, **slow, **repeatable))
+    slow_and_repeatable = settings(
+        max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True,
+        database=None,
+    )  # fmt: skip
+    run_state_machine_as_test(Machine, settings=slow_and_repeatable)

@@ -149,11 +149,10 @@ def test_what_was_written_never_changes(tmp_path: Path, small: None) -> None:
 def test_replace_commits_the_new_one_before_the_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.create(tmp_path / "s", durability="none") as store:
         old = put(store, tmp_path, b"old")
-        seen = []
-        remove = Store._remove
-        monkeypatch.setattr(Store, "_remove", lambda self, ids, lock: (seen.append((list(ids), set(self.ids()))), remove(self, ids, lock)))
+        seen: list[dict[str, bytes]] = []
+        monkeypatch.setattr("fuse_store.store.fault_point", lambda step: seen.append(read_store(store.path)) if step == "remove" else None)
         new = put(store, tmp_path, b"new", replace=True)
-        assert seen == [([old], {old, new})]
+        assert seen == [{old: b"old", new: b"new"}], "both can be read before the old one is removed"
         assert store.ids() == [new]
 
 
@@ -259,9 +258,14 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
 
 def test_the_table_of_pages_stops_at_its_cap_and_nothing_is_wrong(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_table, "MAX_PAGES", 100)
-    tables = []
-    made = page_table.PageTable.__init__
-    monkeypatch.setattr(page_table.PageTable, "__init__", lambda self: (made(self), tables.append(self))[0])
+    tables: list[page_table.PageTable] = []
+    initialise = page_table.PageTable.__init__
+
+    def remembered(table: page_table.PageTable) -> None:
+        initialise(table)
+        tables.append(table)
+
+    monkeypatch.setattr(page_table.PageTable, "__init__", remembered)
     numbers = [*range(1, 300), *range(1, 300), 0, *range(250, 320)]
     with Store.create(tmp_path / "s", durability="none") as store:
         ids = [put(store, tmp_path, content(numbers)), put(store, tmp_path, content([3, *numbers]))]
@@ -325,9 +329,9 @@ def test_neither_content_nor_names_stand_in_the_files(tmp_path: Path, compressio
     source = tmp_path / "a-telling-name"
     source.mkdir()
     (source / "salaries-of-all").write_bytes(SECRET + np.random.default_rng(2).bytes(PAGE) + SECRET * 200)
-    names = {"machine": "webserver-of-acme", "application": "payroll-run", "event": "before-merger", "tags": {"owner-x": "alice-b"}}
+    label = Label("webserver-of-acme", "payroll-run", event="before-merger", tags={"owner-x": "alice-b"})
     with Store.create(tmp_path / "s", compression=compression, durability="none") as store:
-        made = store.put(str(source), Label(**names))
+        made = store.put(str(source), label)
         store.record([made.id], "verified", "by-the-auditor")
         for number in range(20):
             store.put(str(source), Label("webserver-of-acme", event=f"again-{number}"))
