@@ -52,20 +52,13 @@ options:
     type: str
     choices: [present, absent]
     default: present
+extends_documentation_fragment:
+  - nvm.fastboot.attributes
 attributes:
   check_mode:
-    description: Says what would change without changing it. A swap area that is missing is assumed to be made.
-    support: full
+    details: If the swap area does not exist, assumes that an earlier task would create it.
   diff_mode:
-    description: Shows the file before and after.
-    support: full
-  idempotent:
-    description: A second run changes nothing.
-    support: full
-  platform:
-    description: Where it works.
-    platforms: linux
-    support: full
+    details: Shows the file.
 notes:
   - Needs root on the machine. Neither takes the swap area in use nor out of it, see M(nvm.fastboot.nvm_swap).
   - On failure the returned C(code) is one of V(not_swap), V(device_unreadable), V(uuid_invalid),
@@ -112,25 +105,25 @@ line:
   type: str
   sample: UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4 swap swap defaults,nofail,pri=10 0 0
 code:
-  description: What the module refused, as a stable word.
+  description: Stable word for the error.
   returned: failure
   type: str
   sample: not_swap
 message:
-  description: The thing and the cause.
+  description: What failed and why.
   returned: failure
   type: str
-  sample: /dev/NVM_SWAP holds no swap area with a UUID, by which its line in fstab would name it.
+  sample: /dev/NVM_SWAP holds no swap area with a UUID.
 remedy:
-  description: What to do about it.
+  description: How to fix it.
   returned: failure
   type: str
-  sample: Make the swap area with nvm_swap first, or give the UUID with the option uuid.
+  sample: Create the swap area with nvm_swap, or set the option uuid.
 """
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_state
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import fstab
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import DEFAULT_DEVICE, DEFAULT_PRIORITY
 
@@ -147,11 +140,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    options = dict(module.params)
-    if options.pop("state") == "present":
-        carry_out(module, lambda transaction: fstab.present(transaction, **options))
-    else:
-        carry_out(module, lambda transaction: fstab.absent(transaction, options["device"], options["uuid"], options["path"]))
+    carry_out_state(module, fstab.present, fstab.absent, absent_options=("device", "uuid", "path"))
 
 
 if __name__ == "__main__":

@@ -26,20 +26,8 @@ options:
     type: int
     choices: [1, 2]
     default: 1
-attributes:
-  check_mode:
-    description: Does the same in check mode, for it changes nothing.
-    support: full
-  diff_mode:
-    description: There is never a difference.
-    support: none
-  idempotent:
-    description: It changes nothing.
-    support: full
-  platform:
-    description: Where it works.
-    platforms: linux
-    support: full
+extends_documentation_fragment:
+  - nvm.fastboot.attributes.info
 notes:
   - Looks into the initramfs of each installed kernel, which takes seconds, unless M(nvm.fastboot.boot_resume) found
     it complete and it has not changed since.
@@ -244,8 +232,7 @@ ready:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import answer
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.report import report
 
 
@@ -257,11 +244,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    try:
-        found = report(Host.of(module), module.params["device"], module.params["dram_multiple"])
-    except Refused as refused:
-        refuse(module, refused)
-    module.exit_json(changed=False, **found)
+    answer(module, lambda host: report(host, module.params["device"], module.params["dram_multiple"]))
 
 
 if __name__ == "__main__":

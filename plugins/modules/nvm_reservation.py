@@ -74,20 +74,11 @@ options:
     type: str
     choices: [present, absent]
     default: present
+extends_documentation_fragment:
+  - nvm.fastboot.attributes
 attributes:
-  check_mode:
-    description: Says what would change without changing it.
-    support: full
   diff_mode:
-    description: Shows the files, and namespaces, before and after.
-    support: full
-  idempotent:
-    description: A second run changes nothing.
-    support: full
-  platform:
-    description: Where it works.
-    platforms: linux
-    support: full
+    details: Shows files and namespaces.
 notes:
   - Needs root on the machine.
   - Sizes of namespaces are multiples of what the region asks for (16 MiB for one DIMM), ranges of C(memmap=) of 128
@@ -202,20 +193,20 @@ explanation:
   type: str
   sample: 16.0 GiB were asked for (1 x 16.0 GiB of ordinary memory). namespace0.0 takes all of region0, 32.0 GiB.
 code:
-  description: What was refused, as a word for programs, such as V(nvm_too_small), V(volatile) or V(image_pending).
+  description: Stable word for the error.
   returned: failure
   type: str
-  sample: nvm_too_small
+  sample: volatile
 message:
-  description: What was refused and why.
+  description: What failed and why.
   returned: failure
   type: str
   sample: memmap= makes NVM of ordinary memory, which loses its contents at power-off.
 remedy:
-  description: What helps.
+  description: How to fix it.
   returned: failure
   type: str
-  sample: Say volatile_ok true to accept that.
+  sample: Set volatile_ok=true to accept that.
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -62,20 +62,13 @@ options:
     type: str
     choices: [present, absent]
     default: present
+extends_documentation_fragment:
+  - nvm.fastboot.attributes
 attributes:
   check_mode:
-    description: Says what would change without changing it. A device that does not exist yet is assumed to be made.
-    support: full
+    details: If the device does not exist, assumes that an earlier task would create it.
   diff_mode:
-    description: Shows type, UUID, label, size and use before and after.
-    support: full
-  idempotent:
-    description: A second run changes nothing.
-    support: full
-  platform:
-    description: Where it works.
-    platforms: linux
-    support: full
+    details: Shows type, UUID, label, size and priority of the swap area.
 notes:
   - Needs root on the machine, and C(mkswap), C(swaplabel), C(blkid), C(wipefs), C(swapon) and C(swapoff) of
     util-linux. None of them is called when nothing has to change.
@@ -157,25 +150,25 @@ signature:
   type: str
   sample: swap
 code:
-  description: What the module refused, as a stable word.
+  description: Stable word for the error.
   returned: failure
   type: str
   sample: image_pending
 message:
-  description: The device and the cause.
+  description: What failed and why.
   returned: failure
   type: str
-  sample: /dev/NVM_SWAP (/dev/pmem0) holds a hibernation image that nobody has resumed.
+  sample: /dev/NVM_SWAP (/dev/pmem0) holds a hibernation image that was not resumed.
 remedy:
-  description: What to do about it.
+  description: How to fix it.
   returned: failure
   type: str
-  sample: Copy the image off the device if it is wanted.
+  sample: Copy the image off the device to keep it. Set force=true to give it up.
 """
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_state
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import make
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import (
     DEFAULT_DEVICE,
@@ -197,11 +190,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    options = dict(module.params)
-    if options.pop("state") == "present":
-        carry_out(module, lambda transaction: make.present(transaction, **options))
-    else:
-        carry_out(module, lambda transaction: make.absent(transaction, options["device"], options["uuid"], options["force"]))
+    carry_out_state(module, make.present, make.absent, absent_options=("device", "uuid", "force"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a module ends: with what it did, or with an error that has a code, a message and a remedy.
+"""How a module ends: with a result, or with an error that has a code, a message and a remedy.
 
-Used by every module of the collection; the modules themselves hold documentation and an argument spec.
+Every main() calls exactly one of carry_out(), carry_out_state() and answer(). None of them returns.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Hos
 
 
 def carry_out(module, change):
-    """Call C(change(transaction)) on the machine and leave the module with the dict it returns.
+    """End C(module) with the dict that C(change(transaction)) returns; its C(warnings) become the module's.
 
-    Its C(warnings) become the module's. Where it raises, every file is put back, and the module fails.
+    If C(change) raises Refused or OSError, every file is restored and the module fails (C(not_writable) for OSError).
     """
     try:
         with Transaction(Host.of(module), module.check_mode) as transaction:
@@ -22,14 +22,45 @@ def carry_out(module, change):
     except OSError as error:
         refuse(module, Refused(
             "not_writable",
-            "%s: %s. What had changed was put back." % (error.filename or "A file", error.strerror),
+            "%s: %s. All changes were undone." % (error.filename or "A file", error.strerror),
             "Run as root, with /boot and /etc mounted writable and not full.",
         ))
-    for warning in result.pop("warnings", ()):
-        module.warn(warning)
-    module.exit_json(changed=transaction.changed, diff=transaction.diff, **result)
+    _exit(module, dict(result, changed=transaction.changed, diff=transaction.diff))
+
+
+def carry_out_state(module, present, absent, absent_options):
+    """carry_out() for a module whose option C(state) is "present" or "absent".
+
+    Calls C(present(transaction, **options)) with all other options, or C(absent(transaction, **options)) with those
+    named in C(absent_options).
+    """
+    options = {name: value for name, value in module.params.items() if name != "state"}
+    if module.params["state"] == "present":
+        carry_out(module, lambda transaction: present(transaction, **options))
+    else:
+        chosen = {name: options[name] for name in absent_options}
+        carry_out(module, lambda transaction: absent(transaction, **chosen))
+
+
+def answer(module, call):
+    """End C(module) with the dict that C(call(host)) returns, for a module that only reads or does its own undoing.
+
+    C(warnings) in the dict become the module's; C(changed) is false unless the dict says otherwise. If C(call) raises
+    Refused, the module fails.
+    """
+    try:
+        result = call(Host.of(module))
+    except Refused as refused:
+        refuse(module, refused)
+    _exit(module, dict({"changed": False}, **result))
 
 
 def refuse(module, refused):
-    """Leave the module with an error."""
+    """Fail C(module) with the code, message and remedy of C(refused)."""
     module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
+
+
+def _exit(module, result):
+    for warning in result.pop("warnings", ()):
+        module.warn(warning)
+    module.exit_json(**result)
