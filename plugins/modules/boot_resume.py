@@ -178,7 +178,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import resume
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import DEFAULT_DEVICE
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import DEFAULT_DEVICE
 
 
 def main():

@@ -125,7 +125,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_state
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import fstab
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import DEFAULT_DEVICE, DEFAULT_PRIORITY
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import DEFAULT_DEVICE, DEFAULT_PRIORITY
 
 
 def main():

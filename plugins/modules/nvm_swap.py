@@ -169,8 +169,8 @@ remedy:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_state
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import make
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import (
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import area
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import (
     DEFAULT_DEVICE,
     DEFAULT_LABEL,
     DEFAULT_PRIORITY,
@@ -190,7 +190,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    carry_out_state(module, make.present, make.absent, absent_options=("device", "uuid", "force"))
+    carry_out_state(module, area.present, area.absent, absent_options=("device", "uuid", "force"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import initramfs as initramfs_tools
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modules import name_of
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, Transaction
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers, identity
 
 PURPOSE = "resume"
 # What else may stand in the settings and would lead the kernel elsewhere (kernel/power/hibernate.c, setup functions)
@@ -38,7 +38,7 @@ BY_PATH = (
 ASSUMED_DRIVERS = ("libnvdimm", "nd_pmem")  # in check mode, of a reservation that does not exist yet
 
 
-def present(tx, device=areas.DEFAULT_DEVICE, uuid=None, compression=None, force=False):
+def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, force=False):
     """Have the machine resume from C(device) at every boot of every installed kernel. Returns the module's result.
 
     C(compression) is one of COMPRESSIONS, or None for the kernel's own choice. Refused as the module documents.
@@ -83,11 +83,11 @@ def present(tx, device=areas.DEFAULT_DEVICE, uuid=None, compression=None, force=
     }
 
 
-def absent(tx, device=areas.DEFAULT_DEVICE, force=False):
+def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
     """Take all of it back: C(resume=) first, then what the initramfs holds. Returns the module's result."""
     host = tx.host
     try:
-        found = areas.header(host, device)
+        found = headers.read_header(host, device)
     except Refused:
         found = None  # a device that is gone or unreadable is no reason to keep naming it
     bootloader = _known(bootloaders.detect, host)
@@ -122,7 +122,7 @@ def drivers_for(host, device):
     (C(driver/module)), and below device mapper and RAID what they stand on. What is built into the kernel is left out.
     """
     found = []
-    waiting = [areas.block_device(host, device).name]
+    waiting = [devices.block_device(host, device).name]
     seen = set()
     while waiting:
         name = waiting.pop()
@@ -151,14 +151,14 @@ def drivers_for(host, device):
 def _header(tx, device):
     """The swap header on C(device). In check mode None where there is no device yet."""
     try:
-        found = areas.header(tx.host, device)
+        found = headers.read_header(tx.host, device)
     except Refused as refused:
         if refused.code == "device_missing" and tx.check_mode:
             return None
         raise
     if found is not None and found.type in ("swap", "swsuspend"):
         return found
-    if tx.check_mode and areas.contents(tx.host, device) is None:
+    if tx.check_mode and headers.contents(tx.host, device) is None:
         return None
     raise Refused(
         "not_swap",
@@ -168,9 +168,9 @@ def _header(tx, device):
 
 
 def _uuid(tx, device, uuid, found):
-    given = areas.chosen_uuid(tx.host, device, uuid) if uuid is not None else None
+    given = identity.chosen_uuid(tx.host, device, uuid) if uuid is not None else None
     if found is None:
-        return given or areas.swap_uuid(tx.host, os.path.basename(device))
+        return given or identity.swap_uuid(tx.host, os.path.basename(device))
     if not found.uuid:
         raise Refused(
             "uuid_missing",
@@ -197,7 +197,7 @@ def _guard(tx, device, found, force, change):
             "image_pending",
             "%s holds a hibernation image that nobody has resumed; what boots the machine is left alone until then."
             % device,
-            areas.IMAGE_REMEDY,
+            headers.IMAGE_REMEDY,
         )
 
 

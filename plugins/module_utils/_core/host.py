@@ -82,6 +82,10 @@ class Host:
                 return candidate
         return None
 
+    def tool(self, command):
+        """C(command) with its directory, which is not always on PATH, or unchanged where it is not found."""
+        return self.which(command) or command
+
     # files -----------------------------------------------------------------------------------------------------------
 
     def path(self, path):

@@ -19,7 +19,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Ref
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.survey import UNSET, Survey
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers
 
 SWAP_SHARE = 0.98  # systemd, src/shared/hibernate-util.c: HIBERNATION_SWAP_THRESHOLD
 PAGES_FOR_IO = 4 << 20  # kernel/power/power.h: PAGES_FOR_IO, in bytes
@@ -324,7 +324,7 @@ def _image_pending(survey):
     return _blocker(
         "image_pending",
         "%s holds a hibernation image that was not resumed." % survey.device,
-        areas.IMAGE_REMEDY,
+        headers.IMAGE_REMEDY,
     )
 
 

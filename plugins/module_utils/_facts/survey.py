@@ -18,7 +18,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core import sizing
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import inhibitors
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 UNSET = "0:0"  # /sys/power/resume before anybody named a device (kernel/power/hibernate.c, resume_show)
@@ -51,16 +51,16 @@ class Survey:
 
     @cached_property
     def block(self):
-        """The areas.Block of the device, or None where there is no such device."""
+        """The devices.Block of the device, or None where there is no such device."""
         try:
-            return areas.block_device(self.host, self.device)
+            return devices.block_device(self.host, self.device)
         except Refused:
             return None
 
     @cached_property
     def header(self):
-        """The areas.Signature of the device's swap or suspend header, or None where it has none."""
-        return areas.header(self.host, self.device) if self.block else None
+        """The headers.Signature of the device's swap or suspend header, or None where it has none."""
+        return headers.read_header(self.host, self.device) if self.block else None
 
     @cached_property
     def image_pending(self):
@@ -97,13 +97,13 @@ class Survey:
 
     @cached_property
     def swaps(self):
-        """Every active swap area (areas.ActiveSwap)."""
-        return areas.active_swaps(self.host)
+        """Every active swap area (devices.ActiveSwap)."""
+        return devices.active_swaps(self.host)
 
     @cached_property
     def swap(self):
-        """The areas.ActiveSwap on the device, or None."""
-        return areas.active_swap(self.host, self.block) if self.block else None
+        """The devices.ActiveSwap on the device, or None."""
+        return devices.active_swap(self.host, self.block) if self.block else None
 
     # memory ----------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Ref
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import udev
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers, identity
 
 TAGS = {"UUID": "uuid", "LABEL": "label", "PARTUUID": "partuuid", "PARTLABEL": "partlabel"}
 
@@ -158,14 +158,14 @@ class Case:
 
 def refuse_in_use(host, path):
     """Refused C(device_in_use) where C(path) is swap in use, mounted or held. Force never helps."""
-    block = areas.block_device(host, path)
-    if areas.active_swap(host, block):
+    block = devices.block_device(host, path)
+    if devices.active_swap(host, block):
         raise Refused(
             "device_in_use",
             "%s is in use as swap." % path,
             "Take it out of use first: nvm_swap with state: absent, or swapoff %s." % path,
         )
-    users = areas.users(host, block)
+    users = devices.users(host, block)
     if users:
         raise Refused(
             "device_in_use",
@@ -176,11 +176,11 @@ def refuse_in_use(host, path):
 
 def refuse_image(host, path, force):
     """Refused C(image_pending) where C(path) holds a hibernation image, unless forced."""
-    if not force and areas.pending_image(host, path):
+    if not force and headers.pending_image(host, path):
         raise Refused(
             "image_pending",
             "%s holds a hibernation image that nobody has resumed." % path,
-            areas.IMAGE_REMEDY,
+            headers.IMAGE_REMEDY,
         )
 
 
@@ -193,10 +193,10 @@ def refuse_contents(host, path, force, own_label=None):
     if force:
         return
     refuse_image(host, path, force)
-    header = areas.header(host, path)
+    header = headers.read_header(host, path)
     if header is not None and own_label in (True, header.label):
         return
-    found = header.type if header else areas.contents(host, path)
+    found = header.type if header else headers.contents(host, path)
     if found:
         raise Refused(
             "holds_filesystem",
@@ -211,8 +211,8 @@ def vet(host, path, name, force):
     A swap area labelled with our name is ours, in use or not: only our rule is missing. One that nobody uses may be
     taken over; making it ours changes nothing on it.
     """
-    header = areas.header(host, path)
-    if header is not None and header.label and header.label == name[: areas.LABEL_BYTES]:
+    header = headers.read_header(host, path)
+    if header is not None and header.label and header.label == name[: identity.LABEL_BYTES]:
         return
     refuse_in_use(host, path)
     refuse_contents(host, path, force, own_label=True)
@@ -225,7 +225,7 @@ def refuse_any_image(host, path=None):
     """
     for candidate in [path] + _resume_devices(host):
         try:
-            pending = candidate is not None and areas.pending_image(host, candidate)
+            pending = candidate is not None and headers.pending_image(host, candidate)
         except Refused:
             continue
         if pending:
@@ -233,7 +233,7 @@ def refuse_any_image(host, path=None):
                 "image_pending",
                 "%s holds a hibernation image that nobody has resumed; another memory map would make it useless."
                 % candidate,
-                areas.IMAGE_REMEDY,
+                headers.IMAGE_REMEDY,
             )
 
 

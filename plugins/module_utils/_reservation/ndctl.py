@@ -12,7 +12,6 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Ref
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size, round_down, round_up
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import context, udev
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas
 
 RECORD = {"method": "ndctl"}
 USABLE = ("raw", "sector")  # fsdax keeps struct pages on the NVM, devdax has no block device
@@ -118,7 +117,7 @@ def _create(case, region):
             "See ndctl list --namespaces --idle and the kernel log.",
         )
     # What stands in free room is nobody's, but a signature in it would look like something of value.
-    case.host.run([areas.tool(case.host, "wipefs"), "--all", own[1].path])
+    case.host.run([case.host.tool("wipefs"), "--all", own[1].path])
     return _link(case, *own)
 
 

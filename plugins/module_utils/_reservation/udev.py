@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass, field
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas
 
 # After 60-persistent-storage.rules, with which it shares the events and nothing else.
 PATH = "/etc/udev/rules.d/61-nvm-fastboot-%s.rules"
@@ -141,7 +140,7 @@ def _write(tx, name, text, blockdev):
 
 
 def _reload(host, blockdev):
-    udevadm = areas.tool(host, "udevadm")
+    udevadm = host.tool("udevadm")
     host.run([udevadm, "control", "--reload"])
     if blockdev and host.exists("/sys/class/block/%s" % blockdev):
         host.run([udevadm, "trigger", "--action=change", "--settle", "/sys/class/block/%s" % blockdev])

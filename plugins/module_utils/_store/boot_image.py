@@ -15,7 +15,7 @@ import tempfile
 import time
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, Result, shown
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import active_swaps
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import active_swaps
 
 NOT_FOUND, REFUSED = 3, 5  # exit codes of fuse-store
 _POLL = 0.05  # seconds

@@ -15,13 +15,13 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, shown
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.areas import (
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import unescape
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import read_header
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import (
     DEFAULT_PRIORITY,
     check_priority,
     chosen_uuid,
-    header,
     swap_uuid,
-    unescape,
 )
 
 DEFAULT_PATH = "/etc/fstab"
@@ -176,7 +176,7 @@ def absent(tx, device, uuid=None, path=DEFAULT_PATH):
 def _header(host, device):
     """The header on C(device), or None where the device or a swap header is missing."""
     try:
-        return header(host, device)
+        return read_header(host, device)
     except Refused as refused:
         if refused.code == "device_missing":
             return None

@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reserve, udev
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.nvm_tree import (
     DRAM,
     FIRMWARE_1G,
@@ -214,7 +214,7 @@ class Machine:
 
 @pytest.fixture(autouse=True)
 def pages_of_4k(monkeypatch):
-    monkeypatch.setattr(areas, "page_size", lambda: 4096)
+    monkeypatch.setattr(headers, "page_size", lambda: 4096)
     monkeypatch.setattr(os, "sysconf", lambda name: 4096)
 
 

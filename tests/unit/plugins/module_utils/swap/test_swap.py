@@ -14,7 +14,7 @@ import uuid
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import areas, make
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import area, devices, headers, identity
 
 PAGE = 4096
 SIZE = 1 << 20
@@ -46,8 +46,8 @@ def header(identity=OURS, label="NVM_SWAP", page=PAGE, size=SIZE, magic=b"SWAPSP
 
 @pytest.fixture(autouse=True)
 def pages_of_4k(monkeypatch):
-    monkeypatch.setattr(areas, "page_size", lambda: PAGE)
-    monkeypatch.setattr(make, "page_size", lambda: PAGE)
+    monkeypatch.setattr(headers, "page_size", lambda: PAGE)
+    monkeypatch.setattr(area, "page_size", lambda: PAGE)
 
 
 class Machine:
@@ -99,12 +99,12 @@ class Machine:
 
     def present(self, check=False, **options):
         with Transaction(self.host, check) as transaction:
-            result = make.present(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
+            result = area.present(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
         return transaction, result
 
     def absent(self, check=False, **options):
         with Transaction(self.host, check) as transaction:
-            result = make.absent(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
+            result = area.absent(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
         return transaction, result
 
     def refused(self, verb="present", **options):
@@ -126,50 +126,50 @@ def machine(host, plant, transcript):
 
 @pytest.mark.parametrize("page", [4096, 16384, 65536])
 def test_a_swap_header_is_read_for_every_page_size(page):
-    found = areas.parse_any(header(page=page))
+    found = headers.parse_any(header(page=page))
     assert (found.type, found.uuid, found.label, found.page_size) == ("swap", OURS, "NVM_SWAP", page)
     assert (found.version, found.last_page, found.size) == (1, SIZE // page - 1, SIZE - page)
 
 
 @pytest.mark.parametrize("page", [4096, 16384, 65536])
-@pytest.mark.parametrize("magic", list(areas.SUSPEND))
+@pytest.mark.parametrize("magic", list(headers.SUSPEND))
 def test_every_suspend_signature_is_one(page, magic):
-    found = areas.parse_any(header(page=page, magic=magic))
-    assert (found.type, found.uuid, found.format) == ("swsuspend", OURS, areas.SUSPEND[magic])
+    found = headers.parse_any(header(page=page, magic=magic))
+    assert (found.type, found.uuid, found.format) == ("swsuspend", OURS, headers.SUSPEND[magic])
 
 
 def test_the_kernels_own_image_header():
-    found = areas.parse_any(header(magic=b"S1SUSPEND"))
+    found = headers.parse_any(header(magic=b"S1SUSPEND"))
     assert (found.image, found.flags, found.orig) == (16384, 4, b"SWAPSPACE2")
 
 
 @pytest.mark.parametrize("content", [b"", b"SWAPSPACE2", bytes(4095), bytes(65536), header()[:-1], os.urandom(3000)])
 def test_nothing_is_found_in_what_is_no_header(content):
-    assert areas.parse_any(content) is None
+    assert headers.parse_any(content) is None
 
 
 def test_a_label_without_end_or_encoding_does_no_harm():
     content = bytearray(header())
     content[1052:1068] = b"\xff" * 16
-    assert areas.parse_any(bytes(content)).label == "\\xff" * 16
+    assert headers.parse_any(bytes(content)).label == "\\xff" * 16
 
 
 def test_only_the_start_of_the_device_is_read(machine):
     machine.write(bytes(65536) + header())
-    assert areas.header(machine.host, "/dev/NVM_SWAP") is None
+    assert headers.read_header(machine.host, "/dev/NVM_SWAP") is None
 
 
 def test_a_header_of_a_missing_device(machine):
     with pytest.raises(Refused) as caught:
-        areas.header(machine.host, "/dev/pmem7")
+        headers.read_header(machine.host, "/dev/pmem7")
     assert caught.value.code == "device_missing"
 
 
 def test_pending_image(machine):
     machine.write(header())
-    assert not areas.pending_image(machine.host, "/dev/NVM_SWAP")
+    assert not headers.pending_image(machine.host, "/dev/NVM_SWAP")
     machine.write(header(magic=b"S1SUSPEND"))
-    assert areas.pending_image(machine.host, "/dev/NVM_SWAP")
+    assert headers.pending_image(machine.host, "/dev/NVM_SWAP")
     assert machine.transcript.calls == []
 
 
@@ -177,21 +177,21 @@ def test_pending_image(machine):
     ("out", "rc", "kind"),
     [(EXT4, 0, "ext4"), (GPT, 0, "partition table (gpt)"), ("", 2, None), ("", 8, "several signatures")],
 )
-def test_probe_asks_blkid_where_there_is_no_header(machine, out, rc, kind):
+def test_blkid_identifies_other_contents(machine, out, rc, kind):
     machine.transcript.record("blkid -p -o export /dev/NVM_SWAP", out=out, rc=rc)
-    assert areas.probe(machine.host, "/dev/NVM_SWAP") == areas.Signature(type=kind)
+    assert headers.contents(machine.host, "/dev/NVM_SWAP") == kind
 
 
 # identity, devices
 
 
 def test_the_derived_uuid_is_lasting_and_of_version_8(machine):
-    found = areas.swap_uuid(machine.host, "NVM_SWAP")
-    assert found == areas.swap_uuid(machine.host, "NVM_SWAP") == "125d6841-693e-8d5c-94ee-543373e18bd8"
+    found = identity.swap_uuid(machine.host, "NVM_SWAP")
+    assert found == identity.swap_uuid(machine.host, "NVM_SWAP") == "125d6841-693e-8d5c-94ee-543373e18bd8"
     assert (uuid.UUID(found).version, uuid.UUID(found).variant) == (8, uuid.RFC_4122)
-    assert found != areas.swap_uuid(machine.host, "NVM_SLOT")
+    assert found != identity.swap_uuid(machine.host, "NVM_SLOT")
     machine.plant({"/etc/machine-id": MACHINE[::-1] + "\n"})
-    assert found != areas.swap_uuid(machine.host, "NVM_SWAP")
+    assert found != identity.swap_uuid(machine.host, "NVM_SWAP")
 
 
 @pytest.mark.parametrize("content", ["", "uninitialized\n", "00"])
@@ -206,7 +206,7 @@ def test_what_is_no_uuid_is_refused(machine, given):
 
 
 def test_uuids_are_written_one_way(machine):
-    assert areas.chosen_uuid(machine.host, "/dev/x", OURS.upper()) == OURS
+    assert identity.chosen_uuid(machine.host, "/dev/x", OURS.upper()) == OURS
 
 
 def test_active_swaps(machine):
@@ -217,10 +217,10 @@ def test_active_swaps(machine):
             + "/dev/pmem0\\040(deleted)                  partition\t2097148\t\t0\t\t10\n"
         }
     )
-    file, nvm = areas.active_swaps(machine.host)
-    assert file == areas.ActiveSwap("/swap file", "file", 1048572 * 1024, 5120 * 1024, -2)
-    block = areas.block_device(machine.host, "/dev/NVM_SWAP")
-    assert areas.active_swap(machine.host, block) == nvm
+    file, nvm = devices.active_swaps(machine.host)
+    assert file == devices.ActiveSwap("/swap file", "file", 1048572 * 1024, 5120 * 1024, -2)
+    block = devices.block_device(machine.host, "/dev/NVM_SWAP")
+    assert devices.active_swap(machine.host, block) == nvm
 
 
 # present: what is right stays
@@ -368,7 +368,7 @@ def test_swapon_is_read_back(machine):
 
 
 @pytest.mark.parametrize("page", [4096, 16384, 65536])
-@pytest.mark.parametrize("magic", list(areas.SUSPEND))
+@pytest.mark.parametrize("magic", list(headers.SUSPEND))
 def test_a_pending_image_is_never_touched(machine, magic, page):
     machine.write(header(magic=magic, page=page))
     for options in ({}, {"active": False}, {"uuid": OTHER}, {"check": True}):
@@ -382,7 +382,7 @@ def test_force_gives_up_a_pending_image(machine):
     machine.answers("wipefs --all /dev/pmem0", MKSWAP_FORCED)
     _transaction, result = machine.present(active=False, force=True)
     assert result["signature"] == "swsuspend"
-    assert not areas.pending_image(machine.host, "/dev/pmem0")
+    assert not headers.pending_image(machine.host, "/dev/pmem0")
 
 
 def test_an_image_that_appears_in_between_is_not_switched_on(machine):
@@ -483,8 +483,8 @@ def test_a_device_claimed_by_the_kernel_is_refused(machine, monkeypatch):
 
 
 def test_a_header_that_changed_since_is_noticed(machine, monkeypatch):
-    read = make.header
-    monkeypatch.setattr(make, "header", lambda *given: (read(*given), machine.write(header(OTHER)))[0])
+    read = area.read_header
+    monkeypatch.setattr(area, "read_header", lambda *given: (read(*given), machine.write(header(OTHER)))[0])
     with pytest.raises(Refused) as caught:
         machine.present()
     assert caught.value.code == "device_changed"
@@ -542,7 +542,7 @@ def test_absent_leaves_what_is_not_ours(machine):
 def test_absent_with_force(machine):
     machine.write(header(OTHER, magic=b"S1SUSPEND", page=16384))
     assert machine.absent(force=True)[0].changed
-    assert areas.header(machine.host, "/dev/pmem0") is None
+    assert headers.read_header(machine.host, "/dev/pmem0") is None
 
 
 def test_absent_leaves_a_device_in_use(machine):
@@ -573,18 +573,19 @@ def test_the_real_tools_agree(machine, monkeypatch):
         return done.returncode, done.stdout, done.stderr
 
     machine.host = Host(run, root=machine.host.root)
-    for module in (areas, make):
+    for module in (headers, area):
         monkeypatch.setattr(module, "page_size", lambda: os.sysconf("SC_PAGE_SIZE"))
     transaction, result = machine.present(active=False)
     assert transaction.changed and result["signature"] is None
     assert not machine.present(active=False)[0].changed
     machine.present(active=False, uuid=OTHER, label="")
-    found = areas.header(machine.host, "/dev/NVM_SWAP")
+    found = headers.read_header(machine.host, "/dev/NVM_SWAP")
     assert (found.uuid, found.label, found.size) == (OTHER, "", result["size"])
-    assert areas.contents(machine.host, "/dev/pmem0") == "swap"
+    assert headers.contents(machine.host, "/dev/pmem0") == "swap"
     machine.absent(uuid=OTHER)
-    assert areas.probe(machine.host, "/dev/pmem0").type is None
+    assert headers.read_header(machine.host, "/dev/pmem0") is None
+    assert headers.contents(machine.host, "/dev/pmem0") is None
     machine.write(header(magic=b"S1SUSPEND"))
-    assert areas.contents(machine.host, "/dev/pmem0") == "swsuspend"
+    assert headers.contents(machine.host, "/dev/pmem0") == "swsuspend"
     assert machine.present(active=False, force=True)[1]["signature"] == "swsuspend"
     assert not machine.present(active=False)[0].changed
