@@ -1,10 +1,9 @@
-# -*- coding: utf-8 -*-
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a module may do to the machine it runs on: run commands, read files, replace files.
+"""Access to the machine that a module runs on: commands, reading files, replacing files atomically, undoing changes.
 
-Used by every module and backend of the collection; nothing else touches the machine. A C(Host) can stand on another
-root directory, so that unit tests run the same code over a recorded C(/sys), C(/proc) and C(/etc). One module run is
-one thread: nothing here is shared.
+All other code of the collection accesses the machine through a C(Host). Its root can be another directory, so that unit
+tests run the same code on a recorded C(/sys), C(/proc) and C(/etc). A module run has one thread, and nothing here is
+shared.
 """
 from __future__ import annotations
 
@@ -20,10 +19,7 @@ FITHAW = 0xC0045878  # _IOWR('X', 120, int)
 
 
 class Refused(Exception):
-    """A thing that must not or cannot be done: what (code), why (message) and what helps (remedy).
-
-    C(code) is a stable word for programs, C(message) names the thing and the cause, C(remedy) says what to do.
-    """
+    """An error of a module: C(code) is a stable word, C(message) names the object and the cause, C(remedy) the fix."""
 
     def __init__(self, code, message, remedy):
         super().__init__(message)
@@ -32,7 +28,7 @@ class Refused(Exception):
         self.remedy = remedy
 
     def as_dict(self):
-        """The form in which modules return it: C({code, message, remedy})."""
+        """The dict that modules return: C({code, message, remedy})."""
         return {"code": self.code, "message": self.message, "remedy": self.remedy}
 
 
@@ -46,10 +42,10 @@ class Result:
 
 
 class Host:
-    """The machine, as commands and files below C(root)."""
+    """The machine: commands, and files below C(root)."""
 
     def __init__(self, run, move=os.replace, root="/"):
-        """C(run(argv, data)) returns (rc, out, err); C(move(source, target)) replaces a file keeping its attributes."""
+        """C(run(argv, data)) returns (rc, out, err); C(move(source, target)) replaces a file and keeps its attributes."""
         self._run = run
         self._move = move
         self.root = root
@@ -69,13 +65,13 @@ class Host:
         if ok is not None and rc not in ok:
             raise Refused(
                 "command_failed",
-                "%s exited with %d: %s" % (" ".join(argv), rc, (err or out).strip() or "it printed nothing"),
-                "Run it by hand on the machine; what it prints says what it lacks.",
+                "%s exited with status %d: %s" % (" ".join(argv), rc, (err or out).strip() or "no output"),
+                "Run the command by hand on the machine to find the cause.",
             )
         return Result(rc, out, err)
 
     def which(self, command):
-        """The path of C(command), or None. C(/sbin) and C(/usr/sbin) are looked in, on PATH or not."""
+        """The path of C(command), or None. Searches C(/sbin) and C(/usr/sbin) as well, whatever PATH is."""
         for directory in ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"):
             candidate = os.path.join(directory, command)
             if os.access(self.path(candidate), os.X_OK):
@@ -89,14 +85,14 @@ class Host:
     # files -----------------------------------------------------------------------------------------------------------
 
     def path(self, path):
-        """Where C(path) is below the root."""
+        """The real path of C(path), which is below the root."""
         return path if self.root == "/" else os.path.join(self.root, path.lstrip("/"))
 
     def exists(self, path):
         return os.path.lexists(self.path(path))
 
     def real(self, path):
-        """C(path) with its symbolic links resolved, in the host's own terms."""
+        """C(path) with its symbolic links resolved, relative to the root."""
         real = os.path.realpath(self.path(path))
         if self.root == "/":
             return real
@@ -104,7 +100,7 @@ class Host:
         return real[len(root):] if real.startswith(root + os.sep) else real
 
     def read_bytes(self, path, default=None, size=-1):
-        """The content of C(path) (at most C(size) bytes of it), or C(default) where it cannot be read."""
+        """The content of C(path) (at most C(size) bytes), or C(default) if it cannot be read."""
         try:
             with open(self.path(path), "rb") as file:
                 return file.read(size)
@@ -117,19 +113,19 @@ class Host:
         return default if content is None else content.decode("utf-8", "surrogateescape")
 
     def attribute(self, path, default=None):
-        """The text of a one-line file such as a sysfs attribute, without white space around it."""
+        """The text of a one-line file such as a sysfs attribute, stripped."""
         text = self.read(path)
         return default if text is None else text.strip()
 
     def glob(self, pattern):
-        """The paths that match, sorted, in the host's own terms."""
+        """The matching paths, sorted, relative to the root."""
         prefix = "" if self.root == "/" else self.root.rstrip("/")
-        return sorted(found[len(prefix):] for found in glob.glob(self.path(pattern)))
+        return sorted(path[len(prefix):] for path in glob.glob(self.path(pattern)))
 
     def replace(self, path, content, mode=0o644):
-        """Make C(path) hold C(content) (text or bytes): whole or not at all, and durable when this returns.
+        """Write C(content) (text or bytes) to C(path) atomically; synced when this returns.
 
-        Owner, mode and SELinux context of a file that was there are kept; a symbolic link stays one.
+        An existing file keeps its owner, mode and SELinux context; through a symbolic link, the target is replaced.
         """
         target = os.path.realpath(self.path(path))
         directory = os.path.dirname(target)
@@ -154,12 +150,12 @@ class Host:
         _sync_directory(directory)
 
     def rename(self, source, target):
-        """C(source) takes the place of C(target), durably. Both stand in one directory."""
+        """Rename C(source) to C(target), in the same directory, and sync the directory."""
         os.rename(self.path(source), self.path(target))
         _sync_directory(os.path.dirname(self.path(target)))
 
     def link(self, source, target):
-        """A second name for a file. Returns False where the filesystem has no hard links and copies it instead."""
+        """Hard-link C(source) to C(target). Returns False if the filesystem has no hard links and the file was copied."""
         if self.exists(target):
             os.unlink(self.path(target))
         try:
@@ -170,7 +166,7 @@ class Host:
             return False
 
     def remove(self, path):
-        """Remove a file, durably. Returns whether it was there."""
+        """Remove a file and sync the directory. Returns whether the file existed."""
         try:
             os.unlink(self.path(path))
         except FileNotFoundError:
@@ -179,11 +175,11 @@ class Host:
         return True
 
     def flush_filesystem(self, path):
-        """Bring everything of the filesystem that holds C(path) to its place on the disk, journal included.
+        """Write back the filesystem that holds C(path), journal included.
 
-        A bootloader reads the filesystem without replaying its journal, and neither hibernation nor a power cut writes
-        the journal back: without this it would read the files of before. Freezing and thawing does it (ext4, XFS,
-        btrfs); a filesystem that cannot be frozen (vfat) is synced, and has no journal.
+        A bootloader reads the filesystem without replaying its journal, and neither hibernation nor a power failure
+        writes the journal back: without this, it would read the old files. Freezing and thawing writes it back (ext4,
+        XFS, btrfs); a filesystem that cannot be frozen (vfat) is synced, and has no journal.
         """
         handle = os.open(self.path(path), os.O_RDONLY)
         try:
@@ -199,10 +195,10 @@ class Host:
 
 
 class Transaction:
-    """Changes to files that take effect together: put back as they were if a later step fails.
+    """A group of changes that are undone together if a later step fails.
 
-    As a context manager it rolls back when the block raises. In check mode nothing is written; C(changed) and C(diff)
-    say what would be.
+    As a context manager, rolls back if the block raises. In check mode nothing is written; C(changed) and C(diff) then
+    describe what would change.
     """
 
     def __init__(self, host, check_mode=False):
@@ -223,12 +219,12 @@ class Transaction:
             self.rollback()
         return False
 
-    def note(self, what, before, after):
-        """Record a change (to a namespace, a swap area; C(write) does it for files), for the diff alone."""
-        self.diff.append({"before_header": what, "after_header": what, "before": before, "after": after})
+    def note(self, header, before, after):
+        """Add a change that is not to a file (to a namespace, a swap area) to the diff. Changes nothing."""
+        self.diff.append({"before_header": header, "after_header": header, "before": before, "after": after})
 
     def write(self, path, content, mode=0o644):
-        """Make C(path) hold C(content), or be absent where C(content) is None. Returns whether that is a change."""
+        """Write C(content) to C(path), or remove C(path) if C(content) is None. Returns whether that is a change."""
         before = self.host.read(path)
         if before == content:
             return False
@@ -240,7 +236,7 @@ class Transaction:
         return True
 
     def on_failure(self, undo):
-        """Call C(undo()) if the transaction fails from here on; the last registered is called first."""
+        """Call C(undo()) if the transaction fails later. The last registered is called first."""
         self._undo.append(undo)
 
     def rollback(self):
@@ -248,7 +244,7 @@ class Transaction:
             self._undo.pop()()
 
     def _restore(self, path, before, mode):
-        """Put back what was written; a write that failed would fail again, and hide why."""
+        """Restore C(before), unless the write failed: a second write would fail again and hide the cause."""
         if self.host.read(path) != before:
             self._put(path, before, mode)
 
@@ -260,7 +256,7 @@ class Transaction:
 
 
 def shown(text):
-    """C(text) as a module may return it: bytes that are not UTF-8 written out, because Ansible refuses such answers."""
+    """C(text) with bytes that are not UTF-8 escaped, because Ansible rejects them in the result of a module."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sizes: reading and printing them, how much ordinary memory a machine has, and how much NVM that asks for.
+"""Sizes: parsing and formatting them, the size of ordinary memory, and the size of a reservation for it.
 
-Used by C(nvm_reservation), C(nvm_info) and the readiness checks. Sizes are bytes, and units are binary everywhere:
-K is 1024 bytes.
+Sizes are bytes, and units are binary everywhere: K is 1024 bytes.
 """
 from __future__ import annotations
 
@@ -14,30 +13,30 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Ref
 KIB, MIB, GIB, TIB, PIB = (1 << shift for shift in (10, 20, 30, 40, 50))
 UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB, "P": PIB}
 SIZE = r"^([0-9]+(?:\.[0-9]+)?) *(?:([KMGTPkmgtp])(?:iB)?)?$"
-LARGEST = 1 << 63  # the kernel's loff_t
+MAX_SIZE = 1 << 63  # the kernel's loff_t
 
 
 def parse_size(value):
     """C(value) ("16G", "512M", "1.5T", "16GiB", a number of bytes) as bytes. Refused C(size_invalid).
 
-    "GB" is not taken: it means 10^9 to some and 2^30 to others.
+    "GB" is rejected, because it is ambiguous (10^9 or 2^30).
     """
     match = re.match(SIZE, str(value).strip())
     number, unit = match.groups() if match and not isinstance(value, bool) else ("0", None)
     whole, _dot, fraction = number.partition(".")
     scale = 10 ** len(fraction)
     size, rest = divmod(int(whole + fraction) * UNITS[(unit or "").upper()], scale)
-    if rest or not 0 < size < LARGEST:
+    if rest or not 0 < size < MAX_SIZE:
         raise Refused(
             "size_invalid",
-            "%r is no size." % (value,),
-            "Give a number of bytes or a number with a binary unit, such as 512M, 16G or 1.5T.",
+            "%r is not a size." % (value,),
+            "Give a number of bytes, or a number with a binary unit, such as 512M, 16G or 1.5T.",
         )
     return size
 
 
 def format_size(size):
-    """C(size) for people: "16.0 GiB"."""
+    """C(size) as text, such as "16.0 GiB"."""
     value, unit = float(size), "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         if value < 1024:
@@ -55,10 +54,11 @@ def round_down(size, align):
 
 
 def dram_bytes(host, page_size=None):
-    """Bytes of ordinary memory: what the kernel manages as RAM, without memory that is NVM lent to it.
+    """Bytes of ordinary memory: RAM that the kernel manages, without NVM that is online as RAM.
 
     The present pages of all zones but C(Device) (mm/vmstat.c, zoneinfo_show_print; pages of pmem are in that zone),
-    which does not count what the firmware and C(memmap=) took away, less what C(dax/kmem) added (drivers/dax/kmem.c).
+    which exclude memory reserved by the firmware and by C(memmap=), minus NVM added by C(dax/kmem)
+    (drivers/dax/kmem.c). Refused C(dram_unknown).
     """
     pages = 0
     zone = None
@@ -72,8 +72,8 @@ def dram_bytes(host, page_size=None):
     if not pages:
         raise Refused(
             "dram_unknown",
-            "/proc/zoneinfo does not say how much memory the machine has.",
-            "Give the size of the reservation in bytes (size) instead of auto.",
+            "/proc/zoneinfo does not contain the size of the memory.",
+            "Set the option size to a number of bytes instead of auto.",
         )
     return pages * (page_size or os.sysconf("SC_PAGE_SIZE")) - _lent(host)
 

@@ -1,11 +1,9 @@
-# -*- coding: utf-8 -*-
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One line of fstab for one swap area, and every other byte of the file as it was.
+"""Keeps one line of fstab for one swap area and every other byte of the file unchanged (C(fstab_swap)).
 
-Used by C(fstab_swap). The functions on text know nothing of the machine: they cut the file at its newlines and look
-only at lines that fstab(5) and C(libmount/src/tab_parse.c) read as entries; comments, blank lines and what neither of
-them would understand pass through untouched. A line that was added goes away without a trace:
-C(without(with_line(text))) is C(text), with or without a newline at its end.
+The functions on text do not access the machine: they split the file at its newlines and look only at lines that fstab(5)
+and C(libmount/src/tab_parse.c) read as entries. Comments, blank lines and lines that neither accepts stay unchanged.
+Adding and removing a line are inverse: C(without(with_line(text))) is C(text), with or without a newline at its end.
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ FIELDS = re.compile(r"[ \t\r\n]+")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The six fields of a line, as text, escapes resolved in the first two; what is missing has its default."""
+class FstabEntry:
+    """The six fields of a line, as text; escapes resolved in the first two, defaults for missing fields."""
 
     spec: str
     file: str
@@ -44,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Identity:
-    """The names by which a line means our swap area: UUIDs in lower case, labels, paths of the device."""
+    """Names that refer to our swap area: UUIDs in lower case, labels, paths of the device."""
 
     uuids: frozenset
     labels: frozenset
@@ -75,11 +73,11 @@ def split(text):
 
 
 def parse_line(line):
-    """The Entry on C(line), or None where it is a comment, blank, or has fewer than three fields."""
+    """The FstabEntry on C(line), or None for a comment, a blank line, or fewer than three fields."""
     fields = [field for field in FIELDS.split(line) if field]
     if len(fields) < 3 or fields[0].startswith("#"):
         return None
-    return Entry(unescape(fields[0]), unescape(fields[1]), *fields[2:6])
+    return FstabEntry(unescape(fields[0]), unescape(fields[1]), *fields[2:6])
 
 
 def render(uuid, options):
@@ -88,29 +86,29 @@ def render(uuid, options):
 
 
 def same(line, other):
-    """Whether two lines say the same: order of options, white space and defaults left out do not matter."""
+    """Whether two lines are equivalent, apart from the order of options, white space and omitted defaults."""
     return _meaning(line) == _meaning(other)
 
 
 def with_line(text, line, owns):
-    """C(text) in which C(line) is the only one that C(owns(line)) says is ours.
+    """C(text) with C(line) as the only line for which C(owns(line)) is true.
 
-    One of ours that says the same already stays as it is; else the first is replaced in its place; the others go. Where
-    there is none, C(line) is appended, and what lacked a newline at its end lacks it afterwards.
+    An owned line that is equivalent stays unchanged; otherwise the first owned line is replaced. Further ones are removed.
+    Without an owned line, C(line) is appended; a text without a final newline still has none.
     """
     lines = split(text)
-    ours = [number for number, each in enumerate(lines) if owns(each)]
-    if not ours:
+    owned = [index for index, each in enumerate(lines) if owns(each)]
+    if not owned:
         return "%s\n%s" % (text, line) if text and not text.endswith("\n") else "%s%s\n" % (text, line)
-    kept = next((number for number in ours if same(lines[number], line)), None)
+    kept = next((index for index in owned if same(lines[index], line)), None)
     if kept is None:
-        kept = ours[0]
+        kept = owned[0]
         lines[kept] = line + lines[kept][len(lines[kept].rstrip("\r\n")) :]
-    return "".join(each for number, each in enumerate(lines) if number == kept or number not in ours)
+    return "".join(each for index, each in enumerate(lines) if index == kept or index not in owned)
 
 
 def without(text, owns):
-    """C(text) without the lines that are ours, and without the newline that was added to make room for the last."""
+    """C(text) without the owned lines, and without the newline that with_line() added before the last of them."""
     lines = split(text)
     kept = [each for each in lines if not owns(each)]
     if kept and len(kept) < len(lines) and owns(lines[-1]) and not lines[-1].endswith("\n"):
@@ -132,12 +130,12 @@ def _meaning(line):
 
 
 def present(tx, device, uuid=None, options=DEFAULT_OPTIONS, priority=DEFAULT_PRIORITY, path=DEFAULT_PATH):
-    """Have exactly one line for the swap area on C(device) in C(path). Returns what C(fstab_swap) returns."""
+    """Keep exactly one line for the swap area on C(device) in C(path). Returns what C(fstab_swap) returns."""
     host = tx.host
-    found = _header(host, device)
-    uuid = _line_uuid(tx, device, uuid, found)
+    header = _header(host, device)
+    uuid = _line_uuid(tx, device, uuid, header)
     line = render(uuid, _options(options, priority))
-    identity = _identity(host, device, uuid, found)
+    identity = _identity(host, device, uuid, header)
     before = _read(host, path)
     text = before or ""
     after = with_line(text, line, identity.owns)
@@ -149,7 +147,7 @@ def present(tx, device, uuid=None, options=DEFAULT_OPTIONS, priority=DEFAULT_PRI
     }
     ours = sum(1 for each in split(text) if identity.owns(each))
     if ours > 1:
-        result["warnings"].append("%s had %d lines for this swap area; one is left." % (path, ours))
+        result["warnings"].append("%s had %d lines for this swap area; all but one are removed." % (path, ours))
     if _replace(tx, path, before, after):
         _verify(host, path, identity, line)
         _reload(host, path)
@@ -157,14 +155,14 @@ def present(tx, device, uuid=None, options=DEFAULT_OPTIONS, priority=DEFAULT_PRI
 
 
 def absent(tx, device, uuid=None, path=DEFAULT_PATH):
-    """Have no line for the swap area on C(device) in C(path). Returns what C(fstab_swap) returns."""
+    """Remove all lines for the swap area on C(device) from C(path). Returns what C(fstab_swap) returns."""
     host = tx.host
-    found = _header(host, device)
+    header = _header(host, device)
     if uuid is not None:
         uuid = chosen_uuid(host, device, uuid)
-    elif found is not None:
-        uuid = found.uuid
-    identity = _identity(host, device, uuid, found)
+    elif header is not None:
+        uuid = header.uuid
+    identity = _identity(host, device, uuid, header)
     before = _read(host, path)
     result = {"path": path, "uuid": uuid, "line": None, "warnings": []}
     if before is not None and _replace(tx, path, before, without(before, identity.owns)):
@@ -183,28 +181,28 @@ def _header(host, device):
         raise
 
 
-def _line_uuid(tx, device, uuid, found):
-    """The UUID given, or the one of the swap header; in check mode, failing both, the one nvm_swap would give it."""
+def _line_uuid(tx, device, uuid, header):
+    """The option C(uuid), else the UUID in the swap header, else in check mode the UUID that nvm_swap would set."""
     if uuid is not None:
         return chosen_uuid(tx.host, device, uuid)
-    if found is not None and found.uuid:
-        return found.uuid
+    if header is not None and header.uuid:
+        return header.uuid
     if tx.check_mode:
         return swap_uuid(tx.host, os.path.basename(device))
     raise Refused(
         "not_swap",
-        "%s holds no swap area with a UUID, by which its line in fstab would name it." % device,
-        "Make the swap area with nvm_swap first, or give the UUID with the option uuid.",
+        "%s holds no swap area with a UUID, which its line in fstab needs." % device,
+        "Create the swap area with nvm_swap first, or set the option uuid.",
     )
 
 
-def _identity(host, device, uuid, found):
+def _identity(host, device, uuid, header):
     uuids = {uuid} if uuid else set()
     try:
         uuids.add(swap_uuid(host, os.path.basename(device)))
     except Refused:
-        pass  # without a machine id no line can have been written by the derived UUID
-    labels = {found.label} if found is not None and found.label and found.uuid in uuids else set()
+        pass  # without a machine id, no line with the derived UUID can exist
+    labels = {header.label} if header is not None and header.label and header.uuid in uuids else set()
     return Identity(frozenset(uuids), frozenset(labels), frozenset((device,)))
 
 
@@ -214,22 +212,22 @@ def _options(options, priority):
         if not word or re.search(r"[\s,#]", word):
             raise Refused(
                 "options_invalid",
-                "%r cannot be an option of a line in fstab." % word,
+                "%r is not a valid option of a line in fstab." % word,
                 "Give a list of single options such as nofail, without white space.",
             )
         if word == "pri" or word.startswith("pri="):
             raise Refused(
-                "options_invalid", "The priority of a swap area is no free option here.", "Use the option priority."
+                "options_invalid", "options must not set the priority (pri=).", "Set the option priority instead."
             )
     check_priority(priority)
     return words + (["pri=%d" % priority] if priority >= 0 else [])
 
 
 def _read(host, path):
-    """The text of C(path), or None where there is no such file. Refused C(file_unreadable) where there is one."""
+    """The text of C(path), or None if the file does not exist. Refused C(file_unreadable)."""
     text = host.read(path)
     if text is None and os.path.exists(host.path(path)):
-        raise Refused("file_unreadable", "%s cannot be read." % path, "Run as root; check that it is a plain file.")
+        raise Refused("file_unreadable", "%s cannot be read." % path, "Run as root, and check that it is a plain file.")
     return text
 
 
@@ -238,20 +236,20 @@ def _line_of(text, identity):
 
 
 def _warnings(host, device, text, identity):
-    """Lines of others that would use the same device a second time."""
-    found = []
+    """One warning for each other line that activates the same device a second time."""
+    warnings = []
     target = host.real(device)
     for number, each in enumerate(split(text), 1):
         entry = parse_line(each)
         if entry is None or entry.vfstype != "swap" or identity.owns(each) or not entry.spec.startswith("/"):
             continue
         if host.real(entry.spec) == target:
-            found.append("Line %d names the same device: %s" % (number, shown(each.strip())))
-    return found
+            warnings.append("Line %d uses the same device: %s" % (number, shown(each.strip())))
+    return warnings
 
 
 def _replace(tx, path, before, after):
-    """Write C(after) where it differs. Returns whether the file was written (never in check mode)."""
+    """Write C(after) if it differs. Returns whether the file was written (never in check mode)."""
     if (before or "") == after:
         return False
     try:
@@ -260,21 +258,21 @@ def _replace(tx, path, before, after):
         raise Refused(
             "file_not_writable",
             "%s cannot be replaced: %s." % (path, error.strerror),
-            "Make its filesystem writable (mount -o remount,rw), and run as root.",
+            "Run as root, and make its filesystem writable (mount -o remount,rw).",
         ) from error
 
 
 def _verify(host, path, identity, line):
-    ours = [each for each in split(host.read(path, "")) if identity.owns(each)]
-    if len(ours) != (line is not None) or any(not same(each, line) for each in ours):
+    owned = [each for each in split(host.read(path, "")) if identity.owns(each)]
+    if len(owned) != (line is not None) or any(not same(each, line) for each in owned):
         raise Refused(
             "verify_failed",
-            "%s was replaced, but does not read back as it was written; it has been put back." % path,
-            "Check that nothing else writes to it, and look into the kernel log for errors of its filesystem.",
+            "%s differs from what was written; the old content was restored." % path,
+            "Check that no other program writes to the file, and check the kernel log for errors of its filesystem.",
         )
 
 
 def _reload(host, path):
-    """Have systemd make the swap unit from the new line; its generator reads fstab only when told to."""
+    """Make systemd generate the swap unit from the new line; it reads fstab again only on request."""
     if path == DEFAULT_PATH and host.exists("/run/systemd/system"):
-        host.run([host.which("systemctl") or "systemctl", "daemon-reload"])
+        host.run([host.tool("systemctl"), "daemon-reload"])

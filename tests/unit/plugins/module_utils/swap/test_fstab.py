@@ -73,8 +73,8 @@ def test_lines_that_are_not_ours(line):
 
 def test_the_fields_of_a_line():
     assert fstab.parse_line("# a none swap") is None and fstab.parse_line("a b") is None
-    assert fstab.parse_line("a\\040b  /c\tswap\n") == fstab.Entry("a b", "/c", "swap", "defaults", "0", "0")
-    assert fstab.parse_line("a /c swap sw 1 2 # more") == fstab.Entry("a", "/c", "swap", "sw", "1", "2")
+    assert fstab.parse_line("a\\040b  /c\tswap\n") == fstab.FstabEntry("a b", "/c", "swap", "defaults", "0", "0")
+    assert fstab.parse_line("a /c swap sw 1 2 # more") == fstab.FstabEntry("a", "/c", "swap", "sw", "1", "2")
 
 
 def texts():
@@ -254,7 +254,7 @@ def test_several_lines_are_said(machine, plant):
 def test_a_line_of_others_for_the_same_device_stays_and_is_said(machine, plant):
     text = DEBIAN + "/dev/pmem0 none swap sw 0 0\n"
     plant({"/etc/fstab": text})
-    assert present(machine)[1]["warnings"] == ["Line 8 names the same device: /dev/pmem0 none swap sw 0 0"]
+    assert present(machine)[1]["warnings"] == ["Line 8 uses the same device: /dev/pmem0 none swap sw 0 0"]
     absent(machine)
     assert machine.read("/etc/fstab") == text
 
