@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The answer of C(nvm_info): a Survey and its blockers, as the dictionary the module returns.
+"""The result of C(nvm_info): a Survey and its blockers as a dict.
 
-A fact that cannot be had (no known bootloader, an unreadable device) is None here; why, the blockers say.
+A fact that cannot be read (unknown bootloader, unreadable device) is None; the blockers contain the reason.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._facts.survey import 
 
 
 def report(host, device, dram_multiple=1, euid=None):
-    """Everything C(nvm_info) returns but C(changed). C(euid) is the user it runs as, for tests."""
+    """The return values of C(nvm_info). C(euid) replaces the effective user id, for tests."""
     survey = Survey(host, device, euid)
     bootloader = _known(lambda: survey.bootloader)
     initramfs = _known(lambda: survey.initramfs)
@@ -45,7 +45,7 @@ def report(host, device, dram_multiple=1, euid=None):
 
 
 def _known(fact):
-    """What C(fact()) returns, or None where it is refused."""
+    """C(fact()), or None if it raises Refused."""
     try:
         return fact()
     except Refused:
@@ -53,7 +53,7 @@ def _known(fact):
 
 
 def _configured(entries):
-    """The values of C(resume=) in the boot entries, each once, in their order."""
+    """The values of C(resume=) in the boot entries, each once, in order."""
     values = [word[len("resume="):] for entry in entries for word in entry.arguments if word.startswith("resume=")]
     return list(dict.fromkeys(values))
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a machine is, as far as hibernation goes: one fact per attribute, read when it is first asked for.
+"""Facts of a machine that matter for hibernation: one attribute each, read on first access and then cached.
 
-Used by the readiness checks and by C(nvm_info). It owes them facts that cost little: almost all come from C(/sys),
-C(/proc) and the first page of the device, and each is read once in a run. A fact that cannot be read raises Refused;
-what is merely absent is None or empty. Sizes are bytes.
+Almost all come from C(/sys), C(/proc) and the first page of the device. A fact that cannot be read raises Refused; an
+absent one is None or empty. Sizes are bytes. Not thread-safe.
 """
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ import os
 import re
 import struct
 import zlib
+from dataclasses import dataclass
 from functools import cached_property
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, initramfs, resume
@@ -21,7 +21,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import inh
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-UNSET = "0:0"  # /sys/power/resume before anybody named a device (kernel/power/hibernate.c, resume_show)
+UNSET = "0:0"  # /sys/power/resume while no device is set (kernel/power/hibernate.c, resume_show)
 
 # Names in /sys/firmware/memmap (arch/x86/kernel/e820.c, e820_type_to_string) and the numbers they stand for
 # (arch/x86/include/asm/e820/types.h). The firmware's own table never holds the kernel's private type 128.
@@ -40,7 +40,7 @@ X86_64_MAGIC = 0x23456789ABCDEF02  # arch/x86/power/hibernate.c, RESTORE_MAGIC o
 
 
 class Survey:
-    """The machine C(host) stands for, seen from C(device), the swap device that hibernation is to use."""
+    """The machine C(host), with C(device) as the swap device for hibernation."""
 
     def __init__(self, host, device, euid=None):
         self.host = host
@@ -51,7 +51,7 @@ class Survey:
 
     @cached_property
     def block(self):
-        """The devices.Block of the device, or None where there is no such device."""
+        """The devices.Block of the device, or None if it does not exist."""
         try:
             return devices.block_device(self.host, self.device)
         except Refused:
@@ -59,22 +59,22 @@ class Survey:
 
     @cached_property
     def header(self):
-        """The headers.Signature of the device's swap or suspend header, or None where it has none."""
+        """The headers.Signature of the device's swap or suspend header, or None."""
         return headers.read_header(self.host, self.device) if self.block else None
 
     @cached_property
     def image_pending(self):
-        """Whether the device holds a suspended system that nobody has resumed."""
+        """Whether the device holds a hibernation image that was not resumed."""
         return self.header is not None and self.header.type == "swsuspend"
 
     @cached_property
     def image(self):
-        """The Image (see below) on the device; Refused C(image_unreadable) where its header makes no sense."""
+        """The ImageInfo of the image on the device. Refused C(image_unreadable)."""
         return read_image(self.host, self.block, self.header)
 
     @cached_property
     def region(self):
-        """The nvm.Region the device lies in, or None where it lies in none."""
+        """The nvm.Region that contains the device, or None."""
         if self.block is None:
             return None
         for region in self.regions:
@@ -89,7 +89,7 @@ class Survey:
 
     @cached_property
     def align(self):
-        """What the size of a reservation must be a multiple of: the region's own, or that of the largest one."""
+        """Sizes of reservations are multiples of this: the alignment of the device's region, or of the largest one."""
         regions = [self.region] if self.region else sorted(self.regions, key=lambda region: -region.size)
         return regions[0].align if regions else nvm.DEFAULT_ALIGN
 
@@ -114,25 +114,25 @@ class Survey:
     @cached_property
     def memory(self):
         """C(/proc/meminfo) as {name: bytes}."""
-        found = {}
+        values = {}
         for line in (self.host.read("/proc/meminfo") or "").splitlines():
             name, _colon, value = line.partition(":")
             words = value.split()
             if words and words[0].isdigit():
-                found[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
-        return found
+                values[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+        return values
 
     @cached_property
     def active_anon(self):
-        """What systemd wants room for (src/shared/hibernate-util.c, enough_swap_for_hibernation)."""
+        """Bytes that systemd requires to fit (src/shared/hibernate-util.c, enough_swap_for_hibernation)."""
         return self.memory.get("Active(anon)", 0)
 
     @cached_property
     def image_estimate(self):
-        """How large an image made now is before compression, at most.
+        """Maximum size of an image made now, before compression.
 
-        The kernel saves all memory in use, or shrinks it to C(/sys/power/image_size) where that is less and enough can
-        be reclaimed (kernel/power/snapshot.c, hibernate_preallocate_memory).
+        The kernel saves all memory in use, or shrinks it to C(/sys/power/image_size) if that is less and enough can be
+        reclaimed (kernel/power/snapshot.c, hibernate_preallocate_memory).
         """
         used = self.memory.get("MemTotal", 0) - self.memory.get("MemFree", 0)
         limit = self.host.attribute("/sys/power/image_size")
@@ -157,9 +157,9 @@ class Survey:
             if kind not in E820_TYPES:
                 raise Refused(
                     "unknown_memory_map",
-                    "%s has the type %r, which has no known number, so that the memory map cannot be compared with "
-                    "the one of the pending image." % (path, kind),
-                    "Resume the image before you go on, or accept its loss.",
+                    "%s has the unknown type %r, so the memory map cannot be compared with that of the pending image."
+                    % (path, kind),
+                    "Resume the image first, or discard it.",
                 )
             first, last = int(start, 16), int(end, 16)
             entries.append((int(os.path.basename(path)), first, last - first + 1, E820_TYPES[kind]))
@@ -188,14 +188,14 @@ class Survey:
 
     @cached_property
     def hibernate_mode(self):
-        """What systemd does first once the image is written: the first word of HibernateMode=, see sleep.conf(5)."""
+        """How systemd powers off after writing the image: the first word of HibernateMode=, see sleep.conf(5)."""
         value = ""
         files = ["/etc/systemd/sleep.conf"]
-        found = {}  # a file of the same name in a later folder replaces that of an earlier one
-        for folder in ("/usr/lib", "/run", "/etc"):
-            for path in self.host.glob(folder + "/systemd/sleep.conf.d/*.conf"):
-                found[os.path.basename(path)] = path
-        for path in files + [found[name] for name in sorted(found)]:
+        drop_ins = {}  # a file replaces one of the same name in an earlier directory
+        for directory in ("/usr/lib", "/run", "/etc"):
+            for path in self.host.glob(directory + "/systemd/sleep.conf.d/*.conf"):
+                drop_ins[os.path.basename(path)] = path
+        for path in files + [drop_ins[name] for name in sorted(drop_ins)]:
             for line in (self.host.read(path) or "").splitlines():
                 name, equals, words = line.partition("=")
                 if equals and name.strip() == "HibernateMode":
@@ -208,23 +208,23 @@ class Survey:
 
     @cached_property
     def hibernation(self):
-        """C(/sys/power/disk): None for a kernel without hibernation, "[disabled]" where it is not available now.
+        """C(/sys/power/disk): None for a kernel without hibernation, "[disabled]" if it is not available now.
 
-        kernel/power/hibernate.c, disk_show() and hibernation_available(): the kernel's own verdict over C(nohibernate),
-        lockdown, memfd_secret and CXL memory together.
+        kernel/power/hibernate.c, disk_show() and hibernation_available(): combines C(nohibernate), lockdown,
+        memfd_secret and CXL memory.
         """
         return self.host.attribute("/sys/power/disk")
 
     @cached_property
     def resume(self):
-        """The device the running kernel would resume from, "major:minor"; UNSET, or None without hibernation."""
+        """The resume device of the running kernel, "major:minor"; UNSET, or None without hibernation."""
         return self.host.attribute("/sys/power/resume")
 
     @cached_property
     def lockdown(self):
         """The lockdown level ("none", "integrity", "confidentiality"), or None for a kernel without it."""
-        found = re.search(r"\[(\w+)\]", self.host.attribute("/sys/kernel/security/lockdown") or "")
-        return found.group(1) if found else None
+        level = re.search(r"\[(\w+)\]", self.host.attribute("/sys/kernel/security/lockdown") or "")
+        return level.group(1) if level else None
 
     @cached_property
     def efi(self):
@@ -232,13 +232,13 @@ class Survey:
 
     @cached_property
     def secure_boot(self):
-        """The firmware's Secure Boot: the variable's value follows four bytes of attributes. None if it has none."""
+        """Whether Secure Boot is on; None without the EFI variable. Its value follows four bytes of attributes."""
         content = self.host.read_bytes(SECURE_BOOT)
         return content[4] == 1 if content and len(content) > 4 else None
 
     @cached_property
     def inhibitors(self):
-        """Every Inhibitor that logind knows. Refused C(unknown_inhibitors)."""
+        """Every Inhibitor of logind. Refused C(unknown_inhibitors)."""
         return inhibitors.inhibitors(self.host)
 
     # userspace -------------------------------------------------------------------------------------------------------
@@ -249,9 +249,9 @@ class Survey:
         for pattern in ("/usr/lib/systemd/libsystemd-shared-*.so", "/usr/lib/*/systemd/libsystemd-shared-*.so",
                         "/lib/systemd/libsystemd-shared-*.so"):
             for path in self.host.glob(pattern):
-                found = re.search(r"-shared-(\d+)", path)
-                if found:
-                    return int(found.group(1))
+                version = re.search(r"-shared-(\d+)", path)
+                if version:
+                    return int(version.group(1))
         return None
 
     @cached_property
@@ -269,10 +269,10 @@ class Survey:
 
     @cached_property
     def modules(self):
-        """The modules a kernel needs to resume from the device: its drivers, and what decompresses the next image.
+        """The modules a kernel needs to resume from the device: its drivers, and the decompressor of the next image.
 
-        kernel/power/hibernate.c, hibernate(): the compressor is the parameter's at that time; an image made with one
-        that the resuming kernel lacks is lost, for its signature is taken away before that is found out.
+        kernel/power/hibernate.c, hibernate(): the parameter sets the compressor of the image. If the resuming kernel
+        lacks it, the image is lost, because the kernel removes the signature before it looks for the compressor.
         """
         modules = resume.drivers_for(self.host, self.device)
         name = self.host.attribute(resume.COMPRESSOR_PARAMETER)
@@ -282,30 +282,30 @@ class Survey:
         return modules + [name] if loadable else modules
 
     def initramfs_missing(self):
-        """What the initramfs lacks to resume from the device: (kernel, [what]) of each installed kernel that lacks any.
+        """Files and settings missing in the initramfs: [(kernel, [missing])], for installed kernels that lack any.
 
-        An initramfs that C(boot_resume) has looked into and that has not changed since is not looked into again.
+        An initramfs that C(boot_resume) verified and that did not change since is not read again.
         """
         if self.header is None or not self.header.uuid:
             return []
         tool, resume = self.initramfs, "UUID=%s" % self.header.uuid
-        found = [(kernel, tool.missing(kernel, resume, self.modules)) for kernel in tool.kernels()]
-        return [(kernel, missing) for kernel, missing in found if missing]
+        results = [(kernel, tool.missing(kernel, resume, self.modules)) for kernel in tool.kernels()]
+        return [(kernel, missing) for kernel, missing in results if missing]
 
 
-class Image:
-    """What the header of a pending image says of the machine it was made on."""
+@dataclass(frozen=True)
+class ImageInfo:
+    """Facts in a pending image about the machine that made it. C(e820_checksum) is None if it records none."""
 
-    def __init__(self, physical_pages, e820_checksum):
-        self.physical_pages = physical_pages
-        self.e820_checksum = e820_checksum
+    physical_pages: int
+    e820_checksum: int | None
 
 
 def read_image(host, block, header):
-    """The Image on C(block), whose Signature is C(header).
+    """The ImageInfo of the image on C(block), whose Signature is C(header). Refused C(image_unreadable).
 
     kernel/power/swap.c: header.image is the first page of the swap map, its entry 0 the page with struct swsusp_info.
-    kernel/power/power.h: num_physpages stands at 400 in that page on 64-bit kernels. On x86 the page starts with struct
+    kernel/power/power.h: num_physpages is at offset 400 in that page on 64-bit kernels. On x86 the page starts with struct
     restore_data_record (arch/x86/power/hibernate.c): magic at 24, e820_checksum at 32.
     """
     size = header.page_size
@@ -315,23 +315,23 @@ def read_image(host, block, header):
     except (OSError, OverflowError, ValueError) as error:
         raise Refused(
             "image_unreadable",
-            "%s is marked as holding a hibernation image, but the image cannot be followed: %s." % (block, error),
-            "It was cut off while it was written, or the device failed (see the kernel log). If nothing in it "
-            "matters, make the swap area anew with nvm_swap and force: true.",
+            "%s has the signature of a hibernation image, but the image cannot be read: %s." % (block, error),
+            "Writing the image was interrupted, or the device failed (see the kernel log). To discard the image, run "
+            "nvm_swap with force=true.",
         ) from error
     (pages,) = struct.unpack_from("=Q", info, 400)
     magic, checksum = struct.unpack_from("=QQ", info, 24)
-    return Image(pages, checksum if magic == X86_64_MAGIC else None)
+    return ImageInfo(pages, checksum if magic == X86_64_MAGIC else None)
 
 
 def _page(file, number, size):
-    """Page C(number) of an open device; ValueError where there is none."""
+    """Page C(number) of an open device. ValueError if it does not exist."""
     if not number:
-        raise ValueError("a reference in it is empty")
+        raise ValueError("a page reference is empty")
     file.seek(number * size)
     content = file.read(size)
     if len(content) != size:
-        raise ValueError("page %d lies beyond the end of the device" % number)
+        raise ValueError("page %d is beyond the end of the device" % number)
     return content
 
 

@@ -214,7 +214,7 @@ def test_lockdown(machine, level):
     machine.plant({"/sys/kernel/security/lockdown": text})
     assert machine.codes() == ["lockdown"]
     machine.plant({survey.SECURE_BOOT: b"\x06\0\0\0\x01"})
-    assert "Secure Boot is on" in machine.blockers()[0]["message"]
+    assert "Secure Boot is enabled" in machine.blockers()[0]["message"]
 
 
 def test_cxl(machine):

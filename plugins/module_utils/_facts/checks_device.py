@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checks of the swap device and the NVM it is on: existence, size, use, persistence, pending image.
+
+Every check takes a Survey and returns a list of Refused, empty if there is no blocker.
+"""
+from __future__ import annotations
+
+import re
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers
+
+SWAP_SHARE = 0.98  # systemd, src/shared/hibernate-util.c: HIBERNATION_SWAP_THRESHOLD
+PAGES_FOR_IO = 4 << 20  # kernel/power/power.h: PAGES_FOR_IO, in bytes
+VIRTIO_PMEM_SINCE = (6, 18)
+
+
+def no_nvm(survey):
+    """Neither the device nor any NVM region exists."""
+    if survey.block is not None or survey.regions:
+        return []
+    return [Refused(
+        "no_nvm",
+        "The machine has no non-volatile memory: no region in /sys/bus/nd/devices, and %s does not exist."
+        % survey.device,
+        "Install NVDIMMs, or add one to the virtual machine. To try hibernation on ordinary memory, which loses its "
+        "contents at power-off, use nvm_reservation with method=memmap and volatile_ok=true.",
+    )]
+
+
+def virtio_pmem(survey):
+    """drivers/nvdimm/virtio_pmem.c has .freeze and .restore in 6.18; in 6.12 it has not, and flushes hang then."""
+    if survey.region is None or survey.region.provider != "virtio":
+        return []
+    version = tuple(int(digits) for digits in re.findall(r"\d+", survey.release)[:2])
+    if version >= VIRTIO_PMEM_SINCE:
+        return []
+    return [Refused(
+        "virtio_pmem",
+        "%s is on virtio-pmem, and the driver in kernel %s does not support hibernation: writes would hang after the "
+        "resume." % (survey.device, survey.release),
+        "Give the virtual machine an NVDIMM (NFIT) instead, or boot kernel 6.18 or later.",
+    )]
+
+
+def nvm_volatile(survey):
+    """memmap=nn!ss is ordinary memory (Documentation/admin-guide/kernel-parameters.txt): at best it survives a warm reboot.
+
+    Legacy NVM that the firmware lists itself (e820 type 12) is on the same bus, and is non-volatile.
+    """
+    region = survey.region
+    if region is None or not (region.volatile or region.provider == "e820"):
+        return []
+    if not region.volatile and region.resource is not None and memmap.covers(survey.firmware_map, region.resource):
+        return []
+    if survey.hibernate_mode == "reboot":
+        return []
+    return [Refused(
+        "nvm_volatile",
+        "%s is ordinary memory, which loses its contents at power-off: the image would be lost." % survey.device,
+        "Reserve real NVM. To try hibernation on this machine, make it reboot instead of powering off: set "
+        "HibernateMode=reboot in a file in /etc/systemd/sleep.conf.d.",
+    )]
+
+
+def image_pending(survey):
+    """kernel/power/swap.c, mark_swapfiles(): the signature S1SUSPEND replaces SWAPSPACE2."""
+    return [headers.image_pending(survey.device)] if survey.image_pending else []
+
+
+def memory_map_changed(survey):
+    """The kernel compares the number of pages (kernel/power/snapshot.c, check_image_kernel() and check_header():
+    num_physpages) and, on x86, the firmware's memory map (arch/x86/power/hibernate.c) before it resumes."""
+    if not survey.image_pending or survey.header.format != "s1suspend":
+        return []
+    changes = []
+    image = survey.image
+    if image.physical_pages != survey.physical_pages:
+        changes.append("%d pages of memory then, %d now" % (image.physical_pages, survey.physical_pages))
+    checksum = survey.e820_checksum if image.e820_checksum is not None else None
+    if checksum is not None and checksum != image.e820_checksum:
+        changes.append("firmware memory map with checksum %08x then, %08x now" % (image.e820_checksum, checksum))
+    if not changes:
+        return []
+    return [Refused(
+        "memory_map_changed",
+        "The kernel would reject the image on %s and remove its signature, because the memory map changed: %s."
+        % (survey.device, "; ".join(changes)),
+        "Restore the memory map (memory size, memmap= on the kernel command line, firmware settings and version) before "
+        "the next boot.",
+    )]
+
+
+def swap_inactive(survey):
+    """kernel/power/swap.c, swsusp_swap_check(): the image is written to an active swap area."""
+    if survey.swap is not None:
+        return []
+    if survey.block is None:
+        return [Refused(
+            "swap_inactive",
+            "The block device %s does not exist." % survey.device,
+            "Create it with nvm_reservation and nvm_swap. If it should exist, check udev: udevadm info %s"
+            % survey.device,
+        )]
+    return [Refused(
+        "swap_inactive",
+        "%s is not in use as swap (/proc/swaps), so the kernel cannot write an image to it." % survey.device,
+        "Run nvm_swap with state=present, or swapon %s." % survey.device,
+    )]
+
+
+def nvm_too_small(survey):
+    """Even an empty swap area as large as the device would fail swap_too_small(). Without the device, the largest
+    region counts."""
+    if survey.block is None and not survey.regions:
+        return []
+    if survey.block:
+        name, size = survey.device, survey.block.size
+    else:
+        largest = max(survey.regions, key=lambda region: region.size)
+        name, size = largest.dev, largest.size
+    need, why = _need(survey)
+    usable = int(size * SWAP_SHARE)
+    if need <= usable:
+        return []
+    return [Refused(
+        "nvm_too_small",
+        "%s has %s, of which %s are usable; %s are needed: %s."
+        % (name, format_size(size), format_size(usable), format_size(need), why),
+        "Enlarge the reservation (nvm_reservation with size=auto reserves the size of the ordinary memory), or stop "
+        "programs that use much memory.",
+    )]
+
+
+def swap_too_small(survey):
+    """systemd, enough_swap_for_hibernation(), and kernel/power/swap.c, enough_swap(), which the kernel calls only if
+    the image is not compressed.
+
+    The size of a compressed image is not known in advance, so only systemd's check applies to it.
+    """
+    if survey.swap is None or nvm_too_small(survey):
+        return []
+    need, why = _need(survey)
+    usable = int(survey.swap.free * SWAP_SHARE)
+    if need <= usable:
+        return []
+    return [Refused(
+        "swap_too_small",
+        "The swap area %s has %s free (%s, of which %s are in use), of which %s are usable; %s are needed: %s."
+        % (survey.device, format_size(survey.swap.free), format_size(survey.swap.size), format_size(survey.swap.used),
+           format_size(usable), format_size(need), why),
+        "Stop programs that use much memory, move swapped-out pages back to memory (swapoff and swapon of the device), "
+        "or enlarge the swap area (nvm_reservation with a larger size).",
+    )]
+
+
+def _need(survey):
+    """Bytes of swap space that a hibernation needs now, and why."""
+    if "hibernate=nocompress" in survey.cmdline:
+        need = survey.image_estimate + PAGES_FOR_IO
+        if need > survey.active_anon:
+            return need, "the image is not compressed and has up to %s" % format_size(need)
+    return survey.active_anon, "systemd requires space for Active(anon) of /proc/meminfo, which is %s" % format_size(
+        survey.active_anon)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checks of the running system: user, kernel, kernel command line, lockdown, sleep inhibitors.
+
+Every check takes a Survey and returns a list of Refused, empty if there is no blocker.
+"""
+from __future__ import annotations
+
+import os
+import re
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+
+DISABLED = "[disabled]"
+SECRETMEM = "/secretmem (deleted)"  # name of a memfd_secret(2) file (fs/d_path.c, simple_dname)
+
+
+def not_root(survey):
+    """Without root, many checks cannot run."""
+    if survey.euid == 0:
+        return []
+    return [Refused(
+        "not_root",
+        "The device, the boot configuration and the initramfs were not checked, because only root can read them.",
+        "Run with become: true.",
+    )]
+
+
+def no_hibernation(survey):
+    """kernel/power/Kconfig: without CONFIG_HIBERNATION there is no C(/sys/power/disk)."""
+    if survey.hibernation is not None:
+        return []
+    return [Refused(
+        "no_hibernation",
+        "Kernel %s is built without hibernation: /sys/power/disk does not exist." % survey.release,
+        "Boot a kernel with CONFIG_HIBERNATION=y, such as the default kernel of the distribution.",
+    )]
+
+
+def hibernation_disabled(survey):
+    """kernel/power/hibernate.c, hibernation_available(): four causes. disk_show() reports whether any applies."""
+    if survey.hibernation != DISABLED:
+        return []
+    causes = [refused for check in (_nohibernate, _lockdown, _memfd_secret, _cxl) for refused in check(survey)]
+    return causes or [Refused(
+        "hibernation_disabled",
+        "The kernel reports hibernation as not available (/sys/power/disk is '[disabled]'). Checked without result: "
+        "kernel command line, lockdown, processes with secret memory, CXL memory.",
+        "Search the kernel log (dmesg) for 'hibernation'. A security module or a modified kernel may be the cause.",
+    )]
+
+
+def _nohibernate(survey):
+    """kernel/power/hibernate.c: nohibernate_setup(), hibernate_setup(). Only a reboot can undo it."""
+    words = [word for word in survey.cmdline if word in ("nohibernate", "hibernate=no")]
+    if not words:
+        return []
+    return [Refused(
+        "nohibernate",
+        "The running kernel was booted with '%s', which disables hibernation." % " ".join(words),
+        "Remove it from the bootloader's configuration and reboot.",
+    )]
+
+
+def _lockdown(survey):
+    """security/lockdown/lockdown.c; LOCKDOWN_HIBERNATION is below LOCKDOWN_INTEGRITY_MAX (include/linux/security.h)."""
+    if survey.lockdown in (None, "none"):
+        return []
+    cause = "Secure Boot is enabled" if survey.secure_boot else \
+        "lockdown= or lsm= on the kernel command line, or the kernel's configuration, enables it"
+    return [Refused(
+        "lockdown",
+        "Kernel lockdown (%s) forbids hibernation: %s." % (survey.lockdown, cause),
+        "Disable Secure Boot in the firmware, or remove lockdown= from the kernel command line, and reboot. Lockdown "
+        "cannot be lowered on a running machine.",
+    )]
+
+
+def _memfd_secret(survey):
+    """mm/secretmem.c: secretmem_active() counts open files, whose name is "secretmem" on a file system of its own.
+
+    A file lives on as a mapping after every descriptor is closed; the mapping is locked memory (VM_LOCKED), so only
+    processes with locked memory are checked for one.
+    """
+    holders = []
+    for process in survey.host.glob("/proc/[0-9]*"):
+        if _has_descriptor(survey.host, process, SECRETMEM) or _has_mapping(survey.host, process, SECRETMEM):
+            holders.append("%s (%s)" % (os.path.basename(process), survey.host.attribute(process + "/comm") or "?"))
+    if not holders:
+        return []
+    return [Refused(
+        "memfd_secret",
+        "The kernel does not hibernate while processes have memory from memfd_secret(2): %s." % ", ".join(holders),
+        "Stop these processes, or boot with secretmem.enable=0.",
+    )]
+
+
+def _has_descriptor(host, process, name):
+    for descriptor in host.glob(process + "/fd/*"):
+        try:
+            if os.readlink(host.path(descriptor)) == name:
+                return True
+        except OSError:
+            continue  # closed in the meantime
+    return False
+
+
+def _has_mapping(host, process, name):
+    locked = re.search(r"^VmLck:\s+(\d+)", host.read(process + "/status") or "", re.MULTILINE)
+    return bool(locked and int(locked.group(1))) and name in (host.read(process + "/maps") or "")
+
+
+def _cxl(survey):
+    """drivers/cxl/mem.c: a bound memory device counts as active (cxl_mem_active_inc); its contents would be lost."""
+    bound = [os.path.dirname(path) for path in survey.host.glob("/sys/bus/cxl/devices/mem*/driver")]
+    if not bound:
+        return []
+    return [Refused(
+        "cxl",
+        "The kernel does not hibernate while CXL memory devices are in use: %s."
+        % ", ".join(os.path.basename(path) for path in bound),
+        "If the machine can run without them, disable the driver (module_blacklist=cxl_mem on the kernel command line) "
+        "and reboot.",
+    )]
+
+
+def noresume(survey):
+    """kernel/power/hibernate.c, noresume_setup(); systemd's read_resume_config() refuses with it as well."""
+    words = [word for word in survey.cmdline if word in ("noresume", "hibernate=noresume")]
+    if not words:
+        return []
+    return [Refused(
+        "noresume",
+        "The running kernel was booted with '%s', which disables resuming; systemd then refuses to hibernate."
+        % " ".join(words),
+        "Remove it from the bootloader's configuration and reboot.",
+    )]
+
+
+def pm_test(survey):
+    """kernel/power/main.c, pm_test_show(): at any level but none, hibernation stops there and returns."""
+    level = re.search(r"\[(\w+)\]", survey.host.attribute("/sys/power/pm_test") or "")
+    if level is None or level.group(1) == "none":
+        return []
+    return [Refused(
+        "pm_test",
+        "/sys/power/pm_test is '%s': the kernel would only test part of a hibernation and save no image."
+        % level.group(1),
+        "Run: echo none > /sys/power/pm_test",
+    )]
+
+
+def sleep_inhibited(survey):
+    """logind's block inhibitors of sleep: org.freedesktop.login1.Manager.ListInhibitors.
+
+    systemd up to 256 ignores them for root, from 257 on it does not. They are a blocker with every version, because a
+    program asked for the machine to stay awake.
+    """
+    holders = ["%s (%s)" % (lock.who, lock.why) for lock in survey.inhibitors if lock.blocks_sleep]
+    if not holders:
+        return []
+    return [Refused(
+        "sleep_inhibited",
+        "Sleep is inhibited by %s." % ", ".join(holders),
+        "Wait for it to finish, or stop it. systemd-inhibit --list shows all inhibitors.",
+    )]
