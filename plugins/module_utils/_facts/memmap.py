@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The kernel argument C(memmap=nn!ss), which makes NVM of ordinary memory: reading it, and choosing a range for it.
+"""The kernel argument C(memmap=nn!ss), which turns ordinary memory into NVM: parsing it, and choosing a range for it.
 
-Used by C(nvm_reservation). A range is chosen from the firmware's own memory map, which C(memmap=) does not change, so
-that the same machine gives the same range before and after. Sources: arch/x86/kernel/e820.c (parse_memmap_one,
-e820__reserve_resources), arch/x86/boot/compressed/kaslr.c, Documentation/admin-guide/kernel-parameters.txt.
+A range is chosen from the firmware's memory map, which C(memmap=) does not change, so the result is the same before and
+after the reboot. Sources: arch/x86/kernel/e820.c (parse_memmap_one, e820__reserve_resources),
+arch/x86/boot/compressed/kaslr.c, Documentation/admin-guide/kernel-parameters.txt.
 """
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ LEGACY_NVM = "Persistent Memory (legacy)"
 # (drivers/nvdimm/namespace_devs.c, pmem_should_map_pages)
 ALIGN = 128 * MIB
 HIGH = 4 * GIB
-# Below 4 GiB bootloaders put the initrd at the end of memory, firmware its own data, and neither knows of memmap=
+# Below 4 GiB, bootloaders place the initrd at the end of memory and firmware its own data; both ignore memmap=
 CLEARANCE = 96 * MIB
-LOWEST = 128 * MIB  # the kernel is loaded from 16 MiB on, and needs room there
-KEEP = 256 * MIB  # of ordinary memory, at least
+LOWEST = 128 * MIB  # the kernel is loaded at 16 MiB and above
+KEEP = 256 * MIB  # least amount of ordinary memory to keep
 SUFFIXES = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}  # lib/cmdline.c, memparse()
 
 
 @dataclass(frozen=True)
 class Range:
-    """Physical memory from C(start) up to C(end), exclusive; C(kind) as the firmware map has it."""
+    """Physical memory from C(start) up to C(end), exclusive; C(kind) as in the firmware map."""
 
     start: int
     end: int
@@ -48,7 +48,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Argument:
-    """One range of a C(memmap=) argument: C(sign) is "!" (NVM), "@", "#", "$" or "%"; C(text) as it was written."""
+    """One range of a C(memmap=) argument: C(sign) is "!" (NVM), "@", "#", "$" or "%"; C(text) is the original text."""
 
     size: int
     start: int
@@ -61,37 +61,37 @@ class Argument:
 
 
 def firmware_map(host):
-    """The firmware's memory map as a list of Range, in order; neighbours of one kind joined.
+    """The firmware's memory map as a list of Range, in order; adjacent ranges of the same kind are merged.
 
-    Refused C(no_firmware_map) where the kernel shows none (it is on x86 alone, CONFIG_FIRMWARE_MEMMAP).
+    Refused C(no_firmware_map) if the kernel exports none (x86 with CONFIG_FIRMWARE_MEMMAP does).
     """
-    found = []
+    ranges = []
     for path in host.glob("%s/*" % MAP):
         start, end, kind = (host.attribute("%s/%s" % (path, name), "") for name in ("start", "end", "type"))
         if start and end and kind:
-            found.append(Range(int(start, 16), int(end, 16) + 1, kind))
-    if not found:
+            ranges.append(Range(int(start, 16), int(end, 16) + 1, kind))
+    if not ranges:
         raise Refused(
             "no_firmware_map",
-            "%s holds no memory map, so that no range for memmap= can be chosen." % MAP,
-            "memmap= needs an x86 machine and a kernel with CONFIG_FIRMWARE_MEMMAP. Use NVM that the firmware knows.",
+            "%s contains no memory map, which is needed to choose a range for memmap=." % MAP,
+            "Use real NVM. memmap= is supported on x86 with a kernel that has CONFIG_FIRMWARE_MEMMAP.",
         )
-    joined: list[Range] = []
-    for each in sorted(found, key=lambda each: each.start):
-        if joined and joined[-1].kind == each.kind and joined[-1].end == each.start:
-            joined[-1] = Range(joined[-1].start, each.end, each.kind)
+    merged: list[Range] = []
+    for each in sorted(ranges, key=lambda each: each.start):
+        if merged and merged[-1].kind == each.kind and merged[-1].end == each.start:
+            merged[-1] = Range(merged[-1].start, each.end, each.kind)
         else:
-            joined.append(each)
-    return joined
+            merged.append(each)
+    return merged
 
 
 def parse(cmdline):
-    """Every range of every C(memmap=) on a command line (a text or a list of words), as a list of Argument.
+    """All ranges of all C(memmap=) on a command line (a text or a list of words), as a list of Argument.
 
-    C(memmap=exactmap) and a plain size name no range and are left out.
+    C(memmap=exactmap) and a plain size have no range and are skipped.
     """
     words = cmdline.split() if isinstance(cmdline, str) else cmdline
-    found = []
+    arguments = []
     for word in words:
         word = word.replace('"', "").replace("\\", "")
         if not word.startswith("memmap="):
@@ -102,8 +102,8 @@ def parse(cmdline):
                 continue
             size, start = _number(match.group(1)), _number(match.group(3))
             if size is not None and start is not None:
-                found.append(Argument(size, start, match.group(2), text))
-    return found
+                arguments.append(Argument(size, start, match.group(2), text))
+    return arguments
 
 
 def render(size, start):
@@ -112,18 +112,18 @@ def render(size, start):
 
 
 def total(memory, taken=()):
-    """Bytes of RAM in the firmware map outside of the ranges C(taken), rounded up: the firmware keeps some of it."""
+    """Bytes of RAM in the firmware map outside C(taken), rounded up, because the firmware reserves some of it."""
     return round_up(sum(each.size for each in _free(memory, taken)), ALIGN)
 
 
 def limit(memory, taken=()):
-    """The most that may be taken of that memory: what leaves the larger of 256 MiB and half of it."""
+    """The most that may become NVM: at least 256 MiB and at least half stay ordinary memory."""
     whole = total(memory, taken)
     return max(0, round_down(whole - max(KEEP, whole // 2), ALIGN))
 
 
 def automatic_size(memory, taken, multiple):
-    """The size that is C(multiple) times what is left beside it, as far as it may be taken: (size, share wanted).
+    """The size that is C(multiple) times the remaining memory: (size within limit() and largest(), size wanted).
 
     s = multiple * (total - s), so s = total * multiple / (multiple + 1).
     """
@@ -132,24 +132,24 @@ def automatic_size(memory, taken, multiple):
 
 
 def largest(memory, taken=()):
-    """The size of the largest range choose_range() could give."""
-    return max([end - start for start, end in _rooms(memory, taken)] or [0])
+    """The size of the largest range that choose_range() can return."""
+    return max([end - start for start, end in _candidates(memory, taken)] or [0])
 
 
 def choose_range(memory, size, taken=()):
-    """Where a range of C(size) bytes goes: (size rounded up, start), the highest place that fits.
+    """Choose a range of C(size) bytes at the highest possible address: (size rounded up, start).
 
-    C(memory) is the firmware map, C(taken) are Ranges to keep away from. Ranges of other C(memmap=) arguments are not
-    touched either: the kernel would join neighbours into one region. Refused C(nvm_too_small).
+    C(memory) is the firmware map. The range keeps a distance from the Ranges in C(taken), because the kernel would merge
+    adjacent ranges into one region. Refused C(nvm_too_small).
     """
     size = round_up(size, ALIGN)
-    rooms = [(start, end) for start, end in _rooms(memory, taken) if end - start >= size]
+    fitting = [(start, end) for start, end in _candidates(memory, taken) if end - start >= size]
     most = limit(memory, taken)
-    if size > most or not rooms:
+    if size > most or not fitting:
         raise Refused(
             "nvm_too_small",
-            "%s of ordinary memory cannot be made NVM: of %s, at most %s may be taken (the larger of %s and half of it "
-            "stays), and the largest range that is free and aligned to %s has %s."
+            "%s of ordinary memory cannot become NVM: of %s, at most %s can be used (at least %s and at least half stay "
+            "ordinary memory), and the largest free range aligned to %s has %s."
             % (
                 format_size(size),
                 format_size(total(memory, taken)),
@@ -158,9 +158,9 @@ def choose_range(memory, size, taken=()):
                 format_size(ALIGN),
                 format_size(largest(memory, taken)),
             ),
-            "Give a smaller size, or size: auto. More is only to be had with more memory.",
+            "Give a smaller size, or size=auto, or add memory to the machine.",
         )
-    return size, max(end for _start, end in rooms) - size
+    return size, max(end for _start, end in fitting) - size
 
 
 def _free(memory, taken, gap=0):
@@ -175,18 +175,18 @@ def _free(memory, taken, gap=0):
     return [Range(start, end) for start, end in parts]
 
 
-def _rooms(memory, taken):
-    """Aligned (start, end) in which a range may lie."""
+def _candidates(memory, taken):
+    """Aligned (start, end) in which a range can be placed."""
     usable = [
         Range(max(each.start, LOWEST), each.end - (0 if each.start >= HIGH else CLEARANCE))
         for each in memory
         if each.kind == RAM
     ]
-    rooms = [
+    aligned = [
         (round_up(each.start, ALIGN), round_down(each.end, ALIGN))
         for each in _free([each for each in usable if each.start < each.end], taken, gap=ALIGN)
     ]
-    return [(start, end) for start, end in rooms if start < end]
+    return [(start, end) for start, end in aligned if start < end]
 
 
 def _number(text):
@@ -210,5 +210,5 @@ def _short(size):
 
 
 def covers(memory, address):
-    """Whether the firmware itself says that legacy NVM is at C(address): real NVM, not made with C(memmap=)."""
+    """Whether the firmware map lists legacy NVM at C(address): real NVM, not made with C(memmap=)."""
     return any(each.kind == LEGACY_NVM and each.start <= address < each.end for each in memory)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Regions and namespaces of non-volatile memory: what the kernel says of them, and the commands that change them.
+"""Regions and namespaces of non-volatile memory (NVM): reading them from sysfs, and changing them with C(ndctl).
 
-Used by C(nvm_reservation) and C(nvm_info). Reading takes C(/sys/bus/nd) alone and runs no command; the attributes are
-those of drivers/nvdimm/region_devs.c, namespace_devs.c and btt_devs.c. Changing goes through C(ndctl), which talks to
-the kernel's label code and refuses a namespace somebody has open exclusively (mounts, swap, mappings). The functions
-here do as they are told: whether a namespace is ours to change, _reservation.py decides.
+Reading uses C(/sys/bus/nd) alone and runs no command; the attributes are those of drivers/nvdimm/region_devs.c,
+namespace_devs.c and btt_devs.c. C(ndctl) refuses to change a namespace that is open exclusively (mounts, swap,
+mappings). The functions here do not check whether a namespace may be changed; _reservation does.
 """
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ from dataclasses import dataclass, field
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 DEVICES = "/sys/bus/nd/devices"
-# include/uapi/linux/ndctl.h: what nd_region_to_nstype() says of a region whose DIMMs hold a valid label index
+# include/uapi/linux/ndctl.h: the value of nd_region_to_nstype() for a region whose DIMMs hold a valid label index
 NAMESPACE_PMEM = 5
 # drivers/nvdimm: provider_name of each bus
 PROVIDERS = {"ACPI.NFIT": "nfit", "e820": "e820", "virtio-pmem": "virtio"}
-# The device that claims a namespace says its mode, and while it is disabled the class of device that would. C(mode)
-# itself says "memory" for an e820 namespace that nothing claims, too.
+# The device that claims a namespace determines its mode, or while it is disabled, the class of that device. The attribute
+# C(mode) is no help: it is "memory" for an unclaimed e820 namespace, too.
 HOLDERS = {"btt": "sector", "pfn": "fsdax", "dax": "devdax", "": "raw"}
 DEFAULT_ALIGN = 16 << 20  # MEMREMAP_COMPAT_ALIGN_MAX, drivers/nvdimm/region_devs.c default_align()
 PAGE = 4096
@@ -30,10 +29,10 @@ UNKNOWN = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Namespace:
-    """A namespace that has a size. C(mode) is "raw", "sector", "fsdax" or "devdax"; C(uuid) the one udev sees.
+    """A namespace with a size. C(mode) is "raw", "sector", "fsdax" or "devdax".
 
-    C(name) is the label's, "" without one. C(uuid) is the BTT's in sector mode, else the namespace's, None where it has
-    none. C(blockdev) is the name in C(/sys/class/block) ("pmem0"), None while it is disabled and in devdax mode.
+    C(name) is the label's, "" without one. C(uuid) is the one udev reports: the BTT's in sector mode, else the
+    namespace's, or None. C(blockdev) is the name in C(/sys/class/block) ("pmem0"), None if disabled or in devdax mode.
     """
 
     dev: str
@@ -54,10 +53,10 @@ class Namespace:
 
 @dataclass(frozen=True)
 class Region:
-    """A region. C(available) is the largest namespace that could be made in it now; 0 without labels.
+    """A region. C(available) is the size of the largest namespace that can be created in it now; 0 without labels.
 
-    C(provider) is "nfit", "e820", "virtio" or "other". C(align) is what sizes of namespaces must be a multiple of.
-    C(dimms) are its DIMMs ("nmem0"); C(initialisable) says that they have a label area that nobody initialised.
+    C(provider) is "nfit", "e820", "virtio" or "other". Sizes of namespaces are multiples of C(align). C(dimms) are its
+    DIMMs ("nmem0"); C(initialisable) is true if they have an uninitialised label area.
     """
 
     dev: str
@@ -76,7 +75,7 @@ class Region:
 
 
 def read_regions(host):
-    """Every region of the machine, as a list of Region in the order of their numbers."""
+    """All regions of the machine: a list of Region, ordered by number."""
     paths = [path for path in host.glob("%s/region*" % DEVICES) if re.match(r"^region\d+$", os.path.basename(path))]
     return [_region(host, path) for path in sorted(paths, key=lambda path: int(os.path.basename(path)[6:]))]
 
@@ -108,8 +107,8 @@ def _region(host, path):
     )
 
 
-def _common_multiple(one, other):
-    return one * other // math.gcd(one, other)
+def _common_multiple(size, other):
+    return size * other // math.gcd(size, other)
 
 
 def _available(host, path):
@@ -124,19 +123,19 @@ def _provider(host, path):
 
 
 def _slots(host, dimm):
-    """Free label slots of a DIMM; 0 for one without a label area, whose driver data the kernel does not have."""
+    """Free label slots of a DIMM; 0 without a label area, for which the kernel has no driver data."""
     return _number(host, "%s/%s" % (DEVICES, dimm), "available_slots")
 
 
 def _namespaces(host, path, region, labelled):
-    """The namespaces of a region but those of size 0: the seed for the next one, and destroyed ones."""
-    found = []
+    """The namespaces of a region, except those of size 0: the seed for the next one, and destroyed ones."""
+    namespaces = []
     pattern = "%s/namespace%s.*" % (DEVICES, region[len("region"):])
     for entry in sorted(host.glob(pattern), key=lambda entry: int(entry.rpartition(".")[2])):
         size = _number(host, entry, "size")
         if size:
-            found.append(_namespace(host, entry, region, size, labelled))
-    return found
+            namespaces.append(_namespace(host, entry, region, size, labelled))
+    return namespaces
 
 
 def _namespace(host, path, region, size, labelled):
@@ -157,7 +156,7 @@ def _namespace(host, path, region, size, labelled):
 
 
 def _number(host, path, attribute):
-    """The attribute as a number in the base its prefix says; 0 where there is none."""
+    """The attribute as a number, in the base of its prefix; 0 if it does not exist."""
     try:
         return int(host.attribute("%s/%s" % (path, attribute), "0"), 0)
     except ValueError:
@@ -165,7 +164,7 @@ def _number(host, path, attribute):
 
 
 def _address(host, path):
-    """The attribute C(resource): readable for root alone, and all ones where the kernel does not know it."""
+    """The attribute C(resource), which only root can read. None if it is unknown: all ones, or 0."""
     value = _number(host, path, "resource")
     return value if value not in (0, UNKNOWN) else None
 
@@ -174,7 +173,7 @@ def _address(host, path):
 
 
 def reserve(host, region, name, mode, size):
-    """Create a namespace of C(size) bytes (a multiple of region.align) in a labelled region."""
+    """Create a namespace of C(size) bytes, a multiple of region.align, in a labelled region."""
     _ndctl(
         host,
         "create-namespace",
@@ -186,24 +185,24 @@ def reserve(host, region, name, mode, size):
 
 
 def release(host, namespace):
-    """Destroy a namespace of a labelled region. ndctl refuses while anybody has its block device open exclusively."""
+    """Destroy a namespace of a labelled region. ndctl refuses if its block device is open exclusively."""
     if namespace.blockdev:
         _ndctl(host, "disable-namespace", namespace.dev)
     _ndctl(host, "destroy-namespace", namespace.dev)
 
 
 def enable(host, namespace):
-    """Give a disabled namespace its block device."""
+    """Enable a namespace, which creates its block device."""
     _ndctl(host, "enable-namespace", namespace.dev)
 
 
 def convert(host, namespace, mode):
-    """Give a label-less namespace another mode, which loses its contents. The label area is not touched."""
+    """Change the mode of a namespace without labels. Its contents are lost; the label area is not changed."""
     _ndctl(host, "create-namespace", "--force", "--reconfig=%s" % namespace.dev, "--mode=%s" % mode, "--no-autolabel")
 
 
 def initialise_labels(host, region):
-    """Write a label index on the region's DIMMs, which loses all that the region holds."""
+    """Initialise the label areas of the region's DIMMs. All contents of the region are lost."""
     _ndctl(host, "disable-region", region.dev)
     try:
         _ndctl(host, "init-labels", *region.dimms)
@@ -217,8 +216,8 @@ def require_ndctl(host):
     if path is None:
         raise Refused(
             "ndctl_missing",
-            "ndctl, which makes and changes namespaces, is not installed.",
-            "Install the package ndctl (Debian, Ubuntu, Fedora and others call it so), and run again.",
+            "ndctl, which is needed to change namespaces, is not installed.",
+            "Install the package ndctl and run again.",
         )
     return path
 

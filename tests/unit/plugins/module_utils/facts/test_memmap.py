@@ -112,7 +112,7 @@ def test_half_of_the_memory_stays():
     with pytest.raises(Refused) as caught:
         memmap.choose_range(SMALL, 640 * MIB)
     assert caught.value.code == "nvm_too_small"
-    assert "512.0 MiB may be taken" in caught.value.message and "1.0 GiB" in caught.value.message
+    assert "512.0 MiB can be used" in caught.value.message and "1.0 GiB" in caught.value.message
 
 
 def test_a_quarter_gib_stays_on_tiny_machines():
