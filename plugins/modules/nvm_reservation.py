@@ -212,9 +212,9 @@ remedy:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
-from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reserve
+from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reservation
 
-STATES = {"present": reserve.present, "absent": reserve.absent}
+STATES = {"present": reservation.present, "absent": reservation.absent}
 
 
 def main():
@@ -232,7 +232,7 @@ def main():
         supports_check_mode=True,
     )
     change = STATES[module.params["state"]]
-    carry_out(module, lambda transaction: change(transaction, reserve.Options.of(module.params)))
+    carry_out(module, lambda transaction: change(transaction, reservation.Options.of(module.params)))
 
 
 if __name__ == "__main__":

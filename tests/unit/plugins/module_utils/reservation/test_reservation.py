@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
-from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reserve, udev
+from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reservation, udev_rule
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.nvm_tree import (
     DRAM,
@@ -123,7 +123,7 @@ class Machine:
         place = self.tree.root / "dev/NVM_SWAP"
         if place.is_symlink():
             place.unlink()
-        rule = udev.read(self.host, "NVM_SWAP")
+        rule = udev_rule.read(self.host, "NVM_SWAP")
         if rule is None or not self.follows:
             return
         for path in self.host.glob("/sys/class/block/pmem*"):
@@ -184,16 +184,16 @@ class Machine:
     # the module's calls
 
     def options(self, **params):
-        return reserve.Options.of({**DEFAULTS, **params})
+        return reservation.Options.of({**DEFAULTS, **params})
 
     def present(self, check_mode=False, **params):
         with Transaction(self.host, check_mode) as tx:
-            found = reserve.present(tx, self.options(**params), Bootloader)
+            found = reservation.present(tx, self.options(**params), Bootloader)
         return SimpleNamespace(changed=tx.changed, diff=tx.diff, **found)
 
     def absent(self, check_mode=False, **params):
         with Transaction(self.host, check_mode) as tx:
-            found = reserve.absent(tx, self.options(**params), Bootloader)
+            found = reservation.absent(tx, self.options(**params), Bootloader)
         return SimpleNamespace(changed=tx.changed, diff=tx.diff, **found)
 
     def refused(self, code, act=None, **params):
@@ -336,7 +336,7 @@ def test_too_little_room_is_explained(labelled):
     refused = labelled.refused("nvm_too_small", dram_multiple=2)
     for text in ("2.0 GiB", "2 x 1023.5 MiB of ordinary memory", "region0 of 2.0 GiB", "free"):
         assert text in refused.message
-    assert "dram_multiple: 1" in refused.remedy
+    assert "dram_multiple=1" in refused.remedy
 
 
 def test_the_region_that_just_fits_is_taken(machine):
@@ -579,7 +579,7 @@ def test_absent_takes_the_link_alone(labelless):
     labelless.present()
     labelless.contents["/dev/pmem0"] = "ext4"
     found = labelless.absent()
-    assert found.changed and "namespace0.0 stays" in found.explanation
+    assert found.changed and "namespace0.0 remains" in found.explanation
     assert labelless.ndctl_calls == [] and not labelless.host.exists("/dev/NVM_SWAP")
     assert not labelless.absent().changed
 
@@ -608,7 +608,7 @@ def test_one_method_at_a_time(plain):
     plain.present(volatile_ok=True)
     plain.tree.namespace(plain.region(1, dimms=("nmem0",)))
     assert not plain.present(volatile_ok=True).changed, "the range that is configured is kept"
-    assert "state: absent" in plain.refused("reservation_differs", method="ndctl").remedy
+    assert "state=absent" in plain.refused("reservation_differs", method="ndctl").remedy
 
 
 def test_memmap_beside_a_namespace_of_ours(labelled):
@@ -664,7 +664,7 @@ def test_check_mode_of_memmap(plain):
 def test_an_explicit_size(plain):
     assert plain.present(volatile_ok=True, size="200M").range == "memmap=256M!640M"
     refused = plain.refused("reservation_differs", volatile_ok=True, size="300M")
-    assert "force: true" in refused.remedy
+    assert "force=true" in refused.remedy
     assert not plain.present(volatile_ok=True, size="100M").changed
     assert plain.present(volatile_ok=True, size="300M", force=True).range == "memmap=384M!512M"
     assert not plain.present(volatile_ok=True, size="300M").changed
@@ -689,7 +689,7 @@ def test_the_users_own_range_is_used_as_it_is(plain):
     plain.tree.write("/boot/config", "ro memmap=512M!384M")
     e820(plain)
     found = plain.present(volatile_ok=True)
-    assert found.changed and not found.reboot_required and "somebody else" in found.explanation
+    assert found.changed and not found.reboot_required and "not configured by this module" in found.explanation
     assert not plain.host.exists("/etc/boot.d/memmap-NVM_SWAP")
     plain.tree.write("/dev/pmem0", swap_header(label="FAST"))
     plain.activate()
@@ -708,7 +708,7 @@ def test_the_users_own_range_without_a_known_bootloader(plain):
         raise Refused("bootloader_unknown", "", "")
 
     with Transaction(plain.host) as tx:
-        assert reserve.present(tx, plain.options(volatile_ok=True), unknown)["method"] == "memmap"
+        assert reservation.present(tx, plain.options(volatile_ok=True), unknown)["method"] == "memmap"
 
 
 def test_the_users_own_range_may_be_too_small_or_in_use(plain):
@@ -765,7 +765,7 @@ def test_memmap_absent(plain):
     plain.tree.write("/dev/pmem0", swap_header())
     assert plain.absent(check_mode=True).changed and plain.host.exists(RULES)
     found = plain.absent()
-    assert found.changed and found.reboot_required and "boots again" in found.explanation
+    assert found.changed and found.reboot_required and "until the next reboot" in found.explanation
     assert not plain.host.exists(RULES) and plain.host.read("/boot/config") == "ro quiet"
     assert not plain.absent().changed
 
@@ -778,10 +778,10 @@ def test_absent_without_anything(plain):
 
 
 def test_options():
-    assert reserve.Options.of({**DEFAULTS, "size": "1.5G"}).size == 3 * GIB // 2
-    assert reserve.Options.of({**DEFAULTS, "size": "Auto"}).size is None
+    assert reservation.Options.of({**DEFAULTS, "size": "1.5G"}).size == 3 * GIB // 2
+    assert reservation.Options.of({**DEFAULTS, "size": "Auto"}).size is None
     with pytest.raises(Refused):
-        reserve.Options.of({**DEFAULTS, "size": "much"})
+        reservation.Options.of({**DEFAULTS, "size": "much"})
 
 
 def test_an_invalid_name(labelless):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The udev rule that gives a namespace its lasting name, C(/dev/NVM_SWAP), whatever number the kernel gives it.
+"""The udev rule that gives a namespace its stable name, C(/dev/NVM_SWAP), whatever number the kernel assigns.
 
-Used by C(nvm_reservation). The rule file is also the record of what the reservation is: a comment in it holds the
-method and, for C(memmap=), the range. Block devices of NVM are children of their namespace (drivers/nvdimm/pmem.c), in
-sector mode of their BTT (btt.c); C(SUBSYSTEMS) and C(ATTRS) of a rule look for one parent that has both.
+The rule file also records the reservation: a comment in it contains the method and, for C(memmap=), the range. Block
+devices of NVM are children of their namespace (drivers/nvdimm/pmem.c), in sector mode of their BTT (btt.c);
+C(SUBSYSTEMS) and C(ATTRS) of a rule must match the same parent.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
-# After 60-persistent-storage.rules, with which it shares the events and nothing else.
+# After 60-persistent-storage.rules, on which it does not depend.
 PATH = "/etc/udev/rules.d/61-nvm-fastboot-%s.rules"
 NAME = r"[A-Za-z0-9_.-]{1,63}"  # 63: NSLABEL_NAME_LEN less its NUL (drivers/nvdimm/label.h)
 HEAD = "# /dev/%s, set up by the Ansible collection nvm.fastboot (nvm_reservation), which replaces this file.\n"
@@ -23,14 +23,14 @@ RULE = (
 
 @dataclass(frozen=True)
 class Rule:
-    """What the link points at: the device whose C(attribute) ("uuid" or "resource") is C(value), and the C(record)."""
+    """The link's target: the device whose C(attribute) ("uuid" or "resource") is C(value); and the C(record)."""
 
     attribute: str
     value: str
     record: dict = field(default_factory=dict)
 
     def matches(self, namespace, region):
-        """Whether the rule is about that namespace of that region."""
+        """Whether the rule matches that namespace of that region."""
         try:
             return rule_for(namespace, region, self.record) == self
         except Refused:
@@ -38,27 +38,27 @@ class Rule:
 
 
 def check_name(host, name):
-    """Refused C(name_invalid) or C(name_taken) where C(name) cannot be a link in C(/dev)."""
+    """Refused C(name_invalid) or C(name_taken) if C(name) cannot be a link in C(/dev)."""
     if not isinstance(name, str) or not re.fullmatch(NAME, name) or name.strip(".") == "":
         raise Refused(
             "name_invalid",
-            "%r cannot be the name of a reservation." % (name,),
+            "%r is not a valid name of a reservation." % (name,),
             "Use 1 to 63 letters, digits, underscores, dots and hyphens, such as NVM_SWAP.",
         )
     path = "/dev/%s" % name
     if host.exists(path) and host.real(path) == path:
         raise Refused(
             "name_taken",
-            "%s exists and is no link: the name belongs to something else." % path,
-            "Choose another name; if it is a plain file that somebody made by mistake, remove it.",
+            "%s exists and is not a symbolic link." % path,
+            "Choose another name. If it is a plain file created by mistake, remove it.",
         )
 
 
 def rule_for(namespace, region, record):
-    """The Rule by which C(namespace) of C(region) is known at every boot. Refused C(address_unknown).
+    """The Rule that identifies C(namespace) of C(region) at every boot. Refused C(address_unknown).
 
-    A UUID stays with labelled and sector namespaces; a raw label-less one has none, and is known by its address, which
-    is the same at every boot as long as the memory is.
+    Labelled and sector namespaces have a permanent UUID. A raw namespace without labels has none and is identified by
+    its address, which is the same at every boot while the memory is unchanged.
     """
     if namespace.uuid:
         return Rule("uuid", namespace.uuid, record)
@@ -66,15 +66,15 @@ def rule_for(namespace, region, record):
     if not address:
         raise Refused(
             "address_unknown",
-            "%s has neither a UUID nor an address that can be read, so that it could not be told from another after "
-            "the next boot." % namespace.dev,
-            "Run as root (become: true); if it is root already, the namespace needs a label or sector mode.",
+            "%s has neither a UUID nor a readable address, so it could not be identified at the next boot."
+            % namespace.dev,
+            "Run as root (become: true). As root, the namespace needs a label or sector mode.",
         )
     return rule_at(address, record)
 
 
 def rule_at(address, record):
-    """The Rule for the label-less namespace at a physical address, as the kernel prints it (C(%#llx))."""
+    """The Rule for the namespace without labels at a physical address, as the kernel prints it (C(%#llx))."""
     return Rule("resource", "0x%x" % address, record)
 
 
@@ -99,15 +99,15 @@ def read(host, name):
 
 
 def apply(tx, name, rule, blockdev):
-    """Write the rule and have udev make the link to C(blockdev) ("pmem0"; None where it is not there yet).
+    """Write the rule and make udev create the link to C(blockdev) ("pmem0"; None if it does not exist yet).
 
-    Runs nothing when the file and the link are right. Refused C(link_failed) where udev does not make the link.
+    Runs no command if file and link are correct. Refused C(link_failed) if udev does not create the link.
     """
     link, device = "/dev/%s" % name, blockdev and "/dev/%s" % blockdev
     text = render(name, rule)
     written = _write(tx, name, text, blockdev)
-    right = blockdev is None or tx.host.real(link) == device
-    if right and not written:
+    correct = blockdev is None or tx.host.real(link) == device
+    if correct and not written:
         return
     if not written:
         tx.note("link %s" % link, "", "to: %s\n" % device)
@@ -117,13 +117,13 @@ def apply(tx, name, rule, blockdev):
     if blockdev and tx.host.real(link) != device:
         raise Refused(
             "link_failed",
-            "udev did not make the link %s to %s." % (link, device),
-            "See what udev says of the device: udevadm test /sys/class/block/%s." % blockdev,
+            "udev did not create the link %s to %s." % (link, device),
+            "Find the cause with: udevadm test /sys/class/block/%s" % blockdev,
         )
 
 
-def withdraw(tx, name, blockdev):
-    """Take the rule away, and with it the link to C(blockdev). Returns whether there was anything."""
+def remove(tx, name, blockdev):
+    """Remove the rule, and with it the link to C(blockdev). Returns whether the rule existed."""
     if not _write(tx, name, None, blockdev):
         return False
     if not tx.check_mode:
@@ -132,10 +132,10 @@ def withdraw(tx, name, blockdev):
 
 
 def _write(tx, name, text, blockdev):
-    """Write the rule file. Rolling back reloads it after it has been put back, so that is registered first."""
+    """Write the rule file. A rollback restores the file and then reloads it, so the reload is registered first."""
     path = PATH % name
     if not tx.check_mode and tx.host.read(path) != text:
-        tx.on_failure(lambda: _undone(tx.host, blockdev))
+        tx.on_failure(lambda: _reload_restored(tx.host, blockdev))
     return tx.write(path, text)
 
 
@@ -146,8 +146,8 @@ def _reload(host, blockdev):
         host.run([udevadm, "trigger", "--action=change", "--settle", "/sys/class/block/%s" % blockdev])
 
 
-def _undone(host, blockdev):
-    """After the rule file is back as it was. The failure that led here is the one to report."""
+def _reload_restored(host, blockdev):
+    """Reload after a rollback. Errors are ignored: the error that caused the rollback is the one to report."""
     try:
         _reload(host, blockdev)
     except Refused:
