@@ -6,15 +6,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: fstab_swap
-short_description: Keep the one line of fstab for a swap area on NVM
+short_description: Manage the line in fstab for a swap area on NVM
 version_added: "0.1.0"
 description:
-  - Keeps exactly one line for a swap area in C(/etc/fstab), which names it by its UUID. Every other byte of the file,
-    comments, white space and odd lines included, stays as it is.
-  - A line belongs to the swap area if its type is C(swap) and it names the swap area by UUID, by label, by a link
-    under C(/dev/disk/by-uuid) or C(/dev/disk/by-label), or by the path in O(device). One that says the same as the
-    wanted line, in another order or with other white space, is left as it is. Further ones are removed.
-  - The file is replaced as a whole or not at all, and read back.
+  - Keeps exactly one line for a swap area in C(/etc/fstab), which refers to it by UUID. All other bytes of the file,
+    including comments, white space and malformed lines, are not changed.
+  - A line belongs to the swap area if its type is C(swap) and it refers to the swap area by UUID, by label, by a link
+    in C(/dev/disk/by-uuid) or C(/dev/disk/by-label), or by the path in O(device). An equivalent line, with options in
+    another order or other white space, is kept. Further lines of the swap area are removed.
+  - The file is replaced atomically, and verified.
 options:
   device:
     description:
@@ -27,28 +27,27 @@ options:
     type: str
   options:
     description:
-      - Mount options of the line. The priority comes from O(priority).
-      - The default lets the machine boot without the device, after the 90 seconds that systemd waits for one. With a
-        shorter C(x-systemd.device-timeout=), a machine that boots slowly may give up too soon, run without the swap
-        area, and so not hibernate.
+      - Mount options of the line. O(priority) sets the priority.
+      - With the default, the machine boots without the device, after the 90 seconds that systemd waits for one. With a
+        shorter C(x-systemd.device-timeout=), a machine that boots slowly may give up too early, run without the swap
+        area, and therefore not hibernate.
     type: list
     elements: str
     default: [defaults, nofail]
   priority:
     description:
-      - Priority of the swap area, V(0) to V(32767), or V(-1) to leave it to the kernel. Use the same as for
+      - Priority of the swap area, V(0) to V(32767), or V(-1) to leave it to the kernel. Use the same value as for
         M(nvm.fastboot.nvm_swap), which has the same default.
     type: int
     default: 10
   path:
     description:
-      - The file. systemd is told of the change (C(systemctl daemon-reload)) if it is C(/etc/fstab).
+      - Path of the file. If it is C(/etc/fstab), systemd reloads it after a change (C(systemctl daemon-reload)).
     type: path
     default: /etc/fstab
   state:
     description:
-      - V(present) keeps one line, V(absent) none. After both in turn a file that had none is what it was, byte
-        for byte.
+      - V(present) keeps one line, V(absent) removes it. Removing an added line restores the file byte for byte.
     type: str
     choices: [present, absent]
     default: present
@@ -60,8 +59,8 @@ attributes:
   diff_mode:
     details: Shows the file.
 notes:
-  - Needs root on the machine. Neither takes the swap area in use nor out of it, see M(nvm.fastboot.nvm_swap).
-  - On failure the returned C(code) is one of V(not_swap), V(device_unreadable), V(uuid_invalid),
+  - Requires root on the machine. Does not activate or deactivate the swap area, see M(nvm.fastboot.nvm_swap).
+  - On failure, RV(code) is one of V(not_swap), V(device_unreadable), V(uuid_invalid),
     V(machine_id_missing), V(options_invalid), V(priority_invalid), V(file_unreadable), V(file_not_writable),
     V(verify_failed) and V(command_failed).
 seealso:
@@ -76,10 +75,10 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The line of the swap area on the reserved NVM
+- name: Add the line for the swap area on the reserved NVM
   nvm.fastboot.fstab_swap:
 
-- name: Without waiting for the device at boot
+- name: Do not wait for the device at boot
   nvm.fastboot.fstab_swap:
     options: [defaults, nofail, x-systemd.device-timeout=1s]
 
@@ -90,12 +89,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 path:
-  description: The file.
+  description: Path of the file.
   returned: success
   type: str
   sample: /etc/fstab
 uuid:
-  description: UUID of the swap area; null with O(state=absent) where there is no swap area and none was given.
+  description: UUID of the swap area; null with O(state=absent) if there is no swap area and O(uuid) is not set.
   returned: success
   type: str
   sample: 6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4
@@ -113,12 +112,12 @@ message:
   description: What failed and why.
   returned: failure
   type: str
-  sample: /dev/NVM_SWAP holds no swap area with a UUID.
+  sample: /dev/NVM_SWAP holds no swap area with a UUID, which its line in fstab needs.
 remedy:
   description: How to fix it.
   returned: failure
   type: str
-  sample: Create the swap area with nvm_swap, or set the option uuid.
+  sample: Create the swap area with nvm_swap first, or set the option uuid.
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -6,31 +6,31 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: nvm_info
-short_description: Tell what hibernating into non-volatile memory finds on a machine
+short_description: Gather facts and blockers for hibernation to non-volatile memory
 version_added: "0.1.0"
 description:
-  - Reports the sizes of ordinary and non-volatile memory, regions and namespaces, swap areas, the boot configuration, a
-    pending hibernation image, and the size to reserve.
-  - Reports every blocker, that is, everything that would stop a hibernation or lose the machine's state in it, each
-    with a remedy.
-  - Reads only. Without root it reports what everybody may read, and RV(blockers) says so.
+  - Reports the sizes of ordinary and non-volatile memory (NVM), regions and namespaces, swap areas, the boot
+    configuration, a pending hibernation image, and the recommended size of a reservation.
+  - Reports every blocker with a remedy. A blocker is a condition that would prevent a hibernation, or lose the machine's
+    state.
+  - Changes nothing. Without root, facts that only root can read are missing, and RV(blockers) contains C(not_root).
 options:
   device:
     description:
-      - The swap device that hibernation uses or is to use.
+      - The swap device for hibernation.
     type: path
     default: /dev/NVM_SWAP
   dram_multiple:
     description:
-      - How many times the size of ordinary memory RV(recommended_size) is.
+      - Factor for RV(recommended_size), relative to the ordinary memory.
     type: int
     choices: [1, 2]
     default: 1
 extends_documentation_fragment:
   - nvm.fastboot.attributes.info
 notes:
-  - Looks into the initramfs of each installed kernel, which takes seconds, unless M(nvm.fastboot.boot_resume) found
-    it complete and it has not changed since.
+  - Reads the initramfs of each installed kernel, which takes seconds. An initramfs that M(nvm.fastboot.boot_resume)
+    verified and that did not change since is not read again.
 seealso:
   - module: nvm.fastboot.nvm_reservation
   - module: nvm.fastboot.nvm_swap
@@ -41,16 +41,16 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at the machine
+- name: Gather facts
   nvm.fastboot.nvm_info:
   register: nvm
 
-- name: Stop with the reasons where it cannot hibernate
+- name: Fail with the reasons if the machine cannot hibernate
   ansible.builtin.assert:
     that: nvm.ready
     fail_msg: "{{ nvm.blockers | map(attribute='message') | join(' ') }}"
 
-- name: How large the reservation should be for twice the memory
+- name: Get the size of a reservation for twice the memory
   nvm.fastboot.nvm_info:
     dram_multiple: 2
   register: nvm
@@ -58,7 +58,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 dram:
-  description: Bytes of ordinary memory, without the NVM.
+  description: Bytes of ordinary memory, without NVM.
   returned: success
   type: int
   sample: 8589934592
@@ -68,7 +68,8 @@ nvm:
   type: int
   sample: 17179869184
 recommended_size:
-  description: Bytes to reserve, O(dram_multiple) times RV(dram), rounded up as the region needs it.
+  description: Recommended size of a reservation in bytes, O(dram_multiple) times RV(dram), rounded up to the alignment of
+    the region.
   returned: success
   type: int
   sample: 8589934592
@@ -87,19 +88,19 @@ regions:
       type: int
       sample: 17179869184
     available:
-      description: Bytes that no namespace takes.
+      description: Size of the largest namespace that can be created, in bytes; 0 without labels.
       type: int
       sample: 0
     provider:
-      description: Where it comes from, V(nfit), V(e820), V(virtio) or V(other).
+      description: Origin of the region, V(nfit), V(e820), V(virtio) or V(other).
       type: str
       sample: nfit
     persistence:
-      description: What the kernel says of its persistence.
+      description: Persistence domain reported by the kernel.
       type: str
       sample: memory_controller
     labelled:
-      description: Whether it has labels, so that namespaces can be made and removed.
+      description: Whether it has labels, so that namespaces can be created and destroyed.
       type: bool
       sample: true
     resource:
@@ -107,16 +108,16 @@ regions:
       type: int
       sample: 4294967296
     align:
-      description: What sizes of namespaces on it must be multiples of, in bytes.
+      description: Alignment of namespace sizes, in bytes.
       type: int
       sample: 16777216
     dimms:
-      description: The DIMMs it spans.
+      description: The DIMMs of the region.
       type: list
       elements: str
       sample: [nmem0]
     initialisable:
-      description: Whether its DIMMs have room for labels that nobody has written yet.
+      description: Whether its DIMMs have an uninitialised label area.
       type: bool
       sample: false
     read_only:
@@ -124,7 +125,7 @@ regions:
       type: bool
       sample: false
     volatile:
-      description: Whether it loses its contents at power-off by its own word.
+      description: Whether the kernel reports it as volatile.
       type: bool
       sample: false
     namespaces:
@@ -148,18 +149,18 @@ swaps:
     - {path: /dev/pmem0, kind: partition, size: 8589930496, used: 0, priority: 10}
 memory:
   description:
-    - What is in memory now, in bytes. systemd hibernates if C(active_anon) is at most 98 % of the free swap. C(image)
-      is the most an image made now can be before compression.
+    - Use of memory, in bytes. systemd hibernates if C(active_anon) is at most 98 % of the free swap. C(image) is the
+      maximum size of an image made now, before compression.
   returned: success
   type: dict
   sample: {active_anon: 104857600, image: 419430400}
 bootloader:
-  description: The bootloader, or none where it is not known.
+  description: The bootloader; null if unknown.
   returned: success
   type: str
   sample: grub
 initramfs:
-  description: The tool that builds the initramfs, or none where it is not known.
+  description: The tool that builds the initramfs; null if unknown.
   returned: success
   type: str
   sample: initramfs-tools
@@ -172,7 +173,7 @@ kernels:
 resume:
   description:
     - C(configured) - values of C(resume=) in the generated boot configuration.
-    - C(running) - device of the running kernel, C(/sys/power/resume).
+    - C(running) - resume device of the running kernel, C(/sys/power/resume).
     - C(cmdline) - value on the running kernel's command line.
   returned: success
   type: dict
@@ -181,12 +182,12 @@ resume:
     running: "259:0"
     cmdline: UUID=1b6e1c4e-7b0f-8e3f-9c41-2c9a3de0f3a5
 pending_image:
-  description: The hibernation image on O(device) that waits to be resumed, or none.
+  description: The pending hibernation image on O(device); null if there is none.
   returned: success
   type: dict
   sample: {device: /dev/NVM_SWAP, type: swsuspend, uuid: 1b6e1c4e-7b0f-8e3f-9c41-2c9a3de0f3a5}
 boot:
-  description: C(efi), C(secure_boot) and C(lockdown) (none where the machine has no such thing).
+  description: C(efi), C(secure_boot) and C(lockdown); the latter two are null if not supported.
   returned: success
   type: dict
   sample: {efi: true, secure_boot: false, lockdown: none}
@@ -196,38 +197,53 @@ kernel:
   type: str
   sample: 6.1.0-56-amd64
 systemd:
-  description: Version of systemd, or none.
+  description: Version of systemd; null if unknown.
   returned: success
   type: int
   sample: 252
 ndctl_installed:
-  description: Whether C(ndctl) is there, which nvm_reservation needs to make namespaces.
+  description: Whether C(ndctl) is installed, which M(nvm.fastboot.nvm_reservation) needs to create namespaces.
   returned: success
   type: bool
   sample: true
 blockers:
-  description: What would stop or endanger a hibernation into O(device).
+  description: Conditions that would prevent a hibernation to O(device), or lose the machine's state.
   returned: success
   type: list
   elements: dict
   contains:
     code:
-      description: A stable word for it.
+      description: Stable word for the blocker.
       type: str
       sample: swap_inactive
     message:
-      description: What is in the way and why.
+      description: The condition and its cause.
       type: str
-      sample: /dev/NVM_SWAP is not in use as swap (/proc/swaps), so the kernel would not write an image to it.
+      sample: /dev/NVM_SWAP is not in use as swap (/proc/swaps), so the kernel cannot write an image to it.
     remedy:
-      description: What helps.
+      description: How to fix it.
       type: str
-      sample: "Activate it: nvm_swap with state: present, or swapon /dev/NVM_SWAP."
+      sample: Run nvm_swap with state=present, or swapon /dev/NVM_SWAP.
 ready:
-  description: Whether there is no blocker.
+  description: Whether there are no blockers.
   returned: success
   type: bool
   sample: false
+code:
+  description: Stable word for the error.
+  returned: failure
+  type: str
+  sample: dram_unknown
+message:
+  description: What failed and why.
+  returned: failure
+  type: str
+  sample: /proc/zoneinfo does not contain the size of the memory.
+remedy:
+  description: How to fix it.
+  returned: failure
+  type: str
+  sample: Set the option size to a number of bytes instead of auto.
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -6,52 +6,53 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: nvm_reservation
-short_description: Reserve non-volatile memory under a lasting name
+short_description: Reserve non-volatile memory under a stable device name
 version_added: "0.1.0"
 description:
-  - Sets a piece of non-volatile memory aside, as large as the memory of the machine or as told, and gives it a name
-    that stays the same at every boot, such as C(/dev/NVM_SWAP). M(nvm.fastboot.nvm_swap) makes a swap area of it.
-  - On NVDIMMs with labels it makes a namespace of its own, named O(name), and destroys it with O(state=absent). No
-    other namespace is ever touched.
-  - On NVDIMMs without labels it uses the namespace that the kernel makes of a whole region. Such a namespace can be
-    neither resized nor destroyed, see RV(why_not_resizable).
-  - Without NVM, and with O(volatile_ok=true), it makes NVM of ordinary memory with the kernel argument C(memmap=).
+  - Reserves non-volatile memory (NVM) as large as the memory of the machine, or of a given size, and gives it a device
+    name that is the same at every boot, such as C(/dev/NVM_SWAP). M(nvm.fastboot.nvm_swap) creates a swap area on it.
+  - On NVDIMMs with labels, creates a namespace named O(name), and destroys it with O(state=absent). Other namespaces are
+    never changed.
+  - On NVDIMMs without labels, uses the namespace that the kernel creates for a whole region. Such a namespace can neither
+    be resized nor destroyed, see RV(why_not_resizable).
+  - Without NVM, and with O(volatile_ok=true), turns ordinary memory into NVM with the kernel argument C(memmap=).
 options:
   name:
     description:
-      - Name of the reservation, of the link in C(/dev), and of the namespace where it has labels.
+      - Name of the reservation, of its link in C(/dev), and of its namespace if that has labels.
       - 1 to 63 letters, digits, underscores, dots and hyphens.
     type: str
     default: NVM_SWAP
   size:
     description:
-      - A number of bytes, or a number with a binary unit (V(512M), V(16G), V(1.5T)).
-      - V(auto) is O(dram_multiple) times the ordinary memory of the machine. For C(memmap=), which takes from that
-        memory, it is O(dram_multiple) times what remains, and at most half of all.
-      - A reservation that is there and larger than this is left as it is.
+      - Minimum size, as a number of bytes, or a number with a binary unit (V(512M), V(16G), V(1.5T)).
+      - V(auto) is O(dram_multiple) times the ordinary memory of the machine. With C(memmap=), which takes ordinary memory
+        away, it is O(dram_multiple) times the remaining memory, and at most half of the total.
+      - A reservation that exists and is larger is not changed.
     type: str
     default: auto
   dram_multiple:
     description:
-      - How many times the ordinary memory O(size=auto) is.
+      - Factor for O(size=auto), relative to the ordinary memory.
     type: int
     choices: [1, 2]
     default: 1
   method:
     description:
-      - V(ndctl) uses NVM that the machine has. C(ndctl) has to be installed only where a namespace is made or changed.
-      - V(memmap) makes NVM of ordinary memory. Its range is chosen once and then kept.
-      - V(auto) keeps what is there, prefers real NVM, and takes V(memmap) only with O(volatile_ok=true).
+      - V(ndctl) uses real NVM. The command C(ndctl) is required only to create or change a namespace.
+      - V(memmap) turns ordinary memory into NVM. The range is chosen once and then kept.
+      - V(auto) keeps the method of an existing reservation, otherwise prefers real NVM, and uses V(memmap) only with
+        O(volatile_ok=true).
     type: str
     choices: [auto, ndctl, memmap]
     default: auto
   mode:
     description:
-      - V(raw) is the NVM as it is.
-      - V(sector) writes each sector whole or not at all, also when the power fails (BTT). It costs about 0.1 % of the
-        room and some speed. O(method=memmap) has no such mode.
-      - A label-less namespace is brought into the mode with C(ndctl); that loses its contents, and so is done only
-        where it has none, or with O(force=true).
+      - V(raw) has no metadata on the NVM.
+      - V(sector) makes writes of a sector atomic, also at a power failure (BTT). It uses about 0.1 % of the space and is
+        slower. Not supported with O(method=memmap).
+      - The mode of a namespace without labels is changed with C(ndctl), which destroys its contents. Therefore it must be
+        empty, or O(force=true) is required.
     type: str
     choices: [raw, sector]
     default: raw
@@ -62,15 +63,15 @@ options:
     default: false
   force:
     description:
-      - Make a reservation of another size or mode anew, and give up what the device holds (a filesystem, a hibernation
-        image).
-      - A namespace without labels whose DIMMs have an empty label area, and which holds nothing, gets labels.
-      - A device in use (swap, mounted, mapped) is neither changed nor destroyed, forced or not.
+      - Destroy a reservation that has another size or mode and create it again. Its contents, such as a filesystem or a
+        hibernation image, are lost.
+      - Initialise the label area of DIMMs if it is empty and their namespace is empty.
+      - A device in use (swap, mounted, mapped) is never changed or destroyed.
     type: bool
     default: false
   state:
     description:
-      - V(present) makes the reservation, V(absent) undoes it.
+      - V(present) creates the reservation, V(absent) removes it.
     type: str
     choices: [present, absent]
     default: present
@@ -80,16 +81,16 @@ attributes:
   diff_mode:
     details: Shows files and namespaces.
 notes:
-  - Needs root on the machine.
-  - Sizes of namespaces are multiples of what the region asks for (16 MiB for one DIMM), ranges of C(memmap=) of 128
+  - Requires root on the machine.
+  - Sizes of namespaces are multiples of the alignment of the region (16 MiB for one DIMM), ranges of C(memmap=) of 128
     MiB.
-  - A reservation made with O(method=memmap) is there after a reboot, see RV(reboot_required). It is not changed while a
-    hibernation image waits to be resumed, which would be lost.
+  - A reservation with O(method=memmap) exists after a reboot, see RV(reboot_required). It is not changed while a
+    hibernation image is pending, because the image would be lost.
 seealso:
   - module: nvm.fastboot.nvm_swap
   - module: nvm.fastboot.nvm_info
   - name: ndctl-create-namespace(1)
-    description: Modes of namespaces and what labels are for.
+    description: Modes of namespaces and use of labels.
     link: https://docs.pmem.io/ndctl-user-guide/ndctl-man-pages/ndctl-create-namespace
   - name: Kernel parameters
     description: memmap=nn[KMG]!ss[KMG].
@@ -102,38 +103,38 @@ EXAMPLES = r"""
 - name: Reserve as much NVM as the machine has memory
   nvm.fastboot.nvm_reservation:
 
-- name: Reserve 16 GiB, each sector written whole
+- name: Reserve 16 GiB with atomic sector writes
   nvm.fastboot.nvm_reservation:
     size: 16G
     mode: sector
 
-- name: Try it on a machine without NVM
+- name: Test on a machine without NVM
   nvm.fastboot.nvm_reservation:
     volatile_ok: true
   register: reservation
 
-- name: Reboot where that needs it
+- name: Reboot if required
   ansible.builtin.reboot:
   when: reservation.reboot_required
 
-- name: Give the NVM back
+- name: Remove the reservation
   nvm.fastboot.nvm_reservation:
     state: absent
 """
 
 RETURN = r"""
 device:
-  description: The lasting name.
+  description: Stable name of the device.
   returned: success
   type: str
   sample: /dev/NVM_SWAP
 block_device:
-  description: The device it points at now, or none before a reboot that is needed and in check mode.
+  description: The device that the name links to; null in check mode, and before a required reboot.
   returned: success
   type: str
   sample: /dev/pmem0
 size:
-  description: Bytes reserved.
+  description: Size in bytes.
   returned: success
   type: int
   sample: 17179869184
@@ -148,7 +149,7 @@ mode:
   type: str
   sample: raw
 region:
-  description: The region of NVM it lies in.
+  description: The NVM region that contains the reservation.
   returned: success
   type: str
   sample: region0
@@ -163,35 +164,35 @@ uuid:
   type: str
   sample: 5b2f7d0c-1d8e-4f58-9c57-2b1d2f3f7c11
 range:
-  description: The kernel argument, with the method V(memmap).
+  description: The kernel argument; null unless RV(method=memmap).
   returned: success
   type: str
   sample: memmap=8G!4G
 reboot_required:
-  description: Whether the kernel has to boot again before the reservation is there, or gone.
+  description: Whether the change takes effect only after a reboot.
   returned: success
   type: bool
   sample: false
 resizable:
-  description: Whether O(size) can be changed later, with O(force=true) and losing the contents.
+  description: Whether the size can be changed later, with O(force=true) and loss of the contents.
   returned: success
   type: bool
   sample: true
 why_not_resizable:
-  description: Why it cannot be changed.
+  description: Why RV(resizable) is false; null otherwise.
   returned: success
   type: str
-  sample: region0 has no labels, which would divide it; its one namespace is as large as the region.
+  sample: region0 has no labels, so it has one namespace as large as the region.
 dram:
   description: Bytes of ordinary memory, without NVM.
   returned: success
   type: int
   sample: 17179869184
 explanation:
-  description: Where the size comes from.
+  description: How the size was determined.
   returned: success
   type: str
-  sample: 16.0 GiB were asked for (1 x 16.0 GiB of ordinary memory). namespace0.0 takes all of region0, 32.0 GiB.
+  sample: "Requested: 16.0 GiB (1 x 16.0 GiB of ordinary memory). namespace0.0 takes all of region0, 32.0 GiB."
 code:
   description: Stable word for the error.
   returned: failure
@@ -201,12 +202,12 @@ message:
   description: What failed and why.
   returned: failure
   type: str
-  sample: memmap= makes NVM of ordinary memory, which loses its contents at power-off.
+  sample: memmap= makes NVM of ordinary memory, which loses its contents at power-off, including images.
 remedy:
   description: How to fix it.
   returned: failure
   type: str
-  sample: Set volatile_ok=true to accept that.
+  sample: Use real NVM. To accept the loss (for a test, or if the power stays on), set volatile_ok=true.
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -6,16 +6,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: nvm_swap
-short_description: Make a swap area with a lasting UUID on NVM
+short_description: Create a swap area with a stable UUID on NVM
 version_added: "0.1.0"
 description:
-  - Makes a block device, by default C(/dev/NVM_SWAP), a swap area with a UUID and a label that stay the same, and
-    puts it in use.
-  - The UUID is what C(fstab) and C(resume=) know the swap area by. If it changed, a machine would hibernate without
+  - Creates a swap area with a stable UUID and label on a block device, by default C(/dev/NVM_SWAP), and activates it.
+  - C(fstab) and C(resume=) refer to the swap area by its UUID. If the UUID changed, the machine would hibernate without
     an error and lose its state at the next boot.
-  - A device that is right already is not touched. A swap area with another UUID or label is renamed, not formatted.
-  - A device that holds a hibernation image, a filesystem, a partition table or anything else that C(blkid) knows is
-    refused, unless O(force). A device that is mounted or in other use is always refused.
+  - A correct swap area is not written to. A swap area with another UUID or label is renamed, not formatted.
+  - A device that holds a hibernation image, a filesystem, a partition table or other contents known to C(blkid) is
+    refused without O(force=true). A device that is mounted or in other use is always refused.
 options:
   device:
     description:
@@ -25,8 +24,8 @@ options:
   uuid:
     description:
       - UUID of the swap area.
-      - The default is derived from the machine id and the last part of O(device), so that it is the same in every
-        run, and another one on every machine.
+      - The default is derived from the machine id and the last part of O(device). It is the same in every run, and
+        different on every machine.
     type: str
   label:
     description:
@@ -35,30 +34,30 @@ options:
     default: NVM_SWAP
   priority:
     description:
-      - Priority among the swap areas in use, V(0) to V(32767); the highest is used first. V(-1) leaves it to the
-        kernel, which gives every further area a lower one below zero.
-      - The default comes before disks whose priority the kernel chose, because NVM is faster, and after zram as its
-        tools set it up, because what zram takes does not use up room for the image.
-      - It does not decide where the machine hibernates to. That is C(resume=), see M(nvm.fastboot.boot_resume).
-      - If it has to change while the swap area is in use, what is swapped out is brought back into memory first.
+      - Priority among the active swap areas, V(0) to V(32767); the highest is used first. V(-1) leaves it to the kernel,
+        which assigns negative priorities in descending order.
+      - The default is higher than priorities chosen by the kernel, because NVM is faster than a disk, and lower than the
+        usual priority of zram, because pages in zram leave space on the NVM for the image.
+      - The priority does not select the swap area to hibernate to. C(resume=) does, see M(nvm.fastboot.boot_resume).
+      - To change the priority of an active swap area, its pages are moved back to memory first.
     type: int
     default: 10
   active:
     description:
-      - Whether the swap area is in use.
+      - Whether the swap area is active.
     type: bool
     default: true
   force:
     description:
-      - Format the device although it holds something else or a swap header that does not fit it, and give up what it
-        holds, a hibernation image included.
+      - Format the device although it holds other contents or a swap header that does not match the device. All contents
+        are lost, including a hibernation image.
       - With O(state=absent), remove a swap area that has another UUID or holds a hibernation image.
-      - A device that is right already is left alone with this, too.
+      - A correct swap area is not formatted.
     type: bool
     default: false
   state:
     description:
-      - V(present) makes the swap area. V(absent) takes it out of use and erases its signature, and nothing else.
+      - V(present) creates the swap area. V(absent) deactivates it and erases its signature, and nothing else.
     type: str
     choices: [present, absent]
     default: present
@@ -70,9 +69,9 @@ attributes:
   diff_mode:
     details: Shows type, UUID, label, size and priority of the swap area.
 notes:
-  - Needs root on the machine, and C(mkswap), C(swaplabel), C(blkid), C(wipefs), C(swapon) and C(swapoff) of
-    util-linux. None of them is called when nothing has to change.
-  - On failure the returned C(code) is one of V(device_missing), V(not_block_device), V(device_invalid),
+  - Requires root on the machine, and C(mkswap), C(swaplabel), C(blkid), C(wipefs), C(swapon) and C(swapoff) of
+    util-linux. No command runs if nothing has to change.
+  - On failure, RV(code) is one of V(device_missing), V(not_block_device), V(device_invalid),
     V(device_too_small), V(device_read_only), V(device_unreadable), V(device_in_use), V(device_changed),
     V(holds_filesystem), V(header_mismatch), V(image_pending), V(not_ours), V(swap_needed), V(machine_id_missing),
     V(uuid_invalid), V(label_invalid), V(priority_invalid), V(verify_failed) and V(command_failed).
@@ -88,32 +87,32 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Swap on the reserved NVM
+- name: Create swap on the reserved NVM
   nvm.fastboot.nvm_swap:
 
-- name: Swap on the reserved NVM, used before anything else
+- name: Create swap on the reserved NVM with the highest priority
   nvm.fastboot.nvm_swap:
     priority: 32767
 
-- name: Swap with a given UUID on a given device
+- name: Create swap with a given UUID on a given device
   nvm.fastboot.nvm_swap:
     device: /dev/pmem1
     uuid: 6f1c1e1e-9d4b-4a57-9f0e-2f6d0a6f2b11
     label: FAST
 
-- name: Take it out of use and remove it
+- name: Deactivate and remove the swap area
   nvm.fastboot.nvm_swap:
     state: absent
 """
 
 RETURN = r"""
 device:
-  description: The device as it was given.
+  description: The option O(device).
   returned: success
   type: str
   sample: /dev/NVM_SWAP
 block_device:
-  description: The kernel's name of the device; null where it does not exist.
+  description: Kernel name of the device; null if it does not exist.
   returned: success
   type: str
   sample: /dev/pmem0
@@ -128,24 +127,24 @@ label:
   type: str
   sample: NVM_SWAP
 size:
-  description: Bytes that can be swapped out to it; null with O(state=absent), or where the device does not exist.
+  description: Usable size in bytes; null with O(state=absent), or if the device does not exist.
   returned: success
   type: int
   sample: 1073737728
 active:
-  description: Whether the swap area is in use.
+  description: Whether the swap area is active.
   returned: success
   type: bool
   sample: true
 priority:
-  description: The priority in use; null where the swap area is not in use.
+  description: Priority of the active swap area; null if it is not active.
   returned: success
   type: int
   sample: 10
 signature:
   description:
-    - What the device held before, as C(blkid) calls it (V(swap), V(swsuspend) for a hibernation image, V(ext4));
-      null where it held nothing known.
+    - Contents of the device before the run, as a type of C(blkid) (V(swap), V(swsuspend) for a hibernation image,
+      V(ext4)); null if it was empty.
   returned: success
   type: str
   sample: swap
@@ -163,7 +162,7 @@ remedy:
   description: How to fix it.
   returned: failure
   type: str
-  sample: Copy the image off the device to keep it. Set force=true to give it up.
+  sample: To keep the image, copy it off the device first. To discard it, run nvm_swap with force=true.
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -28,7 +28,7 @@ def resume_running(survey):
     """
     if survey.resume is None or survey.block is None:
         return []
-    if survey.resume == survey.block.number:
+    if survey.resume == survey.block.devno:
         return _resume_offset(survey)
     if survey.resume == UNSET:
         return [Refused(
@@ -41,7 +41,7 @@ def resume_running(survey):
     return [Refused(
         "resume_elsewhere",
         "The running kernel resumes from device %s (/sys/power/resume), and %s is device %s."
-        % (survey.resume, survey.device, survey.block.number),
+        % (survey.resume, survey.device, survey.block.devno),
         "Run boot_resume for %s and reboot." % survey.device,
     )]
 
@@ -128,7 +128,7 @@ def _is_device(survey, value):
     tag, equals, rest = value.partition("=")
     rest = rest.strip('"')
     if not equals:
-        return value == survey.block.number or survey.host.real(value) == survey.block.path
+        return value == survey.block.devno or survey.host.real(value) == survey.block.path
     if survey.header is not None and tag in ("UUID", "LABEL"):
         return rest == (survey.header.uuid if tag == "UUID" else survey.header.label)
     return tag in BY_TAG and survey.host.real(BY_TAG[tag] % rest) == survey.block.path

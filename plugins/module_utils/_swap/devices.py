@@ -37,7 +37,7 @@ class Block:
     given: str
     path: str
     name: str
-    number: str
+    devno: str
     size: int
     read_only: bool
 
@@ -58,8 +58,8 @@ def block_device(host, device):
     # the kernel writes the slash of a name such as cciss/c0d0 as an exclamation mark
     name = path[len("/dev/") :].replace("/", "!") if path.startswith("/dev/") else ""
     sysfs = "/sys/class/block/%s" % name
-    number = host.attribute("%s/dev" % sysfs) if name else None
-    if number is None:
+    devno = host.attribute("%s/dev" % sysfs) if name else None
+    if devno is None:
         raise Refused(
             "not_block_device",
             "%s is not a block device." % device,
@@ -70,7 +70,7 @@ def block_device(host, device):
         given=device,
         path=path,
         name=name,
-        number=number,
+        devno=devno,
         size=int(host.attribute("%s/size" % sysfs, "0")) * 512,
         read_only=host.attribute("%s/ro" % sysfs, "0") == "1",
     )
