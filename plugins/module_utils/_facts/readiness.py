@@ -60,9 +60,9 @@ def blockers(host, device, skip=(), survey=None):
             results.extend(check.run(survey))
         except Refused as refused:
             results.append(refused)
-    unique = {}
-    for refused in results:
-        # Several checks may have failed to read the same fact.
-        if refused.code not in skip:
-            unique.setdefault((refused.code, refused.message), refused.as_dict())
-    return list(unique.values())
+    # Several checks may have failed to read the same fact.
+    unique: dict[tuple[str, str], Refused] = {}
+    for blocker in results:
+        if blocker.code not in skip:
+            unique.setdefault((blocker.code, blocker.message), blocker)
+    return [blocker.as_dict() for blocker in unique.values()]
