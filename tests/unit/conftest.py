@@ -7,8 +7,16 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host
+
+    Plant = Callable[[dict[str, Any]], None]  # the type of the fixture plant
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -40,12 +48,14 @@ class Transcript:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.inputs: list[str | None] = []
-        self._answers: dict[str, list] = {}
+        self._answers: dict[str, list[tuple[int, str, str, Callable[[], object] | None]]] = {}
 
-    def record(self, command: str, out: str = "", err: str = "", rc: int = 0, effect=None) -> None:
+    def record(
+        self, command: str, out: str = "", err: str = "", rc: int = 0, effect: Callable[[], object] | None = None
+    ) -> None:
         self._answers.setdefault(command, []).append((rc, out, err, effect))
 
-    def __call__(self, argv, data=None):
+    def __call__(self, argv: Sequence[str], data: str | None = None) -> tuple[int, str, str]:
         command = " ".join(argv)
         self.calls.append(command)
         self.inputs.append(data)
@@ -64,7 +74,7 @@ def transcript() -> Transcript:
 
 
 @pytest.fixture
-def host(tmp_path, transcript):
+def host(tmp_path: Path, transcript: Transcript) -> Host:
     """A Host on an empty root directory, whose commands come from C(transcript)."""
     from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host
 
@@ -72,10 +82,10 @@ def host(tmp_path, transcript):
 
 
 @pytest.fixture
-def plant(host):
+def plant(host: Host) -> Plant:
     """C(plant({"/proc/swaps": "text", ...})) lays files down below the host's root."""
 
-    def _plant(files: dict) -> None:
+    def _plant(files: dict[str, Any]) -> None:
         for path, content in files.items():
             target = Path(host.path(path))
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host
+
 MIB = 1 << 20
 GIB = 1 << 30
 NFIT = "LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00"
@@ -52,7 +54,7 @@ DRAM = (3998 + 258014) * 4096  # of a guest with 1 GiB, as seen under QEMU
 class Tree:
     """Plants regions one after the other below a Host's root."""
 
-    def __init__(self, host):
+    def __init__(self, host: Host) -> None:
         self.host = host
         self.root = Path(host.path("/"))
         self.minor = 0
@@ -61,12 +63,12 @@ class Tree:
         self.write("/proc/self/mountinfo", "")
         self.write("/proc/cmdline", "BOOT_IMAGE=/vmlinuz-6.1.0-56-amd64 root=/dev/vda1 ro\n")
 
-    def write(self, path, content):
+    def write(self, path: str, content: str | bytes) -> None:
         target = self.root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    def link(self, path, target):
+    def link(self, path: str, target: str) -> None:
         """A symbolic link at C(path) to the absolute C(target), relative as sysfs has them."""
         place = self.root / path.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ class Tree:
             place.unlink()
         place.symlink_to(os.path.relpath(self.root / target.lstrip("/"), place.parent))
 
-    def device(self, path, **attributes):
+    def device(self, path: str, **attributes: object) -> None:
         """A device of the bus "nd" at /sys/devices/C(path)."""
         for name, value in attributes.items():
             self.write("/sys/devices/%s/%s" % (path, name), "%s\n" % value)
@@ -82,17 +84,17 @@ class Tree:
 
     def region(
         self,
-        number=0,
-        size=2 * GIB,
-        provider="ACPI.NFIT",
-        parent=NFIT,
-        labelled=False,
-        available=0,
-        resource=0x100000000,
-        dimms=("nmem0",),
-        slots=None,
-        **more,
-    ):
+        number: int = 0,
+        size: int = 2 * GIB,
+        provider: str = "ACPI.NFIT",
+        parent: str = NFIT,
+        labelled: bool = False,
+        available: int = 0,
+        resource: int = 0x100000000,
+        dimms: tuple[str, ...] = ("nmem0",),
+        slots: int | None = None,
+        **more: object,
+    ) -> str:
         """A region on a bus of its own; C(slots) are the free label slots of its DIMMs."""
         bus = "%s/ndbus%d" % (parent, number)
         self.device(bus, provider=provider)
@@ -117,7 +119,17 @@ class Tree:
         )
         return path
 
-    def namespace(self, region, index=0, size=2 * GIB, mode="raw", name=None, uuid=None, resource=None, enabled=True):
+    def namespace(
+        self,
+        region: str,
+        index: int = 0,
+        size: int = 2 * GIB,
+        mode: str = "raw",
+        name: str | None = None,
+        uuid: str | None = None,
+        resource: int | None = None,
+        enabled: bool = True,
+    ) -> str:
         """A namespace of C(region), a path that region() returned, with its block device."""
         number = region.rpartition("region")[2]
         dev = "namespace%s.%d" % (number, index)
@@ -140,7 +152,7 @@ class Tree:
             self.block("%s/block/%s" % (holder, disk), disk, size)
         return path
 
-    def block(self, path, disk, size):
+    def block(self, path: str, disk: str, size: int) -> None:
         self.write("/sys/devices/%s/dev" % path, "259:%d\n" % self.minor)
         self.write("/sys/devices/%s/size" % path, "%d\n" % (size // 512))
         self.write("/sys/devices/%s/ro" % path, "0\n")
@@ -149,11 +161,11 @@ class Tree:
         self.write("/dev/%s" % disk, b"\0" * 8192)
         self.minor += 1
 
-    def forget(self, name):
+    def forget(self, name: str) -> None:
         """Take a device of the bus away again."""
         (self.root / "sys/bus/nd/devices" / name).unlink()
 
-    def firmware(self, *entries):
+    def firmware(self, *entries: tuple[int, int, str]) -> None:
         """/sys/firmware/memmap of (start, inclusive end, type)."""
         for number, (start, end, kind) in enumerate(entries):
             for name, value in (("start", "0x%x" % start), ("end", "0x%x" % end), ("type", kind)):

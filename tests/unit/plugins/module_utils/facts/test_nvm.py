@@ -4,26 +4,30 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.nvm_tree import GIB, MIB, Tree
+
+if TYPE_CHECKING:
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 UUID = "5b2f7d0c-1d8e-4f58-9c57-2b1d2f3f7c11"
 
 
 @pytest.fixture
-def tree(host):
+def tree(host: Host) -> Tree:
     return Tree(host)
 
 
-def test_a_machine_without_nvm_has_no_regions(host):
+def test_a_machine_without_nvm_has_no_regions(host: Host) -> None:
     assert nvm.read_regions(host) == []
 
 
-def test_a_label_less_nfit_region(host, tree):
+def test_a_label_less_nfit_region(host: Host, tree: Tree) -> None:
     tree.namespace(tree.region(persistence_domain="memory_controller"))
     (region,) = nvm.read_regions(host)
     assert (region.dev, region.provider, region.labelled, region.available) == ("region0", "nfit", False, 0)
@@ -35,12 +39,12 @@ def test_a_label_less_nfit_region(host, tree):
     assert (namespace.name, namespace.labelled, namespace.resource) == ("", False, 0x100000000)
 
 
-def test_a_label_area_that_nobody_initialised_is_seen(host, tree):
+def test_a_label_area_that_nobody_initialised_is_seen(host: Host, tree: Tree) -> None:
     tree.namespace(tree.region(slots=500))
     assert nvm.read_regions(host)[0].initialisable
 
 
-def test_a_labelled_region_and_its_seed(host, tree):
+def test_a_labelled_region_and_its_seed(host: Host, tree: Tree) -> None:
     path = tree.region(labelled=True, available=1 * GIB, slots=500)
     tree.namespace(path, 0, GIB, name="data", uuid=UUID, mode="fsdax")
     tree.namespace(path, 1, 0, name="", uuid="")
@@ -49,20 +53,20 @@ def test_a_labelled_region_and_its_seed(host, tree):
     assert [(each.dev, each.name, each.mode) for each in region.namespaces] == [("namespace0.0", "data", "fsdax")]
 
 
-def test_a_sector_namespace_is_known_by_its_btt(host, tree):
+def test_a_sector_namespace_is_known_by_its_btt(host: Host, tree: Tree) -> None:
     tree.namespace(tree.region(), mode="sector", uuid=UUID)
     (namespace,) = nvm.read_regions(host)[0].namespaces
     assert (namespace.mode, namespace.blockdev, namespace.uuid) == ("sector", "pmem0s", UUID)
 
 
-def test_a_disabled_namespace_keeps_its_mode(host, tree):
+def test_a_disabled_namespace_keeps_its_mode(host: Host, tree: Tree) -> None:
     tree.namespace(tree.region(labelled=True), mode="sector", name="NVM_SWAP", uuid=UUID, enabled=False)
     tree.write("/sys/bus/nd/devices/namespace0.0/holder", "\n")
     (namespace,) = nvm.read_regions(host)[0].namespaces
     assert (namespace.mode, namespace.blockdev) == ("sector", None)
 
 
-def test_an_e820_namespace_is_raw_although_its_mode_says_memory(host, tree):
+def test_an_e820_namespace_is_raw_although_its_mode_says_memory(host: Host, tree: Tree) -> None:
     tree.namespace(tree.region(provider="e820", parent="platform/e820_pmem", dimms=()))
     tree.write("/sys/bus/nd/devices/namespace0.0/mode", "memory\n")
     (region,) = nvm.read_regions(host)
@@ -71,18 +75,18 @@ def test_an_e820_namespace_is_raw_although_its_mode_says_memory(host, tree):
 
 
 @pytest.mark.parametrize(("provider", "kind"), [("virtio-pmem", "virtio"), ("CXL", "other"), ("papr_scm", "other")])
-def test_other_providers(host, tree, provider, kind):
+def test_other_providers(host: Host, tree: Tree, provider: str, kind: str) -> None:
     tree.region(provider=provider)
     assert nvm.read_regions(host)[0].provider == kind
 
 
-def test_regions_come_in_the_order_of_their_numbers(host, tree):
+def test_regions_come_in_the_order_of_their_numbers(host: Host, tree: Tree) -> None:
     for number in (10, 2):
         tree.region(number, dimms=("nmem%d" % number,))
     assert [region.dev for region in nvm.read_regions(host)] == ["region2", "region10"]
 
 
-def test_an_unreadable_address_is_no_address(host, tree):
+def test_an_unreadable_address_is_no_address(host: Host, tree: Tree) -> None:
     tree.namespace(tree.region())
     tree.write("/sys/bus/nd/devices/region0/resource", "0xffffffffffffffff\n")
     os.unlink(host.path("/sys/bus/nd/devices/namespace0.0/resource"))
@@ -90,7 +94,7 @@ def test_an_unreadable_address_is_no_address(host, tree):
     assert region.resource is None and region.namespaces[0].resource is None
 
 
-def test_interleaved_dimms_want_their_own_multiple(host, tree):
+def test_interleaved_dimms_want_their_own_multiple(host: Host, tree: Tree) -> None:
     tree.region(dimms=("nmem0", "nmem1", "nmem2"))
     os.unlink(host.path("/sys/bus/nd/devices/region0/align"))
     (region,) = nvm.read_regions(host)
@@ -98,13 +102,13 @@ def test_interleaved_dimms_want_their_own_multiple(host, tree):
     assert region.align == 48 * MIB
 
 
-def test_the_largest_piece_counts_not_the_sum(host, tree):
+def test_the_largest_piece_counts_not_the_sum(host: Host, tree: Tree) -> None:
     tree.region(labelled=True, available=GIB)
     tree.write("/sys/bus/nd/devices/region0/max_available_extent", "%d\n" % (512 * MIB))
     assert nvm.read_regions(host)[0].available == 512 * MIB
 
 
-def test_commands(host, tree, plant, transcript):
+def test_commands(host: Host, tree: Tree, plant: Plant, transcript: Transcript) -> None:
     plant({"/usr/bin/ndctl": ""})
     os.chmod(host.path("/usr/bin/ndctl"), 0o755)
     tree.namespace(tree.region(dimms=("nmem0", "nmem1")))
@@ -127,7 +131,7 @@ def test_commands(host, tree, plant, transcript):
     assert transcript.calls == expected
 
 
-def test_a_region_is_enabled_again_when_its_labels_could_not_be_made(host, tree, plant, transcript):
+def test_a_region_is_enabled_again_when_its_labels_could_not_be_made(host: Host, tree: Tree, plant: Plant, transcript: Transcript) -> None:
     plant({"/usr/bin/ndctl": ""})
     os.chmod(host.path("/usr/bin/ndctl"), 0o755)
     tree.region()
@@ -139,7 +143,7 @@ def test_a_region_is_enabled_again_when_its_labels_could_not_be_made(host, tree,
     assert transcript.calls[-1] == "/usr/bin/ndctl enable-region region0"
 
 
-def test_ndctl_is_missed_only_when_it_is_needed(host, tree):
+def test_ndctl_is_missed_only_when_it_is_needed(host: Host, tree: Tree) -> None:
     tree.region()
     (region,) = nvm.read_regions(host)
     with pytest.raises(Refused) as caught:

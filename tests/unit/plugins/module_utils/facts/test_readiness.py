@@ -9,13 +9,19 @@ import struct
 import zlib
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._facts import readiness, report, survey
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, initramfs
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import resume as boot_resume
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm, readiness, report, survey
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.nvm import Namespace, Region
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import inhibitors
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.inhibitors import LOGIND
+
+if TYPE_CHECKING:
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 MIB = 1 << 20
 DEVICE = "/dev/NVM_SWAP"
@@ -83,10 +89,10 @@ REGION = Region(
 
 
 @dataclass
-class Entry:
+class BootEntry:
     title: str
     kernel: str
-    arguments: list
+    arguments: list[str]
 
 
 @dataclass
@@ -94,30 +100,30 @@ class Boot:
     """A bootloader and an initramfs tool whose work was done."""
 
     name: str = "grub"
-    lists: list = field(default_factory=lambda: [
-        Entry("Debian GNU/Linux", "/boot/vmlinuz-6.1.0-56-amd64",
+    lists: list[BootEntry] = field(default_factory=lambda: [
+        BootEntry("Debian GNU/Linux", "/boot/vmlinuz-6.1.0-56-amd64",
               ["root=UUID=0b4c", "ro", "quiet", "resume=UUID=" + UUID]),
-        Entry("Debian GNU/Linux, with Linux 6.1.0-56-amd64 (recovery mode)", "/boot/vmlinuz-6.1.0-56-amd64",
+        BootEntry("Debian GNU/Linux, with Linux 6.1.0-56-amd64 (recovery mode)", "/boot/vmlinuz-6.1.0-56-amd64",
               ["root=UUID=0b4c", "ro", "single"]),
     ])
-    lacking: list = field(default_factory=list)
-    looks: list = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+    looks: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
 
-    def entries(self):
+    def entries(self) -> list[BootEntry]:
         return self.lists
 
-    def kernels(self):
+    def kernels(self) -> list[str]:
         return ["6.1.0-56-amd64"]
 
-    def image(self, kernel):
+    def image(self, kernel: str) -> str:
         return "/boot/initrd.img-" + kernel
 
-    def missing(self, kernel, resume, modules):
+    def missing(self, kernel: str, resume: str, modules: list[str]) -> list[str]:
         self.looks.append((kernel, resume, tuple(modules)))
         return self.lacking
 
 
-def swap_header(signature=b"SWAPSPACE2", image=0):
+def swap_header(signature: bytes = b"SWAPSPACE2", image: int = 0) -> bytes:
     """The first page of a swap area (include/linux/swap.h) or of one that holds an image (kernel/power/swap.c)."""
     page = bytearray(PAGE)
     struct.pack_into("=II", page, 1024, 1, 524287)
@@ -130,7 +136,7 @@ def swap_header(signature=b"SWAPSPACE2", image=0):
     return bytes(page)
 
 
-def pending(pages=PHYSICAL_PAGES, checksum=None, magic=0x23456789ABCDEF02, entry=5):
+def pending(pages: int = PHYSICAL_PAGES, checksum: int | None = None, magic: int = 0x23456789ABCDEF02, entry: int = 5) -> bytes:
     """A device with an image: header, swap map in page 3, swsusp_info in page 5."""
     info = bytearray(PAGE)
     struct.pack_into("=QQ", info, 24, magic, checksum or 0)
@@ -141,7 +147,7 @@ def pending(pages=PHYSICAL_PAGES, checksum=None, magic=0x23456789ABCDEF02, entry
 
 
 @pytest.fixture
-def machine(host, plant, monkeypatch):
+def machine(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A machine that is ready: an NFIT NVDIMM, /dev/NVM_SWAP active, resume= set, nothing in the way."""
     plant({
         "/proc/cmdline": CMDLINE,
@@ -167,48 +173,49 @@ def machine(host, plant, monkeypatch):
     os.symlink("pmem0", host.path(DEVICE))
     boot = Boot()
     regions = [REGION]
-    monkeypatch.setattr(survey.resume, "drivers_for", lambda host, device: ["nd_pmem", "libnvdimm", "nfit"])
-    monkeypatch.setattr(survey.bootloaders, "detect", lambda host: boot)
-    monkeypatch.setattr(survey.initramfs, "detect", lambda host: boot)
-    monkeypatch.setattr(survey.nvm, "read_regions", lambda host: regions)
+    monkeypatch.setattr(boot_resume, "drivers_for", lambda host, device: ["nd_pmem", "libnvdimm", "nfit"])
+    monkeypatch.setattr(bootloaders, "detect", lambda host: boot)
+    monkeypatch.setattr(initramfs, "detect", lambda host: boot)
+    monkeypatch.setattr(nvm, "read_regions", lambda host: regions)
 
-    def _blockers(skip=(), device=DEVICE, euid=0):
-        return readiness.blockers(host, device, skip, survey=survey.Survey(host, device, euid))
+    def _blockers(skip: tuple[str, ...] = (), device: str = DEVICE, euid: int = 0) -> list[dict[str, str]]:
+        blockers: list[dict[str, str]] = readiness.blockers(host, device, skip, survey=survey.Survey(host, device, euid))
+        return blockers
 
     return SimpleNamespace(
         host=host, plant=plant, boot=boot, regions=regions, blockers=_blockers,
         codes=lambda **options: [blocker["code"] for blocker in _blockers(**options)])
 
 
-def test_ready(machine, transcript):
+def test_ready(machine: SimpleNamespace, transcript: Transcript) -> None:
     assert machine.blockers() == []
     assert transcript.calls == []
 
 
-def test_every_blocker_says_what_and_what_helps(machine):
+def test_every_blocker_says_what_and_what_helps(machine: SimpleNamespace) -> None:
     machine.plant({"/sys/power/resume": "8:1\n", "/proc/cmdline": "noresume\n", "/proc/swaps": NO_SWAPS})
     for blocker in machine.blockers():
         assert set(blocker) == {"code", "message", "remedy"} and all(blocker.values())
 
 
-def disabled(machine):
+def disabled(machine: SimpleNamespace) -> None:
     machine.plant({"/sys/power/disk": "[disabled]\n", "/sys/power/state": "freeze mem\n"})
 
 
-def test_no_hibernation(machine):
+def test_no_hibernation(machine: SimpleNamespace) -> None:
     os.unlink(machine.host.path("/sys/power/disk"))
     assert machine.codes() == ["no_hibernation"]
 
 
 @pytest.mark.parametrize("word", ["nohibernate", "hibernate=no"])
-def test_nohibernate(machine, word):
+def test_nohibernate(machine: SimpleNamespace, word: str) -> None:
     disabled(machine)
     machine.plant({"/proc/cmdline": CMDLINE.strip() + " %s\n" % word})
     assert machine.codes() == ["nohibernate"]
 
 
 @pytest.mark.parametrize("level", ["integrity", "confidentiality"])
-def test_lockdown(machine, level):
+def test_lockdown(machine: SimpleNamespace, level: str) -> None:
     disabled(machine)
     text = "none integrity confidentiality\n".replace(level, "[%s]" % level)
     machine.plant({"/sys/kernel/security/lockdown": text})
@@ -217,7 +224,7 @@ def test_lockdown(machine, level):
     assert "Secure Boot is enabled" in machine.blockers()[0]["message"]
 
 
-def test_cxl(machine):
+def test_cxl(machine: SimpleNamespace) -> None:
     disabled(machine)
     machine.plant({"/sys/bus/cxl/devices/mem0/serial": "0x1\n"})
     assert machine.codes() == ["hibernation_disabled"]
@@ -226,7 +233,7 @@ def test_cxl(machine):
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_memfd_secret(machine, mapped):
+def test_memfd_secret(machine: SimpleNamespace, mapped: bool) -> None:
     disabled(machine)
     maps = "7f0c8a400000-7f0c8a401000 rw-s 00000000 00:10 1033   /secretmem (deleted)\n"
     machine.plant({
@@ -243,24 +250,24 @@ def test_memfd_secret(machine, mapped):
     assert "731 (keeper)" in machine.blockers()[0]["message"]
 
 
-def test_causes_are_looked_for_only_where_the_kernel_says_so(machine):
+def test_causes_are_looked_for_only_where_the_kernel_says_so(machine: SimpleNamespace) -> None:
     """A level of lockdown that the kernel hibernates under all the same is none of our business."""
     machine.plant({"/sys/kernel/security/lockdown": "none [integrity] confidentiality\n"})
     assert machine.codes() == []
 
 
 @pytest.mark.parametrize("word", ["noresume", "hibernate=noresume"])
-def test_noresume(machine, word):
+def test_noresume(machine: SimpleNamespace, word: str) -> None:
     machine.plant({"/proc/cmdline": CMDLINE.strip() + " %s\n" % word})
     assert machine.codes() == ["noresume"]
 
 
-def test_protect_image_is_fine(machine):
+def test_protect_image_is_fine(machine: SimpleNamespace) -> None:
     machine.plant({"/proc/cmdline": CMDLINE.strip() + " hibernate=protect_image\n"})
     assert machine.codes() == []
 
 
-def test_pm_test(machine):
+def test_pm_test(machine: SimpleNamespace) -> None:
     machine.plant({"/sys/power/pm_test": "none core processors platform [devices] freezer\n"})
     assert machine.codes() == ["pm_test"]
 
@@ -271,7 +278,7 @@ def test_pm_test(machine):
     ("6.18.15-amd64", []),
     ("7.3.4", []),
 ])
-def test_virtio_pmem(machine, release, codes):
+def test_virtio_pmem(machine: SimpleNamespace, release: str, codes: list[str]) -> None:
     machine.regions[:] = [replace(REGION, provider="virtio")]
     machine.plant({"/proc/sys/kernel/osrelease": release + "\n"})
     assert machine.codes() == codes
@@ -289,19 +296,19 @@ LEGACY = {"/sys/firmware/memmap/9/start": "0x100000000\n", "/sys/firmware/memmap
     ({"/usr/lib/systemd/sleep.conf.d/a.conf": "HibernateMode=reboot\n",
       "/etc/systemd/sleep.conf.d/a.conf": "HibernateMode = shutdown\n"}, ["nvm_volatile"]),
 ])
-def test_nvm_that_power_off_erases(machine, files, codes):
+def test_nvm_that_power_off_erases(machine: SimpleNamespace, files: dict[str, str], codes: list[str]) -> None:
     machine.regions[:] = [replace(REGION, provider="e820", resource=0x100000000)]
     machine.plant(files)
     assert machine.codes() == codes
 
 
-def test_no_nvm(machine):
+def test_no_nvm(machine: SimpleNamespace) -> None:
     machine.regions[:] = []
     os.unlink(machine.host.path(DEVICE))
     assert machine.codes() == ["no_nvm", "swap_inactive"]
 
 
-def test_nvm_too_small(machine):
+def test_nvm_too_small(machine: SimpleNamespace) -> None:
     machine.plant({"/proc/meminfo": MEMINFO.replace("Active(anon):        640", "Active(anon):    2097152")})
     found = machine.blockers()
     assert [blocker["code"] for blocker in found] == ["nvm_too_small"]
@@ -310,7 +317,7 @@ def test_nvm_too_small(machine):
     assert machine.codes() == ["swap_inactive", "nvm_too_small"]
 
 
-def test_swap_too_small(machine):
+def test_swap_too_small(machine: SimpleNamespace) -> None:
     anon = MEMINFO.replace("Active(anon):        640", "Active(anon):     600000")
     machine.plant({"/proc/meminfo": anon})
     assert machine.codes() == []
@@ -319,7 +326,7 @@ def test_swap_too_small(machine):
 
 
 @pytest.mark.parametrize("active, codes", [(1000000 * 98 // 100, []), (1000000 * 98 // 100 + 1, ["swap_too_small"])])
-def test_ninety_eight_percent(machine, active, codes):
+def test_ninety_eight_percent(machine: SimpleNamespace, active: int, codes: list[str]) -> None:
     machine.plant({
         "/proc/meminfo": MEMINFO.replace("Active(anon):        640", "Active(anon):    %d" % active),
         "/proc/swaps": SWAPS.replace("2097148\t\t0", "1000000\t\t0"),
@@ -327,7 +334,7 @@ def test_ninety_eight_percent(machine, active, codes):
     assert machine.codes() == codes
 
 
-def test_an_image_that_is_not_compressed_needs_its_whole_size(machine):
+def test_an_image_that_is_not_compressed_needs_its_whole_size(machine: SimpleNamespace) -> None:
     """MemTotal - MemFree is 278 MiB; 200 MiB of swap are enough for a compressed image, not for this one."""
     machine.plant({"/proc/swaps": SWAPS.replace("2097148\t\t0", "204800\t\t0")})
     assert machine.codes() == []
@@ -337,7 +344,7 @@ def test_an_image_that_is_not_compressed_needs_its_whole_size(machine):
     assert machine.codes() == []
 
 
-def test_swap_inactive(machine):
+def test_swap_inactive(machine: SimpleNamespace) -> None:
     machine.plant({"/proc/swaps": NO_SWAPS})
     assert machine.codes() == ["swap_inactive"]
 
@@ -345,20 +352,20 @@ def test_swap_inactive(machine):
 # resume --------------------------------------------------------------------------------------------------------------
 
 
-def test_resume_unset_in_the_running_kernel(machine):
+def test_resume_unset_in_the_running_kernel(machine: SimpleNamespace) -> None:
     machine.plant({"/sys/power/resume": "0:0\n"})
     found = machine.blockers()
     assert [blocker["code"] for blocker in found] == ["resume_unset"]
     assert "reboot" in found[0]["remedy"]
 
 
-def test_resume_elsewhere_in_the_running_kernel(machine):
+def test_resume_elsewhere_in_the_running_kernel(machine: SimpleNamespace) -> None:
     machine.plant({"/sys/power/resume": "254:2\n"})
     assert machine.codes() == ["resume_elsewhere"]
 
 
 @pytest.mark.parametrize("offset, codes", [("0", []), ("34816", ["resume_elsewhere"])])
-def test_resume_offset_in_the_running_kernel(machine, offset, codes):
+def test_resume_offset_in_the_running_kernel(machine: SimpleNamespace, offset: str, codes: list[str]) -> None:
     machine.plant({"/sys/power/resume_offset": offset + "\n"})
     assert machine.codes() == codes
 
@@ -378,30 +385,30 @@ def test_resume_offset_in_the_running_kernel(machine, offset, codes):
     (["resume=UUID=" + UUID, "resume_offset=34816"], ["resume_elsewhere"]),
     (["resume=UUID=" + UUID, "resume_offset=34816", "resume_offset=0"], []),
 ])
-def test_resume_of_the_next_boot(machine, arguments, codes):
+def test_resume_of_the_next_boot(machine: SimpleNamespace, arguments: list[str], codes: list[str]) -> None:
     os.makedirs(machine.host.path("/dev/disk/by-partuuid"))
     os.symlink("../../pmem0", machine.host.path("/dev/disk/by-partuuid/77aa"))
     machine.boot.lists[0].arguments = arguments
     assert machine.codes() == codes
 
 
-def test_every_kernel_has_to_resume(machine):
-    machine.boot.lists.append(Entry("Debian, with Linux 6.1.0-57-amd64", "/boot/vmlinuz-6.1.0-57-amd64", ["ro"]))
+def test_every_kernel_has_to_resume(machine: SimpleNamespace) -> None:
+    machine.boot.lists.append(BootEntry("Debian, with Linux 6.1.0-57-amd64", "/boot/vmlinuz-6.1.0-57-amd64", ["ro"]))
     found = machine.blockers()
     assert [blocker["code"] for blocker in found] == ["resume_unset"]
     assert "6.1.0-57-amd64" in found[0]["message"] and "recovery" not in found[0]["message"]
 
 
-def test_no_entry_at_all(machine):
+def test_no_entry_at_all(machine: SimpleNamespace) -> None:
     del machine.boot.lists[:]
     assert machine.codes() == ["unknown_boot_entries"]
 
 
-def test_unknown_bootloader(machine, monkeypatch):
-    def _refuse(host):
+def test_unknown_bootloader(machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _refuse(host: Host) -> None:
         raise Refused("bootloader_unknown", "No bootloader was found.", "Set it up by hand.")
 
-    monkeypatch.setattr(survey.bootloaders, "detect", _refuse)
+    monkeypatch.setattr(bootloaders, "detect", _refuse)
     assert machine.codes() == ["bootloader_unknown"]
 
 
@@ -415,7 +422,7 @@ DISK = "/dev/vda2                               partition\t1048572\t\t0\t\t%d\n"
     ("0:0", DISK % -2, ["resume_unset"]),
     ("0:0", DISK % 50, ["resume_unset", "other_swap_first"]),
 ])
-def test_other_swap_first(machine, resume, others, codes):
+def test_other_swap_first(machine: SimpleNamespace, resume: str, others: str, codes: list[str]) -> None:
     machine.plant({"/sys/power/resume": resume + "\n", "/proc/swaps": SWAPS + others})
     assert machine.codes() == codes
 
@@ -423,14 +430,14 @@ def test_other_swap_first(machine, resume, others, codes):
 # the initramfs -------------------------------------------------------------------------------------------------------
 
 
-def test_initramfs_drivers(machine):
+def test_initramfs_drivers(machine: SimpleNamespace) -> None:
     machine.boot.lacking = ["nfit", "nd_pmem"]
     found = machine.blockers()
     assert [blocker["code"] for blocker in found] == ["initramfs_drivers"]
     assert "6.1.0-56-amd64" in found[0]["message"] and "nfit, nd_pmem" in found[0]["message"]
 
 
-def test_what_the_initramfs_is_looked_into_for(machine):
+def test_what_the_initramfs_is_looked_into_for(machine: SimpleNamespace) -> None:
     kernel, drivers = "6.1.0-56-amd64", ("nd_pmem", "libnvdimm", "nfit")
     assert machine.codes() == []
     assert machine.boot.looks == [(kernel, "UUID=" + UUID, drivers)]
@@ -443,7 +450,7 @@ def test_what_the_initramfs_is_looked_into_for(machine):
     assert machine.boot.looks[2][2] == drivers
 
 
-def test_initramfs_can_be_skipped(machine):
+def test_initramfs_can_be_skipped(machine: SimpleNamespace) -> None:
     machine.boot.lacking = ["nfit"]
     assert machine.codes(skip=("initramfs_drivers",)) == []
     assert machine.boot.looks == []
@@ -452,18 +459,18 @@ def test_initramfs_can_be_skipped(machine):
 # a pending image -----------------------------------------------------------------------------------------------------
 
 
-def with_image(machine, **options):
+def with_image(machine: SimpleNamespace, **options: Any) -> None:
     checksum = survey.Survey(machine.host, DEVICE, 0).e820_checksum
     machine.plant({"/proc/swaps": NO_SWAPS,
                    "/dev/pmem0": pending(**dict({"checksum": checksum}, **options))})
 
 
-def test_image_pending(machine):
+def test_image_pending(machine: SimpleNamespace) -> None:
     with_image(machine)
     assert machine.codes() == ["image_pending", "swap_inactive"]
 
 
-def test_checksum_of_the_memory_map(machine):
+def test_checksum_of_the_memory_map(machine: SimpleNamespace) -> None:
     """The kernel's own sum: CRC-32 over the number of entries and {address, size, type}, packed."""
     numbers = {"System RAM": 1, "Reserved": 2, "Persistent Memory": 7}
     table = struct.pack("<I", len(MEMMAP)) + b"".join(
@@ -471,41 +478,41 @@ def test_checksum_of_the_memory_map(machine):
     assert survey.Survey(machine.host, DEVICE, 0).e820_checksum == zlib.crc32(table)
 
 
-def test_memory_size_changed(machine):
+def test_memory_size_changed(machine: SimpleNamespace) -> None:
     with_image(machine, pages=PHYSICAL_PAGES + 16384)
     assert machine.codes() == ["image_pending", "memory_map_changed", "swap_inactive"]
     assert "262012" in machine.blockers()[1]["message"]
 
 
-def test_memory_map_changed(machine):
+def test_memory_map_changed(machine: SimpleNamespace) -> None:
     with_image(machine)
     machine.plant({"/sys/firmware/memmap/3/end": "0x3ffdbfff\n", "/sys/firmware/memmap/4/start": "0x3ffdc000\n"})
     assert machine.codes() == ["image_pending", "memory_map_changed", "swap_inactive"]
 
 
-def test_an_image_of_another_architecture_has_no_checksum(machine):
+def test_an_image_of_another_architecture_has_no_checksum(machine: SimpleNamespace) -> None:
     with_image(machine, magic=0, checksum=1)
     assert machine.codes() == ["image_pending", "swap_inactive"]
 
 
-def test_unknown_type_in_the_memory_map(machine):
+def test_unknown_type_in_the_memory_map(machine: SimpleNamespace) -> None:
     with_image(machine)
     machine.plant({"/sys/firmware/memmap/4/type": "Something New\n"})
     assert machine.codes() == ["image_pending", "unknown_memory_map", "swap_inactive"]
 
 
 @pytest.mark.parametrize("entry", [0, 1 << 40])
-def test_image_that_was_cut_off(machine, entry):
+def test_image_that_was_cut_off(machine: SimpleNamespace, entry: int) -> None:
     with_image(machine, entry=entry)
     assert machine.codes() == ["image_pending", "image_unreadable", "swap_inactive"]
 
 
 # policy --------------------------------------------------------------------------------------------------------------
 
-LIST = "busctl --json=short call %s ListInhibitors" % " ".join(inhibitors.LOGIND)
+LIST = "busctl --json=short call %s ListInhibitors" % " ".join(LOGIND)
 
 
-def inhibitors(transcript, *entries):
+def inhibitors(transcript: Transcript, *entries: tuple[object, ...]) -> None:
     transcript.record(LIST, json.dumps({"type": "a(ssssuu)", "data": [[list(entry) for entry in entries]]}) + "\n")
 
 
@@ -517,20 +524,20 @@ def inhibitors(transcript, *entries):
     ("sleep", "delay", []),
     ("sleep", "block-weak", []),
 ])
-def test_sleep_inhibited(machine, transcript, what, mode, codes):
+def test_sleep_inhibited(machine: SimpleNamespace, transcript: Transcript, what: str, mode: str, codes: list[str]) -> None:
     machine.plant({"/run/systemd/inhibit/4": "WHAT=%s\n" % what, "/run/systemd/inhibit/4.ref": ""})
     inhibitors(transcript, (what, "apt", "packages are being installed", mode, 0, 912))
     assert machine.codes() == codes
     assert machine.codes(skip=("sleep_inhibited",)) == []
 
 
-def test_logind_that_does_not_answer(machine, transcript):
+def test_logind_that_does_not_answer(machine: SimpleNamespace, transcript: Transcript) -> None:
     machine.plant({"/run/systemd/inhibit/4": "WHAT=sleep\n"})
     transcript.record(LIST, err="Call failed: Connection timed out", rc=1)
     assert machine.codes() == ["unknown_inhibitors"]
 
 
-def test_without_root(machine):
+def test_without_root(machine: SimpleNamespace) -> None:
     machine.boot.lacking = ["nfit"]
     assert machine.codes(euid=1000) == ["not_root"]
 
@@ -538,7 +545,7 @@ def test_without_root(machine):
 # the report ----------------------------------------------------------------------------------------------------------
 
 
-def test_report(machine, transcript):
+def test_report(machine: SimpleNamespace, transcript: Transcript) -> None:
     found = report.report(machine.host, DEVICE, euid=0)
     json.dumps(found)
     assert found["ready"] and found["blockers"] == [] and transcript.calls == []
@@ -555,20 +562,20 @@ def test_report(machine, transcript):
     assert (found["kernel"], found["systemd"], found["ndctl_installed"]) == ("6.1.0-56-amd64", 252, False)
 
 
-def test_report_of_a_machine_that_lacks_everything(host, plant, monkeypatch):
+def test_report_of_a_machine_that_lacks_everything(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant({"/proc/meminfo": MEMINFO, "/proc/zoneinfo": ZONEINFO, "/proc/swaps": NO_SWAPS})
 
-    def _refuse(host):
+    def _refuse(host: Host) -> None:
         raise Refused("unknown", "Nothing is known.", "Nothing helps.")
 
-    monkeypatch.setattr(survey.bootloaders, "detect", _refuse)
-    monkeypatch.setattr(survey.initramfs, "detect", _refuse)
+    monkeypatch.setattr(bootloaders, "detect", _refuse)
+    monkeypatch.setattr(initramfs, "detect", _refuse)
     found = report.report(host, DEVICE, euid=0)
     assert not found["ready"] and found["bootloader"] is None and found["kernels"] == [] and found["nvm"] == 0
     assert [blocker["code"] for blocker in found["blockers"]] == ["no_nvm", "no_hibernation", "swap_inactive"]
 
 
-def test_report_of_a_pending_image(machine):
+def test_report_of_a_pending_image(machine: SimpleNamespace) -> None:
     with_image(machine)
     found = report.report(machine.host, DEVICE, euid=0)
     assert found["pending_image"] == {"device": DEVICE, "type": "swsuspend", "uuid": UUID}

@@ -6,7 +6,10 @@ from __future__ import annotations
 import os
 import struct
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -36,7 +39,7 @@ DEFAULTS = {
 }
 
 
-def swap_header(magic=b"SWAPSPACE2", label="NVM_SWAP"):
+def swap_header(magic: bytes = b"SWAPSPACE2", label: str = "NVM_SWAP") -> bytes:
     content = bytearray(8192)
     struct.pack_into("=III", content, 1024, 1, 255, 0)
     content[1036:1052] = uuid.UUID(UUID).bytes
@@ -48,35 +51,35 @@ def swap_header(magic=b"SWAPSPACE2", label="NVM_SWAP"):
 class Bootloader:
     """Settings in files of their own, and a generated configuration with two entries."""
 
-    def __init__(self, host):
+    def __init__(self, host: Host) -> None:
         self.host = host
 
-    def _path(self, purpose):
+    def _path(self, purpose: str) -> str:
         return "/etc/boot.d/%s" % purpose
 
-    def owned(self, purpose):
+    def owned(self, purpose: str) -> list[str] | None:
         text = self.host.read(self._path(purpose))
         return text.split() if text else None
 
-    def entries(self):
+    def entries(self) -> list[SimpleNamespace]:
         text = self.host.read("/boot/config", "ro quiet")
         return [SimpleNamespace(title=title, arguments=text.split()) for title in ("normal", "recovery")]
 
-    def ensure(self, tx, purpose, arguments, drop=()):
+    def ensure(self, tx: Transaction, purpose: str, arguments: list[str], drop: tuple[str, ...] = ()) -> bool:
         changed = tx.write(self._path(purpose), " ".join(arguments))
         if not changed and all(word in self.entries()[0].arguments for word in arguments):
             return False
         self._generate(tx, self.host.read("/boot/config", "ro quiet") + " " + " ".join(arguments))
         return True
 
-    def forget(self, tx, purpose):
-        owned = self.owned(purpose)
+    def forget(self, tx: Transaction, purpose: str) -> bool:
+        owned = self.owned(purpose) or []
         if not tx.write(self._path(purpose), None):
             return False
         self._generate(tx, " ".join(word for word in self.entries()[0].arguments if word not in owned))
         return True
 
-    def _generate(self, tx, text):
+    def _generate(self, tx: Transaction, text: str) -> None:
         if not tx.check_mode:
             tx.write("/boot/config", text)
 
@@ -84,22 +87,22 @@ class Bootloader:
 class Machine:
     """A host whose ndctl, udevadm, wipefs and blkid work on the recorded tree."""
 
-    def __init__(self, root):
-        self.calls = []
-        self.contents = {}  # what blkid finds, by device
-        self.fails = {}  # what a command prints to standard error before it exits with 1
+    def __init__(self, root: Path) -> None:
+        self.calls: list[str] = []
+        self.contents: dict[str, str] = {}  # what blkid finds, by device
+        self.fails: dict[str, str] = {}  # what a command prints to standard error before it exits with 1
         self.follows = True  # whether udev makes the link
         self.host = Host(self.run, root=str(root))
         self.tree = Tree(self.host)
         self.tree.write("/usr/bin/ndctl", "")
         os.chmod(self.host.path("/usr/bin/ndctl"), 0o755)
-        self.paths = {}
+        self.paths: dict[str, str] = {}
 
-    def region(self, number=0, **more):
+    def region(self, number: int = 0, **more: Any) -> str:
         self.paths["region%d" % number] = self.tree.region(number, **more)
         return self.paths["region%d" % number]
 
-    def run(self, argv, data=None):
+    def run(self, argv: list[str], data: str | None = None) -> tuple[int, str, str]:
         command = " ".join(os.path.basename(word) if at == 0 else word for at, word in enumerate(argv))
         self.calls.append(command)
         for start, message in self.fails.items():
@@ -118,7 +121,7 @@ class Machine:
             raise AssertionError("nobody expected: %s" % command)
         return 0, "", ""
 
-    def link(self):
+    def link(self) -> None:
         """What udev does on an event: the rule matched against every block device of NVM."""
         place = self.tree.root / "dev/NVM_SWAP"
         if place.is_symlink():
@@ -132,7 +135,7 @@ class Machine:
             if rule.value in [self.host.attribute("%s/%s" % (each, rule.attribute)) for each in parents]:
                 self.tree.link("/dev/NVM_SWAP", "/dev/%s" % os.path.basename(path))
 
-    def create_namespace(self, _last, options):
+    def create_namespace(self, _last: str, options: dict[str, str]) -> None:
         if "reconfig" in options:
             region = self.paths["region" + options["reconfig"][len("namespace"):].split(".")[0]]
             number = region.rpartition("region")[2]
@@ -150,53 +153,54 @@ class Machine:
         self.tree.namespace(region, index, size, options["mode"], options["name"], UUID, 0x100000000 + index * size)
         self._take(region, size)
 
-    def disable_namespace(self, dev, _options):
+    def disable_namespace(self, dev: str, _options: dict[str, str]) -> None:
         for path in self.host.glob("/sys/devices/*/*/*/*/*/%s/block/*" % dev):
             os.unlink(self.host.path("/sys/class/block/%s" % os.path.basename(path)))
 
-    def enable_namespace(self, dev, _options):
+    def enable_namespace(self, dev: str, _options: dict[str, str]) -> None:
         path = self.host.real("/sys/bus/nd/devices/%s" % dev)[len("/sys/devices/"):]
         self.tree.block("%s/block/pmem0" % path, "pmem0", GIB)
 
-    def destroy_namespace(self, dev, _options):
-        region = self.paths["region" + dev[len("namespace"):].split(".")[0]]
+    def destroy_namespace(self, dev: str, _options: dict[str, str]) -> None:
+        region = self.paths["region" + dev[len("namespace"):].split(".", maxsplit=1)[0]]
         self._take(region, -int(self.host.attribute("/sys/bus/nd/devices/%s/size" % dev)))
         self._gone(dev)
 
-    def disable_region(self, *_arguments):
+    def disable_region(self, *_arguments: object) -> None:
         pass
 
-    def init_labels(self, dimm, _options):
+    def init_labels(self, dimm: str, _options: dict[str, str]) -> None:
         self._gone("namespace0.0")
         for name, value in (("nstype", 5), ("available_size", 2 * GIB), ("max_available_extent", 2 * GIB)):
             self.tree.write("/sys/bus/nd/devices/region0/%s" % name, "%d\n" % value)
 
     enable_region = disable_region
 
-    def _gone(self, dev):
+    def _gone(self, dev: str) -> None:
         self.tree.forget(dev)
 
-    def _take(self, region, size):
+    def _take(self, region: str, size: int) -> None:
         for name in ("available_size", "max_available_extent"):
             before = int(self.host.attribute("/sys/devices/%s/%s" % (region, name)))
             self.tree.write("/sys/devices/%s/%s" % (region, name), "%d\n" % (before - size))
 
     # the module's calls
 
-    def options(self, **params):
-        return reservation.Options.of({**DEFAULTS, **params})
+    def options(self, **params: Any) -> reservation.Options:
+        options: reservation.Options = reservation.Options.of({**DEFAULTS, **params})
+        return options
 
-    def present(self, check_mode=False, **params):
+    def present(self, check_mode: bool = False, **params: Any) -> SimpleNamespace:
         with Transaction(self.host, check_mode) as tx:
             found = reservation.present(tx, self.options(**params), Bootloader)
         return SimpleNamespace(changed=tx.changed, diff=tx.diff, **found)
 
-    def absent(self, check_mode=False, **params):
+    def absent(self, check_mode: bool = False, **params: Any) -> SimpleNamespace:
         with Transaction(self.host, check_mode) as tx:
             found = reservation.absent(tx, self.options(**params), Bootloader)
         return SimpleNamespace(changed=tx.changed, diff=tx.diff, **found)
 
-    def refused(self, code, act=None, **params):
+    def refused(self, code: str, act: Callable[..., SimpleNamespace] | None = None, **params: Any) -> Refused:
         before = len([call for call in self.calls if not call.startswith("blkid")])
         with pytest.raises(Refused) as caught:
             (act or self.present)(**params)
@@ -204,27 +208,27 @@ class Machine:
         assert len([call for call in self.calls if not call.startswith("blkid")]) == before, "refused after it began"
         return caught.value
 
-    def activate(self, device="/dev/pmem0"):
+    def activate(self, device: str = "/dev/pmem0") -> None:
         self.tree.write("/proc/swaps", SWAPS + "%s\tpartition\t1048572\t0\t10\n" % device)
 
     @property
-    def ndctl_calls(self):
+    def ndctl_calls(self) -> list[Any | str]:
         return [call for call in self.calls if call.startswith("ndctl")]
 
 
 @pytest.fixture(autouse=True)
-def pages_of_4k(monkeypatch):
+def pages_of_4k(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headers, "page_size", lambda: 4096)
     monkeypatch.setattr(os, "sysconf", lambda name: 4096)
 
 
 @pytest.fixture
-def machine(tmp_path):
+def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
 @pytest.fixture
-def labelled(machine):
+def labelled(machine: Machine) -> Machine:
     """2 GiB with labels, all of it free but a seed."""
     machine.region(labelled=True, available=2 * GIB - 128 * 1024, slots=500, persistence_domain="memory_controller")
     machine.tree.namespace(machine.paths["region0"], 0, 0, name="", uuid="")
@@ -232,32 +236,32 @@ def labelled(machine):
 
 
 @pytest.fixture
-def labelless(machine):
+def labelless(machine: Machine) -> Machine:
     """2 GiB without labels."""
     machine.tree.namespace(machine.region())
     return machine
 
 
 @pytest.fixture
-def plain(machine):
+def plain(machine: Machine) -> Machine:
     """1 GiB of ordinary memory and no NVM."""
     machine.tree.firmware(*FIRMWARE_1G)
     return machine
 
 
-def e820(machine, number=0, size=512 * MIB, start=384 * MIB):
+def e820(machine: Machine, number: int = 0, size: int = 512 * MIB, start: int = 384 * MIB) -> None:
     machine.region(number, size=size, provider="e820", parent="platform/e820_pmem", dimms=(), resource=start)
     machine.tree.namespace(machine.paths["region%d" % number], 0, size, resource=start)
 
 
-def boot(machine, *words):
+def boot(machine: Machine, *words: Any) -> None:
     machine.tree.write("/proc/cmdline", " ".join(("BOOT_IMAGE=/vmlinuz", "ro") + words) + "\n")
 
 
 # labelled ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_namespace_of_our_own_is_made_by_size(labelled):
+def test_a_namespace_of_our_own_is_made_by_size(labelled: Machine) -> None:
     found = labelled.present()
     assert found.changed
     assert labelled.ndctl_calls == [
@@ -271,7 +275,7 @@ def test_a_namespace_of_our_own_is_made_by_size(labelled):
     assert 'ATTRS{uuid}=="%s"' % UUID in labelled.host.read(RULES)
 
 
-def test_a_second_run_changes_and_runs_nothing(labelled):
+def test_a_second_run_changes_and_runs_nothing(labelled: Machine) -> None:
     labelled.present()
     calls = list(labelled.calls)
     found = labelled.present()
@@ -279,12 +283,12 @@ def test_a_second_run_changes_and_runs_nothing(labelled):
     assert found.block_device == "/dev/pmem0" and found.namespace == "namespace0.0"
 
 
-def test_stale_signatures_in_the_new_namespace_are_wiped(labelled):
+def test_stale_signatures_in_the_new_namespace_are_wiped(labelled: Machine) -> None:
     labelled.present()
     assert "wipefs --all /dev/pmem0" in labelled.calls
 
 
-def test_the_namespace_of_others_beside_ours(machine):
+def test_the_namespace_of_others_beside_ours(machine: Machine) -> None:
     path = machine.region(size=4 * GIB, labelled=True, available=3 * GIB, slots=500)
     machine.tree.namespace(path, 0, GIB, "fsdax", "data", OTHER)
     found = machine.present()
@@ -293,27 +297,27 @@ def test_the_namespace_of_others_beside_ours(machine):
     assert not any("namespace0.0" in call for call in machine.calls)
 
 
-def test_sector_mode(labelled):
+def test_sector_mode(labelled: Machine) -> None:
     found = labelled.present(mode="sector")
     assert (found.mode, found.block_device) == ("sector", "/dev/pmem0s")
     assert labelled.host.real("/dev/NVM_SWAP") == "/dev/pmem0s"
     assert not labelled.present(mode="sector").changed
 
 
-def test_check_mode_says_what_would_be(labelled):
+def test_check_mode_says_what_would_be(labelled: Machine) -> None:
     found = labelled.present(check_mode=True)
     assert found.changed and labelled.calls == [] and not labelled.host.exists(RULES)
     assert (found.size, found.block_device, found.namespace) == (GIB, None, None)
     assert any("region0" in each["after_header"] for each in found.diff)
 
 
-def test_a_larger_one_is_fine(labelled):
+def test_a_larger_one_is_fine(labelled: Machine) -> None:
     labelled.present(size="1536M")
     assert not labelled.present(size="1G").changed
     assert not labelled.present().changed
 
 
-def test_another_size_or_mode_needs_force(labelled):
+def test_another_size_or_mode_needs_force(labelled: Machine) -> None:
     labelled.present(size="512M")
     assert "destroys" in labelled.refused("reservation_differs", size="1G").message
     labelled.refused("reservation_differs", size="512M", mode="sector")
@@ -327,46 +331,46 @@ def test_another_size_or_mode_needs_force(labelled):
     assert not labelled.present(size="1G", force=True).changed
 
 
-def test_what_can_never_fit_is_refused_before_anything_is_destroyed(labelled):
+def test_what_can_never_fit_is_refused_before_anything_is_destroyed(labelled: Machine) -> None:
     labelled.present(size="512M")
     labelled.refused("nvm_too_small", size="4G", force=True)
 
 
-def test_too_little_room_is_explained(labelled):
+def test_too_little_room_is_explained(labelled: Machine) -> None:
     refused = labelled.refused("nvm_too_small", dram_multiple=2)
     for text in ("2.0 GiB", "2 x 1023.5 MiB of ordinary memory", "region0 of 2.0 GiB", "free"):
         assert text in refused.message
     assert "dram_multiple=1" in refused.remedy
 
 
-def test_the_region_that_just_fits_is_taken(machine):
+def test_the_region_that_just_fits_is_taken(machine: Machine) -> None:
     machine.region(0, size=8 * GIB, labelled=True, available=8 * GIB, slots=500)
     machine.region(1, labelled=True, available=2 * GIB, slots=500, dimms=("nmem1",), resource=0x400000000)
     assert machine.present().region == "region1"
 
 
-def test_ndctl_is_needed_only_to_change(labelled):
+def test_ndctl_is_needed_only_to_change(labelled: Machine) -> None:
     labelled.present()
     os.unlink(labelled.host.path("/usr/bin/ndctl"))
     assert not labelled.present().changed
     labelled.refused("ndctl_missing", act=labelled.present, size="1536M", force=True)
 
 
-def test_two_of_one_name_are_refused(machine):
+def test_two_of_one_name_are_refused(machine: Machine) -> None:
     path = machine.region(labelled=True, available=0, slots=500)
     for index, identity in enumerate((UUID, OTHER)):
         machine.tree.namespace(path, index, GIB, name="NVM_SWAP", uuid=identity)
     machine.refused("name_ambiguous")
 
 
-def test_a_disabled_namespace_of_ours_is_enabled(machine):
+def test_a_disabled_namespace_of_ours_is_enabled(machine: Machine) -> None:
     path = machine.region(labelled=True, available=0, slots=500)
     machine.tree.namespace(path, 0, GIB, name="NVM_SWAP", uuid=UUID, enabled=False)
     assert machine.present().block_device == "/dev/pmem0"
     assert machine.ndctl_calls == ["ndctl enable-namespace namespace0.0"]
 
 
-def test_a_namespace_whose_link_fails_is_taken_back(labelled):
+def test_a_namespace_whose_link_fails_is_taken_back(labelled: Machine) -> None:
     labelled.follows = False
     with pytest.raises(Refused) as caught:
         labelled.present()
@@ -375,14 +379,14 @@ def test_a_namespace_whose_link_fails_is_taken_back(labelled):
     assert not labelled.host.exists(RULES)
 
 
-def test_what_ndctl_says_is_passed_on(labelled):
+def test_what_ndctl_says_is_passed_on(labelled: Machine) -> None:
     labelled.fails["ndctl create"] = "failed to create namespace: No space left on device"
     with pytest.raises(Refused, match="No space left on device"):
         labelled.present()
     assert not labelled.host.exists(RULES)
 
 
-def test_destroyed_on_absent(labelled):
+def test_destroyed_on_absent(labelled: Machine) -> None:
     labelled.present()
     labelled.tree.write("/dev/pmem0", swap_header())
     found = labelled.absent()
@@ -391,7 +395,7 @@ def test_destroyed_on_absent(labelled):
     assert not labelled.absent().changed
 
 
-def test_absent_in_check_mode(labelled):
+def test_absent_in_check_mode(labelled: Machine) -> None:
     labelled.present()
     calls = list(labelled.calls)
     assert labelled.absent(check_mode=True).changed
@@ -399,7 +403,7 @@ def test_absent_in_check_mode(labelled):
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_in_use_is_never_destroyed(labelled, force):
+def test_in_use_is_never_destroyed(labelled: Machine, force: bool) -> None:
     labelled.present()
     labelled.activate()
     assert "nvm_swap" in labelled.refused("device_in_use", act=labelled.absent, force=force).remedy
@@ -410,21 +414,21 @@ def test_in_use_is_never_destroyed(labelled, force):
     assert "/mnt/x" in labelled.refused("device_in_use", act=labelled.absent, force=force).message
 
 
-def test_a_pending_image_is_kept_without_force(labelled):
+def test_a_pending_image_is_kept_without_force(labelled: Machine) -> None:
     labelled.present()
     labelled.tree.write("/dev/pmem0", swap_header(b"S1SUSPEND"))
     labelled.refused("image_pending", act=labelled.absent)
     assert labelled.absent(force=True).changed
 
 
-def test_a_filesystem_in_our_namespace_is_kept_without_force(labelled):
+def test_a_filesystem_in_our_namespace_is_kept_without_force(labelled: Machine) -> None:
     labelled.present()
     labelled.contents["/dev/pmem0"] = "ext4"
     assert "ext4" in labelled.refused("holds_filesystem", act=labelled.absent).message
     assert labelled.absent(force=True).changed
 
 
-def test_a_destruction_that_fails_leaves_the_link(labelled):
+def test_a_destruction_that_fails_leaves_the_link(labelled: Machine) -> None:
     labelled.present()
     labelled.fails["ndctl disable-namespace"] = "namespace0.0: has an active mount"
     with pytest.raises(Refused):
@@ -435,7 +439,7 @@ def test_a_destruction_that_fails_leaves_the_link(labelled):
 # label-less ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_namespace_that_is_there_is_used(labelless):
+def test_the_namespace_that_is_there_is_used(labelless: Machine) -> None:
     found = labelless.present()
     assert found.changed and labelless.ndctl_calls == []
     assert (found.size, found.uuid, found.resizable) == (2 * GIB, None, False)
@@ -446,20 +450,20 @@ def test_the_namespace_that_is_there_is_used(labelless):
     assert not labelless.present().changed and labelless.calls == calls
 
 
-def test_a_smaller_one_only_by_explicit_size(labelless):
+def test_a_smaller_one_only_by_explicit_size(labelless: Machine) -> None:
     refused = labelless.refused("nvm_too_small", dram_multiple=2, size="3G")
     assert "no labels to divide it" in refused.message
     assert labelless.present(size="512M").changed
 
 
-def test_uninitialised_labels_are_mentioned_and_left_alone(machine):
+def test_uninitialised_labels_are_mentioned_and_left_alone(machine: Machine) -> None:
     machine.tree.namespace(machine.region(slots=500))
     assert "ndctl init-labels" in machine.refused("nvm_too_small", size="4G").remedy
     assert "ndctl init-labels" in machine.present().why_not_resizable
     assert machine.ndctl_calls == []
 
 
-def test_labels_are_made_for_a_blank_region_by_force(machine):
+def test_labels_are_made_for_a_blank_region_by_force(machine: Machine) -> None:
     machine.tree.namespace(machine.region(slots=500))
     found = machine.present(force=True)
     assert machine.ndctl_calls[:3] == [
@@ -471,21 +475,21 @@ def test_labels_are_made_for_a_blank_region_by_force(machine):
     assert not machine.present(force=True).changed
 
 
-def test_labels_are_not_made_where_something_is(machine):
+def test_labels_are_not_made_where_something_is(machine: Machine) -> None:
     machine.tree.namespace(machine.region(slots=500))
     machine.contents["/dev/pmem0"] = "xfs"
     machine.present(force=True)
     assert machine.ndctl_calls == []
 
 
-def test_labels_are_not_made_on_dimms_that_other_regions_share(machine):
+def test_labels_are_not_made_on_dimms_that_other_regions_share(machine: Machine) -> None:
     machine.tree.namespace(machine.region(0, slots=500))
     machine.tree.namespace(machine.region(1, size=GIB, slots=500, resource=0x200000000), size=GIB, resource=0x200000000)
     machine.present(force=True)
     assert machine.ndctl_calls == []
 
 
-def test_labels_stay_unmade_once_the_reservation_is_there(machine):
+def test_labels_stay_unmade_once_the_reservation_is_there(machine: Machine) -> None:
     machine.tree.namespace(machine.region(slots=500))
     machine.present()
     assert not machine.present(force=True).changed
@@ -493,42 +497,42 @@ def test_labels_stay_unmade_once_the_reservation_is_there(machine):
 
 
 @pytest.mark.parametrize("what", ["ext4", "crypto_LUKS", "partition table (gpt)"])
-def test_what_holds_something_is_refused(labelless, what):
+def test_what_holds_something_is_refused(labelless: Machine, what: str) -> None:
     labelless.contents["/dev/pmem0"] = what
     assert what in labelless.refused("holds_filesystem").message
     assert labelless.present(force=True).changed
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_somebody_elses_swap_in_use_is_refused(labelless, force):
+def test_somebody_elses_swap_in_use_is_refused(labelless: Machine, force: bool) -> None:
     labelless.tree.write("/dev/pmem0", swap_header(label="data"))
     labelless.activate()
     labelless.refused("device_in_use", force=force)
 
 
-def test_our_swap_is_known_by_its_label_without_the_rule(labelless):
+def test_our_swap_is_known_by_its_label_without_the_rule(labelless: Machine) -> None:
     labelless.tree.write("/dev/pmem0", swap_header())
     labelless.activate()
     assert labelless.present().changed
 
 
-def test_an_unused_swap_area_may_be_taken(labelless):
+def test_an_unused_swap_area_may_be_taken(labelless: Machine) -> None:
     labelless.tree.write("/dev/pmem0", swap_header(label=""))
     assert labelless.present().changed
 
 
-def test_somebody_elses_image_is_refused(labelless):
+def test_somebody_elses_image_is_refused(labelless: Machine) -> None:
     labelless.tree.write("/dev/pmem0", swap_header(b"S1SUSPEND", label="other"))
     labelless.refused("image_pending")
 
 
-def test_our_own_image_is_no_obstacle(labelless):
+def test_our_own_image_is_no_obstacle(labelless: Machine) -> None:
     labelless.present()
     labelless.tree.write("/dev/pmem0", swap_header(b"S1SUSPEND"))
     assert not labelless.present().changed
 
 
-def test_the_unused_one_of_several_is_taken(machine):
+def test_the_unused_one_of_several_is_taken(machine: Machine) -> None:
     for number in (0, 1):
         start = 0x100000000 + number * 2 * GIB
         machine.tree.namespace(machine.region(number, resource=start, dimms=("nmem%d" % number,)), resource=start)
@@ -536,24 +540,24 @@ def test_the_unused_one_of_several_is_taken(machine):
     assert machine.present().block_device == "/dev/pmem1"
 
 
-def test_labelled_room_is_preferred(machine):
+def test_labelled_room_is_preferred(machine: Machine) -> None:
     machine.tree.namespace(machine.region(0))
     machine.region(1, labelled=True, available=2 * GIB, slots=500, dimms=("nmem1",), resource=0x400000000)
     assert machine.present().region == "region1"
 
 
 @pytest.mark.parametrize("mode", ["fsdax", "devdax"])
-def test_dax_namespaces_of_others_are_never_used(machine, mode):
+def test_dax_namespaces_of_others_are_never_used(machine: Machine, mode: str) -> None:
     machine.tree.namespace(machine.region(), mode=mode, uuid=OTHER)
     assert mode in machine.refused("nvm_too_small", force=True).message
 
 
-def test_a_read_only_region_is_not_used(labelless):
+def test_a_read_only_region_is_not_used(labelless: Machine) -> None:
     labelless.tree.write("/sys/bus/nd/devices/region0/read_only", "1\n")
     assert "read-only" in labelless.refused("nvm_too_small").message
 
 
-def test_sector_mode_of_a_blank_one(labelless):
+def test_sector_mode_of_a_blank_one(labelless: Machine) -> None:
     found = labelless.present(mode="sector")
     assert labelless.ndctl_calls == [
         "ndctl create-namespace --force --reconfig=namespace0.0 --mode=sector --no-autolabel"
@@ -562,7 +566,7 @@ def test_sector_mode_of_a_blank_one(labelless):
     assert not labelless.present(mode="sector").changed
 
 
-def test_sector_mode_of_one_that_holds_something(labelless):
+def test_sector_mode_of_one_that_holds_something(labelless: Machine) -> None:
     labelless.present()
     labelless.tree.write("/dev/pmem0", swap_header())
     labelless.refused("holds_filesystem", mode="sector")
@@ -570,12 +574,12 @@ def test_sector_mode_of_one_that_holds_something(labelless):
     labelless.refused("device_in_use", mode="sector", force=True)
 
 
-def test_sector_mode_in_check_mode(labelless):
+def test_sector_mode_in_check_mode(labelless: Machine) -> None:
     found = labelless.present(mode="sector", check_mode=True)
     assert found.changed and labelless.ndctl_calls == [] and found.mode == "sector"
 
 
-def test_absent_takes_the_link_alone(labelless):
+def test_absent_takes_the_link_alone(labelless: Machine) -> None:
     labelless.present()
     labelless.contents["/dev/pmem0"] = "ext4"
     found = labelless.absent()
@@ -584,7 +588,7 @@ def test_absent_takes_the_link_alone(labelless):
     assert not labelless.absent().changed
 
 
-def test_legacy_nvm_of_the_firmware_needs_no_acknowledgement(machine):
+def test_legacy_nvm_of_the_firmware_needs_no_acknowledgement(machine: Machine) -> None:
     e820(machine, size=2 * GIB, start=0x100000000)
     machine.tree.firmware(*FIRMWARE_1G, (0x100000000, 0x17FFFFFFF, "Persistent Memory (legacy)"))
     found = machine.present()
@@ -594,30 +598,30 @@ def test_legacy_nvm_of_the_firmware_needs_no_acknowledgement(machine):
 # memmap --------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_there(plain):
+def test_nothing_there(plain: Machine) -> None:
     assert "volatile_ok" in plain.refused("no_nvm").remedy
     assert "power-off" in plain.refused("volatile", method="memmap").message
     plain.refused("mode_unsupported", method="memmap", volatile_ok=True, mode="sector")
 
 
-def test_real_nvm_is_not_replaced_by_memory_when_it_was_asked_for(plain):
+def test_real_nvm_is_not_replaced_by_memory_when_it_was_asked_for(plain: Machine) -> None:
     plain.refused("no_nvm", method="ndctl", volatile_ok=True)
 
 
-def test_one_method_at_a_time(plain):
+def test_one_method_at_a_time(plain: Machine) -> None:
     plain.present(volatile_ok=True)
     plain.tree.namespace(plain.region(1, dimms=("nmem0",)))
     assert not plain.present(volatile_ok=True).changed, "the range that is configured is kept"
     assert "state=absent" in plain.refused("reservation_differs", method="ndctl").remedy
 
 
-def test_memmap_beside_a_namespace_of_ours(labelled):
+def test_memmap_beside_a_namespace_of_ours(labelled: Machine) -> None:
     labelled.present()
     labelled.tree.firmware(*FIRMWARE_1G)
     labelled.refused("reservation_differs", method="memmap", volatile_ok=True)
 
 
-def test_a_range_is_chosen_and_configured(plain):
+def test_a_range_is_chosen_and_configured(plain: Machine) -> None:
     found = plain.present(volatile_ok=True)
     assert found.changed and found.reboot_required
     assert (found.method, found.range, found.size) == ("memmap", "memmap=512M!384M", 512 * MIB)
@@ -628,7 +632,7 @@ def test_a_range_is_chosen_and_configured(plain):
     assert not again.changed and again.reboot_required, "not booted yet"
 
 
-def test_after_the_reboot(plain):
+def test_after_the_reboot(plain: Machine) -> None:
     plain.present(volatile_ok=True)
     boot(plain, "memmap=512M!384M")
     e820(plain)
@@ -639,7 +643,7 @@ def test_after_the_reboot(plain):
     assert (found.block_device, found.size, found.region) == ("/dev/pmem0", 512 * MIB, "region0")
 
 
-def test_memory_that_became_nvm_does_not_change_the_size(plain):
+def test_memory_that_became_nvm_does_not_change_the_size(plain: Machine) -> None:
     plain.present(volatile_ok=True)
     boot(plain, "memmap=512M!384M")
     e820(plain)
@@ -648,20 +652,20 @@ def test_memory_that_became_nvm_does_not_change_the_size(plain):
     assert plain.present(volatile_ok=True, dram_multiple=2).size == 512 * MIB
 
 
-def test_an_interrupted_run_is_completed(plain):
+def test_an_interrupted_run_is_completed(plain: Machine) -> None:
     plain.present(volatile_ok=True)
     plain.tree.write("/boot/config", "ro quiet")
     assert plain.present(volatile_ok=True).changed
     assert "memmap=512M!384M" in plain.host.read("/boot/config")
 
 
-def test_check_mode_of_memmap(plain):
+def test_check_mode_of_memmap(plain: Machine) -> None:
     found = plain.present(volatile_ok=True, check_mode=True)
     assert found.changed and found.range == "memmap=512M!384M"
     assert not plain.host.exists(RULES) and not plain.host.exists("/etc/boot.d/memmap-NVM_SWAP")
 
 
-def test_an_explicit_size(plain):
+def test_an_explicit_size(plain: Machine) -> None:
     assert plain.present(volatile_ok=True, size="200M").range == "memmap=256M!640M"
     refused = plain.refused("reservation_differs", volatile_ok=True, size="300M")
     assert "force=true" in refused.remedy
@@ -670,21 +674,21 @@ def test_an_explicit_size(plain):
     assert not plain.present(volatile_ok=True, size="300M").changed
 
 
-def test_more_than_half_is_refused(plain):
+def test_more_than_half_is_refused(plain: Machine) -> None:
     plain.refused("nvm_too_small", volatile_ok=True, size="1G")
 
 
-def test_twice_what_remains_ends_at_half(plain):
+def test_twice_what_remains_ends_at_half(plain: Machine) -> None:
     found = plain.present(volatile_ok=True, dram_multiple=2)
     assert found.size == 512 * MIB and "half of the memory stays" in found.explanation
 
 
-def test_configured_ranges_of_others_are_kept_away_from(plain):
+def test_configured_ranges_of_others_are_kept_away_from(plain: Machine) -> None:
     plain.tree.write("/boot/config", "ro memmap=128M!768M")
     assert plain.present(volatile_ok=True, size="256M").range == "memmap=256M!384M"
 
 
-def test_the_users_own_range_is_used_as_it_is(plain):
+def test_the_users_own_range_is_used_as_it_is(plain: Machine) -> None:
     boot(plain, "memmap=512M!384M")
     plain.tree.write("/boot/config", "ro memmap=512M!384M")
     e820(plain)
@@ -700,18 +704,18 @@ def test_the_users_own_range_is_used_as_it_is(plain):
     assert plain.host.read("/boot/config") == "ro memmap=512M!384M"
 
 
-def test_the_users_own_range_without_a_known_bootloader(plain):
+def test_the_users_own_range_without_a_known_bootloader(plain: Machine) -> None:
     boot(plain, "memmap=512M!384M")
     e820(plain)
 
-    def unknown(host):
+    def unknown(host: Host) -> None:
         raise Refused("bootloader_unknown", "", "")
 
     with Transaction(plain.host) as tx:
         assert reservation.present(tx, plain.options(volatile_ok=True), unknown)["method"] == "memmap"
 
 
-def test_the_users_own_range_may_be_too_small_or_in_use(plain):
+def test_the_users_own_range_may_be_too_small_or_in_use(plain: Machine) -> None:
     boot(plain, "memmap=512M!384M")
     plain.tree.write("/boot/config", "ro memmap=512M!384M")
     e820(plain)
@@ -721,7 +725,7 @@ def test_the_users_own_range_may_be_too_small_or_in_use(plain):
     plain.refused("holds_filesystem", volatile_ok=True)
 
 
-def test_a_range_that_would_go_with_the_next_boot_is_kept(plain):
+def test_a_range_that_would_go_with_the_next_boot_is_kept(plain: Machine) -> None:
     """present, reboot, absent, present: the range is still there and is configured again as it is."""
     boot(plain, "memmap=512M!384M")
     e820(plain)
@@ -731,7 +735,7 @@ def test_a_range_that_would_go_with_the_next_boot_is_kept(plain):
 
 
 @pytest.mark.parametrize("where", ["kernel", "cmdline", "udev"])
-def test_no_other_memory_map_while_an_image_waits(plain, where):
+def test_no_other_memory_map_while_an_image_waits(plain: Machine, where: str) -> None:
     plain.tree.block("pci0000:00/block/vdb", "vdb", GIB)
     plain.tree.write("/dev/vdb", swap_header(b"S1SUSPEND"))
     if where == "kernel":
@@ -746,13 +750,13 @@ def test_no_other_memory_map_while_an_image_waits(plain, where):
     assert plain.present(volatile_ok=True).changed
 
 
-def test_a_range_the_kernel_made_nothing_of(plain):
+def test_a_range_the_kernel_made_nothing_of(plain: Machine) -> None:
     plain.present(volatile_ok=True)
     boot(plain, "memmap=512M!384M")
     assert "nd_e820" in plain.refused("region_missing", volatile_ok=True).remedy
 
 
-def test_memmap_absent(plain):
+def test_memmap_absent(plain: Machine) -> None:
     plain.present(volatile_ok=True)
     boot(plain, "memmap=512M!384M")
     e820(plain)
@@ -770,25 +774,25 @@ def test_memmap_absent(plain):
     assert not plain.absent().changed
 
 
-def test_absent_without_anything(plain):
+def test_absent_without_anything(plain: Machine) -> None:
     assert not plain.absent().changed and plain.calls == []
 
 
 # options -------------------------------------------------------------------------------------------------------------
 
 
-def test_options():
+def test_options() -> None:
     assert reservation.Options.of({**DEFAULTS, "size": "1.5G"}).size == 3 * GIB // 2
     assert reservation.Options.of({**DEFAULTS, "size": "Auto"}).size is None
     with pytest.raises(Refused):
         reservation.Options.of({**DEFAULTS, "size": "much"})
 
 
-def test_an_invalid_name(labelless):
+def test_an_invalid_name(labelless: Machine) -> None:
     labelless.refused("name_invalid", name="../x")
     labelless.refused("name_taken", name="pmem0")
 
 
-def test_dram_that_cannot_be_known(labelless):
+def test_dram_that_cannot_be_known(labelless: Machine) -> None:
     labelless.tree.write("/proc/zoneinfo", "")
     labelless.refused("dram_unknown")

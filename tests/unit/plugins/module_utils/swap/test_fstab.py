@@ -9,11 +9,16 @@ import os
 import random
 import struct
 import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import fstab
+
+if TYPE_CHECKING:
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 OURS = "6f1c1e1e-9d4b-8a57-9f0e-2f6d0a6f2b11"
 OTHER = "0b7b6c2e-5a0d-4e8f-8a7e-8c1f6a2d9e34"
@@ -61,23 +66,23 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("line", OWNED)
-def test_our_line_in_every_form(line):
+def test_our_line_in_every_form(line: str) -> None:
     assert IDENTITY.owns(line)
     assert fstab.without("a\n%s\nb\n" % line, IDENTITY.owns) == "a\nb\n"
 
 
 @pytest.mark.parametrize("line", FOREIGN)
-def test_lines_that_are_not_ours(line):
+def test_lines_that_are_not_ours(line: str) -> None:
     assert not IDENTITY.owns(line)
 
 
-def test_the_fields_of_a_line():
+def test_the_fields_of_a_line() -> None:
     assert fstab.parse_line("# a none swap") is None and fstab.parse_line("a b") is None
     assert fstab.parse_line("a\\040b  /c\tswap\n") == fstab.FstabEntry("a b", "/c", "swap", "defaults", "0", "0")
     assert fstab.parse_line("a /c swap sw 1 2 # more") == fstab.FstabEntry("a", "/c", "swap", "sw", "1", "2")
 
 
-def texts():
+def texts() -> Iterator[str]:
     """Files of every shape, by hand and at random (the same ones in every run)."""
     yield from ("", "\n", "\n\n", "a", "a\n", "\r\n", "a\r", DEBIAN, DEBIAN[:-1], DEBIAN.replace("\n", "\r\n"), "#")
     chance = random.Random(2026)
@@ -89,7 +94,7 @@ def texts():
         yield "".join(chance.choice("a #\t\n\r\\\x00=\"'/") for _char in range(chance.randrange(40)))
 
 
-def test_what_was_added_goes_without_a_trace():
+def test_what_was_added_goes_without_a_trace() -> None:
     for text in texts():
         added = fstab.with_line(text, LINE, IDENTITY.owns)
         assert added.startswith(text)
@@ -99,7 +104,7 @@ def test_what_was_added_goes_without_a_trace():
         assert fstab.without(text, IDENTITY.owns) == text
 
 
-def test_only_our_line_changes_in_its_place():
+def test_only_our_line_changes_in_its_place() -> None:
     for owned in OWNED:
         for text in texts():
             if text and not text.endswith("\n"):
@@ -118,12 +123,12 @@ def test_only_our_line_changes_in_its_place():
         LINE + "\r",
     ],
 )
-def test_a_line_that_says_the_same_stays(line):
+def test_a_line_that_says_the_same_stays(line: str) -> None:
     text = "a\n%s\nb" % line
     assert fstab.with_line(text, LINE, IDENTITY.owns) == text
 
 
-def test_several_lines_become_one():
+def test_several_lines_become_one() -> None:
     text = "a\n/dev/NVM_SWAP swap swap defaults 0 0\n%s\nb\nLABEL=NVM_SWAP none swap sw" % LINE
     assert fstab.with_line(text, LINE, IDENTITY.owns) == "a\n%s\nb\n" % LINE
     text = "LABEL=NVM_SWAP none swap sw\r\nb\n/dev/NVM_SWAP none swap sw\n"
@@ -134,7 +139,7 @@ def test_several_lines_become_one():
 
 
 @pytest.fixture
-def machine(host, plant):
+def machine(host: Host, plant: Plant) -> Host:
     content = bytearray(4096)
     struct.pack_into("=III", content, 1024, 1, 255, 0)
     content[1036:1052] = uuid.UUID(OURS).bytes
@@ -151,26 +156,26 @@ def machine(host, plant):
     return host
 
 
-def present(host, check=False, **options):
+def present(host: Host, check: bool = False, **options: Any) -> tuple[Transaction, dict[str, Any]]:
     with Transaction(host, check) as transaction:
         return transaction, fstab.present(transaction, "/dev/NVM_SWAP", **options)
 
 
-def absent(host, check=False, **options):
+def absent(host: Host, check: bool = False, **options: Any) -> tuple[Transaction, dict[str, Any]]:
     with Transaction(host, check) as transaction:
         return transaction, fstab.absent(transaction, "/dev/NVM_SWAP", **options)
 
 
-def refused(host, verb=present, **options):
+def refused(host: Host, verb: Callable[..., tuple[Transaction, dict[str, Any]]] = present, **options: Any) -> str:
     before = host.read_bytes("/etc/fstab")
     with pytest.raises(Refused) as caught:
         verb(host, **options)
     assert host.read_bytes("/etc/fstab") == before
     assert caught.value.message and caught.value.remedy
-    return caught.value.code
+    return str(caught.value.code)
 
 
-def test_there_and_back(machine, transcript):
+def test_there_and_back(machine: Host, transcript: Transcript) -> None:
     transaction, result = present(machine)
     assert transaction.changed and result == {"path": "/etc/fstab", "uuid": OURS, "line": LINE, "warnings": []}
     assert machine.read("/etc/fstab") == DEBIAN + LINE + "\n"
@@ -183,7 +188,7 @@ def test_there_and_back(machine, transcript):
     assert transcript.calls == []
 
 
-def test_bytes_of_no_encoding_survive(machine, plant):
+def test_bytes_of_no_encoding_survive(machine: Host, plant: Plant) -> None:
     content = b"# caf\xe9 \xff\xfe\n" + DEBIAN.encode()[:-1]
     content += b"\n/dev/pmem0 none swap x=\xfe"
     plant({"/etc/fstab": content})
@@ -195,7 +200,7 @@ def test_bytes_of_no_encoding_survive(machine, plant):
     assert machine.read_bytes("/etc/fstab") == content
 
 
-def test_systemd_is_told_of_a_change_only(machine, plant, transcript):
+def test_systemd_is_told_of_a_change_only(machine: Host, plant: Plant, transcript: Transcript) -> None:
     plant({"/run/systemd/system/x": ""})
     transcript.record("systemctl daemon-reload")
     present(machine)
@@ -206,38 +211,38 @@ def test_systemd_is_told_of_a_change_only(machine, plant, transcript):
     assert transcript.calls == ["systemctl daemon-reload"]
 
 
-def test_the_file_comes_back_if_systemd_cannot_be_told(machine, plant, transcript):
+def test_the_file_comes_back_if_systemd_cannot_be_told(machine: Host, plant: Plant, transcript: Transcript) -> None:
     plant({"/run/systemd/system/x": ""})
     transcript.record("systemctl daemon-reload", rc=1, err="Failed to reload")
     assert refused(machine) == "command_failed"
 
 
-def test_check_mode_writes_nothing(machine):
+def test_check_mode_writes_nothing(machine: Host) -> None:
     transaction, result = present(machine, check=True)
     assert transaction.changed and result["line"] == LINE
     assert transaction.diff[0]["after"] == DEBIAN + LINE + "\n"
     assert machine.read("/etc/fstab") == DEBIAN
 
 
-def test_check_mode_before_the_swap_area_is_made(machine):
+def test_check_mode_before_the_swap_area_is_made(machine: Host) -> None:
     os.unlink(machine.path("/dev/pmem0"))
     assert present(machine, check=True)[1]["uuid"] == DERIVED
     assert refused(machine) == "not_swap"
 
 
-def test_a_device_without_swap(machine, plant):
+def test_a_device_without_swap(machine: Host, plant: Plant) -> None:
     plant({"/dev/pmem0": bytes(65536)})
     assert refused(machine) == "not_swap"
     assert present(machine, uuid=OTHER.upper())[1]["uuid"] == OTHER
 
 
-def test_the_line_of_an_earlier_uuid_is_replaced(machine, plant):
+def test_the_line_of_an_earlier_uuid_is_replaced(machine: Host, plant: Plant) -> None:
     plant({"/etc/fstab": DEBIAN + LINE.replace(OURS, DERIVED) + "\n"})
     present(machine)
     assert machine.read("/etc/fstab") == DEBIAN + LINE + "\n"
 
 
-def test_the_line_goes_after_the_device_has_gone(machine, plant):
+def test_the_line_goes_after_the_device_has_gone(machine: Host, plant: Plant) -> None:
     plant({"/etc/fstab": DEBIAN + LINE.replace(OURS, DERIVED) + "\n"})
     os.unlink(machine.path("/dev/pmem0"))
     os.unlink(machine.path("/dev/NVM_SWAP"))
@@ -245,13 +250,13 @@ def test_the_line_goes_after_the_device_has_gone(machine, plant):
     assert machine.read("/etc/fstab") == DEBIAN
 
 
-def test_several_lines_are_said(machine, plant):
+def test_several_lines_are_said(machine: Host, plant: Plant) -> None:
     plant({"/etc/fstab": DEBIAN + LINE + "\n/dev/NVM_SWAP swap swap defaults 0 0\n"})
     assert "had 2 lines" in present(machine)[1]["warnings"][0]
     assert machine.read("/etc/fstab") == DEBIAN + LINE + "\n"
 
 
-def test_a_line_of_others_for_the_same_device_stays_and_is_said(machine, plant):
+def test_a_line_of_others_for_the_same_device_stays_and_is_said(machine: Host, plant: Plant) -> None:
     text = DEBIAN + "/dev/pmem0 none swap sw 0 0\n"
     plant({"/etc/fstab": text})
     assert present(machine)[1]["warnings"] == ["Line 8 uses the same device: /dev/pmem0 none swap sw 0 0"]
@@ -259,7 +264,7 @@ def test_a_line_of_others_for_the_same_device_stays_and_is_said(machine, plant):
     assert machine.read("/etc/fstab") == text
 
 
-def test_options_and_priority(machine):
+def test_options_and_priority(machine: Host) -> None:
     assert present(machine, options=["sw"], priority=-1)[1]["line"] == "UUID=%s swap swap sw 0 0" % OURS
     assert present(machine, options=[], priority=0)[1]["line"] == "UUID=%s swap swap defaults,pri=0 0 0" % OURS
     assert machine.read("/etc/fstab").count(OURS) == 1
@@ -270,7 +275,7 @@ def test_options_and_priority(machine):
     assert refused(machine, absent, uuid="x") == "uuid_invalid"
 
 
-def test_a_missing_file_is_made(machine):
+def test_a_missing_file_is_made(machine: Host) -> None:
     os.unlink(machine.path("/etc/fstab"))
     assert not absent(machine)[0].changed
     present(machine)
@@ -278,7 +283,7 @@ def test_a_missing_file_is_made(machine):
     assert os.stat(machine.path("/etc/fstab")).st_mode & 0o7777 == 0o644
 
 
-def test_a_symbolic_link_stays_one(machine):
+def test_a_symbolic_link_stays_one(machine: Host) -> None:
     os.rename(machine.path("/etc/fstab"), machine.path("/etc/fstab.real"))
     os.symlink("fstab.real", machine.path("/etc/fstab"))
     present(machine)
@@ -286,7 +291,7 @@ def test_a_symbolic_link_stays_one(machine):
     assert machine.read("/etc/fstab.real") == DEBIAN + LINE + "\n"
 
 
-def test_what_is_no_file_is_refused(machine):
+def test_what_is_no_file_is_refused(machine: Host) -> None:
     os.unlink(machine.path("/etc/fstab"))
     os.mkdir(machine.path("/etc/fstab"))
     for verb in (present, absent):
@@ -295,19 +300,19 @@ def test_what_is_no_file_is_refused(machine):
         assert caught.value.code == "file_unreadable"
 
 
-def test_a_read_only_filesystem_is_refused(machine, monkeypatch):
-    def read_only(**_options):
+def test_a_read_only_filesystem_is_refused(machine: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(**_options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("tempfile.mkstemp", read_only)
     assert refused(machine) == "file_not_writable"
 
 
-def test_a_file_that_another_program_changes_back_is_noticed(machine):
-    replace = machine.replace
+def test_a_file_that_another_program_changes_back_is_noticed(machine: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace: Callable[[str, str, int], None] = machine.replace
 
-    def interfering(path, content, mode=0o644):
+    def interfering(path: str, content: str, mode: int = 0o644) -> None:
         replace(path, content.replace("nofail", "fail"), mode)
 
-    machine.replace = interfering
+    monkeypatch.setattr(machine, "replace", interfering)
     assert refused(machine) == "verify_failed"

@@ -10,11 +10,16 @@ import shutil
 import struct
 import subprocess
 import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import area, devices, headers, identity
+
+if TYPE_CHECKING:
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 PAGE = 4096
 SIZE = 1 << 20
@@ -32,7 +37,15 @@ GPT = "DEVNAME=/dev/pmem0\nPTUUID=%s\nPTTYPE=gpt\n" % OTHER
 BLKID_SWAP = "DEVNAME=/dev/pmem0\nUUID=%s\nVERSION=1\nTYPE=swap\nUSAGE=other\n" % OURS
 
 
-def header(identity=OURS, label="NVM_SWAP", page=PAGE, size=SIZE, magic=b"SWAPSPACE2", version=1, last=None):
+def header(
+    identity: str = OURS,
+    label: str = "NVM_SWAP",
+    page: int = PAGE,
+    size: int = SIZE,
+    magic: bytes = b"SWAPSPACE2",
+    version: int = 1,
+    last: int | None = None,
+) -> bytes:
     """The first page as mkswap writes it; for S1SUSPEND as the kernel leaves it (an image at block 16384)."""
     content = bytearray(page)
     struct.pack_into("=III", content, 1024, version, size // page - 1 if last is None else last, 0)
@@ -45,7 +58,7 @@ def header(identity=OURS, label="NVM_SWAP", page=PAGE, size=SIZE, magic=b"SWAPSP
 
 
 @pytest.fixture(autouse=True)
-def pages_of_4k(monkeypatch):
+def pages_of_4k(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headers, "page_size", lambda: PAGE)
     monkeypatch.setattr(area, "page_size", lambda: PAGE)
 
@@ -53,7 +66,7 @@ def pages_of_4k(monkeypatch):
 class Machine:
     """/dev/NVM_SWAP → pmem0 of 1 MiB, and what /proc says of it."""
 
-    def __init__(self, host, plant, transcript):
+    def __init__(self, host: Host, plant: Plant, transcript: Transcript) -> None:
         self.host, self.plant, self.transcript = host, plant, transcript
         plant(
             {
@@ -70,21 +83,23 @@ class Machine:
         os.symlink("pmem0", host.path("/dev/NVM_SWAP"))
         self.write(b"")
 
-    def write(self, content, size=SIZE):
+    def write(self, content: bytes, size: int = SIZE) -> None:
         with open(self.host.path("/dev/pmem0"), "r+b") as device:
             device.write(content)
             device.truncate(size)
 
-    def content(self):
-        return self.host.read_bytes("/dev/pmem0")
+    def content(self) -> bytes:
+        content = self.host.read_bytes("/dev/pmem0")
+        assert isinstance(content, bytes)
+        return content
 
-    def swaps(self, priority=None, used=0, path="/dev/pmem0"):
+    def swaps(self, priority: str | int | None = None, used: int = 0, path: str = "/dev/pmem0") -> None:
         line = "%-40s%-16s%d\t\t%d\t\t%s\n" % (path, "partition", SIZE // 1024 - 4, used, priority)
         self.plant({"/proc/swaps": SWAPS + ("" if priority is None else line)})
 
-    def answers(self, *commands):
+    def answers(self, *commands: str) -> None:
         """Record the commands that change something, with the effect each has."""
-        effects = {
+        effects: dict[str, Callable[[], object]] = {
             "mkswap": lambda: self.write(header()),
             "swaplabel": lambda: self.write(header()),
             "wipefs": lambda: self.write(bytes(65536)),
@@ -97,27 +112,27 @@ class Machine:
                 effect = functools.partial(self.swaps, words[2] if words[1] == "-p" else -2)
             self.transcript.record(command, effect=effect)
 
-    def present(self, check=False, **options):
+    def present(self, check: bool = False, **options: Any) -> tuple[Transaction, dict[str, Any]]:
         with Transaction(self.host, check) as transaction:
             result = area.present(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
         return transaction, result
 
-    def absent(self, check=False, **options):
+    def absent(self, check: bool = False, **options: Any) -> tuple[Transaction, dict[str, Any]]:
         with Transaction(self.host, check) as transaction:
             result = area.absent(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
         return transaction, result
 
-    def refused(self, verb="present", **options):
+    def refused(self, verb: str = "present", **options: Any) -> str:
         before = self.content()
         with pytest.raises(Refused) as caught:
             getattr(self, verb)(**options)
         assert caught.value.message and caught.value.remedy
         assert self.content() == before
-        return caught.value.code
+        return str(caught.value.code)
 
 
 @pytest.fixture
-def machine(host, plant, transcript):
+def machine(host: Host, plant: Plant, transcript: Transcript) -> Machine:
     return Machine(host, plant, transcript)
 
 
@@ -125,7 +140,7 @@ def machine(host, plant, transcript):
 
 
 @pytest.mark.parametrize("page", [4096, 16384, 65536])
-def test_a_swap_header_is_read_for_every_page_size(page):
+def test_a_swap_header_is_read_for_every_page_size(page: int) -> None:
     found = headers.parse_any(header(page=page))
     assert (found.type, found.uuid, found.label, found.page_size) == ("swap", OURS, "NVM_SWAP", page)
     assert (found.version, found.last_page, found.size) == (1, SIZE // page - 1, SIZE - page)
@@ -133,39 +148,39 @@ def test_a_swap_header_is_read_for_every_page_size(page):
 
 @pytest.mark.parametrize("page", [4096, 16384, 65536])
 @pytest.mark.parametrize("magic", list(headers.SUSPEND))
-def test_every_suspend_signature_is_one(page, magic):
+def test_every_suspend_signature_is_one(page: int, magic: bytes) -> None:
     found = headers.parse_any(header(page=page, magic=magic))
     assert (found.type, found.uuid, found.format) == ("swsuspend", OURS, headers.SUSPEND[magic])
 
 
-def test_the_kernels_own_image_header():
+def test_the_kernels_own_image_header() -> None:
     found = headers.parse_any(header(magic=b"S1SUSPEND"))
     assert (found.image, found.flags, found.orig) == (16384, 4, b"SWAPSPACE2")
 
 
 @pytest.mark.parametrize("content", [b"", b"SWAPSPACE2", bytes(4095), bytes(65536), header()[:-1], os.urandom(3000)])
-def test_nothing_is_found_in_what_is_no_header(content):
+def test_nothing_is_found_in_what_is_no_header(content: bytes) -> None:
     assert headers.parse_any(content) is None
 
 
-def test_a_label_without_end_or_encoding_does_no_harm():
+def test_a_label_without_end_or_encoding_does_no_harm() -> None:
     content = bytearray(header())
     content[1052:1068] = b"\xff" * 16
     assert headers.parse_any(bytes(content)).label == "\\xff" * 16
 
 
-def test_only_the_start_of_the_device_is_read(machine):
+def test_only_the_start_of_the_device_is_read(machine: Machine) -> None:
     machine.write(bytes(65536) + header())
     assert headers.read_header(machine.host, "/dev/NVM_SWAP") is None
 
 
-def test_a_header_of_a_missing_device(machine):
+def test_a_header_of_a_missing_device(machine: Machine) -> None:
     with pytest.raises(Refused) as caught:
         headers.read_header(machine.host, "/dev/pmem7")
     assert caught.value.code == "device_missing"
 
 
-def test_pending_image(machine):
+def test_pending_image(machine: Machine) -> None:
     machine.write(header())
     assert not headers.pending_image(machine.host, "/dev/NVM_SWAP")
     machine.write(header(magic=b"S1SUSPEND"))
@@ -177,7 +192,7 @@ def test_pending_image(machine):
     ("out", "rc", "kind"),
     [(EXT4, 0, "ext4"), (GPT, 0, "partition table (gpt)"), ("", 2, None), ("", 8, "several signatures")],
 )
-def test_blkid_identifies_other_contents(machine, out, rc, kind):
+def test_blkid_identifies_other_contents(machine: Machine, out: str, rc: int, kind: str | None) -> None:
     machine.transcript.record("blkid -p -o export /dev/NVM_SWAP", out=out, rc=rc)
     assert headers.contents(machine.host, "/dev/NVM_SWAP") == kind
 
@@ -185,7 +200,7 @@ def test_blkid_identifies_other_contents(machine, out, rc, kind):
 # identity, devices
 
 
-def test_the_derived_uuid_is_lasting_and_of_version_8(machine):
+def test_the_derived_uuid_is_lasting_and_of_version_8(machine: Machine) -> None:
     found = identity.swap_uuid(machine.host, "NVM_SWAP")
     assert found == identity.swap_uuid(machine.host, "NVM_SWAP") == "125d6841-693e-8d5c-94ee-543373e18bd8"
     assert (uuid.UUID(found).version, uuid.UUID(found).variant) == (8, uuid.RFC_4122)
@@ -195,21 +210,21 @@ def test_the_derived_uuid_is_lasting_and_of_version_8(machine):
 
 
 @pytest.mark.parametrize("content", ["", "uninitialized\n", "00"])
-def test_no_uuid_without_a_machine_id(machine, content):
+def test_no_uuid_without_a_machine_id(machine: Machine, content: str) -> None:
     machine.plant({"/etc/machine-id": content})
     assert machine.refused(uuid=None) == "machine_id_missing"
 
 
 @pytest.mark.parametrize("given", ["", "NVM_SWAP", OURS[:-1], "0" * 32])
-def test_what_is_no_uuid_is_refused(machine, given):
+def test_what_is_no_uuid_is_refused(machine: Machine, given: str) -> None:
     assert machine.refused(uuid=given) == "uuid_invalid"
 
 
-def test_uuids_are_written_one_way(machine):
+def test_uuids_are_written_one_way(machine: Machine) -> None:
     assert identity.chosen_uuid(machine.host, "/dev/x", OURS.upper()) == OURS
 
 
-def test_active_swaps(machine):
+def test_active_swaps(machine: Machine) -> None:
     machine.plant(
         {
             "/proc/swaps": SWAPS
@@ -226,7 +241,7 @@ def test_active_swaps(machine):
 # present: what is right stays
 
 
-def test_what_is_right_costs_no_command(machine):
+def test_what_is_right_costs_no_command(machine: Machine) -> None:
     machine.write(header())
     machine.swaps(10)
     transaction, result = machine.present()
@@ -245,20 +260,20 @@ def test_what_is_right_costs_no_command(machine):
     }
 
 
-def test_force_does_not_format_what_is_right(machine):
+def test_force_does_not_format_what_is_right(machine: Machine) -> None:
     machine.write(header())
     machine.swaps(10)
     assert not machine.present(force=True)[0].changed
 
 
-def test_a_priority_of_the_kernels_choice(machine):
+def test_a_priority_of_the_kernels_choice(machine: Machine) -> None:
     machine.write(header())
     machine.swaps(-3)
     transaction, result = machine.present(priority=-1)
     assert not transaction.changed and result["priority"] == -3
 
 
-def test_a_blank_device_is_formatted_and_used(machine):
+def test_a_blank_device_is_formatted_and_used(machine: Machine) -> None:
     machine.transcript.record(BLKID, rc=2)
     machine.answers(MKSWAP, "swapon -p 10 /dev/pmem0")
     transaction, result = machine.present()
@@ -268,7 +283,7 @@ def test_a_blank_device_is_formatted_and_used(machine):
     assert not machine.present()[0].changed
 
 
-def test_udev_is_waited_for(machine):
+def test_udev_is_waited_for(machine: Machine) -> None:
     machine.plant({"/run/udev/control": ""})
     machine.transcript.record(BLKID, rc=2)
     machine.answers(MKSWAP, "udevadm settle --timeout=30")
@@ -276,7 +291,7 @@ def test_udev_is_waited_for(machine):
     assert machine.transcript.calls[-1] == "udevadm settle --timeout=30"
 
 
-def test_check_mode_changes_nothing(machine):
+def test_check_mode_changes_nothing(machine: Machine) -> None:
     machine.transcript.record(BLKID, rc=2)
     before = machine.content()
     transaction, result = machine.present(check=True)
@@ -284,14 +299,14 @@ def test_check_mode_changes_nothing(machine):
     assert machine.transcript.calls == [BLKID] and machine.content() == before
 
 
-def test_check_mode_assumes_a_device_that_is_to_be_made(machine):
+def test_check_mode_assumes_a_device_that_is_to_be_made(machine: Machine) -> None:
     os.unlink(machine.host.path("/dev/NVM_SWAP"))
     transaction, result = machine.present(check=True)
     assert transaction.changed and result["block_device"] is None and "does not exist" in result["warnings"][0]
     assert machine.transcript.calls == []
 
 
-def test_another_name_is_changed_without_formatting(machine):
+def test_another_name_is_changed_without_formatting(machine: Machine) -> None:
     machine.write(header(OTHER, "old"))
     machine.transcript.record(BLKID, out=BLKID_SWAP)
     machine.answers("swaplabel -U %s -L NVM_SWAP /dev/pmem0" % OURS)
@@ -300,7 +315,7 @@ def test_another_name_is_changed_without_formatting(machine):
     assert "uuid: %s\nlabel: old" % OTHER in transaction.diff[0]["before"]
 
 
-def test_an_active_area_is_taken_out_of_use_to_be_renamed(machine):
+def test_an_active_area_is_taken_out_of_use_to_be_renamed(machine: Machine) -> None:
     machine.write(header(OTHER))
     machine.swaps(-2, used=1024)
     machine.transcript.record(BLKID, out=BLKID_SWAP)
@@ -310,14 +325,14 @@ def test_an_active_area_is_taken_out_of_use_to_be_renamed(machine):
     assert machine.transcript.calls == ["swapoff /dev/pmem0", BLKID, label, "swapon -p 10 /dev/pmem0"]
 
 
-def test_another_priority_only_switches(machine):
+def test_another_priority_only_switches(machine: Machine) -> None:
     machine.write(header())
     machine.swaps(-2)
     machine.answers("swapoff /dev/pmem0", "swapon -p 10 /dev/pmem0")
     assert machine.present()[1]["priority"] == 10
 
 
-def test_it_is_not_taken_out_of_use_where_memory_is_short(machine):
+def test_it_is_not_taken_out_of_use_where_memory_is_short(machine: Machine) -> None:
     machine.write(header())
     machine.swaps(-2, used=4096)
     assert machine.refused() == "swap_needed"
@@ -325,7 +340,7 @@ def test_it_is_not_taken_out_of_use_where_memory_is_short(machine):
     assert machine.refused(active=False) == "swap_needed"
 
 
-def test_inactive_on_request(machine):
+def test_inactive_on_request(machine: Machine) -> None:
     machine.write(header())
     machine.swaps(10)
     machine.answers("swapoff /dev/pmem0")
@@ -334,7 +349,7 @@ def test_inactive_on_request(machine):
     assert not machine.present(active=False)[0].changed
 
 
-def test_a_failure_puts_it_in_use_again_as_it_was(machine):
+def test_a_failure_puts_it_in_use_again_as_it_was(machine: Machine) -> None:
     machine.write(header(OTHER))
     machine.swaps(7)
     machine.transcript.record(BLKID, out=BLKID_SWAP)
@@ -344,20 +359,20 @@ def test_a_failure_puts_it_in_use_again_as_it_was(machine):
     assert machine.transcript.calls[-1] == "swapon -p 7 /dev/pmem0"
 
 
-def test_a_smaller_area_is_left_and_said(machine):
+def test_a_smaller_area_is_left_and_said(machine: Machine) -> None:
     machine.write(header(size=SIZE // 2))
     machine.swaps(10)
     transaction, result = machine.present()
     assert not transaction.changed and "524288 bytes" in result["warnings"][0]
 
 
-def test_what_was_made_is_read_back(machine):
+def test_what_was_made_is_read_back(machine: Machine) -> None:
     machine.transcript.record(BLKID, rc=2)
     machine.transcript.record(MKSWAP)
     assert machine.refused() == "verify_failed"
 
 
-def test_swapon_is_read_back(machine):
+def test_swapon_is_read_back(machine: Machine) -> None:
     machine.write(header())
     machine.transcript.record(BLKID, out=BLKID_SWAP)
     machine.transcript.record("swapon -p 10 /dev/pmem0")
@@ -369,14 +384,14 @@ def test_swapon_is_read_back(machine):
 
 @pytest.mark.parametrize("page", [4096, 16384, 65536])
 @pytest.mark.parametrize("magic", list(headers.SUSPEND))
-def test_a_pending_image_is_never_touched(machine, magic, page):
+def test_a_pending_image_is_never_touched(machine: Machine, magic: bytes, page: int) -> None:
     machine.write(header(magic=magic, page=page))
     for options in ({}, {"active": False}, {"uuid": OTHER}, {"check": True}):
         assert machine.refused(**options) == "image_pending"
     assert machine.transcript.calls == []
 
 
-def test_force_gives_up_a_pending_image(machine):
+def test_force_gives_up_a_pending_image(machine: Machine) -> None:
     machine.write(header(magic=b"S1SUSPEND"))
     machine.transcript.record(BLKID, out=BLKID_SWAP.replace("swap\n", "swsuspend\n"))
     machine.answers("wipefs --all /dev/pmem0", MKSWAP_FORCED)
@@ -385,7 +400,7 @@ def test_force_gives_up_a_pending_image(machine):
     assert not headers.pending_image(machine.host, "/dev/pmem0")
 
 
-def test_an_image_that_appears_in_between_is_not_switched_on(machine):
+def test_an_image_that_appears_in_between_is_not_switched_on(machine: Machine) -> None:
     machine.write(header(OTHER))
     machine.transcript.record(BLKID, out=BLKID_SWAP)
     machine.transcript.record(
@@ -406,13 +421,13 @@ def test_an_image_that_appears_in_between_is_not_switched_on(machine):
         ("TYPE=LVM2_member\n", 0, "LVM"),
     ],
 )
-def test_another_content_is_refused(machine, out, rc, named):
+def test_another_content_is_refused(machine: Machine, out: str, rc: int, named: str) -> None:
     machine.transcript.record(BLKID, out=out, rc=rc)
     assert machine.refused() == "holds_filesystem"
     assert machine.transcript.calls == [BLKID]
 
 
-def test_force_gives_up_another_content(machine):
+def test_force_gives_up_another_content(machine: Machine) -> None:
     machine.transcript.record(BLKID, out=EXT4)
     machine.answers("wipefs --all /dev/pmem0", MKSWAP_FORCED)
     _transaction, result = machine.present(active=False, force=True)
@@ -421,7 +436,7 @@ def test_force_gives_up_another_content(machine):
 
 
 @pytest.mark.parametrize("active", [True, False])
-def test_a_swap_header_beside_something_else_is_refused(machine, active):
+def test_a_swap_header_beside_something_else_is_refused(machine: Machine, active: bool) -> None:
     machine.write(header(OTHER))
     machine.transcript.record(BLKID, out=BLKID_SWAP + "PTTYPE=gpt\n")
     assert machine.refused(active=active) == "holds_filesystem"
@@ -431,7 +446,7 @@ def test_a_swap_header_beside_something_else_is_refused(machine, active):
     "content",
     [header(page=16384), header(version=2), header(last=0), header(size=SIZE * 2), header(magic=b"SWAP-SPACE")],
 )
-def test_a_header_that_does_not_fit_is_refused(machine, content):
+def test_a_header_that_does_not_fit_is_refused(machine: Machine, content: bytes) -> None:
     machine.write(content)
     assert machine.refused() == "header_mismatch"
     machine.transcript.record(BLKID, out=BLKID_SWAP)
@@ -439,7 +454,7 @@ def test_a_header_that_does_not_fit_is_refused(machine, content):
     assert machine.present(active=False, force=True)[0].changed
 
 
-def test_an_active_area_without_a_header_is_refused(machine):
+def test_an_active_area_without_a_header_is_refused(machine: Machine) -> None:
     machine.swaps(10)
     assert machine.refused(force=True) == "header_mismatch"
     assert machine.refused("absent", force=True) == "header_mismatch"
@@ -461,7 +476,7 @@ def test_an_active_area_without_a_header_is_refused(machine):
         ),
     ],
 )
-def test_a_device_in_use_is_refused_even_with_force(machine, files, named):
+def test_a_device_in_use_is_refused_even_with_force(machine: Machine, files: dict[str, str], named: str) -> None:
     machine.plant(files)
     for force in (False, True):
         with pytest.raises(Refused) as caught:
@@ -470,10 +485,10 @@ def test_a_device_in_use_is_refused_even_with_force(machine, files, named):
     assert machine.transcript.calls == []
 
 
-def test_a_device_claimed_by_the_kernel_is_refused(machine, monkeypatch):
+def test_a_device_claimed_by_the_kernel_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = os.open
 
-    def busy(path, flags, *rest, **named):
+    def busy(path: str, flags: int, *rest: Any, **named: Any) -> int:
         if flags & os.O_EXCL and not flags & os.O_CREAT:
             raise OSError(errno.EBUSY, "Device or resource busy")
         return opened(path, flags, *rest, **named)
@@ -482,16 +497,20 @@ def test_a_device_claimed_by_the_kernel_is_refused(machine, monkeypatch):
     assert machine.refused(force=True) == "device_in_use"
 
 
-def test_a_header_that_changed_since_is_noticed(machine, monkeypatch):
-    read = area.read_header
-    monkeypatch.setattr(area, "read_header", lambda *given: (read(*given), machine.write(header(OTHER)))[0])
+def test_a_header_that_changed_since_is_noticed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_and_change(host: Host, device: str) -> headers.Signature | None:
+        signature: headers.Signature | None = headers.read_header(host, device)
+        machine.write(header(OTHER))
+        return signature
+
+    monkeypatch.setattr(area, "read_header", read_and_change)
     with pytest.raises(Refused) as caught:
         machine.present()
     assert caught.value.code == "device_changed"
     assert machine.transcript.calls == []
 
 
-def test_devices_that_cannot_be_one(machine):
+def test_devices_that_cannot_be_one(machine: Machine) -> None:
     assert machine.refused(label="sixteen bytes it") == "label_invalid"
     assert machine.refused(label="ü" * 8) == "label_invalid"
     assert machine.refused(label="a\nb") == "label_invalid"
@@ -510,7 +529,7 @@ def test_devices_that_cannot_be_one(machine):
 # absent
 
 
-def test_absent_erases_ten_bytes(machine):
+def test_absent_erases_ten_bytes(machine: Machine) -> None:
     machine.write(header() + b"\xaa" * (SIZE - PAGE))
     before = machine.content()
     machine.swaps(10)
@@ -521,7 +540,7 @@ def test_absent_erases_ten_bytes(machine):
     assert not machine.absent()[0].changed
 
 
-def test_absent_in_check_mode(machine):
+def test_absent_in_check_mode(machine: Machine) -> None:
     machine.write(header())
     machine.swaps(10)
     before = machine.content()
@@ -529,7 +548,7 @@ def test_absent_in_check_mode(machine):
     assert machine.content() == before and machine.transcript.calls == []
 
 
-def test_absent_leaves_what_is_not_ours(machine):
+def test_absent_leaves_what_is_not_ours(machine: Machine) -> None:
     machine.write(header(OTHER))
     assert machine.refused("absent") == "not_ours"
     machine.write(header(magic=b"S1SUSPEND"))
@@ -539,19 +558,19 @@ def test_absent_leaves_what_is_not_ours(machine):
     assert machine.refused("absent") == "swap_needed"
 
 
-def test_absent_with_force(machine):
+def test_absent_with_force(machine: Machine) -> None:
     machine.write(header(OTHER, magic=b"S1SUSPEND", page=16384))
     assert machine.absent(force=True)[0].changed
     assert headers.read_header(machine.host, "/dev/pmem0") is None
 
 
-def test_absent_leaves_a_device_in_use(machine):
+def test_absent_leaves_a_device_in_use(machine: Machine) -> None:
     machine.write(header())
     machine.plant({"/sys/class/block/pmem0/holders/dm-3/dev": "254:3\n"})
     assert machine.refused("absent", force=True) == "device_in_use"
 
 
-def test_absent_where_there_is_nothing(machine):
+def test_absent_where_there_is_nothing(machine: Machine) -> None:
     machine.write(b"a filesystem")
     assert not machine.absent()[0].changed
     os.unlink(machine.host.path("/sys/class/block/pmem0/dev"))
@@ -566,8 +585,8 @@ def test_absent_where_there_is_nothing(machine):
 @pytest.mark.skipif(
     not all(shutil.which(name) for name in ("mkswap", "swaplabel", "blkid", "wipefs")), reason="needs util-linux"
 )
-def test_the_real_tools_agree(machine, monkeypatch):
-    def run(argv, data=None):
+def test_the_real_tools_agree(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(argv: list[str], data: str | None = None) -> tuple[int, str, str]:
         argv = [machine.host.path(word) if word.startswith("/dev/") else word for word in argv]
         done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=30)
         return done.returncode, done.stdout, done.stderr
