@@ -53,7 +53,7 @@ def nvm_volatile(survey):
     region = survey.region
     if region is None or not (region.volatile or region.provider == "e820"):
         return []
-    if not region.volatile and region.resource is not None and memmap.covers(survey.firmware_map, region.resource):
+    if not region.volatile and region.resource is not None and memmap.is_firmware_nvm(survey.firmware_map, region.resource):
         return []
     if survey.hibernate_mode == "reboot":
         return []

@@ -40,7 +40,7 @@ def hibernation_disabled(survey):
     """kernel/power/hibernate.c, hibernation_available(): four causes. disk_show() reports whether any applies."""
     if survey.hibernation != DISABLED:
         return []
-    causes = [refused for check in (_nohibernate, _lockdown, _memfd_secret, _cxl) for refused in check(survey)]
+    causes = [refused for check in (nohibernate, lockdown, memfd_secret, cxl) for refused in check(survey)]
     return causes or [Refused(
         "hibernation_disabled",
         "The kernel reports hibernation as not available (/sys/power/disk is '[disabled]'). Checked without result: "
@@ -49,7 +49,7 @@ def hibernation_disabled(survey):
     )]
 
 
-def _nohibernate(survey):
+def nohibernate(survey):
     """kernel/power/hibernate.c: nohibernate_setup(), hibernate_setup(). Only a reboot can undo it."""
     words = [word for word in survey.cmdline if word in ("nohibernate", "hibernate=no")]
     if not words:
@@ -61,7 +61,7 @@ def _nohibernate(survey):
     )]
 
 
-def _lockdown(survey):
+def lockdown(survey):
     """security/lockdown/lockdown.c; LOCKDOWN_HIBERNATION is below LOCKDOWN_INTEGRITY_MAX (include/linux/security.h)."""
     if survey.lockdown in (None, "none"):
         return []
@@ -75,7 +75,7 @@ def _lockdown(survey):
     )]
 
 
-def _memfd_secret(survey):
+def memfd_secret(survey):
     """mm/secretmem.c: secretmem_active() counts open files, whose name is "secretmem" on a file system of its own.
 
     A file lives on as a mapping after every descriptor is closed; the mapping is locked memory (VM_LOCKED), so only
@@ -109,7 +109,7 @@ def _has_mapping(host, process, name):
     return bool(locked and int(locked.group(1))) and name in (host.read(process + "/maps") or "")
 
 
-def _cxl(survey):
+def cxl(survey):
     """drivers/cxl/mem.c: a bound memory device counts as active (cxl_mem_active_inc); its contents would be lost."""
     bound = [os.path.dirname(path) for path in survey.host.glob("/sys/bus/cxl/devices/mem*/driver")]
     if not bound:

@@ -209,6 +209,6 @@ def _short(size):
     return "0x%x" % size
 
 
-def covers(memory, address):
+def is_firmware_nvm(memory, address):
     """Whether the firmware map lists legacy NVM at C(address): real NVM, not made with C(memmap=)."""
     return any(each.kind == LEGACY_NVM and each.start <= address < each.end for each in memory)

@@ -172,7 +172,7 @@ def _address(host, path):
 # changing ------------------------------------------------------------------------------------------------------------
 
 
-def reserve(host, region, name, mode, size):
+def create_namespace(host, region, name, mode, size):
     """Create a namespace of C(size) bytes, a multiple of region.align, in a labelled region."""
     _ndctl(
         host,
@@ -184,19 +184,19 @@ def reserve(host, region, name, mode, size):
     )
 
 
-def release(host, namespace):
+def destroy_namespace(host, namespace):
     """Destroy a namespace of a labelled region. ndctl refuses if its block device is open exclusively."""
     if namespace.blockdev:
         _ndctl(host, "disable-namespace", namespace.dev)
     _ndctl(host, "destroy-namespace", namespace.dev)
 
 
-def enable(host, namespace):
+def enable_namespace(host, namespace):
     """Enable a namespace, which creates its block device."""
     _ndctl(host, "enable-namespace", namespace.dev)
 
 
-def convert(host, namespace, mode):
+def change_mode(host, namespace, mode):
     """Change the mode of a namespace without labels. Its contents are lost; the label area is not changed."""
     _ndctl(host, "create-namespace", "--force", "--reconfig=%s" % namespace.dev, "--mode=%s" % mode, "--no-autolabel")
 

@@ -70,7 +70,7 @@ class Survey:
     @cached_property
     def image(self):
         """The ImageInfo of the image on the device. Refused C(image_unreadable)."""
-        return read_image(self.host, self.block, self.header)
+        return read_image_info(self.host, self.block, self.header)
 
     @cached_property
     def region(self):
@@ -301,7 +301,7 @@ class ImageInfo:
     e820_checksum: int | None
 
 
-def read_image(host, block, header):
+def read_image_info(host, block, header):
     """The ImageInfo of the image on C(block), whose Signature is C(header). Refused C(image_unreadable).
 
     kernel/power/swap.c: header.image is the first page of the swap map, its entry 0 the page with struct swsusp_info.

@@ -106,7 +106,7 @@ class ReservationContext:
 
         An e820 region in the firmware's memory map is an NVDIMM from before NFIT, and not volatile.
         """
-        made = region.provider == "e820" and not (region.resource and memmap.covers(self.memory, region.resource))
+        made = region.provider == "e820" and not (region.resource and memmap.is_firmware_nvm(self.memory, region.resource))
         return region.volatile or made
 
     def own(self):

@@ -55,7 +55,7 @@ def absent(context):
     context.tx.note("namespace %s" % namespace.dev, _describe(context, namespace), "")
     if not context.tx.check_mode:
         nvm.require_ndctl(context.host)
-        nvm.release(context.host, namespace)
+        nvm.destroy_namespace(context.host, namespace)
     return context.result(method="ndctl", explanation="Destroyed %s in %s." % (namespace.dev, region.dev))
 
 
@@ -72,7 +72,7 @@ def _keep(context, region, namespace):
     if small or namespace.mode != context.options.mode:
         return (_replace if namespace.labelled else _convert)(context, region, namespace)
     if namespace.blockdev is None and not context.tx.check_mode:
-        nvm.enable(context.host, namespace)
+        nvm.enable_namespace(context.host, namespace)
         region, namespace = _find(context, namespace.dev)
     return _link(context, region, namespace)
 
@@ -105,7 +105,7 @@ def _create(context, region):
         return _result(context, region, new)
     before = {namespace.dev for namespace in region.namespaces}
     context.tx.on_failure(lambda: _undo_create(context, before))
-    nvm.reserve(context.host, region, context.options.name, context.options.mode, size)
+    nvm.create_namespace(context.host, region, context.options.name, context.options.mode, size)
     context.reread_regions()
     own = context.own()
     if own is None or own[1].blockdev is None:
@@ -125,7 +125,7 @@ def _undo_create(context, before):
     try:
         own = context.own()
         if own and own[1].labelled and own[1].dev not in before:
-            nvm.release(context.host, own[1])
+            nvm.destroy_namespace(context.host, own[1])
     except Refused:
         pass  # the error that caused the rollback is the one to report
 
@@ -142,7 +142,7 @@ def _replace(context, region, namespace):
     context.tx.note("namespace %s" % namespace.dev, _describe(context, namespace), "")
     if context.tx.check_mode:
         return _create(context, replace(region, available=region.available + namespace.size))
-    nvm.release(context.host, namespace)
+    nvm.destroy_namespace(context.host, namespace)
     context.reread_regions()
     region = next(each for each in context.regions if each.dev == region.dev)
     if not _fit(region, context.need):
@@ -161,7 +161,7 @@ def _convert(context, region, namespace):
     context.tx.note("namespace %s" % namespace.dev, "mode: %s\n" % namespace.mode, "mode: %s\n" % context.options.mode)
     if context.tx.check_mode:
         return _result(context, region, replace(namespace, mode=context.options.mode, blockdev=None, uuid=None))
-    nvm.convert(context.host, namespace, context.options.mode)
+    nvm.change_mode(context.host, namespace, context.options.mode)
     region, namespace = _find(context, namespace.dev)
     if namespace.mode != context.options.mode or namespace.blockdev is None:
         raise Refused(
@@ -209,7 +209,7 @@ def _labelless(context):
 def _check_destroy(context, namespace):
     """Refused if our namespace is in use; unless forced, also if it holds an image or anything but swap."""
     if namespace.blockdev is None and namespace.mode in USABLE and not context.tx.check_mode:
-        nvm.enable(context.host, namespace)  # disabled by an interrupted run: enable it to read its contents
+        nvm.enable_namespace(context.host, namespace)  # disabled by an interrupted run: enable it to read its contents
         namespace = _find(context, namespace.dev)[1]
     if namespace.path is None:
         if not context.options.force and not context.tx.check_mode:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
@@ -54,7 +52,7 @@ def test_no_firmware_map_is_refused(host: Host) -> None:
         ("notmemmap=1G!1G", []),
     ],
 )
-def test_arguments_are_read_as_the_kernel_does(cmdline: str, expected: list[Any | tuple[int, int, str]]) -> None:
+def test_arguments_are_read_as_the_kernel_does(cmdline: str, expected: list[tuple[int, int, str]]) -> None:
     assert [(each.size, each.start, each.sign) for each in memmap.parse(cmdline)] == expected
 
 
@@ -147,5 +145,5 @@ def test_the_automatic_size_is_at_most_the_largest_piece() -> None:
 
 def test_legacy_nvm_of_the_firmware_is_told_from_memmap() -> None:
     firmware = [*SMALL, Range(4 * GIB, 5 * GIB, "Persistent Memory (legacy)")]
-    assert memmap.covers(firmware, 4 * GIB)
-    assert not memmap.covers(firmware, 384 * MIB)
+    assert memmap.is_firmware_nvm(firmware, 4 * GIB)
+    assert not memmap.is_firmware_nvm(firmware, 384 * MIB)

@@ -124,9 +124,9 @@ def test_commands(host: Host, tree: Tree, plant: Plant, transcript: Transcript) 
     ]
     for command in expected:
         transcript.record(command)
-    nvm.reserve(host, region, "NVM_SWAP", "raw", GIB)
-    nvm.release(host, region.namespaces[0])
-    nvm.convert(host, region.namespaces[0], "sector")
+    nvm.create_namespace(host, region, "NVM_SWAP", "raw", GIB)
+    nvm.destroy_namespace(host, region.namespaces[0])
+    nvm.change_mode(host, region.namespaces[0], "sector")
     nvm.initialise_labels(host, region)
     assert transcript.calls == expected
 
@@ -147,5 +147,5 @@ def test_ndctl_is_missed_only_when_it_is_needed(host: Host, tree: Tree) -> None:
     tree.region()
     (region,) = nvm.read_regions(host)
     with pytest.raises(Refused) as caught:
-        nvm.reserve(host, region, "NVM_SWAP", "raw", GIB)
+        nvm.create_namespace(host, region, "NVM_SWAP", "raw", GIB)
     assert caught.value.code == "ndctl_missing" and "package ndctl" in caught.value.remedy
