@@ -1,242 +1,32 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Swap areas: headers of every kind, and what nvm_swap does to a device, with the commands recorded or real."""
+"""What nvm_swap does to a device, with the commands recorded or real."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import shutil
-import struct
 import subprocess
-import uuid
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import area, devices, headers, identity
-
-if TYPE_CHECKING:
-    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
-
-PAGE = 4096
-SIZE = 1 << 20
-MACHINE = "8e7b3b3f2c0d4c2f9a52f0f4f8a3c1d6"
-OURS = "6f1c1e1e-9d4b-8a57-9f0e-2f6d0a6f2b11"
-OTHER = "0b7b6c2e-5a0d-4e8f-8a7e-8c1f6a2d9e34"
-BLKID = "blkid -p -o export /dev/pmem0"
-MKSWAP = "mkswap -U %s -L NVM_SWAP /dev/pmem0" % OURS
-MKSWAP_FORCED = "mkswap -f -U %s -L NVM_SWAP /dev/pmem0" % OURS
-SWAPS = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
-EXT4 = (
-    "DEVNAME=/dev/pmem0\nLABEL=my\\ data\nUUID=%s\nVERSION=1.0\nBLOCK_SIZE=4096\nTYPE=ext4\nUSAGE=filesystem\n" % OTHER
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import area, headers
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.swap.swap_machine import (
+    BLKID,
+    BLKID_SWAP,
+    EXT4,
+    GPT,
+    MKSWAP,
+    MKSWAP_FORCED,
+    OTHER,
+    OURS,
+    PAGE,
+    SIZE,
+    Machine,
+    header,
 )
-GPT = "DEVNAME=/dev/pmem0\nPTUUID=%s\nPTTYPE=gpt\n" % OTHER
-BLKID_SWAP = "DEVNAME=/dev/pmem0\nUUID=%s\nVERSION=1\nTYPE=swap\nUSAGE=other\n" % OURS
-
-
-def header(
-    identity: str = OURS,
-    label: str = "NVM_SWAP",
-    page: int = PAGE,
-    size: int = SIZE,
-    magic: bytes = b"SWAPSPACE2",
-    version: int = 1,
-    last: int | None = None,
-) -> bytes:
-    """The first page as mkswap writes it; for S1SUSPEND as the kernel leaves it (an image at block 16384)."""
-    content = bytearray(page)
-    struct.pack_into("=III", content, 1024, version, size // page - 1 if last is None else last, 0)
-    content[1036:1052] = uuid.UUID(identity).bytes
-    content[1052:1068] = label.encode().ljust(16, b"\0")
-    if magic.startswith(b"S1SUSPEND"):
-        struct.pack_into("=QI10s", content, page - 32, 16384, 4, b"SWAPSPACE2")
-    content[page - 10 : page] = magic.ljust(10, b"\0")
-    return bytes(content)
-
-
-@pytest.fixture(autouse=True)
-def pages_of_4k(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headers, "page_size", lambda: PAGE)
-    monkeypatch.setattr(area, "page_size", lambda: PAGE)
-
-
-class Machine:
-    """/dev/NVM_SWAP → pmem0 of 1 MiB, and what /proc says of it."""
-
-    def __init__(self, host: Host, plant: Plant, transcript: Transcript) -> None:
-        self.host, self.plant, self.transcript = host, plant, transcript
-        plant(
-            {
-                "/dev/pmem0": b"",
-                "/etc/machine-id": MACHINE + "\n",
-                "/sys/class/block/pmem0/dev": "259:0\n",
-                "/sys/class/block/pmem0/size": "%d\n" % (SIZE // 512),
-                "/sys/class/block/pmem0/ro": "0\n",
-                "/proc/swaps": SWAPS,
-                "/proc/meminfo": "MemTotal:        2015000 kB\nMemFree:  1000 kB\nMemAvailable:       2048 kB\n",
-                "/proc/self/mountinfo": "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n",
-            }
-        )
-        os.symlink("pmem0", host.path("/dev/NVM_SWAP"))
-        self.write(b"")
-
-    def write(self, content: bytes, size: int = SIZE) -> None:
-        with open(self.host.path("/dev/pmem0"), "r+b") as device:
-            device.write(content)
-            device.truncate(size)
-
-    def content(self) -> bytes:
-        content = self.host.read_bytes("/dev/pmem0")
-        assert isinstance(content, bytes)
-        return content
-
-    def swaps(self, priority: str | int | None = None, used: int = 0, path: str = "/dev/pmem0") -> None:
-        line = "%-40s%-16s%d\t\t%d\t\t%s\n" % (path, "partition", SIZE // 1024 - 4, used, priority)
-        self.plant({"/proc/swaps": SWAPS + ("" if priority is None else line)})
-
-    def answers(self, *commands: str) -> None:
-        """Record the commands that change something, with the effect each has."""
-        effects: dict[str, Callable[[], object]] = {
-            "mkswap": lambda: self.write(header()),
-            "swaplabel": lambda: self.write(header()),
-            "wipefs": lambda: self.write(bytes(65536)),
-            "swapoff": self.swaps,
-        }
-        for command in commands:
-            words = command.split()
-            effect = effects.get(words[0])
-            if words[0] == "swapon":
-                effect = functools.partial(self.swaps, words[2] if words[1] == "-p" else -2)
-            self.transcript.record(command, effect=effect)
-
-    def present(self, check: bool = False, **options: Any) -> tuple[Transaction, dict[str, Any]]:
-        with Transaction(self.host, check) as transaction:
-            result = area.present(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
-        return transaction, result
-
-    def absent(self, check: bool = False, **options: Any) -> tuple[Transaction, dict[str, Any]]:
-        with Transaction(self.host, check) as transaction:
-            result = area.absent(transaction, "/dev/NVM_SWAP", **{"uuid": OURS, **options})
-        return transaction, result
-
-    def refused(self, verb: str = "present", **options: Any) -> str:
-        before = self.content()
-        with pytest.raises(Refused) as caught:
-            getattr(self, verb)(**options)
-        assert caught.value.message and caught.value.remedy
-        assert self.content() == before
-        return str(caught.value.code)
-
-
-@pytest.fixture
-def machine(host: Host, plant: Plant, transcript: Transcript) -> Machine:
-    return Machine(host, plant, transcript)
-
-
-# headers
-
-
-@pytest.mark.parametrize("page", [4096, 16384, 65536])
-def test_a_swap_header_is_read_for_every_page_size(page: int) -> None:
-    found = headers.parse_any(header(page=page))
-    assert (found.type, found.uuid, found.label, found.page_size) == ("swap", OURS, "NVM_SWAP", page)
-    assert (found.version, found.last_page, found.size) == (1, SIZE // page - 1, SIZE - page)
-
-
-@pytest.mark.parametrize("page", [4096, 16384, 65536])
-@pytest.mark.parametrize("magic", list(headers.SUSPEND))
-def test_every_suspend_signature_is_one(page: int, magic: bytes) -> None:
-    found = headers.parse_any(header(page=page, magic=magic))
-    assert (found.type, found.uuid, found.format) == ("swsuspend", OURS, headers.SUSPEND[magic])
-
-
-def test_the_kernels_own_image_header() -> None:
-    found = headers.parse_any(header(magic=b"S1SUSPEND"))
-    assert (found.image, found.flags, found.orig) == (16384, 4, b"SWAPSPACE2")
-
-
-@pytest.mark.parametrize("content", [b"", b"SWAPSPACE2", bytes(4095), bytes(65536), header()[:-1], os.urandom(3000)])
-def test_nothing_is_found_in_what_is_no_header(content: bytes) -> None:
-    assert headers.parse_any(content) is None
-
-
-def test_a_label_without_end_or_encoding_does_no_harm() -> None:
-    content = bytearray(header())
-    content[1052:1068] = b"\xff" * 16
-    assert headers.parse_any(bytes(content)).label == "\\xff" * 16
-
-
-def test_only_the_start_of_the_device_is_read(machine: Machine) -> None:
-    machine.write(bytes(65536) + header())
-    assert headers.read_header(machine.host, "/dev/NVM_SWAP") is None
-
-
-def test_a_header_of_a_missing_device(machine: Machine) -> None:
-    with pytest.raises(Refused) as caught:
-        headers.read_header(machine.host, "/dev/pmem7")
-    assert caught.value.code == "device_missing"
-
-
-def test_pending_image(machine: Machine) -> None:
-    machine.write(header())
-    assert not headers.pending_image(machine.host, "/dev/NVM_SWAP")
-    machine.write(header(magic=b"S1SUSPEND"))
-    assert headers.pending_image(machine.host, "/dev/NVM_SWAP")
-    assert machine.transcript.calls == []
-
-
-@pytest.mark.parametrize(
-    ("out", "rc", "kind"),
-    [(EXT4, 0, "ext4"), (GPT, 0, "partition table (gpt)"), ("", 2, None), ("", 8, "several signatures")],
-)
-def test_blkid_identifies_other_contents(machine: Machine, out: str, rc: int, kind: str | None) -> None:
-    machine.transcript.record("blkid -p -o export /dev/NVM_SWAP", out=out, rc=rc)
-    assert headers.contents(machine.host, "/dev/NVM_SWAP") == kind
-
-
-# identity, devices
-
-
-def test_the_derived_uuid_is_lasting_and_of_version_8(machine: Machine) -> None:
-    found = identity.swap_uuid(machine.host, "NVM_SWAP")
-    assert found == identity.swap_uuid(machine.host, "NVM_SWAP") == "125d6841-693e-8d5c-94ee-543373e18bd8"
-    assert (uuid.UUID(found).version, uuid.UUID(found).variant) == (8, uuid.RFC_4122)
-    assert found != identity.swap_uuid(machine.host, "NVM_SLOT")
-    machine.plant({"/etc/machine-id": MACHINE[::-1] + "\n"})
-    assert found != identity.swap_uuid(machine.host, "NVM_SWAP")
-
-
-@pytest.mark.parametrize("content", ["", "uninitialized\n", "00"])
-def test_no_uuid_without_a_machine_id(machine: Machine, content: str) -> None:
-    machine.plant({"/etc/machine-id": content})
-    assert machine.refused(uuid=None) == "machine_id_missing"
-
-
-@pytest.mark.parametrize("given", ["", "NVM_SWAP", OURS[:-1], "0" * 32])
-def test_what_is_no_uuid_is_refused(machine: Machine, given: str) -> None:
-    assert machine.refused(uuid=given) == "uuid_invalid"
-
-
-def test_uuids_are_written_one_way(machine: Machine) -> None:
-    assert identity.chosen_uuid(machine.host, "/dev/x", OURS.upper()) == OURS
-
-
-def test_active_swaps(machine: Machine) -> None:
-    machine.plant(
-        {
-            "/proc/swaps": SWAPS
-            + "/swap\\040file                            file\t\t1048572\t\t5120\t\t-2\n"
-            + "/dev/pmem0\\040(deleted)                  partition\t2097148\t\t0\t\t10\n"
-        }
-    )
-    file, nvm = devices.active_swaps(machine.host)
-    assert file == devices.ActiveSwap("/swap file", "file", 1048572 * 1024, 5120 * 1024, -2)
-    block = devices.block_device(machine.host, "/dev/NVM_SWAP")
-    assert devices.active_swap(machine.host, block) == nvm
-
 
 # present: what is right stays
 
