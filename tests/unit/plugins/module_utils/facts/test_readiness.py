@@ -102,9 +102,9 @@ class Boot:
     name: str = "grub"
     lists: list[BootEntry] = field(default_factory=lambda: [
         BootEntry("Debian GNU/Linux", "/boot/vmlinuz-6.1.0-56-amd64",
-              ["root=UUID=0b4c", "ro", "quiet", "resume=UUID=" + UUID]),
+                  ["root=UUID=0b4c", "ro", "quiet", "resume=UUID=" + UUID]),
         BootEntry("Debian GNU/Linux, with Linux 6.1.0-56-amd64 (recovery mode)", "/boot/vmlinuz-6.1.0-56-amd64",
-              ["root=UUID=0b4c", "ro", "single"]),
+                  ["root=UUID=0b4c", "ro", "single"]),
     ])
     lacking: list[str] = field(default_factory=list)
     looks: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
