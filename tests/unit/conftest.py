@@ -39,7 +39,7 @@ _offer_collection()
 
 
 class Transcript:
-    """Commands and what they print: a fake command runner that fails on a command nobody recorded.
+    """Commands and what they print: a fake command runner that fails on a command that was not recorded.
 
     C(transcript.record("blkid -p /dev/pmem0", out="...", rc=0)) answers every such call; recorded several times, the
     answers are given in turn and the last one stays. C(transcript.calls) lists what was run.
@@ -61,7 +61,7 @@ class Transcript:
         self.inputs.append(data)
         answers = self._answers.get(command)
         if not answers:
-            raise AssertionError("nobody recorded: %s" % command)
+            raise AssertionError("command was not recorded: %s" % command)
         rc, out, err, effect = answers.pop(0) if len(answers) > 1 else answers[0]
         if effect is not None:
             effect()

@@ -164,5 +164,5 @@ def device_in_use(device, uses):
     return Refused(
         "device_in_use",
         "%s is in use: %s." % (device, uses),
-        "Give another device, or end that use first (umount, dmsetup, mdadm, losetup). force does not override this.",
+        "Stop that use first (umount, dmsetup, mdadm, losetup). force does not override this check.",
     )

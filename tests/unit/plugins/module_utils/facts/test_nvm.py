@@ -39,7 +39,7 @@ def test_a_label_less_nfit_region(host: Host, tree: Tree) -> None:
     assert (namespace.name, namespace.labelled, namespace.resource) == ("", False, 0x100000000)
 
 
-def test_a_label_area_that_nobody_initialised_is_seen(host: Host, tree: Tree) -> None:
+def test_an_uninitialised_label_area_is_seen(host: Host, tree: Tree) -> None:
     tree.namespace(tree.region(slots=500))
     assert nvm.read_regions(host)[0].initialisable
 

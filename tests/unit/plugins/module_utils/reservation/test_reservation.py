@@ -118,7 +118,7 @@ class Machine:
         elif name == "ndctl":
             getattr(self, verb.replace("-", "_"))(argv[-1], options)
         elif name not in ("udevadm", "wipefs"):
-            raise AssertionError("nobody expected: %s" % command)
+            raise AssertionError("unexpected command: %s" % command)
         return 0, "", ""
 
     def link(self) -> None:
@@ -504,7 +504,7 @@ def test_what_holds_something_is_refused(labelless: Machine, what: str) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_somebody_elses_swap_in_use_is_refused(labelless: Machine, force: bool) -> None:
+def test_other_active_swap_is_refused(labelless: Machine, force: bool) -> None:
     labelless.tree.write("/dev/pmem0", swap_header(label="data"))
     labelless.activate()
     labelless.refused("device_in_use", force=force)
@@ -521,7 +521,7 @@ def test_an_unused_swap_area_may_be_taken(labelless: Machine) -> None:
     assert labelless.present().changed
 
 
-def test_somebody_elses_image_is_refused(labelless: Machine) -> None:
+def test_another_image_is_refused(labelless: Machine) -> None:
     labelless.tree.write("/dev/pmem0", swap_header(b"S1SUSPEND", label="other"))
     labelless.refused("image_pending")
 
