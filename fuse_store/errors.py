@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What can go wrong, each with the exit code of the command line. Raised by the whole package, caught by ``cli``.
+"""The errors of the package, each with the exit code of the command line. Raised by every layer, caught by ``cli``.
 
-An error names the thing, the cause and the remedy; ``str()`` puts the three together.
+An error has a thing, a cause and a remedy; ``str()`` joins them: ``<thing>: <cause> <remedy>``. Cause and remedy are sentences
+that end with a full stop; the remedy is an instruction, or empty. Exceptions are immutable values: any thread may raise them.
 """
 
 from __future__ import annotations
 
 
 class StoreError(Exception):
-    """``thing`` could not be had because of ``cause``; ``remedy`` says what to do about it."""
+    """The operation failed: a full disk, missing permissions, a device error. Base class of all errors of the package."""
 
     exit_code = 1
 
@@ -21,19 +22,19 @@ class StoreError(Exception):
 
 
 class UsageError(StoreError):
-    """What was asked for makes no sense."""
+    """An argument is missing, invalid, or contradicts another."""
 
     exit_code = 2
 
 
 class NotFound(StoreError):
-    """There is no such store, image or source."""
+    """The store, image or input does not exist."""
 
     exit_code = 3
 
 
 class Damaged(StoreError):
-    """Stored bytes are not what was stored. ``image``, ``extent`` and ``pack`` say where, as far as it is known."""
+    """Stored bytes differ from what was stored. ``image``, ``extent`` and ``pack`` locate the damage, as far as known."""
 
     exit_code = 4
 
@@ -42,21 +43,21 @@ class Damaged(StoreError):
         self.image, self.extent, self.pack = image, extent, pack
 
     def __str__(self) -> str:
-        where = ", ".join(f"{name} {value}" for name, value in vars(self).items() if value and name in ("image", "extent", "pack"))
-        return super().__str__() + (f" ({where})" if where else "")
+        location = ", ".join(f"{name} {value}" for name, value in vars(self).items() if value and name in ("image", "extent", "pack"))
+        return super().__str__() + (f" ({location})" if location else "")
 
 
 class WrongKey(Damaged):
-    """The key at hand is not the key of this store."""
+    """The key belongs to another store."""
 
 
 class Refused(StoreError):
-    """It could be done, and would not be safe."""
+    """The operation is possible but not safe."""
 
     exit_code = 5
 
 
 class Locked(StoreError):
-    """Somebody else writes to the store, or took the lock while this process could not hold it."""
+    """Another process holds the writer lock, or has taken it over from this one."""
 
     exit_code = 6

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Progress of what takes more than a second. The domain calls it; ``cli`` decides whether anybody sees it."""
+"""Progress of operations that take more than a second: reported by every layer, shown by ``cli``. Not thread-safe: one thread calls it."""
 
 from __future__ import annotations
 
 import time
 from typing import Any, Protocol
 
-PATIENCE = 1.0  # seconds until a bar appears
-STEP = 0.1  # seconds between two updates of it
+DELAY = 1.0  # seconds until a bar appears
+INTERVAL = 0.1  # seconds between two updates of the bar
 
 
 class Progress(Protocol):
-    """``start``, any number of ``at``, ``finish``; and again. Numbers are bytes, or what ``unit`` says; ``total`` is None if
-    nobody knows it. Called from one thread. ``finish`` may be called when nothing was started."""
+    """Call ``start``, then ``at`` any number of times, then ``finish``; then maybe ``start`` again. ``total`` and ``done`` count
+    bytes, or the given ``unit``; ``total`` is None if unknown. ``finish`` may be called when nothing was started."""
 
     def start(self, label: str, total: int | None, unit: str = "bytes") -> None: ...
 
@@ -22,6 +22,8 @@ class Progress(Protocol):
 
 
 class Silent:
+    """Shows nothing."""
+
     def start(self, label: str, total: int | None, unit: str = "bytes") -> None:
         pass
 
@@ -36,25 +38,25 @@ SILENT = Silent()
 
 
 class Terminal:
-    """A bar with rate and time left on standard error, by rich, which is not imported before a bar is needed."""
+    """A bar with rate and remaining time on standard error. rich draws it, and is imported when the first bar appears."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._next = float("inf")
         self._began = 0.0
-        self._what: tuple[str, int | None, str] = ("", None, "")
+        self._started: tuple[str, int | None, str] = ("", None, "")
 
     def start(self, label: str, total: int | None, unit: str = "bytes") -> None:
         self.finish()
         self._began = time.monotonic()
-        self._next = self._began + PATIENCE
-        self._what = (label, total, unit)
+        self._next = self._began + DELAY
+        self._started = (label, total, unit)
 
     def at(self, done: int) -> None:
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + STEP
+        self._next = now + INTERVAL
         if self._bar is None:
             self._show(done)
         self._bar.update(self._task, completed=done)
@@ -78,7 +80,7 @@ class Terminal:
         )
         from rich.progress import Progress as Bar
 
-        label, total, unit = self._what
+        label, total, unit = self._started
         columns: tuple[ProgressColumn, ...] = (DownloadColumn(binary_units=True), TransferSpeedColumn())
         if unit != "bytes":
             columns = (MofNCompleteColumn(), TextColumn(unit))
@@ -87,6 +89,6 @@ class Terminal:
             console=Console(stderr=True), transient=True,
         )  # fmt: skip
         self._task = self._bar.add_task(label, total=total, completed=done)
-        # It began before the bar did: else the first rate and the time left would be those of a tenth of a second.
+        # The work began before the bar appeared; without this, rate and remaining time would be computed from a tenth of a second.
         self._bar.tasks[0].start_time -= time.monotonic() - self._began
         self._bar.start()

@@ -1,25 +1,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line ``fuse-store``. Imports next to nothing, so that even an early Ctrl-C ends in one line.
+"""The command line ``fuse-store``: ``run`` executes one command, ``verbs`` holds one module for each verb, ``parser`` what they have
+in common, ``output`` what is printed. ``main`` turns every result and error into an exit code (docs/fuse-store.md, "Exit codes").
 
-``main`` turns whatever can happen into an exit code and one line on standard error (docs/fuse-store.md, "Exit codes").
+This module imports nothing that is not loaded already, so that Ctrl-C right after the start gives no traceback.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+
+TYPE_CHECKING = False  # typing would take longer to import than all of this
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+INTERRUPTED = 130
 
 
 def command() -> NoReturn:
-    """The program. It ends at once: all is closed by then, and to take the interpreter and its modules apart takes as long as
-    loading a third of them did."""
-    code = main()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # ``run`` has flushed what it printed, or told why it could not
-            stream.flush()
+    """The program. It exits without the interpreter's clean-up, which takes a third of the time of a short command: everything is
+    closed and flushed by then."""
+    try:
+        code = main()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # ``run`` has flushed what it printed, or reported the failure
+                pass
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     os._exit(code)
 
 
@@ -30,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         prepare()
         from fuse_store.cli.run import run
+
+        return run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
-        return 130
-    return run(list(sys.argv[1:] if arguments is None else arguments))
+        return INTERRUPTED

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a verb gets: its options, the store, and where results, remarks and progress go. Made by ``run``, one per command.
+"""What a verb works with: its options, the store, and functions that print results, remarks and warnings. One for each command;
+for the main thread.
 
-Results go to standard output, for people or as one JSON object; everything else to standard error.
+Results go to standard output, as text or as one JSON object; everything else goes to standard error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from fuse_store.cli.text import printable
+from fuse_store.cli.output import print_result
+from fuse_store.cli.parser import PROGRAM
+from fuse_store.cli.text import count, printable
 from fuse_store.errors import StoreError, UsageError
 from fuse_store.progress import Progress, Silent, Terminal
 
@@ -22,8 +25,12 @@ if TYPE_CHECKING:
     from fuse_store.repository.manifest import Summary
     from fuse_store.store import Store
 
+GC_HINT = f"Run '{PROGRAM} gc' to reclaim disk space."
+
 
 class Context:
+    """``json`` and ``quiet`` are the options of that name; ``progress`` is silent unless standard error is a terminal."""
+
     def __init__(self, options: Namespace) -> None:
         self.options = options
         self.json: bool = options.json
@@ -31,12 +38,17 @@ class Context:
         self.progress: Progress = Terminal() if sys.stderr.isatty() and not options.quiet else Silent()
 
     @property
-    def store_place(self) -> str:
-        """Raises UsageError if nobody said which store."""
-        named = self.options.store or os.environ.get("FUSE_STORE")
-        if not named:
-            raise UsageError("store", "none is named.", "Say --store DIR or --store s3://BUCKET/PREFIX, or set FUSE_STORE.")
-        return str(named)
+    def store_named(self) -> bool:
+        """Whether --store or $FUSE_STORE names a store."""
+        return bool(self.options.store or os.environ.get("FUSE_STORE"))
+
+    @property
+    def store_location(self) -> str:
+        """Directory or URL of the store. Raises UsageError if none is named."""
+        location = self.options.store or os.environ.get("FUSE_STORE")
+        if not location:
+            raise UsageError("store", "no store specified.", "Use --store DIR or --store s3://BUCKET/PREFIX, or set FUSE_STORE.")
+        return str(location)
 
     @property
     def key_file(self) -> str | None:
@@ -46,20 +58,20 @@ class Context:
         """The store, a context manager. Raises StoreError."""
         from fuse_store.store import Store
 
-        return Store.open(self.store_place, key_file=self.options.key_file)
+        return Store.open(self.store_location, key_file=self.options.key_file)
 
     def summaries(self, store: Store) -> list[Summary]:
-        """Every version of the store; a remark tells of manifests that can't be read."""
-        before = set(store.ids())
-        found = store.summaries()
-        lost = before - {one.id for one in found}
-        if lost and (lost := lost & set(store.ids())):  # else somebody removed them meanwhile
-            names = ", ".join(sorted(lost)[:3])
-            self.warn(f"{len(lost)} manifests can't be read and are left out ({names}); fuse-store verify tells why")
-        return found
+        """Every version of the store. Warns of manifests that can't be read."""
+        ids = set(store.ids())
+        versions = store.summaries()
+        unread = ids - {version.id for version in versions}
+        if unread and (unread := unread & set(store.ids())):  # without those that were removed meanwhile
+            examples = ", ".join(sorted(unread)[:3])
+            self.warn(f"not shown: {count(len(unread), 'version')} with an unreadable manifest ({examples}). Run '{PROGRAM} verify'.")
+        return versions
 
     def record(self, store: Store, ids: Sequence[str], state: str, detail: str = "") -> bool:
-        """Note in the state log what happened to versions. Whether that worked: the store may be read-only, or in use."""
+        """Append a state of versions to the state log. False, with a remark, if that fails: the store may be read-only or locked."""
         try:
             store.record(ids, state, detail)
         except StoreError as error:
@@ -68,25 +80,23 @@ class Context:
         return True
 
     def emit(self, record: dict[str, Any], text: str) -> None:
-        """The result: ``record`` with --json, else ``text``."""
+        """Print the result: ``record`` with --json, else ``text``."""
         if self.json:
-            print(json.dumps(record, ensure_ascii=True, separators=(",", ":")))
-        elif text:
-            print(text)
+            text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
+        if text:
+            print_result(text)
 
     def remark(self, text: str) -> None:
-        """Something worth knowing, for people only."""
+        """Print additional information; not with --quiet or --json."""
         if not self.quiet and not self.json:
             print(printable(text), file=sys.stderr)
 
     def complain(self, text: str) -> None:
-        """A detail of what is wrong, for people; with --json it is in the result."""
+        """Print one of several problems; not with --json, where the result has it."""
         if not self.json:
-            print(f"fuse-store: {printable(text)}", file=sys.stderr)
+            print(f"{PROGRAM}: {printable(text)}", file=sys.stderr)
 
     def warn(self, text: str) -> None:
-        """Something that should not be."""
+        """Print a warning, with --json as an object."""
         self.progress.finish()
-        print(
-            json.dumps({"warning": text}) if self.json else f"fuse-store: warning: {printable(text)}", file=sys.stderr
-        )
+        print(json.dumps({"warning": text}) if self.json else f"{PROGRAM}: warning: {printable(text)}", file=sys.stderr)

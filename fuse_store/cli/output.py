@@ -1,36 +1,52 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A version as ``--json`` shows it. Used by every verb that prints one; its keys are promised to programs."""
+"""What commands print: versions as JSON objects and as labels, and errors as one line or one JSON object.
+
+The keys of JSON objects are a promise to programs: add keys, never rename them. Results go to standard output, errors to standard
+error. For the main thread.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import re
+import sys
 from typing import TYPE_CHECKING, Any
+
+from fuse_store.cli.parser import PROGRAM
+from fuse_store.cli.text import one_of, printable
+from fuse_store.errors import Damaged, StoreError
+from fuse_store.image.kind import KINDS
 
 if TYPE_CHECKING:
     from fuse_store.repository.manifest import Summary
 
 VERSION_KEYS = {
-    "id": "the id of the version: 32 hexadecimal digits",
-    "version": "its name in the mount: time and start of the id",
-    "machine": "the machine it belongs to",
-    "application": "what asked for it",
-    "kind": "hibernation, memory, disk, process, vm, core, language, iso or file",
-    "event": "why it was taken; may be empty",
-    "tags": "object of its tags",
-    "taken": "when, in UTC (ISO 8601)",
+    "id": "version id, 32 hexadecimal digits",
+    "version": "name in the mount: time and start of the id",
+    "machine": "machine name",
+    "application": "application name",
+    "kind": one_of(KINDS),
+    "event": "reason for the capture; may be empty",
+    "tags": "object of tags",
+    "taken": "time of capture in UTC (ISO 8601)",
     "state": "captured, verified, staged, armed, resumed or failed",
-    "size": "bytes of all its files",
-    "allocated": "bytes of its pages that are not zero",
-    "new": "bytes of its pages that none of its bases had; of chunks, of the pages they hold",
-    "stored": "bytes that were written for it",
-    "files": "how many files it has",
-    "bases": "ids of the versions whose pages it was compared with",
-    "chunks": "how many compressed chunks of a hibernation image are stored as the pages they hold",
+    "size": "bytes of all files, holes included",
+    "allocated": "bytes of pages that are not all zero",
+    "new": "bytes of pages that no base has; of LZO chunks, the uncompressed pages",
+    "stored": "bytes written to the store",
+    "files": "number of files",
+    "bases": "ids of the versions that pages were shared with",
+    "chunks": "number of LZO chunks of a hibernation image that are stored as uncompressed pages",
 }
 NAME_KEYS = {key: VERSION_KEYS[key] for key in ("id", "version", "machine", "application", "taken")}
+STDOUT = "standard output"
+REPORT_BUG = "This is a bug in fuse-store. Please report it with the output of FUSE_STORE_DEBUG=1."
 
 
 def version_record(version: Summary) -> dict[str, Any]:
-    """The keys of VERSION_KEYS. No deep copies: lists of ten thousand versions are made of it."""
+    """The keys of VERSION_KEYS. Makes no deep copies: lists have ten thousand versions."""
     values = vars(version)
     record = {key: values.get(key) for key in VERSION_KEYS}
     record["version"] = version.version
@@ -39,7 +55,7 @@ def version_record(version: Summary) -> dict[str, Any]:
 
 
 def name_record(version: Summary) -> dict[str, Any]:
-    """The keys of NAME_KEYS: enough to tell which version is meant."""
+    """The keys of NAME_KEYS, which identify a version."""
     taken = version.taken.isoformat(timespec="milliseconds")
     return {
         "id": version.id, "version": version.version, "machine": version.machine, "application": version.application, "taken": taken,
@@ -47,5 +63,66 @@ def name_record(version: Summary) -> dict[str, Any]:
 
 
 def label(version: Summary) -> str:
-    """For remarks: which version is meant."""
+    """The name of a version in remarks."""
     return f"{version.machine}/{version.application}/{version.version}"
+
+
+def print_result(text: str, end: str = "\n") -> None:
+    """Print to standard output. An OSError names it."""
+    try:
+        print(text, end=end)
+    except OSError as error:
+        error.filename = STDOUT
+        raise
+
+
+def print_error(as_json: bool, record: dict[str, Any], text: str) -> None:
+    """Print an error: ``record`` as JSON, or ``text`` in one line. Does nothing if standard error is closed."""
+    try:
+        print(json.dumps({"error": record}) if as_json else f"{PROGRAM}: {printable(text)}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
+def explain(error: Exception, as_json: bool) -> int:
+    """Print an error that ended a command; its exit code."""
+    if isinstance(error, StoreError):
+        record: dict[str, Any] = {
+            "type": _snake_case(type(error).__name__), "exit_code": error.exit_code,
+            "thing": error.thing, "cause": error.cause, "remedy": error.remedy,
+        }  # fmt: skip
+        if isinstance(error, Damaged):
+            record |= {"image": error.image, "extent": error.extent, "pack": error.pack}
+        print_error(as_json, record, str(error))
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        stdout_failed = not flush_or_abandon_stdout()
+        paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+        where = " → ".join(paths) or (STDOUT if stdout_failed else "input or output")
+        text = f"{where}: {os.strerror(error.errno)}"
+        print_error(as_json, {"type": "os_error", "exit_code": 1, "errno": error.errno, "cause": text}, text)
+        return 1
+    if isinstance(error, MemoryError):
+        print_error(as_json, {"type": "memory", "exit_code": 1, "cause": "out of memory"}, "out of memory.")
+        return 1
+    text = f"{type(error).__name__}: {error}"
+    print_error(as_json, {"type": "defect", "exit_code": 1, "cause": text, "remedy": REPORT_BUG}, f"{text}. {REPORT_BUG}")
+    return 1
+
+
+def flush_or_abandon_stdout() -> bool:
+    """Flush standard output. If that fails, redirect it to /dev/null, so that the interpreter's last flush does not fail again;
+    False then."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
+        return False
+    return True
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a verb is, and the parser made from all of them. Used by ``verbs``, ``run``, ``completion`` and ``manpage``.
+"""What a verb is, and the argument parser built from the table of verbs. Immutable data and pure functions.
 
-A verb is one module in ``verbs`` that ends in one Verb, and its name in the table ``verbs.NAMES``.
+A verb is one module in ``verbs`` with one ``VERB``, and its name in the table ``verbs.NAMES``. Help, man page and completion are
+generated from it.
 """
 
 from __future__ import annotations
@@ -18,26 +19,47 @@ if TYPE_CHECKING:
     from fuse_store.cli.context import Context
 
 PROGRAM = "fuse-store"
-SAFE = "The store is whole; nothing half-written was left."
+TAGLINE = "deduplicated, verified and encrypted versions of boot images and other large files"
+SAFE = "The store is consistent."
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a verb: what ``add_argument`` takes, and ``complete``: file, directory or nothing."""
+    """One argument of a verb: ``flags`` and ``settings`` of ``add_argument``; ``complete``: file, directory or nothing;
+    ``empty``: whether an empty string is a valid value."""
 
     flags: tuple[str, ...]
     settings: Mapping[str, Any]
     complete: str = ""
+    empty: bool = False
+
+    @property
+    def metavar(self) -> str:
+        return str(self.settings.get("metavar", ""))
+
+    @property
+    def is_option(self) -> bool:
+        return self.flags[0].startswith("-")
+
+    @property
+    def name(self) -> str:
+        """What an error calls it: the long flag, or the name in the usage line."""
+        return self.flags[-1] if self.is_option else self.metavar
+
+    @property
+    def attribute(self) -> str:
+        """Where the parsed value is in the namespace."""
+        return self.flags[-1].lstrip("-").replace("-", "_")
 
 
-def argument(*flags: str, complete: str = "", **settings: Any) -> Argument:
-    return Argument(flags, settings, complete)
+def argument(*flags: str, complete: str = "", empty: bool = False, **settings: Any) -> Argument:
+    return Argument(flags, settings, complete, empty)
 
 
 @dataclass(frozen=True)
 class Verb:
-    """``run`` does it and returns the exit code. ``keys`` are those of the object that ``--json`` prints, with their meaning.
-    ``examples`` are pairs of a command and what it is for. ``interrupted`` is said after Ctrl-C."""
+    """``run`` executes the verb and returns the exit code. ``keys`` describes the object that ``--json`` prints. ``examples`` are
+    pairs of a command and its purpose. ``interrupted`` is printed after Ctrl-C."""
 
     name: str
     summary: str
@@ -52,76 +74,94 @@ class Verb:
 GENERAL = (
     argument(
         "--store", metavar="DIR|URL", complete="directory",
-        help="the store: a folder, or s3://BUCKET/PREFIX; by default $FUSE_STORE",
+        help="store to use: a directory or s3://BUCKET/PREFIX (default: $FUSE_STORE)",
     ),
     argument(
         "--key-file", metavar="FILE", complete="file",
-        help="the key of the store; by default $FUSE_STORE_KEY_FILE, then ~/.config/fuse-store/keys/<id of the store>.key",
+        help="key file of the store (default: $FUSE_STORE_KEY_FILE, then ~/.config/fuse-store/keys/STORE_ID.key)",
     ),
-    argument("--json", action="store_true", help="print one JSON object for programs; errors as well, on standard error"),
-    argument("-q", "--quiet", action="store_true", help="no progress and no remarks, only results and errors"),
+    argument("--json", action="store_true", help="print one JSON object; print errors as JSON on standard error"),
+    argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only"),
 )  # fmt: skip
 
-IMAGE_HELP = "an id, the start of one, MACHINE/APPLICATION/latest, or MACHINE/APPLICATION@2026-11-22"
-IMAGE = argument("image", metavar="IMAGE", help=IMAGE_HELP)
+IMAGE_HELP = "version: an id, a unique prefix of one, MACHINE/APPLICATION/latest or MACHINE/APPLICATION@2026-11-22"
+IMAGE = argument("image", metavar="IMAGE", help=IMAGE_HELP, empty=True)  # an empty reference matches no version
 OF_MACHINE = argument("--machine", metavar="M", help="only versions of this machine")
 OF_APPLICATION = argument("--application", metavar="A", help="only versions of this application")
-DRY_RUN = argument("--dry-run", action="store_true", help="only say what would be done")
+DRY_RUN = argument("--dry-run", action="store_true", help="show what would be done, change nothing")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps descriptions, which are one paragraph, and prints examples and keys as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError instead of printing a page and exiting."""
+    """Raises UsageError instead of printing the usage and exiting."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **settings)
 
     def error(self, message: str) -> NoReturn:
         verb = self.prog.removeprefix(PROGRAM).strip()
-        raise UsageError(verb or "command line", f"{message}.", f"See {self.prog} --help.")
+        raise UsageError(verb or "command line", f"{message}.", see_help(verb))
 
 
 def build(verbs: Sequence[Verb], completions: Mapping[str, Any] | None = None) -> Parser:
-    """The parser. ``completions`` maps file and directory to what shtab wants to be told."""
+    """The parser. ``completions`` maps file and directory to the values that shtab completes them with."""
     parser = Parser(
         prog=PROGRAM,
-        description="Versions of boot images and other large files: deduplicated, checked, encrypted, mounted as files.",
-        epilog=f"{PROGRAM} VERB --help tells more, with examples. Exit codes: 0 done, 1 failed, 2 usage, 3 not found, "
-        "4 integrity,\n5 refused for safety, 6 locked, 130 interrupted.",
+        description=f"{capital(TAGLINE)}.",
+        epilog=f"Run '{PROGRAM} VERB --help' for the options of a verb, with examples.\nExit codes: 0 success, 1 failure, 2 usage error, "
+        "3 not found, 4 damaged, 5 refused, 6 locked, 130 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {fuse_store.__version__}")
-    for one in GENERAL:
-        _add(parser, one, completions)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {fuse_store.__version__}", help="print the version and exit")
+    for general in GENERAL:
+        _add(parser, general, completions)
     verb_parsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
     for verb in verbs:
-        own = verb_parsers.add_parser(
-            verb.name,
-            help=verb.summary,
-            description=f"{capital(verb.summary)}. {verb.description}".strip(),
-            epilog=_epilog(verb),
+        verb_parser = verb_parsers.add_parser(
+            verb.name, help=verb.summary, description=f"{capital(verb.summary)}. {verb.description}".strip(), epilog=_epilog(verb)
         )
-        for one in verb.arguments:
-            _add(own, one, completions)
-        general = own.add_argument_group("general options")
-        for one in GENERAL:  # before and after the verb; here without defaults, which would undo what stands before it
-            _add(general, one, completions, default=argparse.SUPPRESS)
+        for own in verb.arguments:
+            _add(verb_parser, own, completions)
+        group = verb_parser.add_argument_group("general options")
+        for general in GENERAL:  # before and after the verb; here without defaults, which would overwrite what was set before it
+            _add(group, general, completions, default=argparse.SUPPRESS)
     return parser
+
+
+def reject_empty(verb: Verb, options: argparse.Namespace) -> None:
+    """Raises UsageError for an empty string where a path or a name is expected: the likely cause is an unset variable in a script."""
+    for argument_ in (*GENERAL, *verb.arguments):
+        value = getattr(options, argument_.attribute, None)
+        if not argument_.empty and (value == "" or (isinstance(value, list) and "" in value)):
+            raise UsageError(verb.name, f"{argument_.name} is empty.", see_help(verb.name))
+
+
+def see_help(verb: str = "") -> str:
+    return f"See '{' '.join(filter(None, (PROGRAM, verb, '--help')))}'."
 
 
 def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _add(parser: Any, one: Argument, completions: Mapping[str, Any] | None, **more: Any) -> None:
-    action = parser.add_argument(*one.flags, **one.settings, **more)
-    if completions and one.complete:
-        action.complete = completions[one.complete]
+def _add(parser: Any, argument_: Argument, completions: Mapping[str, Any] | None, **more: Any) -> None:
+    action = parser.add_argument(*argument_.flags, **argument_.settings, **more)
+    if completions and argument_.complete:
+        action.complete = completions[argument_.complete]
 
 
 def _epilog(verb: Verb) -> str:
     parts = []
     if verb.examples:
-        parts.append("examples:\n" + "\n".join(f"  # {what}\n  {command}" for command, what in verb.examples))
+        parts.append("examples:\n" + "\n".join(f"  # {purpose}\n  {command}" for command, purpose in verb.examples))
     if verb.keys:
         longest = max(map(len, verb.keys))
-        parts.append("keys with --json:\n" + "\n".join(f"  {key:{longest}}  {what}" for key, what in verb.keys.items()))
+        parts.append("keys with --json:\n" + "\n".join(f"  {key:{longest}}  {meaning}" for key, meaning in verb.keys.items()))
     return "\n\n".join(parts).replace("%", "%%")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a process that works on images asks of its interpreter and libraries. Used by ``cli`` before anything else is loaded.
+"""Settings of the interpreter and its libraries for work on images. Call ``prepare`` in the main thread before anything is loaded.
 
-What it asks for speed changes nothing else; docs/decisions.md, "Threads are given eight blocks at once", has the figures.
+They affect speed, not results; docs/decisions.md, "Threads are given eight blocks at once", has the measurements.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import sys
 from fuse_store.streams import open_closed
 
 MALLOC = {-3: 32 << 20, -1: 256 << 20, -8: 1}  # mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in bytes, M_ARENA_MAX
-SWITCH = 0.0005  # seconds until a thread that waits for the interpreter gets it: most of the work is in C, and lets go of it
+SWITCH_INTERVAL = 0.0005  # seconds until a waiting thread gets the interpreter: most work is in C and releases it
 
 
 def prepare() -> None:
-    """For the main thread, once."""
+    """Open closed standard streams, and tune the interpreter, numpy and malloc."""
     open_closed()
-    sys.setswitchinterval(SWITCH)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's library else starts threads, which spin for nothing
-    _keep_memory()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's BLAS would start threads that nothing here uses
+    _keep_freed_memory()
 
 
-def _keep_memory() -> None:
-    """Have glibc keep buffers for the next ones. It would give each back to the kernel, and the page faults of a new one cost
-    as much as decompressing what goes into it. Another C library has its own ways."""
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed buffers for reuse. By default large ones return to the kernel, and the page faults of the next buffer
+    take as long as decompressing into it. Other C libraries have no mallopt."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in MALLOC.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the command line writes sizes, times, names and tables for people. Used by every verb."""
+"""Sizes, times, names and tables as text for people. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,24 +10,36 @@ from datetime import datetime
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
-def size(number: int) -> str:
-    """Bytes in IEC units, three digits or so: ``0 B``, ``1.5 GiB``, ``512 MiB``."""
-    unit = min(max(number.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
-    value = number / (1 << 10 * unit)
+def size(length: int) -> str:
+    """Bytes in IEC units, with about three digits: ``0 B``, ``1.5 GiB``, ``512 MiB``."""
+    unit = min(max(length.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    value = length / (1 << 10 * unit)
     return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value >= 99.95 else f"{value:.1f} {_UNITS[unit]}"
 
 
+def count(number: int, noun: str) -> str:
+    """``1 version``, ``2 versions``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def one_of(words: Iterable[str]) -> str:
+    """``a, b or c``."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def when(moment: datetime) -> str:
-    """To the second; ``isoformat`` takes a fifth of the time of ``strftime``."""
+    """Date and time to the second. ``isoformat`` takes a fifth of the time of ``strftime``."""
     return moment.isoformat(" ", "seconds")[:19]
 
 
 def tags(pairs: dict[str, str]) -> str:
+    """``key=value`` of all, sorted."""
     return " ".join([f"{key}={value}" for key, value in sorted(pairs.items())])
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, without anything a terminal would take for a command: names in stored images may be hostile."""
+    """``text`` on one line, control characters escaped: names in stored images may contain terminal escape sequences."""
     if text.isprintable():
         return text
     return "".join(
@@ -37,8 +49,8 @@ def printable(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
-    """Columns as wide as what is in them; those in ``right`` are aligned to the right. Made for ten thousand rows: those of
-    plain ASCII, which are nearly all, are formatted as one."""
+    """Columns as wide as their widest cell; those in ``right`` are right-aligned. Fast for ten thousand rows: a row of plain ASCII,
+    as nearly all are, is formatted in one call."""
     cells = [tuple(header)]
     plain = [True]
     for row in rows:
@@ -46,7 +58,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset
         plain.append(joined.isascii())
         cells.append(tuple(row) if joined.isprintable() else tuple(map(printable, row)))
     widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
-    line = "  ".join(f"{{:{'>' if number in right else '<'}{most}}}" for number, most in enumerate(widths)).format
+    line = "  ".join(f"{{:{'>' if column in right else '<'}{most}}}" for column, most in enumerate(widths)).format
     return "\n".join(
         (line(*row) if ascii_only else _line(row, widths, right)).rstrip()
         for row, ascii_only in zip(cells, plain, strict=True)
@@ -54,16 +66,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset
 
 
 def _line(row: Sequence[str], widths: Sequence[int], right: frozenset[int]) -> str:
-    """What ``str.format`` can't do: it counts letters, and not the columns they take."""
+    """Like ``str.format``, which counts characters, but by the columns that a terminal gives them."""
     spaces = (" " * (most - width(cell)) for cell, most in zip(row, widths, strict=True))
     return "  ".join(
-        space + cell if number in right else cell + space
-        for number, (cell, space) in enumerate(zip(row, spaces, strict=True))
+        space + cell if column in right else cell + space
+        for column, (cell, space) in enumerate(zip(row, spaces, strict=True))
     )
 
 
 def width(text: str) -> int:
-    """Columns that a terminal gives to ``text`` (Unicode Standard Annex #11)."""
+    """Terminal columns that ``text`` takes (Unicode Standard Annex #11)."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)

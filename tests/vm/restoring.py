@@ -45,7 +45,7 @@ def capture(case: Case, event: str) -> dict[str, Any]:
     """Store what the NVDIMM of the machine, which is off, holds, with the state of the machine's filesystems."""
     with ram_root.raw_disk(case.machine) as disk:
         return case.store.done(
-            "put", case.nvdimm, "--machine", case.machine.name, "--kind", "hibernation", "--event", event, "--evidence-disk", disk
+            "put", case.nvdimm, "--machine", case.machine.name, "--kind", "hibernation", "--event", event, "--machine-disk", disk
         )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def resumes_the_first(case: Case, compression: str) -> None:
     store.done("disarm", case.nvdimm)
     store.done("stage", images[compression], case.nvdimm)
     with ram_root.raw_disk(case.machine) as disk:
-        store.done("arm", case.nvdimm, "--evidence-disk", disk, "--root", case.tree)
+        store.done("arm", case.nvdimm, "--machine-disk", disk, "--root", case.tree)
     is_resumed(case, compression, memories[compression])
 
 

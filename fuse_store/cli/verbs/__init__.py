@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The table of verbs, in the order of the help. A new verb is a module here, named like it, and its name in the table."""
+"""The verbs, one module each, and their table in the order of the help. To add a verb, add a module and its name in NAMES."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from fuse_store.cli.parser import GENERAL, Verb
+from fuse_store.cli.parser import GENERAL, PROGRAM, Verb, see_help
+from fuse_store.errors import UsageError
 
 NAMES = (
     "init",
@@ -27,29 +28,42 @@ NAMES = (
     "stage",
     "arm",
     "disarm",
-    "outcome",
+    "report",
     "completion",
 )
-_PLAIN = {flag for one in GENERAL if "action" in one.settings for flag in one.flags}
-_WITH_VALUE = {flag for one in GENERAL if "action" not in one.settings for flag in one.flags}
+_SWITCHES = {flag for option in GENERAL if "action" in option.settings for flag in option.flags}
+_OTHERS = {"--help", "--version"}
+_WITH_VALUE = {flag for option in GENERAL if "action" not in option.settings for flag in option.flags}
 
 
 def load(*names: str) -> tuple[Verb, ...]:
-    """The verbs with these names; all of them unless some are named."""
+    """The verbs with these names, or all verbs."""
     return tuple(import_module(f"{__name__}.{name}").VERB for name in names or NAMES)
 
 
-def wanted(arguments: list[str]) -> tuple[Verb, ...]:
-    """Those that a command line needs: one, if it begins with general options and a verb, and otherwise all, for the help or
-    the error. Loading all and making their parsers takes as long as many a command."""
+def needed(arguments: list[str]) -> tuple[Verb, ...]:
+    """The verbs to load for a command line: one if it is general options and a verb, else all, for the help or the error. Loading
+    all of them takes as long as many a command. Raises UsageError for an unknown verb, or an unknown option before the verb."""
     rest = iter(arguments)
-    for one in rest:
-        if one in NAMES:
-            return load(one)
-        flag, is_, _value = one.partition("=")
+    for word in rest:
+        if word in NAMES:
+            return load(word)
+        flag, equals, _value = word.partition("=")
         if flag in _WITH_VALUE:
-            if not is_:
+            if not equals:
                 next(rest, None)
-        elif one not in _PLAIN:
+        elif word not in _SWITCHES:
+            if not word.startswith("-"):
+                raise UsageError(word, "no such verb.", _suggestion(word))
+            if flag.startswith("--") and flag not in _OTHERS:
+                raise UsageError(flag, "no such option.", see_help())
             break
     return load()
+
+
+def _suggestion(word: str) -> str:
+    from difflib import get_close_matches
+
+    closest = get_close_matches(word, NAMES, n=1, cutoff=0.7)
+    hint = f"Did you mean '{PROGRAM} {closest[0]}'? " if closest else ""
+    return hint + see_help()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``arm``: have the kernel resume, at the next boot, what was staged."""
+"""``arm``: set the signature that makes the kernel resume a staged version."""
 
 from __future__ import annotations
 
@@ -21,51 +21,42 @@ def run(context: Context) -> int:
 
     for code in options.force:
         if code not in CODES:
-            raise UsageError(f"--force {code}", "there is no such code.", f"There are {', '.join(CODES)}.")
+            raise UsageError(f"--force {code}", "no such code.", f"Choose one of {', '.join(CODES)}.")
     with context.open_store() as store:
-        done = arm(
+        armed = arm(
             store, options.device, situation(context, options.device), reference=options.image or "", force=tuple(options.force),
             progress=context.progress,
         )  # fmt: skip
-    context.emit({"id": done.id, "device": done.device, "changed": done.changed, "forced": list(done.forced)}, "")
-    if done.forced:
-        context.warn(f"armed in spite of {', '.join(done.forced)}")
-    what = "armed: the next boot resumes it" if done.changed else "armed already"
-    context.remark(f"{done.device}: version {done.id[:12]} is {what}")
+    context.emit({"id": armed.id, "device": armed.device, "changed": armed.changed, "forced": list(armed.forced)}, "")
+    if armed.forced:
+        context.warn(f"refusals overridden: {', '.join(armed.forced)}")
+    state = "armed: the next boot resumes it" if armed.changed else "already armed"
+    context.remark(f"{armed.device}: version {armed.id[:12]} {state}")
     return 0
 
 
 VERB = Verb(
     name="arm",
-    summary="have the next boot resume what was staged on a device",
-    description="Refuses what preflight refuses, unless --force names the code. The copy on the device is compared with the store "
-    "first. A version that may have been resumed is not armed again.",
+    summary="make the next boot resume the version staged on a device",
+    description="Runs the checks of preflight and refuses if one fails; --force CODE overrides one refusal. Compares the device with "
+    "the store first. A version that may have been resumed before is refused.",
     run=run,
     arguments=(
         DEVICE,
-        argument(
-            "--image",
-            metavar="IMAGE",
-            help=f"the version that must stand there (default: what was staged last): {IMAGE_HELP}",
-        ),
-        argument(
-            "--force", metavar="CODE", action="append", default=[], help="in spite of this reason; may be repeated"
-        ),
+        argument("--image", metavar="IMAGE", help=f"version expected on the device (default: the one staged last); {IMAGE_HELP}"),
+        argument("--force", metavar="CODE", action="append", default=[], help="override the refusal with this code; may be repeated"),
         ROOT,
         DISK,
     ),
     keys={
-        "id": "of the version",
-        "device": "a name of the device that stays",
-        "changed": "false if it was armed already",
-        "forced": "the codes that spoke against it",
+        "id": "version id",
+        "device": "persistent name of the device",
+        "changed": "false if the device was already armed",
+        "forced": "codes of the overridden refusals",
     },
     examples=(
-        ("fuse-store arm /dev/pmem0", "what was staged there"),
-        (
-            "fuse-store arm /dev/pmem0 --force filesystems_unknown",
-            "when it is known otherwise that no disk has changed",
-        ),
+        ("fuse-store arm /dev/pmem0", "arm the version that was staged last"),
+        ("fuse-store arm /dev/pmem0 --force filesystems_unknown", "arm although the state of the filesystems is unknown"),
     ),
-    interrupted="The device is armed or not; disarm makes sure that it is not.",
+    interrupted="The device may be armed. Run 'fuse-store disarm DEVICE' to make sure that it is not.",
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``completion``: a script that completes verbs, options and file names in a shell."""
+"""``completion``: print a completion script for a shell."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def run(context: Context) -> int:
 
 VERB = Verb(
     name="completion",
-    summary="print a script that completes commands in a shell",
+    summary="print a shell completion script",
+    description="Completes verbs, options, values and file names.",
     run=run,
     arguments=(argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or tcsh"),),
-    keys={"shell": "for which one", "script": "the script"},
+    keys={"shell": "bash, zsh or tcsh", "script": "completion script"},
     examples=(
-        ("fuse-store completion bash > /etc/bash_completion.d/fuse-store", "for everybody"),
-        ("fuse-store completion zsh > ~/.zfunc/_fuse-store", "for one user of zsh, with ~/.zfunc in fpath"),
+        ("fuse-store completion bash > /etc/bash_completion.d/fuse-store", "install for all users of bash"),
+        ("fuse-store completion zsh > ~/.zfunc/_fuse-store", "install for one user of zsh, with ~/.zfunc in fpath"),
     ),
 )

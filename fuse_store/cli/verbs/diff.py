@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``diff``: what changed between two versions."""
+"""``diff``: print the page ranges that differ between two versions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
+from fuse_store.cli.output import print_result
 from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
 
 if TYPE_CHECKING:
@@ -21,52 +22,53 @@ def run(context: Context) -> int:
     with context.open_store() as store:
         from fuse_store.image import diff
 
-        a, b = (store.open_image(store.find(one).id) for one in (options.a, options.b))
+        a, b = (store.open_image(store.find(reference).id) for reference in (options.a, options.b))
         pages = dict.fromkeys(diff.CHANGES, 0)
         ranges = _counted(diff.diff(a, b, context.progress), pages, a.head.page_size)
-        # As they come: there may be more ranges than fit into memory.
+        # Printed one by one: there may be more ranges than fit into memory.
         if context.json:
-            print(f'{{"a":"{a.id}","b":"{b.id}","page_size":{a.head.page_size},"ranges":[', end="")
-            for number, one in enumerate(ranges):
-                print("," if number else "", json.dumps(vars(one), separators=(",", ":")), sep="", end="")
-            end = json.dumps({**pages, "identical": not any(pages.values())}, separators=(",", ":"))
-            print("],", end[1:], sep="")
+            print_result(f'{{"a":"{a.id}","b":"{b.id}","page_size":{a.head.page_size},"ranges":[', end="")
+            for row, range_ in enumerate(ranges):
+                print_result(("," if row else "") + json.dumps(vars(range_), separators=(",", ":")), end="")
+            totals = json.dumps({**pages, "identical": not any(pages.values())}, separators=(",", ":"))
+            print_result(f"],{totals[1:]}")
             return 0
         several = len(a.files) > 1 or len(b.files) > 1
-        for one in ranges:
-            print(
-                f"{one.change:8} {one.offset:#014x} {text.size(one.length):>9}{'  ' + text.printable(one.file) if several else ''}"
-            )
-    context.remark(
-        ", ".join(f"{number} pages {change}" for change, number in pages.items())
-        + f", of {text.size(a.head.page_size)}"
-    )
+        for range_ in ranges:
+            file = f"  {text.printable(range_.file)}" if several else ""
+            print_result(f"{range_.change:8} {range_.offset:#014x} {text.size(range_.length):>9}{file}")
+    counts = ", ".join(f"{number} {change}" for change, number in pages.items())
+    context.remark(f"Pages of {text.size(a.head.page_size)}: {counts}")
     return 0
 
 
 def _counted(ranges: Iterable[Range], pages: dict[str, int], page_size: int) -> Iterable[Range]:
-    for one in ranges:
-        pages[one.change] += -(-one.length // page_size)
-        yield one
+    """``ranges``; adds their pages to ``pages``, by kind of change."""
+    for range_ in ranges:
+        pages[range_.change] += -(-range_.length // page_size)
+        yield range_
 
 
 VERB = Verb(
     name="diff",
-    summary="show which pages were added, changed and gone between two versions, by range",
-    description="Added: zero or not there in A, and other than zero in B. Gone: the other way round. Changed: other than zero in "
-    "both, and different.",
+    summary="print the page ranges that were added, changed or zeroed between two versions",
+    description="added: zero or missing in A, not zero in B. gone: not zero in A, zero or missing in B. changed: not zero in both, "
+    "and different. Files of images with several files are compared by name. Exits with 0 also if the versions differ.",
     run=run,
-    arguments=(argument("a", metavar="A", help=IMAGE_HELP), argument("b", metavar="B", help=IMAGE_HELP)),
+    arguments=(
+        argument("a", metavar="A", help=IMAGE_HELP, empty=True),
+        argument("b", metavar="B", help=IMAGE_HELP, empty=True),
+    ),
     keys={
-        "a, b": "the ids",
-        "page_size": "in bytes",
-        "ranges": "one object for each run of pages:",
-        "  file": "in which file of the image",
+        "a, b": "version ids",
+        "page_size": "bytes per page",
+        "ranges": "one object for each page range:",
+        "  file": "name of the file in the image",
         "  change": "added, changed or gone",
-        "  offset, length": "in bytes from the start of the file",
-        "added, changed, gone": "how many pages in all",
-        "identical": "whether there is no difference",
+        "  offset, length": "bytes from the start of the file, and bytes",
+        "added, changed, gone": "number of pages",
+        "identical": "whether the versions have the same content",
     },
-    examples=(("fuse-store diff web01/system@2026-11-21 web01/system/latest", "what a day changed"),),
+    examples=(("fuse-store diff web01/system@2026-11-21 web01/system/latest", "what changed since that day"),),
     interrupted="Nothing was changed.",
 )

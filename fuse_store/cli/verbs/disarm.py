@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``disarm``: have the next boot not resume what is on a device."""
+"""``disarm``: restore the signature of the swap area on a device."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from fuse_store.cli.parser import Verb
@@ -18,18 +17,16 @@ def run(context: Context) -> int:
     options = context.options
     from fuse_store.hibernation.arm import disarm
 
-    done = disarm(options.device)
-    image_id = _note(context, done.device) if done.changed else None
-    context.emit({"device": done.device, "changed": done.changed, "held": done.held, "id": image_id}, "")
-    context.remark(
-        f"{done.device}: disarmed" if done.changed else f"{done.device}: nothing was armed; it holds {done.held}"
-    )
+    disarmed = disarm(options.device)
+    image_id = _record(context, disarmed.device) if disarmed.changed else None
+    context.emit({"device": disarmed.device, "changed": disarmed.changed, "held": disarmed.held, "id": image_id}, "")
+    context.remark(f"{disarmed.device}: " + ("disarmed" if disarmed.changed else f"not armed; contains {disarmed.held}"))
     return 0
 
 
-def _note(context: Context, device: str) -> str | None:
-    """Note in the store, if one is named, that its version was not resumed; the id of that."""
-    if not (context.options.store or os.environ.get("FUSE_STORE")):
+def _record(context: Context, device: str) -> str | None:
+    """Record in the store, if one is named, that the armed version was not resumed; the id of that version."""
+    if not context.store_named:
         return None
     from fuse_store.hibernation import history
 
@@ -38,8 +35,8 @@ def _note(context: Context, device: str) -> str | None:
             image_id = history.staged_on(store, device)
             if store.state_log.state(image_id) != "armed":
                 return None
-            noted = context.record(store, [image_id], "staged", history.ENTRY.format(device=device, what=history.DISARMED))
-            return image_id if noted else None
+            recorded = context.record(store, [image_id], "staged", history.ENTRY.format(device=device, what=history.DISARMED))
+            return image_id if recorded else None
     except NotFound:
         return None
     except StoreError as error:
@@ -49,16 +46,17 @@ def _note(context: Context, device: str) -> str | None:
 
 VERB = Verb(
     name="disarm",
-    summary="put the signature of the swap area back, so that the next boot does not resume",
-    description="Ten bytes change, or nothing if nothing is armed. Needs no store; with one, the version is noted as not resumed.",
+    summary="make the next boot not resume the image on a device",
+    description="Restores the swap signature: ten bytes change, or none if the device is not armed. Works without a store; with one, "
+    "records that the version was not resumed.",
     run=run,
     arguments=(DEVICE,),
     keys={
-        "device": "a name of the device that stays",
-        "changed": "false if nothing was armed",
-        "held": "what stood there before",
-        "id": "the version that the store notes as not resumed; null if there is none",
+        "device": "persistent name of the device",
+        "changed": "false if the device was not armed",
+        "held": "content of the device before",
+        "id": "version recorded as not resumed; null if none",
     },
-    examples=(("fuse-store disarm /dev/pmem0", "before the machine is to boot afresh"),),
-    interrupted="Run it again.",
+    examples=(("fuse-store disarm /dev/pmem0", "boot the machine without resuming"),),
+    interrupted="The device may still be armed. Run it again.",
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``gc``: free the room that no version needs."""
+"""``gc``: reclaim the disk space of packs that no version needs."""
 
 from __future__ import annotations
 
@@ -18,49 +18,40 @@ def run(context: Context) -> int:
         from fuse_store.maintenance import upkeep
 
         grace = 0 if context.options.now else upkeep.GRACE
-        done = upkeep.collect(store, dry_run=dry_run, progress=context.progress, grace=grace)
+        collected = upkeep.collect(store, dry_run=dry_run, progress=context.progress, grace=grace)
     record = {
-        "dry_run": dry_run, "versions": done.versions_needed, "packs_kept": done.packs_kept, "packs_removed": done.packs_removed,
-        "packs_copied": done.packs_copied, "freed": done.freed,
+        "dry_run": dry_run, "versions": collected.versions_needed, "packs_kept": collected.packs_kept,
+        "packs_removed": collected.packs_removed, "packs_copied": collected.packs_copied, "freed": collected.freed,
     }  # fmt: skip
-    would = "would be " if dry_run else ""
-    context.emit(
-        record,
-        f"{done.packs_removed} packs {would}removed, {done.packs_copied} {would}copied without what nobody needs, "
-        f"{done.packs_kept} kept; {text.size(done.freed)} {would}freed",
-    )
-    if done.freed and not dry_run and not context.options.now:
-        context.remark(
-            "They are in the trash for an hour, for readers that need them still; the gc after that destroys them."
-        )
+    packs = f"{text.count(collected.packs_removed, 'pack')} removed, {collected.packs_copied} repacked, {collected.packs_kept} kept"
+    context.emit(record, f"{'Dry run: ' if dry_run else ''}{packs}; {text.size(collected.freed)} freed")
+    if collected.freed and not dry_run and not context.options.now:
+        context.remark("Removed packs stay in the trash for an hour. The next gc after that deletes them.")
     return 0
 
 
 VERB = Verb(
     name="gc",
-    summary="free the room of what no version needs",
-    description="Packs that no version needs go to the trash; what is needed of packs that are mostly unneeded is copied first. "
-    "What has been in the trash for an hour is destroyed. Readers, mounts included, are not disturbed.",
+    summary="remove data that no version needs, to reclaim disk space",
+    description="Moves unneeded packs to the trash, and repacks those that are mostly unneeded. Deletes what has been in the trash "
+    "for an hour. Readers and mounts are not affected.",
     run=run,
     arguments=(
         DRY_RUN,
-        argument(
-            "--now", action="store_true",
-            help="destroy what nobody needs at once, and not an hour later; a reader of a version that was just removed fails",
-        ),
+        argument("--now", action="store_true", help="delete unneeded packs at once; readers of a version removed before fail"),
     ),
     keys={
-        "dry_run": "whether nothing was done",
-        "versions": "how many versions were asked what they need",
-        "packs_kept": "how many packs stay as they are",
-        "packs_removed": "how many packs nobody needs",
-        "packs_copied": "of how many packs a part was copied",
-        "freed": "bytes that are free once the trash is emptied",
+        "dry_run": "true if nothing was changed",
+        "versions": "number of versions in the store",
+        "packs_kept": "number of packs left as they are",
+        "packs_removed": "number of packs removed",
+        "packs_copied": "number of packs repacked without unneeded blocks",
+        "freed": "bytes freed once the trash is emptied",
     },
     examples=(
-        ("fuse-store gc --dry-run", "how much would be freed"),
+        ("fuse-store gc --dry-run", "show how much would be freed"),
         ("fuse-store gc", "after prune, or in a nightly job"),
-        ("fuse-store gc --now", "on a full disk"),
+        ("fuse-store gc --now", "when the disk is full"),
     ),
-    interrupted="No version was touched. Run it again.",
+    interrupted="All versions are intact. Run it again.",
 )

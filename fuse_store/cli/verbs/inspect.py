@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``inspect``: what is in a device, a file, or a stored version?"""
+"""``inspect``: print the hibernation image in a device, a file or a stored version."""
 
 from __future__ import annotations
 
@@ -25,21 +25,19 @@ def run(context: Context) -> int:
     with ExitStack() as stack:
         readable = _source(context, stack)
         try:
-            found = describe(readable, options.resume_offset, options.check, context.progress)
+            description = describe(readable, options.resume_offset, options.check, context.progress)
         except NotFound as error:
             raise NotFound(f"source {options.source}", error.cause, error.remedy) from None
-    context.emit({"source": options.source, **found}, "" if context.json else human(found))
-    if found["crc"] == "wrong":
-        raise Damaged(
-            f"source {options.source}", "the kernel's checksum is not that of its pages.", "The kernel would refuse it."
-        )
+    context.emit({"source": options.source, **description}, "" if context.json else human(description))
+    if description["crc"] == "wrong":
+        raise Damaged(f"source {options.source}", "kernel checksum mismatch.", "The kernel would not resume this image.")
     return 0
 
 
 def _source(context: Context, stack: ExitStack) -> Readable:
-    """What the name means: a path if there is one, else a version of the store. Raises NotFound."""
+    """The file at that path if it exists, else a version of the store. Raises NotFound."""
     name = context.options.source
-    if os.path.exists(name) or not (context.options.store or os.environ.get("FUSE_STORE")):
+    if os.path.exists(name) or not context.store_named:
         from fuse_store.formats import File
 
         return stack.enter_context(File(name))
@@ -48,16 +46,16 @@ def _source(context: Context, stack: ExitStack) -> Readable:
     return image
 
 
-def human(found: dict[str, Any]) -> str:
-    """What ``formats.describe`` found, for people."""
-    shown: dict[str, Any] = {}
-    for key, value in found.items():
+def human(description: dict[str, Any]) -> str:
+    """A description by ``formats.describe`` as lines of text."""
+    flat: dict[str, Any] = {}
+    for key, value in description.items():
         if isinstance(value, dict):
-            shown |= {f"{key}.{inner}": one for inner, one in value.items()}
+            flat |= {f"{key}.{inner_key}": inner for inner_key, inner in value.items()}
         else:
-            shown[key] = value
+            flat[key] = value
     lines = []
-    for key, value in shown.items():
+    for key, value in flat.items():
         if key in SIZES:
             value = f"{text.size(value)} ({value} bytes)"
         elif key.endswith(("checksum", "crc32", "cr3", "magic")) and isinstance(value, int):
@@ -70,44 +68,44 @@ def human(found: dict[str, Any]) -> str:
 
 VERB = Verb(
     name="inspect",
-    summary="show what a device, a file or a version is: format, kernel, sizes, flags, integrity",
-    description="Exit code 3 if there is no image in it, 4 if it is damaged. Only reads.",
+    summary="print format, kernel, sizes, flags and integrity of an image in a device, file or version",
+    description="Reads only. Exits with 3 if no image is found, with 4 if the image is damaged.",
     run=run,
     arguments=(
-        argument("source", metavar="SOURCE", help=f"a block device, a file, or {IMAGE_HELP}", complete="file"),
-        argument("--check", action="store_true", help="read all of it, and compare the kernel's own checksum"),
+        argument("source", metavar="SOURCE", help=f"block device, file, or {IMAGE_HELP}", complete="file"),
+        argument("--check", action="store_true", help="read the whole image and compare the kernel's checksum"),
         argument(
             "--resume-offset", metavar="PAGES", type=int, default=0,
-            help="where the header is on the device that holds a swap file, in pages: what resume_offset= names",
+            help="position of the image header in pages, for a device that contains a swap file; as in the kernel parameter resume_offset=",
         ),
     ),
     keys={
-        "source": "as it was named",
-        "format": "swsusp: an image of Linux in a swap area",
-        "state": "armed: the kernel would resume it; or disarmed",
-        "page_size": "in bytes",
-        "resume_offset": "where the header is, in pages",
-        "flags": "list of those in the header",
+        "source": "source as given",
+        "format": "swsusp: hibernation image of Linux",
+        "state": "armed: the kernel would resume the image; or disarmed",
+        "page_size": "bytes per page",
+        "resume_offset": "position of the image header, in pages",
+        "flags": "list of flags in the header",
         "compression": "none, lzo or lz4",
-        "architecture": "x86, arm64, riscv, or generic",
-        "memory_pages, memory_size": "of the machine; sizes are in bytes",
-        "image_pages, image_size": "of the image",
-        "stored_pages, zero_pages, list_pages": "of the image: with data, all zeros and not stored, and those that list the others",
-        "map_pages, device_pages, device_runs": "on the device: of the swap map, in all, and in how many places they stand",
-        "highest_page": "number of the last page of memory in the image",
-        "e820_checksum, e820_digest": "of the firmware's memory map, since Linux 5.13 and before; null if it has none",
-        "hardware_signature": "of ACPI; null if it has none",
-        "crc32": "the kernel's own checksum; null if it has none",
-        "record": "object: what the architecture's code keeps for itself",
-        "swap": "object: uuid and label of the swap area, and its size in pages",
-        "kernel, kernel_version, host, build_id": "who hibernated; null if it was not found",
-        "vmcoreinfo_page": "number of the page of memory that tells; null if it was not found",
-        "crc": "whether the kernel's own checksum is right: none, not checked, right or wrong",
+        "architecture": "x86, arm64, riscv or generic",
+        "memory_pages, memory_size": "memory of the machine, in pages and bytes",
+        "image_pages, image_size": "image, in pages and bytes",
+        "stored_pages, zero_pages, list_pages": "pages with data, pages of zeros (not stored), and pages that list page numbers",
+        "map_pages, device_pages, device_runs": "on the device: pages of the swap map, all pages, and contiguous runs of them",
+        "highest_page": "highest page frame number in the image",
+        "e820_checksum, e820_digest": "checksum of the firmware's memory map: CRC-32 since Linux 5.13, MD5 before; null if none",
+        "hardware_signature": "ACPI hardware signature; null if none",
+        "crc32": "kernel's checksum of the image; null if none",
+        "record": "object: fields of the architecture's header",
+        "swap": "object: uuid, label and size in pages of the swap area",
+        "kernel, kernel_version, host, build_id": "hibernated system; null if not found",
+        "vmcoreinfo_page": "page frame number of vmcoreinfo; null if not found",
+        "crc": "result of the kernel's checksum: none, not checked, right or wrong",
     },
     examples=(
-        ("fuse-store inspect /dev/pmem0", "whether a device holds an image, and of what"),
-        ("fuse-store inspect web01/system/latest --check", "a stored one, with the kernel's checksum"),
-        ("fuse-store inspect /dev/vda2 --resume-offset 34816", "one in a swap file on that device"),
+        ("fuse-store inspect /dev/pmem0", "show whether a device contains an image"),
+        ("fuse-store inspect web01/system/latest --check", "verify the kernel's checksum of a stored version"),
+        ("fuse-store inspect /dev/vda2 --resume-offset 34816", "image in a swap file on that device"),
     ),
     interrupted="Nothing was changed.",
 )  # fmt: skip

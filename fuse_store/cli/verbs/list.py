@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``list``: what is in the store."""
+"""``list``: print the versions of a store."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ COLUMNS = ("ID", "TAKEN (UTC)", "MACHINE", "APPLICATION", "KIND", "STATE", "SIZE
 def run(context: Context) -> int:
     with context.open_store() as store:
         versions = context.summaries(store)
-    wanted = (context.options.machine, context.options.application)
-    if any(wanted):
-        machine, application = wanted
+    machine, application = context.options.machine, context.options.application
+    if machine or application:
         versions = [
-            one for one in versions if machine in (None, one.machine) and application in (None, one.application)
+            version
+            for version in versions
+            if machine in (None, version.machine) and application in (None, version.application)
         ]
     if context.json:
-        context.emit({"versions": [version_record(one) for one in versions]}, "")
+        context.emit({"versions": [version_record(version) for version in versions]}, "")
         return 0
     if not versions:
         context.remark("No versions.")
         return 0
     rows = (
         (
-            one.id[:12], text.when(one.taken), one.machine, one.application, one.kind, one.state,
-            text.size(one.size), text.size(one.new), one.event, text.tags(one.tags),
+            version.id[:12], text.when(version.taken), version.machine, version.application, version.kind, version.state,
+            text.size(version.size), text.size(version.new), version.event, text.tags(version.tags),
         )
-        for one in versions
+        for version in versions
     )  # fmt: skip
     context.emit({}, text.table(COLUMNS, rows, right=frozenset((6, 7))))
     return 0
@@ -43,12 +44,13 @@ def run(context: Context) -> int:
 
 VERB = Verb(
     name="list",
-    summary="list the versions, by machine, application and time",
+    summary="list versions by machine, application and time",
     run=run,
     arguments=(OF_MACHINE, OF_APPLICATION),
-    keys={"versions": "one object for each version:", **{f"  {key}": what for key, what in VERSION_KEYS.items()}},
+    keys={"versions": "one object for each version:", **{f"  {key}": meaning for key, meaning in VERSION_KEYS.items()}},
     examples=(
-        ("fuse-store list", "everything"),
-        ("fuse-store list --json | jq -r '.versions[] | select(.state == \"verified\") | .id'", "ids of what verified"),
+        ("fuse-store list", "list all versions"),
+        ("fuse-store list --machine web01", "list the versions of one machine"),
+        ("fuse-store list --json | jq -r '.versions[] | select(.state == \"verified\") | .id'", "print the ids of verified versions"),
     ),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``mount``: the versions as files."""
+"""``mount``: mount the versions of a store as files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     options = context.options
-    far = "://" in context.store_place and not options.foreground  # its client would not survive the fork
-    with nullcontext(context.open_store) if far else context.open_store() as store:
+    remote = "://" in context.store_location and not options.foreground  # the S3 client would not survive the fork
+    with nullcontext(context.open_store) if remote else context.open_store() as store:
         from fuse_store import mount
 
         record = {
-            "store": context.store_place,
+            "store": context.store_location,
             "directory": options.directory,
             "foreground": options.foreground,
             "writable": options.writable,
@@ -34,29 +34,27 @@ def run(context: Context) -> int:
 
 VERB = Verb(
     name="mount",
-    summary="mount the versions as files, for this user only unless told otherwise",
-    description="It goes on in the background until fusermount3 -u DIR; with -f it stays in the foreground.",
+    summary="mount the versions as files, readable by this user only",
+    description="Runs in the background until 'fusermount3 -u DIR'; with -f in the foreground.",
     run=run,
     arguments=(
-        argument("directory", metavar="DIR", help="an empty directory", complete="directory"),
+        argument("directory", metavar="DIR", help="empty directory", complete="directory"),
         argument("-f", "--foreground", action="store_true", help="stay in the foreground"),
-        argument(
-            "--writable", action="store_true", help="what is copied to incoming/MACHINE/APPLICATION/ becomes a version"
-        ),
+        argument("--writable", action="store_true", help="store each file copied to incoming/MACHINE/APPLICATION/ as a version"),
         argument(
             "--allow-other", action="store_true",
-            help="let every user read it; memory images hold every secret of a machine. Needs user_allow_other in /etc/fuse.conf",
+            help="allow all users to read the mount; memory images contain passwords and keys. Needs user_allow_other in /etc/fuse.conf",
         ),
     ),
     keys={
-        "store": "its folder or URL",
-        "directory": "where it is mounted",
-        "foreground": "whether it stayed in the foreground; then this is printed when it has been unmounted",
-        "writable": "whether there is incoming/",
-        "allow_other": "whether every user may read it",
+        "store": "directory or URL of the store",
+        "directory": "mount point",
+        "foreground": "whether it ran in the foreground; this object is then printed after the unmount",
+        "writable": "whether incoming/ exists",
+        "allow_other": "whether all users may read the mount",
     },
     examples=(
-        ("fuse-store mount /mnt && ls /mnt/machines/web01/system/latest/", "look at the newest version of a machine"),
-        ("fuse-store mount /mnt --writable && cp disk.raw /mnt/incoming/web01/disk/", "store by copying"),
+        ("fuse-store mount /mnt && ls /mnt/machines/web01/system/latest/", "list the files of the newest version of a machine"),
+        ("fuse-store mount /mnt --writable && cp disk.raw /mnt/incoming/web01/disk/", "store a file by copying it"),
     ),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``preflight``: would the kernel of this machine resume an image, and would that be safe?"""
+"""``preflight``: check whether the kernel would resume a version on a machine, and whether that is safe."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 ROOT = argument(
     "--root", metavar="DIR", complete="directory",
-    help="where the machine's /proc, /sys, /dev, /boot and /lib/modules are, if it is not this one",
+    help="directory with /proc, /sys, /dev, /boot and /lib/modules of the target machine (default: this machine)",
 )  # fmt: skip
 DISK = argument(
-    "--evidence-disk", metavar="DISK", action="append", default=[], complete="file",
-    help="a disk of the machine, as a device or a raw image, if they are not this machine's own; may be repeated",
+    "--machine-disk", metavar="DISK", action="append", default=[], complete="file",
+    help="disk of the target machine: a device or raw image; may be repeated (default: the disks of this machine)",
 )  # fmt: skip
 
 
 def situation(context: Context, device: str | None) -> Situation:
-    """Where the image is to be resumed, as the options say. A file as device belongs to another machine."""
+    """The machine and device that are to resume the version, by the options. A regular file is the device of another machine."""
     from fuse_store.hibernation.machine import Machine
     from fuse_store.hibernation.preflight import Situation
 
     options = context.options
-    place = Path(device) if device else None
-    other = place is not None and place.is_file()
-    machine = Machine(options.root or "/") if options.root or not other else None
+    path = Path(device) if device else None
+    is_remote = path is not None and path.is_file()
+    machine = Machine(options.root or "/") if options.root or not is_remote else None
     size = None
-    if place is not None:
+    if path is not None:
         from fuse_store.formats import File
 
-        with File(place) as file:
+        with File(path) as file:
             size = file.size
-    return Situation(machine, tuple(Path(disk) for disk in options.evidence_disk), place, size)
+    return Situation(machine, tuple(Path(disk) for disk in options.machine_disk), path, size)
 
 
 def run(context: Context) -> int:
@@ -51,40 +51,38 @@ def run(context: Context) -> int:
         report = preflight(store, store.open_image(version.id), situation(context, options.device), context.progress)
     record = {
         "id": version.id, "accepted": not report.refusals,
-        "refusals": [vars(one) for one in report.refusals], "untold": [vars(one) for one in report.untold],
+        "refusals": [vars(refusal) for refusal in report.refusals], "untold": [vars(skipped) for skipped in report.untold],
     }  # fmt: skip
     context.emit(record, "")
-    for one in report.untold:
-        context.remark(f"{one.code} was not checked: {one.message}")
+    for skipped in report.untold:
+        context.remark(f"{skipped.code}: not checked: {skipped.message}")
     if not report.refusals:
-        context.remark(f"{label(version)}: nothing speaks against resuming it")
+        context.remark(f"{label(version)}: all checks passed")
         return 0
-    for one in report.refusals:
-        context.complain(f"{one.code}: {one.message} {one.remedy}".strip())
-    codes = ", ".join(one.code for one in report.refusals)
-    raise Refused(
-        f"image {version.id[:12]}", f"it should not be resumed here: {codes}.", "arm refuses it for the same reasons."
-    )
+    for refusal in report.refusals:
+        context.complain(f"{refusal.code}: {refusal.message} {refusal.remedy}".strip())
+    codes = ", ".join(refusal.code for refusal in report.refusals)
+    raise Refused(f"image {version.id[:12]}", f"not safe to resume here: {codes}.", "'arm' refuses it for the same reasons.")
 
 
 VERB = Verb(
     name="preflight",
-    summary="tell whether the kernel of this machine would resume an image, and whether that is safe",
-    description="Exit code 5 if anything speaks against it; each reason has a code, which arm --force takes. Reasons that "
-    "can't be checked because the machine does not tell are named.",
+    summary="check whether the kernel of this machine would resume a version, and whether that is safe",
+    description="Exits with 5 if a check fails. Each failed check has a code, which arm --force takes. Checks that lack information "
+    "about the machine are listed as not checked.",
     run=run,
     arguments=(
         IMAGE,
-        argument("--device", metavar="DEVICE", complete="file", help="where it is to be staged, or is"),
+        argument("--device", metavar="DEVICE", complete="file", help="device that the version is or will be staged on"),
         ROOT,
         DISK,
     ),
     keys={
-        "id": "of the version",
-        "accepted": "whether nothing speaks against it",
-        "refusals": "objects with code, message and remedy",
-        "untold": "the same for what could not be checked",
+        "id": "version id",
+        "accepted": "whether all checks passed",
+        "refusals": "one object for each failed check, with code, message and remedy",
+        "untold": "one object for each check that was not possible, with the same keys",
     },
-    examples=(("fuse-store preflight web01/system/latest --device /dev/pmem0", "before it is staged"),),
+    examples=(("fuse-store preflight web01/system/latest --device /dev/pmem0", "check before staging"),),
     interrupted="Nothing was changed.",
 )

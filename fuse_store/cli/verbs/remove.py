@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``remove``: versions go, by name."""
+"""``remove``: remove the named versions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fuse_store.cli.context import GC_HINT
 from fuse_store.cli.output import NAME_KEYS, label, name_record
 from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
 
@@ -14,23 +15,26 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     with context.open_store() as store:
-        versions = {one.id: one for one in map(store.find, context.options.image)}
+        versions = {version.id: version for version in map(store.find, context.options.image)}
         store.remove([*versions])
-    context.emit({"removed": [name_record(one) for one in versions.values()]}, "")
-    for one in versions.values():
-        context.remark(f"{label(one)}: removed")
-    context.remark("fuse-store gc frees the room that only they took.")
+    context.emit({"removed": [name_record(version) for version in versions.values()]}, "")
+    for version in versions.values():
+        context.remark(f"{label(version)}: removed")
+    context.remark(GC_HINT)
     return 0
 
 
 VERB = Verb(
     name="remove",
-    summary="remove versions by name",
-    description="Whatever their state, and whether or not others were compared with them: those stay whole. Nothing is removed "
-    "if one of them is not there. gc frees the room.",
+    summary="remove the named versions",
+    description="Removes nothing if one of them does not exist. Versions that share pages with a removed one stay intact. Run gc "
+    "afterwards to reclaim disk space.",
     run=run,
-    arguments=(argument("image", metavar="IMAGE", nargs="+", help=IMAGE_HELP),),
-    keys={"removed": "one object for each version that went:", **{f"  {key}": what for key, what in NAME_KEYS.items()}},
-    examples=(("fuse-store remove 4f1c9a && fuse-store gc", "one version, and the room that only it took"),),
-    interrupted="What had been removed is gone, what had not is there. Run it again.",
+    arguments=(argument("image", metavar="IMAGE", nargs="+", help=IMAGE_HELP, empty=True),),
+    keys={
+        "removed": "one object for each version removed:",
+        **{f"  {key}": meaning for key, meaning in NAME_KEYS.items()},
+    },
+    examples=(("fuse-store remove 4f1c9a && fuse-store gc", "remove a version and reclaim its disk space"),),
+    interrupted="Some versions may have been removed, each of them completely. Run it again.",
 )

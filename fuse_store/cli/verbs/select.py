@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``select``: which version fits?"""
+"""``select``: print the id of the newest version that matches."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from fuse_store.cli import text, values
 from fuse_store.cli.output import NAME_KEYS, label, name_record
 from fuse_store.cli.parser import Verb, argument
 from fuse_store.errors import NotFound, StoreError, UsageError
+from fuse_store.image.kind import KINDS
 from fuse_store.policy.selection import Selection, Wanted, select
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
 
-LARGEST_PROFILE = 1 << 20  # bytes
-SHOWN = 20  # versions that were passed over, for people
+STATES = ("captured", "verified", "staged", "armed", "resumed", "failed")
+MAX_PROFILE = 1 << 20  # bytes
+MAX_SHOWN = 20  # versions listed when none matches; --json lists all
 
 
 def run(context: Context) -> int:
@@ -27,94 +29,92 @@ def run(context: Context) -> int:
         options.machine, options.application, options.kind, options.event, options.state, options.before, profile
     )  # fmt: skip
     with context.open_store() as store:
-        found = select(context.summaries(store), wanted)
+        selection = select(context.summaries(store), wanted)
+    chosen = selection.chosen
     record = {
-        "id": found.chosen.id if found.chosen else None,
-        "chosen": name_record(found.chosen) if found.chosen else None,
+        "id": chosen.id if chosen else None,
+        "chosen": name_record(chosen) if chosen else None,
         "passed_over": [
-            {**name_record(one.version), "reasons": [vars(reason) for reason in one.reasons]}
-            for one in found.passed_over
+            {**name_record(passed.version), "reasons": [vars(reason) for reason in passed.reasons]}
+            for passed in selection.passed_over
         ],
     }
-    context.emit(record, found.chosen.id if found.chosen else "")
-    if found.chosen:
-        context.remark(label(found.chosen))
+    context.emit(record, chosen.id if chosen else "")
+    if chosen:
+        context.remark(label(chosen))
         return 0
-    _say_why_none(context, found)
-    if not found.passed_over:
-        raise NotFound(
-            f"machine {options.machine}", "there is no version of it.", "fuse-store list shows what there is."
-        )
-    number = len(found.passed_over)
-    raise NotFound(
-        f"machine {options.machine}", f"none of its {number} versions fits.", "--json says why of each of them."
-    )
+    _print_reasons(context, selection)
+    if not selection.passed_over:
+        raise NotFound(f"machine {options.machine}", "no versions.", "Run 'fuse-store list' to see all versions.")
+    total = text.count(len(selection.passed_over), "version")
+    raise NotFound(f"machine {options.machine}", f"no match among {total}.", "Use --json to see the reasons for each.")
 
 
-def _say_why_none(context: Context, found: Selection) -> None:
-    for one in found.passed_over[:SHOWN]:
-        context.remark(
-            f"{one.version.id[:12]} {text.when(one.version.taken)}: {'; '.join(why.message for why in one.reasons)}"
-        )
+def _print_reasons(context: Context, selection: Selection) -> None:
+    for passed in selection.passed_over[:MAX_SHOWN]:
+        reasons = "; ".join(reason.message for reason in passed.reasons)
+        context.remark(f"{passed.version.id[:12]} {text.when(passed.version.taken)}: {reasons}")
 
 
-def _profile(place: str) -> dict[str, str]:
-    """Facts of a machine: an object of texts and numbers in a JSON file. Raises StoreError."""
+def _profile(path: str) -> dict[str, str]:
+    """Facts of a machine, from a JSON file or standard input (``-``). Raises StoreError."""
     try:
-        if place == "-":
-            content = sys.stdin.buffer.read(LARGEST_PROFILE + 1)
+        if path == "-":
+            content = sys.stdin.buffer.read(MAX_PROFILE + 1)
         else:
-            with open(place, "rb") as file:
-                content = file.read(LARGEST_PROFILE + 1)
+            with open(path, "rb") as file:
+                content = file.read(MAX_PROFILE + 1)
     except FileNotFoundError:
-        raise NotFound(f"profile {place}", "it does not exist.") from None
+        raise NotFound(f"profile {path}", "does not exist.") from None
     except OSError as error:
-        raise StoreError(f"profile {place}", f"{error.strerror}.") from None
+        raise StoreError(f"profile {path}", f"{error.strerror}.") from None
     try:
-        facts = json.loads(content) if len(content) <= LARGEST_PROFILE else None
+        facts = json.loads(content) if len(content) <= MAX_PROFILE else None
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict) or not all(
         isinstance(value, str | int) and not isinstance(value, bool) for value in facts.values()
     ):
         raise UsageError(
-            f"profile {place}",
-            "it is no JSON object of texts and numbers.",
-            'One looks like {"kernel": "6.12.9", "memory": 17179869184}.',
+            f"profile {path}",
+            "not a JSON object of strings and integers.",
+            'Example: {"kernel": "6.12.9", "memory": 17179869184}',
         )
     return {key: str(value) for key, value in facts.items()}
 
 
 VERB = Verb(
     name="select",
-    summary="print the id of the newest version that fits",
-    description="Exit code 3 if none does; then it says why of each. --json says why of each other version in any case.",
+    summary="print the id of the newest version that matches",
+    description="Exits with 3 if none matches, and prints the reasons for each version. --json prints the reasons in any case.",
     run=run,
     arguments=(
-        argument("--machine", metavar="M", required=True, help="whose version"),
-        argument("--application", metavar="A", help="what asked for it (default: whatever)"),
-        argument("--kind", metavar="K", help="only of this kind"),
-        argument("--event", metavar="E", help="only those taken for this reason"),
-        argument("--before", metavar="TIME", type=values.moment, help="only those taken before: 2026-11-22 or 2026-11-22T02:10:33Z; UTC"),
-        argument("--state", metavar="S", help="captured, verified, staged, armed, resumed or failed",
-                 choices=("captured", "verified", "staged", "armed", "resumed", "failed")),
+        argument("--machine", metavar="M", required=True, help="machine name"),
+        argument("--application", metavar="A", help="application name (default: any)"),
+        argument("--kind", metavar="K", choices=tuple(KINDS), help=f"{text.one_of(KINDS)} (default: any)"),
+        argument("--event", metavar="E", help="reason for the capture (default: any)", empty=True),
+        argument(
+            "--before", metavar="TIME", type=values.moment,
+            help="only versions taken before TIME: 2026-11-22 or 2026-11-22T02:10:33Z, in UTC by default",
+        ),
+        argument("--state", metavar="S", choices=STATES, help=f"{text.one_of(STATES)} (default: any)"),
         argument(
             "--bootable-on", metavar="PROFILE", complete="file",
-            help="only hibernation images whose tags have all facts of this machine: a JSON file, or -, "
-            'like {"kernel": "6.12.9", "memory": 17179869184}',
+            help="only hibernation images whose tags match all facts of a machine: a JSON file, or - for standard input, "
+            'with an object such as {"kernel": "6.12.9", "memory": 17179869184}',
         ),
     ),
     keys={
-        "id": "the version; null if none fits",
-        "chosen": "the same as an object:",
-        **{f"  {key}": what for key, what in NAME_KEYS.items()},
+        "id": "version id; null if none matches",
+        "chosen": "object; null if none matches:",
+        **{f"  {key}": meaning for key, meaning in NAME_KEYS.items()},
         "passed_over": "one object for each other version of the machine, with the same keys and:",
         "  reasons": "objects with code and message; codes are other_application, other_kind, other_event, other_state, too_new, "
         "not_bootable, fact_unknown, fact_differs, older",
     },
     examples=(
-        ("fuse-store select --machine web01 --state verified", "the newest that verified"),
-        ("fuse-store select --machine web01 --event nightly --before 2026-11-22", "the last nightly one before that day"),
-        ("fuse-store select --machine web01 --json | jq .passed_over", "why the others were not chosen"),
+        ("fuse-store select --machine web01 --state verified", "newest verified version"),
+        ("fuse-store select --machine web01 --event nightly --before 2026-11-22", "last nightly version before that day"),
+        ("fuse-store select --machine web01 --json | jq .passed_over", "why other versions were not selected"),
     ),
 )  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``show``: everything about one version."""
+"""``show``: print everything about one version."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(context: Context) -> int:
             description = kind.shown(description, store.state_log.entries(version.id), brief=False)
     record = {
         **version_record(version), "page_size": head.page_size, "pages": head.pages, "segments": len(head.segments),
-        "contents": [_file(one) for one in head.files],
+        "contents": [_file(file) for file in head.files],
         **kinds.by_kind(version.kind, description),
     }  # fmt: skip
     context.emit(record, "" if context.json else _human(record))
@@ -41,19 +41,20 @@ def _file(file: ImageFile) -> dict[str, Any]:
 
 
 def _human(record: dict[str, Any]) -> str:
+    """The record as lines of text, and a table of files."""
     shown = {
         **record,
         **{key: f"{text.size(record[key])} ({record[key]} bytes)" for key in ("size", "allocated", "new", "stored")},
         "tags": text.tags(record["tags"]) or "none",
-        "event": record["event"] or "not given",
-        "bases": ", ".join(one[:12] for one in record["bases"]) or "none",
+        "event": record["event"] or "none",
+        "bases": ", ".join(base[:12] for base in record["bases"]) or "none",
         "page_size": text.size(record["page_size"]),
     }
     contents, hibernation = shown.pop("contents"), shown.pop("hibernation")
     lines = [f"{key.replace('_', ' '):12} {text.printable(str(value))}" for key, value in shown.items()]
     rows = [
-        (one["name"], text.size(one["size"]), one["mode"], (one["mtime"] or "")[:19].replace("T", " "))
-        for one in contents
+        (file["name"], text.size(file["size"]), file["mode"], (file["mtime"] or "")[:19].replace("T", " "))
+        for file in contents
     ]
     if hibernation:
         lines += ["", hibernation_text(hibernation)]
@@ -62,24 +63,24 @@ def _human(record: dict[str, Any]) -> str:
 
 VERB = Verb(
     name="show",
-    summary="show everything about one version",
+    summary="show details of one version",
     run=run,
     arguments=(IMAGE,),
     keys={
         **VERSION_KEYS,
-        "page_size": "in bytes",
-        "pages": "how many pages its address space has, holes included",
-        "segments": "in how many parts its extents are stored",
+        "page_size": "bytes per page",
+        "pages": "number of pages, holes included",
+        "segments": "number of extent segments in the manifest",
         "contents": "one object for each file:",
-        "  name": "relative to what was captured; image if that was one file",
-        "  size": "in bytes",
-        "  offset": "where it begins in the image's address space",
+        "  name": "path relative to the source; image for a single file",
+        "  size": "bytes",
+        "  offset": "start in the image's address space, in bytes",
         "  mode": "permissions, octal",
-        "  mtime": "when it was modified, in UTC; null if nobody knows",
-        "hibernation": "what inspect prints; null if it is no hibernation image",
+        "  mtime": "time of last modification in UTC; null if unknown",
+        "hibernation": "object as printed by inspect; null if not a hibernation image",
     },
     examples=(
-        ("fuse-store show web01/system/latest", "the newest version of a machine"),
-        ("fuse-store show 4f1c9a", "a version by the start of its id"),
+        ("fuse-store show web01/system/latest", "newest version of a machine"),
+        ("fuse-store show 4f1c9a", "version by a prefix of its id"),
     ),
 )

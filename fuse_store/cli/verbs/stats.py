@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``stats``: how much there is, and how much room it takes."""
+"""``stats``: print the number of versions and their sizes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def run(context: Context) -> int:
     with context.open_store() as store:
         versions = context.summaries(store)
         packs, stored = _on_disk(store.backend)
-    allocated = sum(one.allocated for one in versions)
+    allocated = sum(version.allocated for version in versions)
     record = {
-        "store": store.url, "versions": len(versions), "logical": sum(one.size for one in versions), "allocated": allocated,
+        "store": store.url, "versions": len(versions), "logical": sum(version.size for version in versions), "allocated": allocated,
         "stored": stored, "packs": packs, "ratio": round(allocated / stored, 3) if stored and versions else None,
         "groups": [
             {"machine": machine, "application": application, **_sums([*members])}
-            for (machine, application), members in groupby(versions, key=lambda one: (one.machine, one.application))
+            for (machine, application), members in groupby(versions, key=lambda version: (version.machine, version.application))
         ],
     }  # fmt: skip
     context.emit(record, "" if context.json else _human(record))
@@ -36,14 +36,15 @@ def run(context: Context) -> int:
 
 def _sums(members: list[Summary]) -> dict[str, object]:
     return {
-        "versions": len(members), "logical": sum(one.size for one in members), "allocated": sum(one.allocated for one in members),
-        "new": sum(one.new for one in members), "stored": sum(one.stored for one in members),
-        "newest": max(one.taken for one in members).isoformat(timespec="milliseconds"),
+        "versions": len(members), "logical": sum(version.size for version in members),
+        "allocated": sum(version.allocated for version in members), "new": sum(version.new for version in members),
+        "stored": sum(version.stored for version in members),
+        "newest": max(version.taken for version in members).isoformat(timespec="milliseconds"),
     }  # fmt: skip
 
 
 def _on_disk(backend: Backend) -> tuple[int, int]:
-    """(packs, bytes of everything in the store)."""
+    """(number of packs, bytes of all files in the store)."""
     packs = stored = 0
     for entry in backend.entries(""):
         packs += entry.name.endswith(".pack")
@@ -60,10 +61,10 @@ def _human(record: dict[str, object]) -> str:
     ]
     rows = [
         (
-            one["machine"], one["application"], str(one["versions"]), text.size(one["logical"]), text.size(one["allocated"]),
-            text.size(one["new"]), text.size(one["stored"]), one["newest"][:19].replace("T", " "),
+            group["machine"], group["application"], str(group["versions"]), text.size(group["logical"]), text.size(group["allocated"]),
+            text.size(group["new"]), text.size(group["stored"]), group["newest"][:19].replace("T", " "),
         )
-        for one in record["groups"]  # type: ignore[attr-defined]
+        for group in record["groups"]  # type: ignore[attr-defined]
     ]  # fmt: skip
     return (
         "\n".join((*lines, "", text.table(COLUMNS, rows, right=frozenset(range(2, 7))))) if rows else "\n".join(lines)
@@ -72,22 +73,22 @@ def _human(record: dict[str, object]) -> str:
 
 VERB = Verb(
     name="stats",
-    summary="show how much is stored, and how much room it takes",
+    summary="show the number of versions and how much disk space they use",
     run=run,
     keys={
-        "store": "its folder or URL",
-        "versions": "how many there are",
-        "logical": "bytes of all versions",
-        "allocated": "bytes of all their pages that are not zero",
-        "stored": "bytes of everything in the store, the trash included",
-        "packs": "how many packs there are",
-        "ratio": "allocated by stored; null if there is nothing",
+        "store": "directory or URL of the store",
+        "versions": "number of versions",
+        "logical": "bytes of all versions, holes included",
+        "allocated": "bytes of pages that are not all zero",
+        "stored": "bytes of all files in the store, trash included",
+        "packs": "number of packs",
+        "ratio": "allocated divided by stored; null if the store has no versions",
         "groups": "one object for each machine and application:",
-        "  machine, application": "whose they are",
-        "  versions, logical, allocated": "as above, of these",
-        "  new": "bytes of pages that their bases did not have",
-        "  stored": "bytes that were written for them; blocks that others share as well count for who brought them",
-        "  newest": "when the newest was taken, in UTC",
+        "  machine, application": "names",
+        "  versions, logical, allocated": "as above, of this group",
+        "  new": "bytes of pages that no base has",
+        "  stored": "bytes written for the versions of this group; shared blocks count for the version that was stored first",
+        "  newest": "time of the newest version, in UTC",
     },
-    examples=(("fuse-store stats", "totals, and a line for each machine and application"),),
+    examples=(("fuse-store stats", "totals, and one line for each machine and application"),),
 )

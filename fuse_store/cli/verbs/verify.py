@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``verify``: is what was stored still there, bit for bit?"""
+"""``verify``: read versions and compare every page with its digest."""
 
 from __future__ import annotations
 
@@ -20,102 +20,103 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     options = context.options
+    complete = options.sample >= 100
     with context.open_store() as store:
         from fuse_store.maintenance import upkeep
 
         versions = store.summaries()
-        ids = [store.find(one).id for one in options.image]
-        if not options.image:  # also those whose manifests can't be read
-            ids = [*(one.id for one in versions), *sorted(set(store.ids()) - {one.id for one in versions})]
+        ids = [store.find(reference).id for reference in options.image]
+        if not options.image:  # all, also those with unreadable manifests
+            readable = [version.id for version in versions]
+            ids = [*readable, *sorted(set(store.ids()) - set(readable))]
         verdicts = upkeep.verify(store, ids, options.sample, context.progress)
-        checksums = _kernel_checksums(context, store, verdicts) if options.sample >= 100 else {}
-        sound = [one.id for one in verdicts if one.state == "sound"]
-        recorded = options.sample >= 100 and _record(context, store, sound, checksums)
-    names = {one.id: label(one) for one in versions}
-    damaged = [one for one in verdicts if one.state != "sound"]
+        checksums = _kernel_checksums(context, store, verdicts) if complete else {}
+        sound = [verdict.id for verdict in verdicts if verdict.state == "sound"]
+        recorded = complete and _record(context, store, sound, checksums)
+    names = {version.id: label(version) for version in versions}
+    damaged = [verdict for verdict in verdicts if verdict.state != "sound"]
     record = {
         "sample": options.sample, "sound": len(sound), "damaged": len(damaged), "recorded": recorded,
         "versions": [
-            {"id": one.id, "state": one.state, "blocks": one.blocks, "kernel_checksum": checksums.get(one.id), "problems": one.problems}
-            for one in verdicts
+            {
+                "id": verdict.id, "state": verdict.state, "blocks": verdict.blocks, "kernel_checksum": checksums.get(verdict.id),
+                "problems": verdict.problems,
+            }
+            for verdict in verdicts
         ],
     }  # fmt: skip
     rows = [
-        (one.id[:12], one.state, str(one.blocks), names.get(one.id, "its manifest can't be read")) for one in verdicts
+        (verdict.id[:12], verdict.state, str(verdict.blocks), names.get(verdict.id, "unreadable manifest")) for verdict in verdicts
     ]
     context.emit(record, text.table(("ID", "STATE", "BLOCKS", "VERSION"), rows, right=frozenset((2,))) if rows else "")
     if not damaged:
-        context.remark(
-            f"{len(verdicts)} versions, all sound"
-            + ("" if options.sample >= 100 else f" in a sample of {options.sample:g} %")
-        )
+        sample = "" if complete else f" in a sample of {options.sample:g} %"
+        context.remark(f"{text.count(len(verdicts), 'version')} verified, no errors found{sample}")
         return 0
-    for one in damaged:
-        for problem in one.problems:
-            context.complain(problem if one.id in problem else f"image {one.id}: {problem}")
+    for verdict in damaged:
+        for problem in verdict.problems:
+            context.complain(problem if verdict.id in problem else f"image {verdict.id}: {problem}")
     raise Damaged(
-        f"store {context.store_place}", f"{len(damaged)} of {len(verdicts)} versions are damaged.",
-        "The others can be used; bring back what is damaged from a copy of the store.",
+        f"store {context.store_location}", f"{len(damaged)} of {text.count(len(verdicts), 'version')} damaged.",
+        "Restore the damaged files from a copy of the store. The other versions are usable.",
     )  # fmt: skip
 
 
 def _kernel_checksums(context: Context, store: Store, verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """Of the hibernation images among sound versions; those that are wrong become damaged."""
+    """Kernel checksum results of the hibernation images among sound versions, by id. A mismatch makes a version damaged."""
     from fuse_store.image.kind import WRONG, load
 
-    found = {}
-    for one in verdicts:
-        if one.state != "sound" or (image := store.open_image(one.id)).summary.kind != "hibernation":
+    checksums = {}
+    for verdict in verdicts:
+        if verdict.state != "sound" or (image := store.open_image(verdict.id)).summary.kind != "hibernation":
             continue
         try:
-            found[one.id] = load(image.summary.kind).checksum(image, context.progress)
-            if found[one.id] == WRONG:
-                one.problems.append("the kernel's checksum is not that of its pages: it was captured like this.")
+            checksums[verdict.id] = load(image.summary.kind).checksum(image, context.progress)
+            if checksums[verdict.id] == WRONG:
+                verdict.problems.append("kernel checksum mismatch: the image was already damaged when it was captured.")
         except Damaged as error:
-            one.problems.append(str(error))
-        one.state = "damaged" if one.problems else "sound"
-    return found
+            verdict.problems.append(str(error))
+        verdict.state = "damaged" if verdict.problems else "sound"
+    return checksums
 
 
 def _record(context: Context, store: Store, sound: Sequence[str], checksums: Mapping[str, str]) -> bool:
-    """Note that these verified whole. Whether that worked."""
+    """Record the sound versions as verified. Whether that succeeded."""
     from fuse_store.hibernation import history
     from fuse_store.image.kind import RIGHT
 
-    right = [one for one in sound if checksums.get(one) == RIGHT]
-    others = [one for one in sound if checksums.get(one) != RIGHT]
-    done = [context.record(store, ids, "verified", detail) for ids, detail in ((right, history.RIGHT), (others, "")) if ids]
-    return bool(done) and all(done)
+    right = [image_id for image_id in sound if checksums.get(image_id) == RIGHT]
+    others = [image_id for image_id in sound if checksums.get(image_id) != RIGHT]
+    results = [context.record(store, ids, "verified", detail) for ids, detail in ((right, history.RIGHT), (others, "")) if ids]
+    return bool(results) and all(results)
 
 
 VERB = Verb(
     name="verify",
     summary="read versions and compare every page with its digest",
-    description="Without IMAGE: all of them. Versions that a whole check finds sound are recorded as verified. "
-    "Exit code 4 if anything is damaged; each problem names the image, the extent and the pack.",
+    description="Verifies all versions unless some are named. Records sound versions as verified, unless --sample is used. Exits with 4 "
+    "if anything is damaged; each error names image, extent and pack.",
     run=run,
     arguments=(
-        argument("image", metavar="IMAGE", nargs="*", help=IMAGE_HELP),
-        argument(
-            "--sample", metavar="P", type=values.percent, default=100.0, help="read only P percent, chosen at random"
-        ),
+        argument("image", metavar="IMAGE", nargs="*", help=IMAGE_HELP, empty=True),
+        argument("--sample", metavar="P", type=values.percent, default=100.0, help="read a random P percent of the blocks (default: 100)"),
     ),
     keys={
-        "sample": "percent of the blocks that were read",
-        "sound": "how many versions are",
-        "damaged": "how many versions are",
-        "recorded": "whether the sound ones were recorded as verified",
+        "sample": "percentage of blocks read",
+        "sound": "number of sound versions",
+        "damaged": "number of damaged versions",
+        "recorded": "whether the sound versions were recorded as verified",
         "versions": "one object for each version:",
-        "  id": "of the version",
+        "  id": "version id",
         "  state": "sound or damaged",
-        "  blocks": "how many blocks were looked at; one that several versions share counts for the first",
-        "  kernel_checksum": "of a hibernation image, the kernel's own: none, right or wrong; null if it was not compared",
-        "  problems": "what is wrong, with image, extent and pack",
+        "  blocks": "number of blocks read; a shared block counts for the first version only",
+        "  kernel_checksum": "checksum of the kernel in a hibernation image: none, right or wrong; null if not checked",
+        "  problems": "list of errors, with image, extent and pack",
     },
     examples=(
-        ("fuse-store verify", "everything"),
-        ("fuse-store verify web01/system/latest", "before it is needed"),
-        ("fuse-store verify --sample 5", "a twentieth of all blocks, for a nightly job"),
+        ("fuse-store verify", "verify the whole store"),
+        ("fuse-store verify web01/system/latest", "verify one version before restoring it"),
+        ("fuse-store verify --sample 5", "verify 5 percent of the blocks, in a nightly job"),
     ),
     interrupted="Nothing was changed.",
 )

@@ -269,7 +269,7 @@ def _told(transaction, store, options):
     transaction.note(_name(image), image["state"] + "\n", outcome + "\n")
     if transaction.check_mode:
         return image, None
-    answer = store.call("outcome", image["id"], outcome)
+    answer = store.call("report", image["id"], outcome)
     return store.show(image["id"]), answer
 
 
@@ -303,7 +303,7 @@ def _name(image):
 
 
 def _disks(options):
-    return [word for disk in options["evidence_disks"] or () for word in ("--evidence-disk", disk)]
+    return [word for disk in options["evidence_disks"] or () for word in ("--machine-disk", disk)]
 
 
 def _situation(options):

@@ -309,7 +309,7 @@ def test_commands_and_the_keys_of_their_json(case: Case, tmp_path: Path, capfd: 
     commands: list[tuple[int, list[str]]] = [
         (0, ["stage", case.ids[1], device]), (5, ["preflight", case.ids[1], "--device", device]), (0, ["arm", device, *forced]),
         (0, ["inspect", device]), (0, ["inspect", case.ids[1], "--check"]), (0, ["disarm", device]),
-        (0, ["outcome", case.ids[1], "failed", "--detail", "why"]),
+        (0, ["report", case.ids[1], "failed", "--detail", "why"]),
     ]  # fmt: skip
     for code, command in commands:
         capfd.readouterr()

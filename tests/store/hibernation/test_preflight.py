@@ -473,13 +473,13 @@ def test_put_records_what_is_known(case: Case, tmp_path: Path, capfd: pytest.Cap
     disk = make("ext4", tmp_path / "disk")
     options = ["--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key"), "--json"]
     source = str(case.sources[LZ4])
-    assert main(["put", source, "--machine", "p", "--kind", "hibernation", "--evidence-disk", str(disk), "--tag", "a=b", *options]) == 0
+    assert main(["put", source, "--machine", "p", "--kind", "hibernation", "--machine-disk", str(disk), "--tag", "a=b", *options]) == 0
     tags = json.loads(capfd.readouterr().out)["tags"]
     memory = memory_of(case, LZ4)
     assert tags.items() >= {"kernel": "6.12.7-test", "host": "web01", "memory": str(memory * 4096), "compression": "lz4", "a": "b"}.items()
     assert tags[f"fs.{uuid_of(disk)}"].startswith("ext4 ") and tags["fs.evidence"] == "disks" and tags["memory_map"].startswith("0x")
     assert int(tags["vmcoreinfo_page"]) in machine(pages=1200, seed=LZ4)
-    assert main(["put", source, "--machine", "p", "--kind", "file", "--evidence-disk", str(disk), *options]) == 2
+    assert main(["put", source, "--machine", "p", "--kind", "file", "--machine-disk", str(disk), *options]) == 2
     (tmp_path / "noise").write_bytes(os.urandom(8192))
     capfd.readouterr()
     assert main(["put", str(tmp_path / "noise"), "--machine", "p", "--kind", "hibernation", *options]) == 0

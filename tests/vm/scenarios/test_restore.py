@@ -49,7 +49,7 @@ def case(lab: Lab, configured: Machine, tmp_path_factory: pytest.TempPathFactory
 
 def refusals(case: Case, image: str, tree: Path, disk: Path | None) -> set[str]:
     """The codes of what speaks against resuming an image. Without its disk the filesystems can't be compared."""
-    answer = case.store("preflight", image, "--root", tree, *(["--evidence-disk", disk] if disk else []))
+    answer = case.store("preflight", image, "--root", tree, *(["--machine-disk", disk] if disk else []))
     codes = {one["code"] for one in answer.record["refusals"]}
     assert (answer.code == 5) == bool(codes), answer
     return codes
@@ -73,7 +73,7 @@ def test_an_image_of_disks_that_were_used_since_is_refused(lab: Lab, case: Case)
     staged = evidence.digest(machine)
     with ram_root.raw_disk(machine) as disk:
         assert refusals(case, image, case.tree, disk) == {"filesystems_changed"}
-        refused = case.store("arm", case.nvdimm, "--root", case.tree, "--evidence-disk", disk)
+        refused = case.store("arm", case.nvdimm, "--root", case.tree, "--machine-disk", disk)
     assert refused.code == 5 and "filesystems_changed" in refused.error["cause"], refused
     assert evidence.digest(machine) == staged, "bytes on the NVDIMM changed"
 
@@ -125,14 +125,14 @@ def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
     boots_cold(case, memories)
     brings_about(lab, case, "staged", image=chosen, device=str(nvdimm))
     with ram_root.raw_disk(machine) as disk:
-        store.killed("arm recorded", "arm", nvdimm, "--evidence-disk", disk, "--root", case.tree)
+        store.killed("arm recorded", "arm", nvdimm, "--machine-disk", disk, "--root", case.tree)
     boots_cold(case, memories)
     assert state_of(lab, case, chosen) == "armed"
     brings_about(lab, case, "failed", image=chosen)
     assert state_of(lab, case, chosen) == "failed"
     store.done("stage", chosen, nvdimm)
     with ram_root.raw_disk(machine) as disk:
-        here = ("--evidence-disk", disk, "--root")
+        here = ("--machine-disk", disk, "--root")
         refused = store("arm", nvdimm, *here, case.folder / "larger")
         assert refused.code == 5 and "memory_size" in refused.error["cause"], refused
         with flipped(nvdimm, a_page_of_the_image(nvdimm)):

@@ -48,7 +48,7 @@ def apply(host, state, check_mode=False, **options):
 
 def test_a_device_is_captured(machine, transcript):
     put = "put /dev/pmem0 --machine web01 --application system --kind hibernation --event nightly"
-    answer(transcript, put + " --evidence-disk /dev/vda --tag a=1 --tag b=x y", {"id": ID}, warning="no image was found")
+    answer(transcript, put + " --machine-disk /dev/vda --tag a=1 --tag b=x y", {"id": ID}, warning="no image was found")
     options = {"machine": "web01", "device": "/dev/pmem0", "event": "nightly", "tags": {"b": "x y", "a": 1}, "evidence_disks": ["/dev/vda"]}
     assert apply(machine, "captured", check_mode=True, **options) == (True, {"image": None, "answer": None, "warnings": []})
     assert transcript.calls == []
@@ -117,7 +117,7 @@ def test_armed(machine, transcript):
     for changed in (True, False):
         answer(transcript, "arm /dev/pmem0", {"id": ID, "changed": changed})
     assert [apply(machine, "armed", device="/dev/pmem0")[0] for _time in range(2)] == [True, False]
-    answer(transcript, "arm f --root /srv/tree --evidence-disk d --image %s --force a --force b" % ID, {"id": ID, "changed": True})
+    answer(transcript, "arm f --root /srv/tree --machine-disk d --image %s --force a --force b" % ID, {"id": ID, "changed": True})
     assert apply(machine, "armed", device="f", image=ID, root="/srv/tree", evidence_disks=["d"], ignore_refusals=["a", "b"])[0]
     for state, would in (("disarmed", True), ("armed", False)):
         answer(transcript, "inspect /dev/%s" % state, {"state": state})
@@ -135,7 +135,7 @@ def test_disarmed(machine, transcript):
 
 @pytest.mark.parametrize("outcome", ["resumed", "failed"])
 def test_an_outcome_is_noted_once(machine, transcript, outcome):
-    answer(transcript, "outcome %s %s" % (ID, outcome), {"id": ID, "state": outcome})
+    answer(transcript, "report %s %s" % (ID, outcome), {"id": ID, "state": outcome})
     assert apply(machine, outcome, image=ID, check_mode=True)[0]
     assert apply(machine, outcome, image=ID)[0]
     answer(transcript, "show noted", dict(IMAGE, state=outcome))

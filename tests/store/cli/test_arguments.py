@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all verbs have in common: arguments, help, usage errors, keys of JSON, errors in one line."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fuse_store
+from fuse_store.cli import main
+from fuse_store.cli.verbs import NAMES, load, needed
+from fuse_store.image.kind import KINDS
+from fuse_store.store import Store
+from tests.store.cli.conftest import Run, image, put
+
+
+def test_json_has_the_keys_that_are_documented(run: Run, tmp_path: Path) -> None:
+    image(tmp_path / "a"), image(tmp_path / "b", 64, 2)
+    commands = {
+        "init": [], "put": ["a", "--machine", "m"], "list": [], "show": ["m/system/latest"], "get": ["m/system/latest", "t"], "verify": [],
+        "stats": [], "prune": ["--keep-last", "1"], "gc": [], "repair": [], "select": ["--machine", "m"],
+        "diff": ["m/system/latest", "m/system/latest"], "completion": ["bash"],
+    }  # fmt: skip
+    # Those of the mount and of devices have tests of their own for it.
+    assert {*commands, "mount", "inspect", "preflight", "stage", "arm", "disarm", "report", "remove"} == {*NAMES}
+    for verb in load(*commands):
+        record = run(verb.name, *commands[verb.name], "--json").json
+        top = [name for key in verb.keys if not key.startswith(" ") for name in key.split(", ")]
+        assert list(record) == top, verb.name
+        nested = {name for key in verb.keys if key.startswith(" ") for name in key.strip().split(", ")}
+        inner = [
+            value[0] for value in record.values() if isinstance(value, list) and value and isinstance(value[0], dict)
+        ]
+        assert all(set(one) <= nested for one in inner), verb.name
+
+
+@pytest.mark.parametrize("verb", load(), ids=lambda verb: verb.name)
+def test_help_has_examples_that_parse(run: Run, verb: Any) -> None:
+    from fuse_store.cli.parser import build
+
+    done = run(verb.name, "--help")
+    assert done.code == 0 and verb.examples and done.err == ""
+    for command, what in verb.examples:
+        assert command in done.out and what in done.out
+        for part in command.replace("&&", "|").split("|"):
+            words = part.split(" > ")[0].split()
+            if words[0] == "fuse-store":
+                build(load()).parse_args(words[1:])
+
+
+@pytest.mark.parametrize(
+    ("line", "loaded"),
+    [
+        ("put x --machine m", ["put"]), ("--store put -q --json --key-file=k list --help", ["list"]), ("put list", ["put"]), ("", NAMES),
+        ("--help put", NAMES), ("-qh put", NAMES), ("--version put", NAMES), ("--store", NAMES),
+    ],
+)  # fmt: skip
+def test_one_verb_is_loaded_where_one_is_named(line: str, loaded: Sequence[str]) -> None:
+    assert [verb.name for verb in needed(line.split())] == list(loaded)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("lst", "fuse-store: lst: no such verb. Did you mean 'fuse-store list'? See 'fuse-store --help'.\n"),
+        ("-q verfy x", "fuse-store: verfy: no such verb. Did you mean 'fuse-store verify'? See 'fuse-store --help'.\n"),
+        ("outcome x failed", "fuse-store: outcome: no such verb. See 'fuse-store --help'.\n"),
+        ("--sto x list", "fuse-store: --sto: no such option. See 'fuse-store --help'.\n"),
+    ],
+)
+def test_unknown_verbs_and_options(run: Run, line: str, message: str) -> None:
+    done = run(*line.split())
+    assert (done.code, done.out, done.err) == (2, "", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["put", "", "--machine", "m"], "SOURCE"), (["put", "a", "--machine", ""], "--machine"),
+        (["put", "a", "--machine", "m", "--application="], "--application"), (["list", "--store", ""], "--store"),
+        (["--store=", "list"], "--store"), (["list", "--key-file", ""], "--key-file"), (["list", "--machine="], "--machine"),
+        (["get", "a", ""], "TARGET"), (["mount", ""], "DIR"), (["inspect", ""], "SOURCE"), (["stage", "a", ""], "DEVICE"),
+        (["disarm", ""], "DEVICE"), (["arm", "d", "--image", ""], "--image"), (["arm", "d", "--root="], "--root"),
+        (["put", "a", "--machine", "m", "--machine-disk", ""], "--machine-disk"),
+        (["preflight", "a", "--machine-disk", "d", "--machine-disk", ""], "--machine-disk"), (["preflight", "a", "--device="], "--device"),
+        (["put", "a", "--machine", "m", "--base="], "--base"), (["select", "--machine", "m", "--bootable-on", ""], "--bootable-on"),
+    ],
+)  # fmt: skip
+def test_empty_paths_and_names(run: Run, store: Path, tmp_path: Path, arguments: list[str], name: str) -> None:
+    """An unset variable in a script must not select a default, or the current directory."""
+    image(tmp_path / "a", 1)
+    done = run(*arguments)
+    verb = next(word for word in arguments if word in NAMES)
+    assert (done.code, done.out, done.err) == (2, "", f"fuse-store: {verb}: {name} is empty. See 'fuse-store {verb} --help'.\n")
+    assert run("list", "--json").json == {"versions": []}
+
+
+def test_empty_values_that_are_valid(run: Run, store: Path, tmp_path: Path) -> None:
+    made = put(run, image(tmp_path / "a", 1), "--event", "")
+    assert run("select", "--machine", "web01", "--event", "").out.strip() == made
+    assert run("report", made, "failed", "--detail", "").code == 0
+
+
+@pytest.mark.parametrize("kind", ["nonsense", "Hibernation"])
+def test_unknown_kinds(run: Run, store: Path, tmp_path: Path, kind: str) -> None:
+    for arguments in (["put", str(image(tmp_path / "a", 1)), "--machine", "m"], ["select", "--machine", "m"]):
+        done = run(*arguments, "--kind", kind)
+        assert done.code == 2 and all(name in done.err for name in KINDS) and done.err.count("\n") == 1
+
+
+def test_help_and_version(run: Run) -> None:
+    done = run("--help")
+    assert done.code == 0 and all(f"    {name} " in done.out for name in NAMES)
+    assert run("--version").out == f"fuse-store {fuse_store.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["list", "more"], ["--sto", "x", "list"], ["put"], ["get", "a"], ["list", "--jso"]]
+)
+def test_usage(run: Run, store: Path, arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.code == 2 and done.out == "" and done.err.count("\n") == 1 and "--help" in done.err
+    done = run(*arguments, "--json")
+    assert done.code == 2 and done.error["type"] == "usage_error"
+
+
+@pytest.mark.parametrize("where", [["--store", "there"], []])
+def test_no_store(run: Run, monkeypatch: pytest.MonkeyPatch, where: list[str]) -> None:
+    assert run(*where, "list").code == 3
+    monkeypatch.delenv("FUSE_STORE")
+    assert run(*where, "list").code == (3 if where else 2)
+    assert run("--store", "gopher://bucket/store", "init").code == 2
+
+
+def test_options_before_and_after_the_verb(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FUSE_STORE")
+    assert (
+        run("--store", str(store), "--json", "list").json
+        == run("list", "--json", "--store", str(store)).json
+        == {"versions": []}
+    )
+
+
+def test_wrong_and_missing_keys(run: Run, store: Path, tmp_path: Path) -> None:
+    key = next((tmp_path / "config/fuse-store/keys").iterdir())
+    assert run("init", "--store", "b", "--key-file", "b.key").code == 0
+    assert run("list", "--key-file", "b.key").code == 4
+    key.rename(tmp_path / "kept")
+    missing = run("list")
+    assert missing.code == 5 and str(key) in missing.err and "--key-file" in missing.err
+    assert run("list", "--key-file", "kept").code == 0
+
+
+def test_locked(run: Run, store: Path, tmp_path: Path) -> None:
+    image(tmp_path / "a")
+    with Store.open(store) as other, other.writing():
+        for command in (["put", "a", "--machine", "m"], ["gc"], ["repair"]):
+            done = run(*command, "--json")
+            assert done.code == 6 and done.error["type"] == "locked"
+        assert run("list").code == 0
+
+
+def test_a_defect_is_one_line_that_asks_to_report(
+    capfd: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Store) -> None:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr(Store, "summaries", broken)
+    assert main(["list"]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("fuse-store: ZeroDivisionError: by\\nzero") and "report" in error and error.count("\n") == 1
+    monkeypatch.setenv("FUSE_STORE_DEBUG", "1")
+    assert main(["list"]) == 1
+    assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "/some/place"), MemoryError()])
+def test_what_the_system_refuses_is_one_line(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(self: Store) -> None:
+        raise error
+
+    monkeypatch.setattr(Store, "summaries", broken)
+    done = run("list")
+    assert done.code == 1 and done.err.count("\n") == 1
+    assert done.err in ("fuse-store: /some/place: No space left on device\n", "fuse-store: out of memory.\n")
+
+
+def test_signal_handlers_are_as_before(run: Run, store: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    run("list")
+    assert [signal.getsignal(number) for number in numbers] == before
