@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Standard streams: what a process does when it has none, or wants none any more. Used by ``cli`` and ``filesystem``."""
+"""The standard streams of a process: opened when they are closed, and redirected to /dev/null in the background."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import sys
 
 
 def open_closed() -> None:
-    """Have those that whoever started it has closed lead nowhere. The next file that is opened would else have their number:
-    a pack into which a library writes its complaints, or the mount."""
+    """Connect closed standard streams to /dev/null. Otherwise the next file that is opened gets the descriptor of one, and a
+    library that writes to standard error would write into it: into a pack, or into the mount."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is the stream's
-            setattr(sys, name, open(nowhere, mode))  # noqa: SIM115
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is that of the stream
+            setattr(sys, name, open(null, mode))  # noqa: SIM115
 
 
-def let_go() -> None:
-    """Have all of them lead nowhere, so that nobody who waits for their end waits for this process."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
+def redirect_to_null() -> None:
+    """Connect all standard streams to /dev/null, so that a process that waits for their end does not wait for this one."""
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
-        os.dup2(nowhere, descriptor)
-    if nowhere > 2:
-        os.close(nowhere)
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is in the files of the tree, once they are open. Used by ``tree``, which makes them, and by whoever reads them.
+"""The bytes of the tree's files, once they are open.
 
-Every Content may be read by several threads at once. What is read sequentially is read ahead in windows, in the
-background and by all readers of a version together, because reading a large piece of an image costs little more than a
-small one. A window that can't be read as a whole is read piece by piece, so that only what is damaged is lost.
+Several threads may read one Content at the same time. Sequential reads are served from windows of READ_AHEAD_WINDOW bytes
+that are read ahead in the background and shared by all readers of a version: a large read of an image costs little more
+than a small one. A window that cannot be read as a whole is read in pieces, so only the damaged bytes are lost.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from fuse_store.errors import StoreError
 from fuse_store.image.kind import View
-from fuse_store.mount.prefetch import Readers
-from fuse_store.mount.ranges import Ranges
+from fuse_store.mount.prefetch import ReaderProcesses
+from fuse_store.mount.ranges import DataRanges
 
 if TYPE_CHECKING:
     from fuse_store.image.reader import Image
 
-WINDOW = 4 << 20  # bytes, a multiple of the page size
-WINDOWS = 16  # that are kept
-AHEAD = 3  # windows that are read before they are asked for
-SEQUENTIAL = 256 << 10  # bytes after which reading in order is taken for a habit
-NEAR = 2 << 20  # how far from the end of the last request the next one may begin: the kernel asks for several at once
+READ_AHEAD_WINDOW = 4 << 20  # bytes, a multiple of the page size
+MAX_CACHED_WINDOWS = 16  # windows, of all files of a tree together
+WINDOWS_AHEAD = 3  # windows that are read before they are requested
+SEQUENTIAL_THRESHOLD = 256 << 10  # bytes read in order before reading ahead begins
+SEQUENTIAL_TOLERANCE = 2 << 20  # bytes between the end of one request and the start of the next: the kernel sends several at once
 
 
 class Content(Protocol):
@@ -48,30 +48,30 @@ class Content(Protocol):
         ...
 
 
-class Windows:
-    """Pieces of images, read in the background, the ones used last. One for all files of a tree."""
+class WindowCache:
+    """The windows of images that were used last, read in the background. One for all files of a tree."""
 
-    def __init__(self, readers: Readers | None = None) -> None:
+    def __init__(self, readers: ReaderProcesses | None = None) -> None:
         self._readers = readers
         self._pool = ThreadPoolExecutor(2, "window")
         self._windows: OrderedDict[tuple[str, int], Future[memoryview]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin(self, image: Image, number: int) -> Future[memoryview]:
-        """The bytes from ``number`` * WINDOW. The result may raise StoreError."""
-        key = image.id, number
+    def begin(self, image: Image, window: int) -> Future[memoryview]:
+        """The bytes from ``window`` * READ_AHEAD_WINDOW on. The result may raise StoreError."""
+        key, offset = (image.id, window), window * READ_AHEAD_WINDOW
         with self._lock:
-            window = self._windows.get(key)
-            if window is None:
-                window = self._readers.begin(image.id, number * WINDOW) if self._readers else None
-                if window is None:
-                    window = self._pool.submit(image.read_view, number * WINDOW, WINDOW)
-                self._windows[key] = window
-                if len(self._windows) > WINDOWS:
+            future = self._windows.get(key)
+            if future is None:
+                future = self._readers.begin(image.id, offset) if self._readers else None
+                if future is None:
+                    future = self._pool.submit(image.read_view, offset, READ_AHEAD_WINDOW)
+                self._windows[key] = future
+                if len(self._windows) > MAX_CACHED_WINDOWS:
                     self._windows.popitem(last=False)
             else:
                 self._windows.move_to_end(key)
-        return window
+        return future
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -80,31 +80,31 @@ class Windows:
 
 
 class ImageContent:
-    """``size`` bytes of an image from ``base``."""
+    """``size`` bytes of an image, from byte ``base`` of it on."""
 
-    def __init__(self, image: Image, base: int, size: int, windows: Windows) -> None:
+    def __init__(self, image: Image, base: int, size: int, windows: WindowCache) -> None:
         self.size = size
         self._image, self._base, self._windows = image, base, windows
-        self._ranges = Ranges(image, base, size)
-        self._next = 0  # where a reader in order would go on, in the image
-        self._run = 0  # bytes read in order
-        self._ahead = 0  # the window up to which reading has begun
+        self._ranges = DataRanges(image, base, size)
+        self._next_offset = 0  # in the image: where a sequential reader would continue
+        self._sequential_bytes = 0  # read in order so far
+        self._requested_up_to = 0  # the window up to which reading has begun
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
         start = self._base + offset
-        if not self._in_order(start, length):
+        if not self._is_sequential(start, length):
             return self._image.read_view(start, length)
-        number, within = divmod(start, WINDOW)
-        if within + length > WINDOW:
+        current, within = divmod(start, READ_AHEAD_WINDOW)
+        if within + length > READ_AHEAD_WINDOW:
             return self._image.read_view(start, length)
-        window = self._windows.begin(self._image, number)
-        for ahead in range(max(number + 1, self._ahead), number + 1 + AHEAD):
-            if ahead * WINDOW < self._base + self.size:
-                self._windows.begin(self._image, ahead)
-        self._ahead = number + 1 + AHEAD
+        window = self._windows.begin(self._image, current)
+        for later in range(max(current + 1, self._requested_up_to), current + 1 + WINDOWS_AHEAD):
+            if later * READ_AHEAD_WINDOW < self._base + self.size:
+                self._windows.begin(self._image, later)
+        self._requested_up_to = current + 1 + WINDOWS_AHEAD
         try:
             return window.result()[within : within + length]
         except StoreError:
@@ -116,25 +116,25 @@ class ImageContent:
     def hole(self, offset: int) -> int:
         return self._ranges.hole(offset)
 
-    def _in_order(self, start: int, length: int) -> bool:
-        """Whether this request goes on with those before. Without a lock: a wrong guess costs time, nothing else."""
-        if abs(start - self._next) > NEAR:
-            self._run, self._ahead = 0, 0
-            self._next = start + length
+    def _is_sequential(self, start: int, length: int) -> bool:
+        """Whether a request continues the ones before. Without a lock: a wrong answer costs time only."""
+        if abs(start - self._next_offset) > SEQUENTIAL_TOLERANCE:
+            self._sequential_bytes, self._requested_up_to = 0, 0
+            self._next_offset = start + length
             return False
-        self._run += length
-        self._next = max(self._next, start + length)
-        return self._run >= SEQUENTIAL
+        self._sequential_bytes += length
+        self._next_offset = max(self._next_offset, start + length)
+        return self._sequential_bytes >= SEQUENTIAL_THRESHOLD
 
 
-class MadeContent:
-    """A small file that is made as a whole when it is first read; ``size`` is known before."""
+class GeneratedContent:
+    """A small file of known ``size`` whose bytes ``generate`` returns when they are first read."""
 
-    def __init__(self, size: int, make: Callable[[], bytes]) -> None:
-        self.size, self._make = size, make
+    def __init__(self, size: int, generate: Callable[[], bytes]) -> None:
+        self.size, self._generate = size, generate
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._make()[offset : offset + length]
+        return self._generate()[offset : offset + length]
 
     def data(self, offset: int) -> int | None:
         return offset
@@ -144,7 +144,7 @@ class MadeContent:
 
 
 class DerivedContent:
-    """A derived file."""
+    """A file that is computed from an image, such as ``memory.elf``."""
 
     def __init__(self, file: View, size: int) -> None:
         self.size, self._file = size, file

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Mounting: what has to be there, foreground and background, telling systemd, logging. Used by ``cli`` through ``mount``."""
+"""Mounts and unmounts: checks of the mount point, foreground and background, notification of systemd, logging to syslog.
+
+``mount`` may be called once at a time in a process, from its main thread.
+"""
 
 from __future__ import annotations
 
@@ -22,102 +25,103 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEVICE = Path("/dev/fuse")
-HELPER = "fusermount3"
-PACKAGE = "Install the package fuse3."
-SETTINGS = Path("/etc/fuse.conf")
-SYSLOG = "/dev/log"
-READ_AHEAD = 1024  # KiB; the kernel's own 128 makes eight requests of one
-ENDED = 8  # libfuse's code for: it was mounted, and a signal or an error ended it
-CAUSES = {3: "libfuse would not start", 4: "it could not be mounted", 6: "signals could not be caught"}
+FUSE_DEVICE = Path("/dev/fuse")
+MOUNT_HELPER = "fusermount3"  # the setuid program that mounts for users other than root
+INSTALL_FUSE = "Install the package fuse3."
+FUSE_CONF = Path("/etc/fuse.conf")
+SYSLOG_SOCKET = "/dev/log"
+KERNEL_READ_AHEAD = 1024  # KiB; with the kernel's default of 128 a window takes eight times the requests
+LIBFUSE_ENDED = 8  # libfuse's exit code if the mount answered, and was ended by a signal or an error
+LIBFUSE_ERRORS = {3: "libfuse did not start", 4: "mounting failed", 6: "signal handlers could not be set"}  # by exit code
 
 
 def mount(
     store: Store | Callable[[], Store], directory: str | Path, *, foreground: bool, writable: bool, allow_other: bool = False
 ) -> None:
-    """Show ``store`` as files in ``directory``, an empty folder of the caller's.
+    """Show ``store`` as files in ``directory``, an empty directory of the caller's.
 
-    In the foreground it returns when the mount has ended: by ``umount``, SIGTERM, SIGINT or SIGHUP. It tells systemd
-    when the mount answers (sd_notify, READY=1; a unit may be Type=notify or exec). In the background it returns once
-    the mount answers, and another process serves it, which logs to syslog. ``writable`` adds ``incoming/``. Only who
-    mounted it may look into it, unless ``allow_other``. The store stays the caller's to close. No thread may run that the
-    caller started; so a store whose client has some is given as what opens it, in the process that serves it. Raises
-    NotFound, UsageError, Refused, StoreError.
+    In the foreground, returns when the mount has ended: by ``umount``, SIGTERM, SIGINT or SIGHUP; systemd is notified when
+    the mount answers (sd_notify, READY=1; a unit may be Type=notify or exec). In the background, returns when the mount
+    answers, and another process serves it and logs to syslog. ``writable`` adds ``incoming/``. Only the user who mounted it
+    has access, unless ``allow_other``. The caller closes the store. No thread that the caller started may be running: for a
+    store whose client has threads, pass a function that opens it, which is called in the process that serves the mount.
+    Raises NotFound, UsageError, Refused, StoreError.
     """
     point = _checked(Path(directory), store.path if isinstance(store, Store) else None, allow_other)
     adapter = _adapter()
     if foreground:
-        _serve(adapter, store if isinstance(store, Store) else store(), point, writable, allow_other, _tell_systemd)
+        _serve(adapter, store if isinstance(store, Store) else store(), point, writable, allow_other, _notify_systemd)
     else:
         _in_background(adapter, store, point, writable, allow_other)
 
 
 def _checked(directory: Path, store: Path | None, allow_other: bool) -> Path:
-    """The folder, absolute; raises StoreError if it can't be mounted there."""
+    """The mount point as an absolute path. Raises StoreError if nothing can be mounted there."""
+    thing = f"directory {directory}"
     try:
         point = directory.resolve(strict=True)
         empty = not any(point.iterdir())
     except FileNotFoundError:
-        raise NotFound(f"folder {directory}", "it does not exist.", "Make it.") from None
+        raise NotFound(thing, "does not exist.", "Create it.") from None
     except NotADirectoryError:
-        raise UsageError(f"folder {directory}", "it is not a folder.") from None
+        raise UsageError(thing, "not a directory.") from None
     except PermissionError:
-        raise Refused(f"folder {directory}", "this user may not look into it.", "Name a folder of your own.") from None
-    except OSError as error:  # ENOTCONN: who served it is gone
-        raise StoreError(f"folder {directory}", f"{error.strerror}.", f"If it is mounted: {HELPER} -u {directory}.") from None
+        raise Refused(thing, "permission denied.", "Choose a directory of your own.") from None
+    except OSError as error:  # ENOTCONN: the process that served a mount here has died
+        raise StoreError(thing, f"{error.strerror}.", f"If a dead mount is left, run '{MOUNT_HELPER} -u {directory}'.") from None
     if not empty:
-        raise Refused(f"folder {directory}", "there is something in it.", "Name an empty folder.")
+        raise Refused(thing, "not empty.", "Choose an empty directory.")
     if store and (point == store.resolve() or store.resolve() in point.parents):
-        raise Refused(f"folder {directory}", "it is inside the store.", "Name a folder outside.")
+        raise Refused(thing, "inside the store.", "Choose a directory outside of the store.")
     if os.geteuid() != 0:
         if not os.access(point, os.W_OK):
-            raise Refused(f"folder {directory}", "this user may not write to it.", "Name a folder of your own.")
-        if not any(os.access(Path(folder) / HELPER, os.X_OK) for folder in os.environ.get("PATH", "").split(os.pathsep)):
-            raise StoreError("mount", f"{HELPER} is not here, which mounts for users other than root.", PACKAGE)
+            raise Refused(thing, "not writable.", "Choose a directory of your own.")
+        if not any(os.access(Path(path) / MOUNT_HELPER, os.X_OK) for path in os.environ.get("PATH", "").split(os.pathsep)):
+            raise StoreError("mount", f"{MOUNT_HELPER} not found; users other than root need it.", INSTALL_FUSE)
         if allow_other and not _allows_other():
-            raise Refused("mount", f"{SETTINGS} does not allow it to be open to others.", "Put user_allow_other into it.")
-    if not DEVICE.exists():
-        raise StoreError("mount", f"{DEVICE} is not here.", "Load the kernel's module: modprobe fuse.")
+            raise Refused("mount", f"{FUSE_CONF} does not permit access by other users.", f"Add user_allow_other to {FUSE_CONF}.")
+    if not FUSE_DEVICE.exists():
+        raise StoreError("mount", f"{FUSE_DEVICE} does not exist.", "Load the kernel module: modprobe fuse.")
     return point
 
 
 def _allows_other() -> bool:
     try:
-        return any(line.strip() == "user_allow_other" for line in SETTINGS.read_text().splitlines())
+        return any(line.strip() == "user_allow_other" for line in FUSE_CONF.read_text().splitlines())
     except OSError:
         return False
 
 
 def _adapter() -> ModuleType:
-    """The module that talks to libfuse. mfusepy looks for it when it is imported, and would take libfuse 2 first."""
+    """The module that uses libfuse. mfusepy loads the library when it is imported, and would prefer libfuse 2."""
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
     try:
         from fuse_store.mount import fuse_adapter
 
-        found = fuse_adapter.LIBRARY
+        version = fuse_adapter.LIBFUSE_VERSION
     except (ImportError, OSError, AttributeError) as error:
-        raise StoreError("mount", f"libfuse 3 can't be used: {error}.", PACKAGE) from None
-    if found != 3:
-        raise StoreError("mount", f"libfuse {found} was found, and 3 is needed.", PACKAGE)
+        raise StoreError("mount", f"cannot load libfuse 3: {error}.", INSTALL_FUSE) from None
+    if version != 3:
+        raise StoreError("mount", f"libfuse {version} is installed, but version 3 is required.", INSTALL_FUSE)
     return fuse_adapter
 
 
 def _serve(
     adapter: Any, store: Store, point: Path, writable: bool, allow_other: bool, mounted: Callable[[], None]
 ) -> None:  # fmt: skip
-    """Mount and answer until it ends."""
+    """Mount, and answer until the mount ends. ``mounted`` is called when it answers."""
     answering = False
     cause = ""
 
-    def answers() -> None:
+    def on_mounted() -> None:
         nonlocal answering, cause
         try:
-            _read_ahead(point)
+            _set_kernel_read_ahead(point)
             answering = True
-            log.info("store %s is mounted at %s", store.url, point)
+            log.info("mounted store %s at %s", store.url, point)
             mounted()
         except OSError as error:
-            cause = f"it does not answer: {error.strerror}"
+            cause = f"the mount does not answer: {error.strerror}"
             os.kill(os.getpid(), signal.SIGTERM)
 
     options: dict[str, str | int | bool] = {
@@ -126,27 +130,28 @@ def _serve(
         "ro": not writable, "allow_other": allow_other,
     }  # fmt: skip
     if store.path.is_absolute():
-        os.chdir("/")  # nor keep the folder busy from which it was started
-    operations = adapter.Operations(store, writable=writable, allow_other=allow_other, mounted=answers)
-    # libfuse takes only the signals that nobody has taken.
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+        os.chdir("/")  # so that the directory it was started from is not busy
+    operations = adapter.Operations(store, writable=writable, allow_other=allow_other, mounted=on_mounted)
+    # libfuse handles only signals that have no handler yet.
+    ending = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    handlers = {signal_number: signal.signal(signal_number, signal.SIG_DFL) for signal_number in ending}
     try:
         adapter.serve(operations, str(point), options)
     except RuntimeError as error:
         code = int(error.args[0])
-        if not answering or code != ENDED:
-            cause = cause or CAUSES.get(code, f"libfuse ended with {code}")
-            raise StoreError(f"folder {point}", f"{cause}.", "What libfuse wrote before this says more.") from None
+        if not answering or code != LIBFUSE_ENDED:
+            cause = cause or LIBFUSE_ERRORS.get(code, f"libfuse exited with code {code}")
+            raise StoreError(f"directory {point}", f"{cause}.", "See the messages of libfuse above.") from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)
         operations.close()
 
 
 def _in_background(
     adapter: Any, store: Store | Callable[[], Store], point: Path, writable: bool, allow_other: bool
 ) -> None:
-    """Have a process of its own serve it; returns when it answers."""
+    """Start a process that serves the mount; returns when the mount answers."""
     reader, writer = os.pipe()
     child = os.fork()
     if child:
@@ -156,8 +161,8 @@ def _in_background(
         if message == "mounted":
             return
         os.waitpid(child, 0)
-        kind, *parts = json.loads(message) if message else ["StoreError", "mount", "the process that serves it has died.", ""]
-        raise {one.__name__: one for one in (NotFound, Refused, UsageError, Damaged, WrongKey)}.get(kind, StoreError)(*parts)
+        kind, *texts = json.loads(message) if message else ["StoreError", "mount", "the process that serves the mount has died.", ""]
+        raise {error.__name__: error for error in (NotFound, Refused, UsageError, Damaged, WrongKey)}.get(kind, StoreError)(*texts)
     os.close(reader)
     status = 1
     try:
@@ -165,7 +170,7 @@ def _in_background(
 
         def mounted() -> None:
             _to_syslog()
-            streams.let_go()
+            streams.redirect_to_null()
             os.write(writer, b"mounted")
             os.close(writer)
 
@@ -176,7 +181,7 @@ def _in_background(
     except StoreError as error:
         os.write(writer, json.dumps([type(error).__name__, error.thing, error.cause, error.remedy]).encode())
     except BaseException:
-        log.exception("the mount at %s has ended", point)
+        log.exception("mount %s ended unexpectedly", point)
     finally:
         logging.shutdown()
         os._exit(status)
@@ -185,24 +190,24 @@ def _in_background(
 def _to_syslog() -> None:
     root = logging.getLogger("fuse_store")
     try:
-        handler = logging.handlers.SysLogHandler(SYSLOG, facility=logging.handlers.SysLogHandler.LOG_DAEMON)
+        handler = logging.handlers.SysLogHandler(SYSLOG_SOCKET, facility=logging.handlers.SysLogHandler.LOG_DAEMON)
     except OSError:
-        return  # nobody listens
+        return  # no syslog daemon
     handler.setFormatter(logging.Formatter(f"fuse-store[{os.getpid()}]: %(message)s"))
     root.addHandler(handler)
 
 
-def _read_ahead(point: Path) -> None:
-    """Wait until the mount answers, and have the kernel read more at once than its 128 KiB, which only root may."""
+def _set_kernel_read_ahead(point: Path) -> None:
+    """Wait until the mount answers, then have the kernel read KERNEL_READ_AHEAD at once. Only root may set that."""
     device = os.stat(point).st_dev
     try:
-        Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(f"{READ_AHEAD}\n")
+        Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(f"{KERNEL_READ_AHEAD}\n")
     except OSError:
-        pass  # slower, and right
+        pass  # reads are slower then, and as correct
 
 
-def _tell_systemd() -> None:
-    """sd_notify(3): READY=1 to the socket in NOTIFY_SOCKET, if there is one."""
+def _notify_systemd() -> None:
+    """Send READY=1 to the socket in NOTIFY_SOCKET, if it is set (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -210,4 +215,4 @@ def _tell_systemd() -> None:
         try:
             notify.sendto(b"READY=1\n", address.replace("@", "\0", 1) if address.startswith("@") else address)
         except OSError as error:
-            log.warning("systemd could not be told: %s", error)
+            log.warning("cannot notify systemd: %s", error)

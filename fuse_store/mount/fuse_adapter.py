@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tree through FUSE, by libfuse 3 and mfusepy. Used by ``mounting``, which sees to it that libfuse is there.
+"""Shows the tree to the kernel through libfuse 3 and mfusepy. Import it only where libfuse is installed (``daemon``).
 
-libfuse calls the methods of Operations from several threads at once. Every error becomes an errno here; a damaged read is
-EIO and is logged with image, extent and pack.
+libfuse calls the methods of Operations from several threads at the same time. Every error becomes an errno here; a damaged
+read is EIO, and is logged with image, extent and pack.
 
-What the kernel may keep: the pages and attributes of what never changes, for ever; names not at all, so that ``latest``,
-a version that appears and one that is gone are seen at once. A name costs the kernel one question, a page none.
+Caching in the kernel: pages and attributes of files that never change are kept without limit; names are not kept, so
+``latest``, new versions and removed ones are seen at once. A look-up of a name costs one request, a cached page none.
 """
 
 from __future__ import annotations
@@ -27,311 +27,316 @@ import mfusepy
 import numpy as np
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
-from fuse_store.mount.content import WINDOW, WINDOWS, Content
+from fuse_store.mount.content import MAX_CACHED_WINDOWS, READ_AHEAD_WINDOW, Content
 from fuse_store.mount.incoming import Incoming, Spool
-from fuse_store.mount.prefetch import Readers
-from fuse_store.mount.tree import File, Folder, Link, Path, Tree, attributes
+from fuse_store.mount.prefetch import ReaderProcesses
+from fuse_store.mount.tree import Directory, File, Link, Path, Tree, attributes
 from fuse_store.store import Store
 
 log = logging.getLogger(__name__)
 
-LIBRARY: int = mfusepy.fuse_version_major  # of libfuse
+LIBFUSE_VERSION: int = mfusepy.fuse_version_major
 INCOMING = "incoming"
-THREADS = 10
-SLABS = WINDOWS + THREADS  # that may be in use at once
-FOR_EVER = 365 * 86400.0  # seconds
-BLOCK = 512  # the unit of st_blocks
-GOOD_READ = 1 << 20  # st_blksize
-REPEAT = 60.0  # seconds in which a damage that was logged is not logged again
+FUSE_THREADS = 10  # threads of libfuse that answer requests
+READ_AHEAD_SLABS = MAX_CACHED_WINDOWS + FUSE_THREADS  # windows that can be in use at the same time
+ATTRIBUTE_TIMEOUT = 365 * 86400.0  # seconds for which the kernel keeps attributes: a year stands for "without limit"
+STAT_BLOCK_SIZE = 512  # bytes, the unit of st_blocks
+PREFERRED_READ_SIZE = 1 << 20  # bytes, st_blksize
+DAMAGE_LOG_INTERVAL = 60.0  # seconds before the same damage is logged again
+MAX_REMEMBERED_DAMAGES = 1000  # log lines that are remembered, to recognise the same damage
 # include/uapi/linux/fuse.h and libfuse's fuse_common.h name these FUSE_CAP_…
 AUTO_INVAL_DATA, READDIRPLUS, READDIRPLUS_AUTO = 1 << 12, 1 << 13, 1 << 14
 
-TYPES: dict[type, int] = {Folder: stat.S_IFDIR, Link: stat.S_IFLNK, File: stat.S_IFREG}
-ERRORS: tuple[tuple[type[StoreError], int], ...] = (  # the first that fits
+FILE_TYPES: dict[type, int] = {Directory: stat.S_IFDIR, Link: stat.S_IFLNK, File: stat.S_IFREG}
+ERRNOS: tuple[tuple[type[StoreError], int], ...] = (  # the first class that the error is an instance of
     (Damaged, errno.EIO), (NotFound, errno.ESTALE), (UsageError, errno.EINVAL), (Refused, errno.EACCES), (Locked, errno.EBUSY),
 )  # fmt: skip
 
-# Python makes a new state for a thread that is not its own at each call, and drops it after; libfuse's threads, of which
-# there are THREADS and no more, keep theirs.
+# Python makes a new thread state at each call from a foreign thread, and drops it afterwards. libfuse's threads, of which there
+# are never more than FUSE_THREADS, keep theirs.
 THREAD = threading.local()
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Damages:
-    """The log of damaged reads: each of them, but the same one not more than once a minute."""
+class DamageLog:
+    """Logs damaged reads, the same one at most once in DAMAGE_LOG_INTERVAL. Threads may share it."""
 
     def __init__(self) -> None:
         self._logged: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def tell(self, error: Damaged) -> None:
+    def log(self, error: Damaged) -> None:
         text, now = str(error), time.monotonic()
         with self._lock:
-            if self._logged.get(text, -REPEAT) > now - REPEAT:
+            if self._logged.get(text, -DAMAGE_LOG_INTERVAL) > now - DAMAGE_LOG_INTERVAL:
                 return
-            if len(self._logged) > 1000:
+            if len(self._logged) > MAX_REMEMBERED_DAMAGES:
                 self._logged.clear()
             self._logged[text] = now
         log.error("damaged: %s", text)
 
 
-DAMAGES = Damages()
+DAMAGE_LOG = DamageLog()
 
 
-def number(error: Exception) -> int:
-    """The errno for an error; logs what is not everyday life."""
+def errno_of(error: Exception) -> int:
+    """The errno for an error. Logs the error, unless it is an OSError."""
     if isinstance(error, OSError):
-        return error.errno or (errno.ENOTDIR if isinstance(error, NotADirectoryError) else _missing(error))
+        return error.errno or _default_errno(error)
     if isinstance(error, Damaged):
-        DAMAGES.tell(error)
+        DAMAGE_LOG.log(error)
     elif isinstance(error, StoreError):
         log.error("%s", error)
     else:
-        log.exception("unexpected")
-    cause = error.__context__  # a StoreError is made from it: a full disk, for example
-    known = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
-    return next((value for kind, value in ERRORS if isinstance(error, kind)), known)
+        log.exception("unexpected error")
+    cause = error.__context__  # a StoreError is raised while an OSError is handled: a full disk, for example
+    default = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
+    return next((value for kind, value in ERRNOS if isinstance(error, kind)), default)
 
 
-def _missing(error: OSError) -> int:
+def _default_errno(error: OSError) -> int:
+    """The errno for an OSError that was raised without one."""
+    if isinstance(error, NotADirectoryError):
+        return errno.ENOTDIR
     return errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO
 
 
-def answers(method: Callable[P, R]) -> Callable[P, R]:
-    """Have a method raise nothing but OSError with an errno, which is what mfusepy passes on."""
+def fuse_call(method: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: the method raises only OSError with an errno, which is what mfusepy passes on to the kernel."""
 
     @functools.wraps(method)
-    def answer(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not hasattr(THREAD, "stays"):
-            THREAD.stays = ctypes.pythonapi.PyGILState_Ensure()
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not hasattr(THREAD, "state"):
+            THREAD.state = ctypes.pythonapi.PyGILState_Ensure()
         try:
             return method(*args, **kwargs)
         except Exception as error:
-            value = number(error)
+            value = errno_of(error)
         raise OSError(value, os.strerror(value))
 
-    return answer
+    return call
 
 
-def parts(path: str) -> Path:
+def split_path(path: str) -> Path:
     return tuple(path.split("/")[1:]) if path != "/" else ()
 
 
 class Operations(mfusepy.Operations):  # type: ignore[misc]
-    """The calls of FUSE. ``mounted`` is called, in a thread, when the mount answers."""
+    """The FUSE calls. ``mounted`` is called, in a thread of its own, when the mount answers."""
 
     use_ns = True
 
     def __init__(self, store: Store, *, writable: bool, allow_other: bool, mounted: Callable[[], None]) -> None:
         self._store, self._mounted = store, mounted
-        self._tree = Tree(store, Readers.start(store, WINDOW, SLABS))
+        self._tree = Tree(store, ReaderProcesses.start(store, READ_AHEAD_WINDOW, READ_AHEAD_SLABS))
         self._incoming: Incoming | None = None
         if writable:
             self._incoming = Incoming(store, self._tree)
-            self._tree.add(INCOMING, self._incoming.node)
+            self._tree.add_directory(INCOMING, self._incoming.node)
         self._uid, self._gid = os.geteuid(), os.getegid()
-        self._folder = os.getcwd()
-        self._modes = {Folder: 0o555, Link: 0o777, File: 0o444} if allow_other else {Folder: 0o500, Link: 0o777, File: 0o400}
-        self._handles: dict[int, Content] = {}
-        self._numbers = itertools.count(1)
+        self._working_directory = os.getcwd()
+        readable = 0o444 if allow_other else 0o400
+        self._modes = {Directory: readable | readable >> 2, Link: 0o777, File: readable}  # a directory is searchable too
+        self._contents: dict[int, Content] = {}  # by file handle
+        self._next_handle = itertools.count(1)
 
     def init_with_config(self, connection: Any, config: Any) -> None:
-        os.chdir(self._folder)  # libfuse goes to /, and the store's path may be relative
-        config.attr_timeout = FOR_EVER
+        os.chdir(self._working_directory)  # libfuse changes to /, and the store's path may be relative
+        config.attr_timeout = ATTRIBUTE_TIMEOUT
         config.entry_timeout = config.negative_timeout = 0.0
         config.use_ino = 1
         config.hard_remove = 1
-        # Attributes that came with a folder's names would be asked for again at once: names are not kept.
+        # Attributes that come with the names of a directory would be requested again at once: names are not kept.
         connection.want &= ~(READDIRPLUS | READDIRPLUS_AUTO | AUTO_INVAL_DATA)
         threading.Thread(target=self._mounted, name="mounted", daemon=True).start()
 
     def close(self) -> None:
         self._tree.close()
 
-    # looking ---------------------------------------------------------------------------------------------------------
+    # names and attributes ---------------------------------------------------------------------------------------------
 
-    @answers
+    @fuse_call
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
-        where = parts(path)
-        node = self._tree.node(where)
+        tree_path = split_path(path)
+        node = self._tree.node(tree_path)
         kind = type(node)
         mode = self._modes[kind]
-        if where[:1] == (INCOMING,) and kind is not Link:
+        if tree_path[:1] == (INCOMING,) and kind is not Link:
             mode = mode & 0o500 | 0o200
         size = node.size if isinstance(node, File) else len(node.target.encode()) if isinstance(node, Link) else 0
         return {
-            "st_mode": TYPES[kind] | mode,
+            "st_mode": FILE_TYPES[kind] | mode,
             "st_ino": _inode(path),
             "st_nlink": 1,
             "st_uid": self._uid,
             "st_gid": self._gid,
             "st_size": size,
-            "st_blocks": -(-node.allocated // BLOCK) if isinstance(node, File) else 0,
-            "st_blksize": GOOD_READ,
+            "st_blocks": -(-node.allocated // STAT_BLOCK_SIZE) if isinstance(node, File) else 0,
+            "st_blksize": PREFERRED_READ_SIZE,
             "st_atime": node.changed,
             "st_mtime": node.changed,
             "st_ctime": node.changed,
         }
 
-    @answers
+    @fuse_call
     def readlink(self, path: str) -> str:
-        node = self._tree.node(parts(path))
+        node = self._tree.node(split_path(path))
         if not isinstance(node, Link):
-            raise OSError(errno.EINVAL, "no link")
+            raise OSError(errno.EINVAL, "not a link")
         return node.target
 
-    @answers
+    @fuse_call
     def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
-        node = self._tree.node(parts(path))
-        if not isinstance(node, Folder):
+        node = self._tree.node(split_path(path))
+        if not isinstance(node, Directory):
             raise NotADirectoryError
-        return list(_names(path, node))
+        return list(_entries(path, node))
 
-    @answers
+    @fuse_call
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        values = attributes(self._tree.node(parts(path)))
+        values = attributes(self._tree.node(split_path(path)))
         if name not in values:
             raise OSError(errno.ENODATA, "no such attribute")
         return values[name]
 
-    @answers
+    @fuse_call
     def listxattr(self, path: str) -> list[str]:
-        return list(attributes(self._tree.node(parts(path))))
+        return list(attributes(self._tree.node(split_path(path))))
 
-    @answers
+    @fuse_call
     def statfs(self, path: str) -> dict[str, int]:
-        """That of the file system in which the store is."""
-        found = os.statvfs(self._store.path)
+        """Of the file system that holds the store."""
+        status = os.statvfs(self._store.path)
         names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail")
-        return {**{name: getattr(found, name) for name in names}, "f_namemax": 255}
+        return {**{name: getattr(status, name) for name in names}, "f_namemax": 255}
 
     # reading ---------------------------------------------------------------------------------------------------------
 
-    @answers
+    @fuse_call
     def open(self, path: str, flags: int) -> tuple[int, bool]:
-        """(handle, whether the kernel may keep the pages it has)."""
-        where = parts(path)
+        """(handle, whether the kernel may keep the pages that it has cached)."""
+        tree_path = split_path(path)
         writing = flags & os.O_ACCMODE != os.O_RDONLY
-        if where[:1] == (INCOMING,):
-            content = self._receiver().open(where[1:], _caller(), bool(flags & os.O_TRUNC)) if writing else None
+        if tree_path[:1] == (INCOMING,):
+            content = self._require_incoming().open(tree_path[1:], _caller(), bool(flags & os.O_TRUNC)) if writing else None
         elif writing:
-            raise OSError(errno.EROFS, "versions don't change")
+            raise OSError(errno.EROFS, "versions are read-only")
         else:
             content = None
         if content is not None:
             return self._handle(content), False
-        node = self._tree.node(where)
+        node = self._tree.node(tree_path)
         if not isinstance(node, File):
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            raise IsADirectoryError(errno.EISDIR, "is a directory")
         return self._handle(node.open()), node.fixed
 
-    @answers
+    @fuse_call
     def read(self, fh: int, size: int, offset: int) -> bytes | memoryview:
-        return self._handles[fh].read(offset, size)
+        return self._contents[fh].read(offset, size)
 
-    @answers
+    @fuse_call
     def lseek(self, fh: int, offset: int, whence: int) -> int:
-        content = self._handles[fh]
+        content = self._contents[fh]
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
-            raise OSError(errno.EINVAL, "the kernel does the others")
-        found = None
+            raise OSError(errno.EINVAL, "the kernel implements the other modes")
+        position = None
         if 0 <= offset < content.size:
-            found = content.data(offset) if whence == os.SEEK_DATA else content.hole(offset)
-        if found is None:
-            raise OSError(errno.ENXIO, "nothing after it")
-        return found
+            position = content.data(offset) if whence == os.SEEK_DATA else content.hole(offset)
+        if position is None:
+            raise OSError(errno.ENXIO, "no data after this offset")
+        return position
 
-    @answers
+    @fuse_call
     def flush(self, path: str | None, fh: int) -> int:
-        content = self._handles[fh]
+        content = self._contents[fh]
         if isinstance(content, Spool):
-            self._receiver().flush(content, _caller())
+            self._require_incoming().flush(content, _caller())
         return 0
 
-    @answers
+    @fuse_call
     def release(self, path: str | None, fh: int) -> int:
-        content = self._handles.pop(fh)
+        content = self._contents.pop(fh)
         if isinstance(content, Spool):
-            self._receiver().release(content)
+            self._require_incoming().release(content)
         return 0
 
-    # writing, below incoming only ------------------------------------------------------------------------------------
+    # writing, below incoming/ only -------------------------------------------------------------------------------------
 
-    @answers
+    @fuse_call
     def mkdir(self, path: str, mode: int) -> int:
-        self._receiver().make_folder(_below(path))
+        self._require_incoming().make_directory(_below(path))
         return 0
 
-    @answers
+    @fuse_call
     def rmdir(self, path: str) -> int:
-        self._receiver().remove_folder(_below(path))
+        self._require_incoming().remove_directory(_below(path))
         return 0
 
-    @answers
+    @fuse_call
     def create(self, path: str, mode: int, flags: int) -> int:
-        return self._handle(self._receiver().create(_below(path), _caller()))
+        return self._handle(self._require_incoming().create(_below(path), _caller()))
 
-    @answers
+    @fuse_call
     def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
-        content = self._handles[fh]
+        content = self._contents[fh]
         if not isinstance(content, Spool):
             raise OSError(errno.EBADF, "not open for writing")
         return content.write(data, offset)
 
-    @answers
+    @fuse_call
     def fsync(self, path: str | None, datasync: int, fh: int) -> int:
-        return 0  # a version is durable when close has returned; before that, nothing is promised
+        return 0  # a version is durable when close has returned, not before
 
-    @answers
+    @fuse_call
     def truncate(self, path: str, length: int, fh: int | None = None) -> int:
-        self._receiver().truncate(_below(path), length)
+        self._require_incoming().truncate(_below(path), length)
         return 0
 
-    @answers
+    @fuse_call
     def unlink(self, path: str) -> int:
-        self._receiver().remove(_below(path))
+        self._require_incoming().remove(_below(path))
         return 0
 
-    @answers
+    @fuse_call
     def rename(self, old: str, new: str) -> int:
-        self._receiver().rename(_below(old), _below(new))
+        self._require_incoming().rename(_below(old), _below(new))
         return 0
 
-    @answers
+    @fuse_call
     def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
-        self._receiver().touch(_below(path), times[1] if times else None)
+        self._require_incoming().touch(_below(path), times[1] if times else None)
         return 0
 
-    @answers
+    @fuse_call
     def chmod(self, path: str, mode: int) -> int:
-        _below(path)  # tools set what they copied; files here are for their owner all the same
+        _below(path)  # accepted, because copying tools set modes, and ignored: these files are for their owner only
         return 0
 
-    @answers
+    @fuse_call
     def chown(self, path: str, uid: int, gid: int) -> int:
         _below(path)
         return 0
 
-    def _receiver(self) -> Incoming:
+    def _require_incoming(self) -> Incoming:
         if self._incoming is None:
             raise OSError(errno.EROFS, "the mount is read-only")
         return self._incoming
 
     def _handle(self, content: Content) -> int:
-        handle = next(self._numbers)
-        self._handles[handle] = content
+        handle = next(self._next_handle)
+        self._contents[handle] = content
         return handle
 
 
 class Fuse(mfusepy.FUSE):  # type: ignore[misc]
-    """mfusepy's FUSE with what it leaves out: ``lseek``, pages kept for each file as it may be, reads without a copy."""
+    """mfusepy's FUSE with what that lacks: ``lseek``, cached pages kept per file, reads without a copy."""
 
     def open(self, path: bytes, fip: Any) -> int:
         info = fip.contents
         info.fh, info.keep_cache = self.operations.open(path.decode(self.encoding, self.errors), info.flags)
-        info.noflush = info.flags & os.O_ACCMODE == os.O_RDONLY  # older libraries don't have it, and don't see it
+        info.noflush = info.flags & os.O_ACCMODE == os.O_RDONLY  # a bit that older libraries ignore
         return 0
 
     def read(self, path: bytes | None, buffer: Any, size: int, offset: int, fip: Any) -> int:
@@ -345,34 +350,34 @@ class Fuse(mfusepy.FUSE):  # type: ignore[misc]
         return int(self.operations.lseek(fip.contents.fh, offset, whence))
 
 
-def serve(operations: Operations, point: str, options: dict[str, Any]) -> None:
+def serve(operations: Operations, mount_point: str, options: dict[str, Any]) -> None:
     """Mount, in the foreground, and answer until it is unmounted or a signal comes. Raises RuntimeError with libfuse's code."""
-    if mfusepy.fuse_version_minor >= 12:  # which reads an unset number as one that is too high, and says so
-        options = {**options, "max_threads": THREADS}
-    Fuse(operations, point, foreground=True, max_idle_threads=THREADS, **options)
+    if mfusepy.fuse_version_minor >= 12:  # takes a missing number for one that is too high, and warns
+        options = {**options, "max_threads": FUSE_THREADS}
+    Fuse(operations, mount_point, foreground=True, max_idle_threads=FUSE_THREADS, **options)
 
 
-def _names(path: str, folder: Folder) -> Iterator[tuple[str, dict[str, int], int]]:
+def _entries(path: str, directory: Directory) -> Iterator[tuple[str, dict[str, int], int]]:
     start = path if path.endswith("/") else f"{path}/"
     for name in (".", ".."):
         yield name, {"st_mode": stat.S_IFDIR}, 0
-    for name, kind in folder.names():
-        yield name, {"st_mode": TYPES[kind], "st_ino": _inode(start + name)}, 0
+    for name, kind in directory.names():
+        yield name, {"st_mode": FILE_TYPES[kind], "st_ino": _inode(start + name)}, 0
 
 
 def _inode(path: str) -> int:
-    """A number that the same path has in every mount."""
+    """An inode number that depends on the path alone, so it is the same in every mount."""
     return int.from_bytes(blake2b(path.encode(errors="surrogateescape"), digest_size=8).digest(), "little") >> 1 | 2
 
 
 def _below(path: str) -> Path:
-    """A path below incoming; whatever else is asked to change can't."""
-    where = parts(path)
-    if where[:1] != (INCOMING,):
-        raise OSError(errno.EROFS, "versions don't change")
-    return where[1:]
+    """A path below incoming/. Raises EROFS for the rest of the tree, which is read-only."""
+    tree_path = split_path(path)
+    if tree_path[:1] != (INCOMING,):
+        raise OSError(errno.EROFS, "versions are read-only")
+    return tree_path[1:]
 
 
 def _caller() -> int:
-    """The thread whose request this is."""
+    """The id of the thread that makes the request."""
     return int(mfusepy.fuse_get_context()[2])

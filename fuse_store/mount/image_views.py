@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Open images with what the tree shows of them: files as folders, derived files, checksums, what it is. Used by ``tree``.
+"""Open images with all that the tree shows of them: their files and directories, derived files, checksums, metadata.
 
-A list of versions needs none of this: an image is opened when something inside it is asked for, and the ones used last
+A list of versions needs none of this: an image is opened when something inside of it is requested, and the ones used last
 stay open. Threads may share everything here.
 """
 
@@ -17,8 +17,8 @@ from blake3 import blake3
 
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.image import kind as kinds
-from fuse_store.mount.content import Content, DerivedContent, ImageContent, Windows
-from fuse_store.mount.prefetch import Readers
+from fuse_store.mount.content import Content, DerivedContent, ImageContent, WindowCache
+from fuse_store.mount.prefetch import ReaderProcesses
 from fuse_store.repository.manifest import ImageFile, Summary
 from fuse_store.store import Store
 
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPEN = 16  # images
-PIECE = 8 << 20  # bytes that are hashed at once
-DIGEST_LETTERS = 64
+MAX_OPEN_IMAGES = 16  # images that stay open
+CHECKSUM_READ_SIZE = 8 << 20  # bytes that are hashed at once
+DIGEST_HEX_DIGITS = 64  # of a BLAKE3 digest in B3SUMS
 
 
-class OpenImage:
-    """An image, and what is made from it."""
+class ImageView:
+    """An open image. ``files`` (by path: index in the image, and the file) and ``directories`` (by path: the names in each, and
+    whether they are directories) have its tree."""
 
-    def __init__(self, image: Image, windows: Windows) -> None:
+    def __init__(self, image: Image, windows: WindowCache) -> None:
         """Raises Damaged."""
         self.image = image
         self._windows = windows
@@ -46,138 +47,146 @@ class OpenImage:
         self._fields: dict[str, Any] | None = None
         self.single = len(image.files) == 1
         self.files: dict[tuple[str, ...], tuple[int, ImageFile]] = {}
-        self.folders: dict[tuple[str, ...], dict[str, bool]] = {(): {}}  # the names in each, and whether they are folders
-        for number, file in enumerate(image.files):
-            parts = tuple(file.name.split("/"))
-            if any(part in ("", ".", "..") or "\0" in part for part in parts) or parts in self.files or parts in self.folders:
-                raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads nowhere.", image=image.id)
-            self.files[parts] = number, file
-            for depth in range(len(parts), 0, -1):
-                if parts[: depth - 1] in self.files:
-                    raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads nowhere.", image=image.id)
-                self.folders.setdefault(parts[: depth - 1], {})[parts[depth - 1]] = depth < len(parts)
+        self.directories: dict[tuple[str, ...], dict[str, bool]] = {(): {}}
+        for index, file in enumerate(image.files):
+            self._add(index, file)
+
+    def _add(self, index: int, file: ImageFile) -> None:
+        """Add a file and the directories above it. Raises Damaged for a name that has no place in a tree."""
+        path = tuple(file.name.split("/"))
+        invalid = any(name in ("", ".", "..") or "\0" in name for name in path)
+        if invalid or path in self.files or path in self.directories:
+            raise self._invalid_name(file)
+        self.files[path] = index, file
+        for depth in range(len(path), 0, -1):
+            if path[: depth - 1] in self.files:
+                raise self._invalid_name(file)
+            self.directories.setdefault(path[: depth - 1], {})[path[depth - 1]] = depth < len(path)
+
+    def _invalid_name(self, file: ImageFile) -> Damaged:
+        return Damaged(f"image {self.image.id}", f"invalid file name {file.name!r}.", image=self.image.id)
 
     def content(self, file: ImageFile) -> Content:
         return ImageContent(self.image, file.offset, file.size, self._windows)
 
-    def allocated(self, number: int) -> int:
-        """Bytes of a file that are stored. Raises Damaged."""
+    def allocated(self, index: int) -> int:
+        """Bytes of a file that are not in holes. Raises Damaged."""
         with self._lock:
             if self._allocated is None:
                 self._allocated = [
                     sum(length for _start, length in self.image.data_ranges(file.offset, file.offset + file.size))
                     for file in self.image.files
                 ]
-            return self._allocated[number]
+            return self._allocated[index]
 
-    def derived(self, missing: Callable[[str, Exception], None]) -> dict[str, Content]:
-        """The derived files that could be made, by name; ``missing`` is told which could not, and why."""
+    def derived(self, failed: Callable[[str, Exception], None]) -> dict[str, Content]:
+        """The derived files by name, without those that cannot be computed: ``failed`` is called with their name and why."""
         with self._lock:
             if self._derived is None:
-                found: dict[str, Content] = {}
+                contents: dict[str, Content] = {}
                 kind = self.image.summary.kind
-                try:  # whatever goes wrong: an image is what somebody stored, and need not be what its kind says
+                try:  # catch everything: an image is untrusted input, and need not be of the kind it was stored as
                     files = kinds.load(kind).views(self.image)
                 except Exception as error:
                     files = ()
-                    missing(f"files of the kind {kind}", error)
+                    failed(f"files of kind {kind}", error)
                 for file in files:
                     try:
-                        found[file.name] = DerivedContent(file, file.size())
+                        contents[file.name] = DerivedContent(file, file.size())
                     except Exception as error:
-                        missing(file.name, error)
-                self._derived = found
+                        failed(file.name, error)
+                self._derived = contents
             return self._derived
 
+    @property
+    def checksums_size(self) -> int:
+        return sum(len(_checksum_line("0" * DIGEST_HEX_DIGITS, self._path_in_version(file))) for file in self.image.files)
+
+    def checksums(self) -> bytes:
+        """The output of ``b3sum`` for the files of the image. Reads all of it the first time. Raises Damaged."""
+        with self._lock:
+            if self._checksums is None:
+                lines = [_checksum_line(self._digest(file), self._path_in_version(file)) for file in self.image.files]
+                self._checksums = b"".join(lines)
+            return self._checksums
+
+    def _path_in_version(self, file: ImageFile) -> str:
+        return "image" if self.single else f"image/{file.name}"
+
+    def _digest(self, file: ImageFile) -> str:
+        digest = blake3(max_threads=blake3.AUTO)
+        for at in range(0, file.size, CHECKSUM_READ_SIZE):
+            end = min(at + CHECKSUM_READ_SIZE, file.size)
+            self.image.prefetch(file.offset + end, min(CHECKSUM_READ_SIZE, file.size - end))
+            digest.update(self.image.read_view(file.offset + at, end - at))
+        return digest.hexdigest()
+
     def fields(self) -> dict[str, Any] | None:
-        """``Kind.describe``; None if the image is not of its kind, or cannot be read now."""
+        """``Kind.describe``; None if the image is not of its kind, or cannot be read at the moment."""
         with self._lock:
             if self._fields is None:
                 self._fields = kinds.load(self.image.summary.kind).describe(self.image)
             return self._fields
 
-    @property
-    def checksums_size(self) -> int:
-        return sum(len(_line("0" * DIGEST_LETTERS, self._shown(file))) for file in self.image.files)
 
-    def checksums(self) -> bytes:
-        """What ``b3sum`` would print for the files of the image. Reads all of it the first time. Raises Damaged."""
-        with self._lock:
-            if self._checksums is None:
-                self._checksums = b"".join(_line(self._digest(file), self._shown(file)) for file in self.image.files)
-            return self._checksums
+class ImageViews:
+    """The images of a store that were used last, open."""
 
-    def _shown(self, file: ImageFile) -> str:
-        return "image" if self.single else f"image/{file.name}"
-
-    def _digest(self, file: ImageFile) -> str:
-        digest = blake3(max_threads=blake3.AUTO)
-        for at in range(0, file.size, PIECE):
-            end = min(at + PIECE, file.size)
-            self.image.prefetch(file.offset + end, min(PIECE, file.size - end))
-            digest.update(self.image.read_view(file.offset + at, end - at))
-        return digest.hexdigest()
-
-
-class OpenImages:
-    """The images of a store that were used last."""
-
-    def __init__(self, store: Store, readers: Readers | None) -> None:
+    def __init__(self, store: Store, readers: ReaderProcesses | None) -> None:
         self._store = store
-        self._windows = Windows(readers)
-        self._images: OrderedDict[str, OpenImage] = OrderedDict()
-        self._told: set[tuple[str, str]] = set()
+        self._windows = WindowCache(readers)
+        self._views: OrderedDict[str, ImageView] = OrderedDict()
+        self._logged: set[tuple[str, str]] = set()  # (image, file) of the warnings that were logged
         self._lock = threading.Lock()
 
-    def get(self, image_id: str) -> OpenImage:
+    def get(self, image_id: str) -> ImageView:
         """Raises NotFound, Damaged, StoreError."""
         with self._lock:
-            found = self._images.get(image_id)
-            if found is not None:
-                self._images.move_to_end(image_id)
-                return found
-        opened = OpenImage(self._store.open_image(image_id), self._windows)
+            view = self._views.get(image_id)
+            if view is not None:
+                self._views.move_to_end(image_id)
+                return view
+        opened = ImageView(self._store.open_image(image_id), self._windows)
         with self._lock:
-            found = self._images.setdefault(image_id, opened)
-            while len(self._images) > OPEN:
-                self._images.popitem(last=False)
-        return found
+            view = self._views.setdefault(image_id, opened)
+            while len(self._views) > MAX_OPEN_IMAGES:
+                self._views.popitem(last=False)
+        return view
 
-    def derived(self, one: Summary) -> dict[str, Content]:
-        """The derived files of a version, by name. What can't be made is left out, and logged once."""
-        if not kinds.row_of(one.kind).module:
+    def derived(self, summary: Summary) -> dict[str, Content]:
+        """The derived files of a version, by name. A file that cannot be computed is left out, and logged once."""
+        if not kinds.row_of(summary.kind).module:
             return {}
 
-        def missing(what: str, error: Exception) -> None:
-            if (one.id, what) not in self._told:
-                self._told.add((one.id, what))
-                log.warning("image %s: no %s: %s", one.id, what, error)
+        def failed(name: str, error: Exception) -> None:
+            if (summary.id, name) not in self._logged:
+                self._logged.add((summary.id, name))
+                log.warning("image %s: cannot provide %s: %s", summary.id, name, error)
 
         try:
-            return self.get(one.id).derived(missing)
+            return self.get(summary.id).derived(failed)
         except StoreError as error:
-            missing("derived files", error)
+            failed("derived files", error)
             return {}
 
-    def description(self, one: Summary) -> dict[str, Any] | None:
-        """What a version is, in short, with what the state log adds now; None if it is not of its kind, or cannot be read here
-        and now, which must not hide what the manifest says. Raises NotFound if the version was removed."""
-        kind = kinds.row_of(one.kind)
-        if not kind.module:
+    def description(self, summary: Summary) -> dict[str, Any] | None:
+        """The short description of a version, with what the state log adds. None if the image is not of its kind, or cannot be
+        read at the moment: that must not hide what the manifest says. Raises NotFound if the version was removed."""
+        if not kinds.row_of(summary.kind).module:
             return None
         try:
-            told = self.get(one.id).fields()
+            fields = self.get(summary.id).fields()
         except NotFound:
             raise
         except StoreError:
             return None
-        return told and kinds.load(one.kind).shown(told, self._store.state_log.entries(one.id), brief=True)
+        return fields and kinds.load(summary.kind).shown(fields, self._store.state_log.entries(summary.id), brief=True)
 
     def close(self) -> None:
         self._windows.close()
 
 
-def _line(digest: str, name: str) -> bytes:
-    """A line as b3sum prints it: a name with a backslash or a line feed in it is escaped, which a backslash before tells."""
+def _checksum_line(digest: str, name: str) -> bytes:
+    """A line as b3sum prints it: backslashes and line feeds in a name are escaped, which a leading backslash announces."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
     return f"{chr(92) if escaped != name else ''}{digest}  {escaped}\n".encode(errors="surrogateescape")

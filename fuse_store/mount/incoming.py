@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``incoming/<machine>/<application>/``: a file that is copied there becomes a version when it is closed. Used by ``adapter``.
+"""``incoming/MACHINE/APPLICATION/``: a file that is copied there becomes a version when it is closed.
 
-Until then it is in a file without a name, which nobody else can open and which is gone when the process is. Whoever
-opened the file gets the error of a failed put from ``close``; if another process is the last to close it, the error is
-only logged. A file whose writer was killed, that is empty, or that was removed before, makes no version. A version stays
-in sight under the name it was copied to, so that tools can compare it, set its times and rename it. Threads may share one.
+Until then its bytes are in a file without a name, which no other process can open and which disappears with this one. The
+process that opened the file gets the error of a failed put from ``close``; if another process is the last to close it, the
+error is only logged. No version is made of a file that is empty, that was removed before, or whose writer was killed. A
+stored file stays visible under the name it was copied to, so that tools can compare it, set its times and rename it.
+Threads may share an Incoming.
 """
 
 from __future__ import annotations
@@ -19,37 +20,38 @@ from collections.abc import Iterable
 from typing import BinaryIO, TypeAlias
 
 from fuse_store.errors import StoreError
-from fuse_store.mount.tree import File, Folder, Node, Path, Tree, taken_ns
-from fuse_store.mount.versions import Versions
+from fuse_store.mount.tree import Directory, File, Node, Path, Tree, taken_ns
+from fuse_store.mount.versions import VersionIndex
 from fuse_store.policy import names
 from fuse_store.repository.manifest import Summary
 from fuse_store.store import Label, Store
 
 log = logging.getLogger(__name__)
 
-DEPTH = 3  # incoming/MACHINE/APPLICATION/FILE
-REMEMBERED = 1000  # files that became versions
-KILLED = 0x400  # PF_SIGNALED in the flags of /proc/PID/stat (include/linux/sched.h): a signal ended this process
+DEPTH = 3  # components of a file's path: MACHINE/APPLICATION/FILE
+MAX_VISIBLE_VERSIONS = 1000  # files that became versions and are still visible
+PF_SIGNALED = 0x400  # in the flags of /proc/PID/stat (include/linux/sched.h): a signal ended this process
+READ_ONLY = "versions are read-only"
 
 
 class Spool:
-    """A file that is being received: open in ``opens`` places, first by ``opener``."""
+    """A file that is being received. ``opener``: the thread that opened it first; ``opens``: how often it is open now."""
 
-    def __init__(self, file: BinaryIO, path: Path, opener: int) -> None:
-        self.file, self.path, self.opener = file, path, opener
+    def __init__(self, storage: BinaryIO, path: Path, opener: int) -> None:
+        self.storage, self.path, self.opener = storage, path, opener
         self.opens = 1
-        self.dirty = False  # something was written that is in no version
-        self.dropped = False  # and never will be
+        self.dirty = False  # there are written bytes that are in no version
+        self.dropped = False  # and no version will be made of them
         self.changed = time.time_ns()
         self.stored: Summary | None = None
         self.lock = threading.Lock()
 
     @property
     def size(self) -> int:
-        return os.fstat(self.file.fileno()).st_size
+        return os.fstat(self.storage.fileno()).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.file.fileno(), length, offset)
+        return os.pread(self.storage.fileno(), length, offset)
 
     def data(self, offset: int) -> int | None:
         return offset
@@ -62,7 +64,7 @@ class Spool:
         try:
             at = 0
             while at < len(data):
-                at += os.pwrite(self.file.fileno(), memoryview(data)[at:], offset + at)
+                at += os.pwrite(self.storage.fileno(), memoryview(data)[at:], offset + at)
         except OSError:
             self.dropped = True
             raise
@@ -70,98 +72,98 @@ class Spool:
         return len(data)
 
     def truncate(self, length: int) -> None:
-        os.ftruncate(self.file.fileno(), length)
+        os.ftruncate(self.storage.fileno(), length)
         self.dirty, self.changed = True, time.time_ns()
 
 
-Entry: TypeAlias = Spool | Summary
+IncomingFile: TypeAlias = Spool | Summary  # being received, or stored
 
 
 class Incoming:
-    """What has been, and is being, copied into a store."""
+    """The directory ``incoming``: files that are being received, and those that became versions."""
 
     def __init__(self, store: Store, tree: Tree) -> None:
         self._store, self._tree = store, tree
-        self._folders: set[Path] = set()
-        self._entries: dict[Path, Entry] = {}
+        self._directories: set[Path] = set()
+        self._files: dict[Path, IncomingFile] = {}
         self._lock = threading.Lock()
         self._putting = threading.Lock()
         self._started = time.time_ns()
 
-    # what is in sight ------------------------------------------------------------------------------------------------
+    # names and attributes ---------------------------------------------------------------------------------------------
 
-    def node(self, versions: Versions, path: Path) -> Node:
+    def node(self, versions: VersionIndex, path: Path) -> Node:
         """Raises FileNotFoundError, NotADirectoryError."""
         if len(path) > DEPTH:
             raise NotADirectoryError
         if len(path) < DEPTH:
-            if path and path not in self._folders and not _has(versions, path):
+            if path and path not in self._directories and not _has(versions, path):
                 raise FileNotFoundError
-            return Folder(lambda: self._names(versions, path), self._started)
-        entry = self._entry(path)
-        if isinstance(entry, Spool):
-            status = os.fstat(entry.file.fileno())
-            return File(status.st_size, status.st_blocks * 512, entry.changed, lambda: entry, fixed=False)
-        return File(entry.size, entry.allocated, taken_ns(entry), lambda: self._tree.image(entry.id), fixed=False, summary=entry)
+            return Directory(lambda: self._names(versions, path), self._started)
+        file = self._file(path)
+        if isinstance(file, Spool):
+            status = os.fstat(file.storage.fileno())
+            return File(status.st_size, status.st_blocks * 512, file.changed, lambda: file, fixed=False)
+        return File(file.size, file.allocated, taken_ns(file), lambda: self._tree.image(file.id), fixed=False, summary=file)
 
-    def _names(self, versions: Versions, path: Path) -> Iterable[tuple[str, type]]:
+    def _names(self, versions: VersionIndex, path: Path) -> Iterable[tuple[str, type]]:
         depth = len(path)
         with self._lock:
-            found = {one[depth] for one in self._folders if len(one) > depth and one[:depth] == path}
-            files = [one[depth] for one in self._entries if depth == DEPTH - 1 and one[:depth] == path]
+            directories = {other[depth] for other in self._directories if len(other) > depth and other[:depth] == path}
+            files = [other[depth] for other in self._files if depth == DEPTH - 1 and other[:depth] == path]
         if depth == 0:
-            found.update(versions.machines)
+            directories.update(versions.machines)
         elif depth == 1:
-            found.update(versions.machines.get(path[0], ()))
-        yield from ((name, Folder) for name in sorted(found))
+            directories.update(versions.machines.get(path[0], ()))
+        yield from ((name, Directory) for name in sorted(directories))
         yield from ((name, File) for name in files)
 
-    # what changes it; paths are those below incoming -----------------------------------------------------------------
+    # changes; paths are relative to incoming/ -------------------------------------------------------------------------
 
-    def make_folder(self, path: Path) -> None:
-        """Raises UsageError for a name that machines or applications can't have, OSError."""
+    def make_directory(self, path: Path) -> None:
+        """Raises UsageError for a name that a machine or an application cannot have, OSError."""
         if not 0 < len(path) < DEPTH:
-            raise PermissionError(errno.EPERM, "only machines and applications are folders here")
+            raise PermissionError(errno.EPERM, "directories are for machines and applications only")
         names.checked(("the machine", "the application")[len(path) - 1], path[-1])
         with self._lock:
-            self._folders.add(path)
+            self._directories.add(path)
 
-    def remove_folder(self, path: Path) -> None:
+    def remove_directory(self, path: Path) -> None:
         with self._lock:
-            if path not in self._folders:
-                raise PermissionError(errno.EPERM, "it was not made here")
-            if any(one[: len(path)] == path and one != path for one in (*self._folders, *self._entries)):
-                raise OSError(errno.ENOTEMPTY, "there is something in it")
-            self._folders.remove(path)
+            if path not in self._directories:
+                raise PermissionError(errno.EPERM, "not a directory that was made in this mount")
+            if any(other[: len(path)] == path and other != path for other in (*self._directories, *self._files)):
+                raise OSError(errno.ENOTEMPTY, "not empty")
+            self._directories.remove(path)
 
     def create(self, path: Path, opener: int) -> Spool:
-        """A file to receive. ``opener``: the process or thread that opens it. Raises OSError."""
+        """A new file to receive. ``opener``: the thread that opens it. Raises OSError."""
         if len(path) != DEPTH:
-            raise PermissionError(errno.EPERM, "files go into the folder of an application")
-        # TMPDIR is for those who say so; where it is memory, as /tmp often is, an image may not fit.
-        folder = os.environ.get("TMPDIR") or self._store.path
-        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+            raise PermissionError(errno.EPERM, "files belong in the directory of an application")
+        # TMPDIR only if it is set: /tmp is often in memory, and an image may not fit.
+        directory = os.environ.get("TMPDIR") or self._store.path
+        file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
         spool = Spool(file, path, opener)
         with self._lock:
             self._drop(path)
-            self._entries[path] = spool
+            self._files[path] = spool
         return spool
 
     def open(self, path: Path, opener: int, truncate: bool) -> Spool:
-        """A file that is there, to be written to. Raises OSError."""
-        entry = self._entry(path)
-        if isinstance(entry, Spool):
-            with entry.lock:
-                entry.opens += 1
+        """An existing file, for writing. Raises OSError."""
+        file = self._file(path)
+        if isinstance(file, Spool):
+            with file.lock:
+                file.opens += 1
             if truncate:
-                entry.truncate(0)
-            return entry
+                file.truncate(0)
+            return file
         if truncate:
             return self.create(path, opener)
-        raise PermissionError(errno.EPERM, "versions don't change")
+        raise PermissionError(errno.EPERM, READ_ONLY)
 
     def flush(self, spool: Spool, closer: int) -> None:
-        """One of those who have the file open closes it. Raises StoreError if it was to become a version, and could not."""
+        """A process closes one of its descriptors of the file. Raises StoreError if the file could not be stored."""
         with spool.lock:
             if _killed(closer):
                 spool.dropped = True
@@ -169,7 +171,7 @@ class Incoming:
                 self._put(spool)
 
     def release(self, spool: Spool) -> None:
-        """The last of those who share an open file has closed it."""
+        """The last descriptor of an open file was closed."""
         with spool.lock:
             spool.opens -= 1
             if spool.opens:
@@ -177,85 +179,91 @@ class Incoming:
             try:
                 self._put(spool)
             except (StoreError, OSError) as error:
-                log.error("%s made no version: %s", "/".join(("incoming", *spool.path)), error)
+                log.error("%s was not stored: %s", "/".join(("incoming", *spool.path)), error)
             with self._lock:
-                if self._entries.get(spool.path) is spool:
-                    del self._entries[spool.path]
+                if self._files.get(spool.path) is spool:
+                    del self._files[spool.path]
                     if spool.stored is not None:
-                        self._entries[spool.path] = spool.stored
-                        while sum(isinstance(one, Summary) for one in self._entries.values()) > REMEMBERED:
-                            del self._entries[next(key for key, one in self._entries.items() if isinstance(one, Summary))]
-            spool.file.close()
+                        self._files[spool.path] = spool.stored
+                        self._forget_oldest()
+            spool.storage.close()
+
+    def _forget_oldest(self) -> None:
+        """Keep the newest MAX_VISIBLE_VERSIONS stored files visible. The caller holds the lock."""
+        stored = [path for path, file in self._files.items() if isinstance(file, Summary)]
+        for path in stored[: max(0, len(stored) - MAX_VISIBLE_VERSIONS)]:
+            del self._files[path]
 
     def truncate(self, path: Path, length: int) -> None:
-        entry = self._entry(path)
-        if not isinstance(entry, Spool):
-            raise PermissionError(errno.EPERM, "versions don't change")
-        entry.truncate(length)
+        file = self._file(path)
+        if not isinstance(file, Spool):
+            raise PermissionError(errno.EPERM, READ_ONLY)
+        file.truncate(length)
 
     def touch(self, path: Path, changed: int | None) -> None:
-        """Set a file's time, ns since 1970, None for now. The time of a version is that of its capture, and stays."""
-        if len(path) == DEPTH and isinstance(entry := self._entry(path), Spool):
-            entry.changed = time.time_ns() if changed is None else changed
+        """Set a file's time, in ns since 1970; None for now. A version keeps the time when it was taken."""
+        if len(path) == DEPTH and isinstance(file := self._file(path), Spool):
+            file.changed = time.time_ns() if changed is None else changed
 
     def rename(self, old: Path, new: Path) -> None:
         if len(old) != DEPTH or old[:-1] != new[:-1]:
-            raise OSError(errno.EXDEV, "a file stays with its application")
-        entry = self._entry(old)
+            raise OSError(errno.EXDEV, "a file cannot be moved to another application")
+        file = self._file(old)
         with self._lock:
             if old != new:
                 self._drop(new)
-                del self._entries[old]
-                self._entries[new] = entry
-                if isinstance(entry, Spool):
-                    entry.path = new
+                del self._files[old]
+                self._files[new] = file
+                if isinstance(file, Spool):
+                    file.path = new
 
     def remove(self, path: Path) -> None:
-        """Out of sight, and no version if it is none yet; what became a version stays one."""
-        self._entry(path)
+        """Hide a file. A stored version stays in the store; a file that is not stored yet will not be."""
+        self._file(path)
         with self._lock:
             self._drop(path)
 
     def _drop(self, path: Path) -> None:
-        entry = self._entries.pop(path, None)
-        if isinstance(entry, Spool):
-            entry.dropped = True
+        file = self._files.pop(path, None)
+        if isinstance(file, Spool):
+            file.dropped = True
 
-    def _entry(self, path: Path) -> Entry:
+    def _file(self, path: Path) -> IncomingFile:
         with self._lock:
-            if path not in self._entries:
+            if path not in self._files:
                 raise FileNotFoundError
-            return self._entries[path]
+            return self._files[path]
 
     def _put(self, spool: Spool) -> None:
-        """Make a version of what was written since the last, if there is reason to."""
+        """Store what was written since the last put, if there is anything to store."""
         if not spool.dirty or spool.dropped or spool.size == 0:
             return
         spool.dirty = False
         machine, application, _name = spool.path
         with self._putting:
             try:
-                spool.stored = self._store.put(f"/proc/self/fd/{spool.file.fileno()}", Label(machine, application=application))
+                spool.stored = self._store.put(f"/proc/self/fd/{spool.storage.fileno()}", Label(machine, application=application))
             except StoreError:
                 spool.dropped = True
                 raise
-        log.info("%s became image %s", "/".join(("incoming", *spool.path)), spool.stored.id)
+        log.info("stored %s as image %s", "/".join(("incoming", *spool.path)), spool.stored.id)
 
 
-def _has(versions: Versions, path: Path) -> bool:
-    machine = versions.machines.get(path[0], {})
-    return bool(machine) and (len(path) == 1 or path[1] in machine)
+def _has(versions: VersionIndex, path: Path) -> bool:
+    """Whether there are versions of a machine, or of a machine and an application."""
+    applications = versions.machines.get(path[0], {})
+    return bool(applications) and (len(path) == 1 or path[1] in applications)
 
 
-def _same_process(one: int, other: int) -> bool:
+def _same_process(thread: int, other: int) -> bool:
     """Whether two threads belong to one process."""
-    return one == other or os.path.exists(f"/proc/{one}/task/{other}")
+    return thread == other or os.path.exists(f"/proc/{thread}/task/{other}")
 
 
 def _killed(thread: int) -> bool:
-    """Whether a signal is ending that thread's process, which closes its files on the way."""
+    """Whether a signal is ending the thread's process, which closes its files as it ends."""
     try:
         with open(f"/proc/{thread}/stat", "rb") as file:
-            return bool(int(file.read().rpartition(b")")[2].split()[6]) & KILLED)
+            return bool(int(file.read().rpartition(b")")[2].split()[6]) & PF_SIGNALED)
     except (OSError, ValueError, IndexError):
         return False

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Processes that read windows of images into memory they share with the one that answers the kernel. Used by ``content``.
+"""Processes that read windows of images ahead, into memory that they share with the process that serves the mount.
 
-A process has an interpreter of its own: opening blocks and answering requests then go on at once, where threads of one
-process would wait for each other. They are forked before the mount answers, while there is no other thread, know the
-store as it was then, and end with the process that they work for. Nothing depends on one: what it could not read, or had
-not read when it was killed, whoever wants it reads himself, and is told what is wrong by that.
+Each has a Python interpreter of its own: decompressing blocks and answering the kernel then run in parallel, where threads of
+one process would wait for each other. The processes are forked before the mount answers, while there is no other thread;
+they know the store as it was then, and end with their parent. Nothing depends on them: what they could not read, or had not
+read when they were killed, the serving process reads itself, and reports the errors of that read.
 """
 
 from __future__ import annotations
@@ -34,49 +34,49 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST = 4  # processes
-OPEN = 4  # images that each of them has open
-_JOB = struct.Struct("<IQ16s")  # slab, offset in the image, id of the image
-_DONE = struct.Struct("<IB")  # slab, how it ended
-_FILLED, _ZEROS, _FAILED = range(3)
+MAX_READER_PROCESSES = 4  # processes
+MAX_OPEN_IMAGES_PER_READER = 4  # images that each process keeps open
+_REQUEST = struct.Struct("<IQ16s")  # slab, offset in the image, id of the image
+_REPLY = struct.Struct("<IB")  # slab, status
+_FILLED, _ZEROS, _FAILED = range(3)  # values of the status
 
 
-class _Reader:
-    """One of the processes: its end of the line, and what it was asked for and has not answered, by slab."""
+class _ReaderProcess:
+    """A process: the socket to it, and the requests that it has not answered yet, by slab."""
 
-    def __init__(self, line: socket.socket, process: int) -> None:
-        self.line, self.process = line, process
-        self.asked: dict[int, Future[memoryview]] = {}
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.connection, self.pid = connection, pid
+        self.pending: dict[int, Future[memoryview]] = {}
         self.alive = True
 
 
-class Readers:
-    """The processes, and the ``slabs`` of ``window`` bytes into which they read. Threads may share it."""
+class ReaderProcesses:
+    """The processes, and the ``slabs`` into which they read, buffers of ``window`` bytes. Threads may share it."""
 
     @classmethod
-    def start(cls, store: Store, window: int, slabs: int) -> Readers | None:
-        """Forks: no other thread may run. None if the store's backend does not stand that, or the system does not let it."""
+    def start(cls, store: Store, window: int, slabs: int) -> ReaderProcesses | None:
+        """Forks: no other thread may run. None if the store's backend does not survive a fork, or the system refuses one."""
         if not store.backend.survives_fork:
             return None
         try:
             return cls(store, window, slabs)
         except OSError as error:
-            log.warning("no process can be had that reads ahead (%s); it goes on without", error.strerror)
+            log.warning("cannot start read-ahead processes: %s. Reading without them.", error.strerror)
             return None
 
     def __init__(self, store: Store, window: int, slabs: int) -> None:
-        """``start`` makes one. Raises OSError."""
-        import fuse_store.image.reader  # noqa: F401  (once, for all of them)
+        """Use ``start`` instead. Raises OSError."""
+        import fuse_store.image.reader  # noqa: F401  (imported once, before the forks)
 
         memory = mmap.mmap(-1, window * slabs)
-        self._slabs = [np.frombuffer(memory, np.uint8, window, number * window) for number in range(slabs)]
+        self._slabs = [np.frombuffer(memory, np.uint8, window, slab * window) for slab in range(slabs)]
         self._zeros = memoryview(bytes(window))
-        self._free = deque(range(slabs))  # the one that was used last is the next: it is in the processor's caches
+        self._free = deque(range(slabs))  # a stack: the slab that was used last is still in the processor's caches
         self._lock = threading.Lock()
-        self._readers: list[_Reader] = []
+        self._readers: list[_ReaderProcess] = []
         self._closed = False
         try:
-            for _number in range(min(MOST, os.cpu_count() or 1)):
+            for _ in range(min(MAX_READER_PROCESSES, os.cpu_count() or 1)):
                 self._readers.append(self._fork(store))
         except OSError:
             if not self._readers:
@@ -88,18 +88,20 @@ class Readers:
             thread.start()
 
     def begin(self, image_id: str, offset: int) -> Future[memoryview] | None:
-        """The bytes of an image from ``offset``, a multiple of the window, and zeros after its end. The result may raise
-        StoreError; its slab is used again when nothing refers to it. None if all slabs are in use, or all processes gone."""
+        """Begin to read the window at ``offset`` of an image, a multiple of the window size; after the end of the image come
+        zeros. The result may raise StoreError; its slab is free again when nothing refers to it any more. None if all slabs are
+        in use, or no process is left."""
         with self._lock:
-            reader = min((one for one in self._readers if one.alive), key=lambda one: len(one.asked), default=None)
+            alive = (reader for reader in self._readers if reader.alive)
+            reader = min(alive, key=lambda candidate: len(candidate.pending), default=None)
             if reader is None or not self._free:
                 return None
             slab = self._free.pop()
-            future = reader.asked[slab] = Future()
+            future = reader.pending[slab] = Future()
             try:
-                reader.line.send(_JOB.pack(slab, offset, bytes.fromhex(image_id)))
+                reader.connection.send(_REQUEST.pack(slab, offset, bytes.fromhex(image_id)))
             except OSError:
-                pass  # who receives from it finds out
+                pass  # its process has ended, and the thread that receives from it sees that too
         return future
 
     def close(self) -> None:
@@ -108,84 +110,84 @@ class Readers:
             self._closed = True
             for reader in self._readers:
                 if reader.alive:
-                    os.kill(reader.process, signal.SIGKILL)  # it has nothing to lose
+                    os.kill(reader.pid, signal.SIGKILL)  # it has written nothing that could be lost
         for thread in self._threads:
             thread.join()
 
-    def _fork(self, store: Store) -> _Reader:
-        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with other:
-            process = os.fork()
-            if process:
-                return _Reader(own, process)
+    def _fork(self, store: Store) -> _ReaderProcess:
+        parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with child_end:
+            pid = os.fork()
+            if pid:
+                return _ReaderProcess(parent_end, pid)
             try:
                 store.backend.close()
-                _alone(other.fileno())
-                _read(store, self._slabs, other)
+                _detach(child_end.fileno())
+                _serve_requests(store, self._slabs, child_end)
             finally:
                 os._exit(0)
 
-    def _receive(self, reader: _Reader) -> None:
-        """In a thread: pass on what a process has done, until it is gone."""
+    def _receive(self, reader: _ReaderProcess) -> None:
+        """In a thread: pass on the replies of a process until it ends."""
         while True:
             try:
-                message = reader.line.recv(_DONE.size)
+                message = reader.connection.recv(_REPLY.size)
             except OSError:
                 break
             if not message:
                 break
-            slab, how = _DONE.unpack(message)
+            slab, status = _REPLY.unpack(message)
             with self._lock:
-                future = reader.asked.pop(slab)
-            self._answer(future, slab, how)
+                future = reader.pending.pop(slab)
+            self._reply(future, slab, status)
         with self._lock:
             reader.alive = False
-            lost = reader.asked.values()
+            lost = reader.pending.values()
             if not self._closed:
-                log.warning("process %d, which read ahead, is gone; it goes on without", reader.process)
-        os.waitpid(reader.process, 0)
-        reader.line.close()
+                log.warning("read-ahead process %d has ended. Reading without it.", reader.pid)
+        os.waitpid(reader.pid, 0)
+        reader.connection.close()
         for future in lost:
-            future.set_exception(StoreError("window", "the process that read it is gone."))
-        self._free.extend(reader.asked)
+            future.set_exception(StoreError("read-ahead", "the process that read the window has ended."))
+        self._free.extend(reader.pending)
 
-    def _answer(self, future: Future[memoryview], slab: int, how: int) -> None:
-        if how == _FILLED:
+    def _reply(self, future: Future[memoryview], slab: int, status: int) -> None:
+        if status == _FILLED:
             window: NDArray[np.uint8] = self._slabs[slab].view()
             weakref.finalize(window, self._free.append, slab).atexit = False
             future.set_result(window.data)
             return
         self._free.append(slab)
-        if how == _ZEROS:
+        if status == _ZEROS:
             future.set_result(self._zeros)
         else:
-            future.set_exception(StoreError("window", "it could not be read ahead."))
+            future.set_exception(StoreError("read-ahead", "the window could not be read."))
 
 
-def _alone(line: int) -> None:
-    """In a new process: keep nothing of what it was forked from but ``line``, and end only with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+def _detach(connection: int) -> None:
+    """In a new process: close all inherited descriptors but ``connection``, and ignore the signals that end the parent."""
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, signal.SIG_IGN)
     logging.disable()
-    streams.let_go()
-    os.closerange(3, line)
-    os.closerange(line + 1, os.sysconf("SC_OPEN_MAX"))
+    streams.redirect_to_null()
+    os.closerange(3, connection)
+    os.closerange(connection + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _read(store: Store, slabs: Sequence[NDArray[np.uint8]], line: socket.socket) -> None:
-    """In a new process: fill slabs as asked."""
+def _serve_requests(store: Store, slabs: Sequence[NDArray[np.uint8]], connection: socket.socket) -> None:
+    """In a new process: fill slabs as requested."""
     images: OrderedDict[bytes, Image] = OrderedDict()
-    while job := line.recv(_JOB.size):
-        slab, offset, name = _JOB.unpack(job)
+    while request := connection.recv(_REQUEST.size):
+        slab, offset, image_id = _REQUEST.unpack(request)
         try:
-            image = images.get(name)
+            image = images.get(image_id)
             if image is None:
-                image = images[name] = store.open_image(name.hex())
-                if len(images) > OPEN:
+                image = images[image_id] = store.open_image(image_id.hex())
+                if len(images) > MAX_OPEN_IMAGES_PER_READER:
                     images.popitem(last=False)
-            images.move_to_end(name)
-            how = _FILLED if image.read_into(offset, slabs[slab]) else _ZEROS
-        except Exception:  # who asked finds out why
-            images.pop(name, None)
-            how = _FAILED
-        line.send(_DONE.pack(slab, how))
+            images.move_to_end(image_id)
+            status = _FILLED if image.read_into(offset, slabs[slab]) else _ZEROS
+        except Exception:  # the serving process reads again, and reports the error
+            images.pop(image_id, None)
+            status = _FAILED
+        connection.send(_REPLY.pack(slab, status))

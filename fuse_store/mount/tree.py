@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a store looks like as files and folders; it is said here and nowhere else (design.md, "The mount").
+"""The files and directories of a mounted store; their names and layout are defined here and nowhere else.
 
-``adapter`` shows this tree through FUSE; the tree itself knows nothing of that and can be walked in a test. Paths are
-tuples of names. It is always current: what is not there (any more) raises FileNotFoundError. Threads may share a Tree.
+The tree knows nothing of FUSE and can be walked in a test. Paths are tuples of names. It is always current: a version that
+was removed raises FileNotFoundError. Threads may share a Tree.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any, TypeAlias
 
 from fuse_store.errors import NotFound
 from fuse_store.image.kind import by_kind
-from fuse_store.mount.content import Content, MadeContent
-from fuse_store.mount.image_views import OpenImages
-from fuse_store.mount.prefetch import Readers
-from fuse_store.mount.versions import Catalogue, Versions
+from fuse_store.mount.content import Content, GeneratedContent
+from fuse_store.mount.image_views import ImageViews
+from fuse_store.mount.prefetch import ReaderProcesses
+from fuse_store.mount.versions import VersionIndex, VersionIndexCache
 from fuse_store.repository.manifest import Summary
 from fuse_store.store import Store
 
 Path: TypeAlias = tuple[str, ...]
 
 LATEST = ("latest", "latest-verified")
-ATTRIBUTES = "user.fuse_store."
+ATTRIBUTE_PREFIX = "user.fuse_store."  # of the extended attributes
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """``names`` gives the name and the type (Folder, File, Link) of what is in it. ``changed``: ns since 1970."""
+class Directory:
+    """``names`` yields name and type (Directory, File, Link) of each entry. ``changed``: ns since 1970."""
 
     names: Callable[[], Iterable[tuple[str, type]]]
     changed: int
@@ -55,150 +55,159 @@ class File:
     summary: Summary | None = None
 
 
-Node: TypeAlias = Folder | Link | File
+Node: TypeAlias = Directory | Link | File
 
 
 def attributes(node: Node) -> dict[str, bytes]:
-    """The extended attributes of a node: none, unless it belongs to a version."""
-    one = node.summary
-    if one is None or isinstance(node, Link):
+    """The extended attributes of a node that belongs to a version; other nodes have none."""
+    summary = node.summary
+    if summary is None or isinstance(node, Link):
         return {}
     values = {
-        "id": one.id, "digest": one.id, "kind": one.kind, "event": one.event, "base": ",".join(one.bases), "state": one.state,
+        "id": summary.id, "digest": summary.id, "kind": summary.kind, "event": summary.event,
+        "base": ",".join(summary.bases), "state": summary.state,
     }  # fmt: skip
-    return {ATTRIBUTES + name: value.encode() for name, value in values.items()}
+    return {ATTRIBUTE_PREFIX + name: value.encode() for name, value in values.items()}
 
 
 def taken_ns(summary: Summary) -> int:
-    whole = summary.taken.replace(microsecond=0)
-    return int(whole.timestamp()) * 1_000_000_000 + summary.taken.microsecond * 1000
+    """When the version was taken, in ns since 1970; exact to the microsecond, which a float would not be."""
+    seconds = summary.taken.replace(microsecond=0)
+    return int(seconds.timestamp()) * 1_000_000_000 + summary.taken.microsecond * 1000
 
 
 class Tree:
-    """The tree of a store. ``readers`` read ahead for it, and end when it is closed."""
+    """The tree of a store. ``readers`` read ahead for it; ``close`` ends them."""
 
-    def __init__(self, store: Store, readers: Readers | None = None) -> None:
-        self._catalogue = Catalogue(store)
-        self._images = OpenImages(store, readers)
-        self._tops: dict[str, Callable[[Versions, Path], Node]] = {
+    def __init__(self, store: Store, readers: ReaderProcesses | None = None) -> None:
+        self._versions = VersionIndexCache(store)
+        self._images = ImageViews(store, readers)
+        self._root: dict[str, Callable[[VersionIndex, Path], Node]] = {
             "ids": self._ids, "kinds": self._kinds, "machines": self._machines,
         }  # fmt: skip
 
     def node(self, path: Path) -> Node:
         """Raises FileNotFoundError, NotADirectoryError, Damaged, StoreError."""
-        versions = self._catalogue.current()
+        versions = self._versions.current()
         if not path:
-            return Folder(lambda: ((name, Folder) for name in self._tops), versions.changed)
+            return Directory(lambda: ((name, Directory) for name in self._root), versions.changed)
         try:
-            return self._tops[path[0]](versions, path[1:])
+            return self._root[path[0]](versions, path[1:])
         except (KeyError, NotFound):
             raise FileNotFoundError from None
 
-    def add(self, name: str, top: Callable[[Versions, Path], Node]) -> None:
-        """Have another folder in the root. ``top`` gives what is at a path in it, or raises FileNotFoundError."""
-        self._tops[name] = top
+    def add_directory(self, name: str, node: Callable[[VersionIndex, Path], Node]) -> None:
+        """Add a directory to the root. ``node`` returns the node at a path inside of it, or raises FileNotFoundError."""
+        self._root[name] = node
 
     def image(self, image_id: str) -> Content:
         """The bytes of an image of one file. Raises NotFound, Damaged."""
-        opened = self._images.get(image_id)
-        return opened.content(opened.image.files[0])
+        view = self._images.get(image_id)
+        return view.content(view.image.files[0])
 
     def close(self) -> None:
         self._images.close()
 
-    # one function for each folder below the root; what is not there is a KeyError ------------------------------------
+    # one function for each directory in the root; a name that does not exist is a KeyError ----------------------------
 
-    def _machines(self, versions: Versions, path: Path) -> Node:
+    def _machines(self, versions: VersionIndex, path: Path) -> Node:
         if len(path) == 0:
-            return Folder(lambda: ((name, Folder) for name in versions.machines), versions.changed)
+            return Directory(lambda: ((name, Directory) for name in versions.machines), versions.changed)
         applications = versions.machines[path[0]]
         if len(path) == 1:
-            return Folder(lambda: ((name, Folder) for name in applications), versions.changed)
+            return Directory(lambda: ((name, Directory) for name in applications), versions.changed)
         own = applications[path[1]]
         if len(path) == 2:
-            return Folder(lambda: self._versions(versions, path[0], path[1]), _newest(own))
+            return Directory(lambda: self._version_names(versions, path[0], path[1]), _newest(own))
         if path[2] in LATEST:
-            one = versions.links[path[0], path[1]][path[2]]
-            return _end(Link(one.version, taken_ns(one), one), path[3:])
+            summary = versions.links[path[0], path[1]][path[2]]
+            return _leaf(Link(summary.version, taken_ns(summary), summary), path[3:])
         return self._version(own[path[2]], path[3:])
 
-    def _versions(self, versions: Versions, machine: str, application: str) -> Iterable[tuple[str, type]]:
+    def _version_names(self, versions: VersionIndex, machine: str, application: str) -> Iterable[tuple[str, type]]:
         for name in versions.machines[machine][application]:
-            yield name, Folder
+            yield name, Directory
         for name in versions.links[machine, application]:
             yield name, Link
 
-    def _ids(self, versions: Versions, path: Path) -> Node:
+    def _ids(self, versions: VersionIndex, path: Path) -> Node:
         if not path:
-            return Folder(lambda: ((name, Link) for name in versions.ids), versions.changed)
-        return _end(_link(versions.ids[path[0]], ".."), path[1:])
+            return Directory(lambda: ((name, Link) for name in versions.ids), versions.changed)
+        return _leaf(_link(versions.ids[path[0]], ".."), path[1:])
 
-    def _kinds(self, versions: Versions, path: Path) -> Node:
+    def _kinds(self, versions: VersionIndex, path: Path) -> Node:
         if len(path) == 0:
-            return Folder(lambda: ((name, Folder) for name in versions.kinds), versions.changed)
+            return Directory(lambda: ((name, Directory) for name in versions.kinds), versions.changed)
         own = versions.kinds[path[0]]
         if len(path) == 1:
-            return Folder(lambda: ((name, Link) for name in own), _newest(own))
-        return _end(_link(own[path[1]], "../.."), path[2:])
+            return Directory(lambda: ((name, Link) for name in own), _newest(own))
+        return _leaf(_link(own[path[1]], "../.."), path[2:])
 
-    # what is in the folder of a version ------------------------------------------------------------------------------
+    # the directory of a version ---------------------------------------------------------------------------------------
 
-    def _version(self, one: Summary, path: Path) -> Node:
-        taken = taken_ns(one)
+    def _version(self, summary: Summary, path: Path) -> Node:
+        taken = taken_ns(summary)
         if not path:
-            return Folder(lambda: self._files(one), taken, one)
+            return Directory(lambda: self._version_files(summary), taken, summary)
         name, rest = path[0], path[1:]
         if name == "image":
-            if one.files > 1:
-                return self._several(one, rest)
-            return _end(File(one.size, one.allocated, taken, lambda: self.image(one.id), summary=one), rest)
+            if summary.files > 1:
+                return self._image_directory(summary, rest)
+            image = File(summary.size, summary.allocated, taken, lambda: self.image(summary.id), summary=summary)
+            return _leaf(image, rest)
         if name == "info.json":
-            content = information(one, self._images.description(one))
-            made = MadeContent(len(content), lambda: content)
-            return _end(File(made.size, made.size, taken, lambda: made, fixed=False, summary=one), rest)
+            content = info_json(summary, self._images.description(summary))
+            info = GeneratedContent(len(content), lambda: content)
+            return _leaf(File(info.size, info.size, taken, lambda: info, fixed=False, summary=summary), rest)
         if name == "B3SUMS":
-            opened = self._images.get(one.id)
-            size = opened.checksums_size
-            return _end(File(size, size, taken, lambda: MadeContent(size, opened.checksums), summary=one), rest)
-        derived = self._images.derived(one)[name]
-        return _end(File(derived.size, derived.size, taken, lambda: derived, summary=one), rest)
+            view = self._images.get(summary.id)
+            size = view.checksums_size
+            return _leaf(File(size, size, taken, lambda: GeneratedContent(size, view.checksums), summary=summary), rest)
+        derived = self._images.derived(summary)[name]
+        return _leaf(File(derived.size, derived.size, taken, lambda: derived, summary=summary), rest)
 
-    def _files(self, one: Summary) -> Iterable[tuple[str, type]]:
-        yield "image", Folder if one.files > 1 else File
+    def _version_files(self, summary: Summary) -> Iterable[tuple[str, type]]:
+        yield "image", Directory if summary.files > 1 else File
         yield "info.json", File
         yield "B3SUMS", File
-        for name in self._images.derived(one):
+        for name in self._images.derived(summary):
             yield name, File
 
-    def _several(self, one: Summary, path: Path) -> Node:
-        opened = self._images.get(one.id)
-        if path in opened.folders:
-            inside = opened.folders[path]
-            return Folder(lambda: ((name, Folder if down else File) for name, down in inside.items()), taken_ns(one), one)
+    def _image_directory(self, summary: Summary, path: Path) -> Node:
+        """A node in the directory ``image`` of an image of several files."""
+        view = self._images.get(summary.id)
+        if path in view.directories:
+            names = view.directories[path]
+            return Directory(
+                lambda: ((name, Directory if is_directory else File) for name, is_directory in names.items()),
+                taken_ns(summary), summary,
+            )  # fmt: skip
         for depth in range(1, len(path)):
-            if path[:depth] in opened.files:
+            if path[:depth] in view.files:
                 raise NotADirectoryError
-        number, file = opened.files[path]
-        return File(file.size, opened.allocated(number), file.mtime, lambda: opened.content(file), summary=one)
+        index, file = view.files[path]
+        return File(file.size, view.allocated(index), file.mtime, lambda: view.content(file), summary=summary)
 
 
-def information(one: Summary, description: dict[str, Any] | None) -> bytes:
-    """``info.json``: the version for people. ``description`` is what an image of its kind is, in short."""
-    values = {**one.as_dict(), "digest": one.id, **by_kind(one.kind, description)}
-    if "kernel" in one.tags:
-        values["kernel"] = one.tags["kernel"]
+def info_json(summary: Summary, description: dict[str, Any] | None) -> bytes:
+    """The bytes of ``info.json``. ``description``: the short one of the version's kind; None if there is none."""
+    values = {**summary.as_dict(), "digest": summary.id, **by_kind(summary.kind, description)}
+    if "kernel" in summary.tags:
+        values["kernel"] = summary.tags["kernel"]
     return (json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n").encode(errors="surrogateescape")
 
 
-def _newest(own: dict[str, Summary]) -> int:
-    return taken_ns(next(reversed(own.values())))
+def _newest(summaries: dict[str, Summary]) -> int:
+    return taken_ns(next(reversed(summaries.values())))
 
 
-def _link(one: Summary, up: str) -> Link:
-    return Link(f"{up}/machines/{one.machine}/{one.application}/{one.version}", taken_ns(one), one)
+def _link(summary: Summary, up: str) -> Link:
+    target = f"{up}/machines/{summary.machine}/{summary.application}/{summary.version}"
+    return Link(target, taken_ns(summary), summary)
 
 
-def _end(node: Link | File, rest: Path) -> Node:
+def _leaf(node: Link | File, rest: Path) -> Node:
+    """``node``, which has nothing below it: raises NotADirectoryError if the path goes on with ``rest``."""
     if rest:
         raise NotADirectoryError
     return node

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a store looks like as files, walked without FUSE."""
+"""The tree of a mounted store, walked without FUSE."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from fuse_store.hibernation import metadata
 from fuse_store.hibernation.history import RIGHT
 from fuse_store.image.kind import KINDS, Kind
 from fuse_store.mount import content, ranges, tree
-from fuse_store.mount.content import ImageContent, Windows
-from fuse_store.mount.tree import File, Folder, Link, Tree, attributes
-from fuse_store.mount.versions import Catalogue, Versions
+from fuse_store.mount.content import ImageContent, WindowCache
+from fuse_store.mount.tree import Directory, File, Link, Tree, attributes
+from fuse_store.mount.versions import VersionIndex, VersionIndexCache
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.manifest import Summary
 from fuse_store.store import Label, Store
@@ -34,7 +34,7 @@ from tests.store.conftest import content as pages
 from tests.store.hibernation.cases import E820, make_case
 
 MB = 1 << 20
-LEDGER = SimpleNamespace(changed=lambda: (0, True))  # nothing ever happened
+STATE_LOG = SimpleNamespace(changed=lambda: (0, True))  # nothing ever happened
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def at(shown: Tree, path: str) -> tree.Node:
 
 def names(shown: Tree, path: str) -> list[str]:
     node = at(shown, path)
-    assert isinstance(node, Folder)
+    assert isinstance(node, Directory)
     found = []
     for name, kind in node.names():
         assert type(at(shown, f"{path}/{name}".lstrip("/"))) is kind, "a name's type is that of its node"
@@ -225,7 +225,7 @@ def test_ten_thousand_versions_are_listed_without_opening_one(tmp_path: Path) ->
         asked.append("summaries")
         return summaries(10_000)
 
-    shown = Tree(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=LEDGER, summaries=every, open_image=asked.append))  # type: ignore[arg-type]
+    shown = Tree(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=STATE_LOG, summaries=every, open_image=asked.append))  # type: ignore[arg-type]
     found = names(shown, "machines/m/a")
     assert len(found) == 10_001
     for name in found[:-1]:
@@ -238,20 +238,20 @@ def test_ten_thousand_versions_are_listed_without_opening_one(tmp_path: Path) ->
     shown.close()
 
 
-def test_a_folder_changed_within_a_tick_is_looked_at_again(tmp_path: Path) -> None:
+def test_a_change_within_one_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     lists = [summaries(1), summaries(2)]
-    catalogue = Catalogue(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=LEDGER, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
+    index = VersionIndexCache(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=STATE_LOG, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
     stamp = os.stat(tmp_path / "images").st_mtime_ns
-    assert len(catalogue.current().ids) == 1
-    os.utime(tmp_path / "images", ns=(stamp, stamp))  # a version came, and the clock did not move
-    assert len(catalogue.current().ids) == 2
+    assert len(index.current().ids) == 1
+    os.utime(tmp_path / "images", ns=(stamp, stamp))  # a new version, in the same tick
+    assert len(index.current().ids) == 2
 
 
 def test_names_in_kinds_are_names() -> None:
     one = summaries(1)[0]
     long = Summary(**{**vars(one), "machine": "é" * 100, "application": "x" * 200})
-    (name,) = Versions([long], 0).kinds["file"]
+    (name,) = VersionIndex([long], 0).kinds["file"]
     assert 250 < len(name.encode()) <= 255 and name.endswith(one.version)
 
 
@@ -355,11 +355,11 @@ def test_ranges(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     data = pages(numbers.tolist(), cut=100)
     one = put(store, tmp_path, data)
     cell = 4 * PAGE
-    monkeypatch.setattr(ranges, "CELL", cell)
-    monkeypatch.setattr(ranges, "WINDOW", 7)
+    monkeypatch.setattr(ranges, "RANGE_CELL_SIZE", cell)
+    monkeypatch.setattr(ranges, "CELLS_PER_SPAN", 7)
     image = store.open_image(one.id)
     for base, size in ((0, len(data)), (3 * PAGE, len(data) - 10 * PAGE)):
-        own = ranges.Ranges(image, base, size)
+        own = ranges.DataRanges(image, base, size)
         bytes_here = np.frombuffer(data, np.uint8)[base : base + size]
         full = np.array([bytes_here[at : at + cell].any() for at in range(0, size, cell)])
         told = np.zeros(len(full), bool)
@@ -375,13 +375,13 @@ def test_ranges(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_reading_in_any_way_gives_the_bytes(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content, "WINDOW", 256 << 10)
-    monkeypatch.setattr(content, "WINDOWS", 4)
-    monkeypatch.setattr(content, "SEQUENTIAL", 64 << 10)
+    monkeypatch.setattr(content, "READ_AHEAD_WINDOW", 256 << 10)
+    monkeypatch.setattr(content, "MAX_CACHED_WINDOWS", 4)
+    monkeypatch.setattr(content, "SEQUENTIAL_THRESHOLD", 64 << 10)
     (path,) = corpus.versions(tmp_path, 1, 8 * MB)
     data = path.read_bytes()
     image = store.open_image(store.put(str(path), Label("m")).id)
-    windows = Windows()
+    windows = WindowCache()
     for base, size in ((0, len(data)), (5 * PAGE, 3 * MB + 7)):
         own = data[base : base + size]
         opened = ImageContent(image, base, size, windows)
@@ -406,7 +406,7 @@ def test_a_window_that_cannot_be_read_is_read_in_pieces(monkeypatch: pytest.Monk
                 raise Damaged("block", "it is damaged.")
             return memoryview(bytes(length))
 
-    windows = Windows()
+    windows = WindowCache()
     opened = ImageContent(Image(), 0, 16 * MB, windows)  # type: ignore[arg-type]
     failed = []
     for offset in range(0, 16 * MB, PAGE):
