@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Formats of images that the store understands, one row each. ``inspect`` and ``show`` use ``describe``.
+"""Formats of images that the store understands, one row each in FORMATS.
 
-A format is a package with a function that describes a Readable, or raises NotFound if there is no such image in it; what
-else it can do (views, staging) is asked of the package itself.
+A format is a package with a function that describes a Readable, or raises NotFound if it holds no image of that format. Other
+abilities, such as the derived files of ``swsusp.views``, are used from the package itself. ``readable`` is the interface that
+all formats read from.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["FORMATS", "File", "Format", "Readable", "describe"]
 
 @dataclass(frozen=True)
 class Format:
-    """``describe`` takes a Readable, the resume offset (0 where it means nothing), ``check`` and a Progress."""
+    """``describe`` takes a Readable, the resume offset (0 where it has no meaning), ``check`` and a Progress."""
 
     name: str
     describe: Callable[[Readable, int, bool, Progress], dict[str, Any]]
@@ -31,15 +32,15 @@ FORMATS = (Format("swsusp", describe_swsusp),)
 
 
 def describe(readable: Readable, resume_offset: int = 0, check: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
-    """What is in ``readable``, as JSON, by the first format that knows it; its key ``format`` names that.
+    """The description of the image in ``readable``, as JSON, by the first format that recognises it (key ``format``).
 
-    Raises NotFound if none does, with the cause that the last one gave, and Refused or Damaged for an image of a format
-    that is known and cannot be read.
+    Raises NotFound if none does, with the cause from the last one; Refused or Damaged for an image of a known format that
+    cannot be read.
     """
-    missing = NotFound("image", "no format that is known is in it.")
-    for one in FORMATS:
+    missing = NotFound("image", "unknown format.")
+    for known in FORMATS:
         try:
-            return one.describe(readable, resume_offset, check, progress)
+            return known.describe(readable, resume_offset, check, progress)
         except NotFound as error:
             missing = error
     raise missing

@@ -1,27 +1,49 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What formats read from. Used by every module of ``formats``; a version of the store (``image.Image``) fits as it is.
+"""The interface that formats read from. A stored version (``fuse_store.image.reader.Image``) has it, and so has File.
 
-A reader never sees a file's descriptor or a device's path, only this; so a live device, a file and a stored version are
-read by the same code. Threads may share a Readable.
+A format never sees a file descriptor or the path of a device, so a live device, a file and a stored version are read by the
+same code. What only some sources can do are Protocols of their own, which ``isinstance`` tests. Threads may share a Readable.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fuse_store.errors import Damaged, NotFound, StoreError
 
 
 class Readable(Protocol):
-    """``size`` bytes; ``read`` gives ``length`` of them, fewer only at the end. It may raise any StoreError."""
+    """``size`` bytes; ``read`` returns ``length`` of them, fewer only at the end. It may raise any StoreError."""
 
     @property
     def size(self) -> int: ...
 
     def read(self, offset: int, length: int) -> bytes: ...
+
+
+@runtime_checkable
+class Prefetchable(Protocol):
+    """A Readable that can read a range in the background, for a read that follows. May raise Damaged."""
+
+    def prefetch(self, offset: int, length: int) -> None: ...
+
+
+@runtime_checkable
+class CompressedChunks(Protocol):
+    """A Readable that stores some compressed chunks of a hibernation image as the pages they hold, so that they need not be
+    compressed to be read and decompressed again."""
+
+    def chunk_at(self, offset: int) -> tuple[int, Callable[[], NDArray[np.uint8]]] | None:
+        """(length of the compressed data in bytes, function that returns its pages, a row each) of the chunk that begins at
+        ``offset``; None if none does that is stored like this. Both may raise Damaged."""
+        ...
 
 
 class File:
@@ -32,14 +54,14 @@ class File:
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise NotFound(f"source {self.path}", "there is no such file.") from None
+            raise NotFound(f"source {self.path}", "no such file.") from None
         except OSError as error:
             raise StoreError(f"source {self.path}", f"{error.strerror}.") from None
         try:
             self.size = os.lseek(self._descriptor, 0, os.SEEK_END)  # st_size of a block device is 0
         except OSError as error:
             os.close(self._descriptor)
-            raise StoreError(f"source {self.path}", f"its size cannot be had: {error.strerror}.") from None
+            raise StoreError(f"source {self.path}", f"cannot determine the size: {error.strerror}.") from None
 
     def read(self, offset: int, length: int) -> bytes:
         try:
@@ -47,7 +69,7 @@ class File:
             while len(content) < length and (more := os.pread(self._descriptor, length - len(content), offset + len(content))):
                 content += more
         except OSError as error:
-            raise StoreError(f"source {self.path}", f"reading at {offset:#x} failed: {error.strerror}.") from None
+            raise StoreError(f"source {self.path}", f"cannot read at {offset:#x}: {error.strerror}.") from None
         return content
 
     def close(self) -> None:
@@ -61,8 +83,8 @@ class File:
 
 
 def read_exactly(readable: Readable, offset: int, length: int, thing: str) -> bytes:
-    """``length`` bytes, or Damaged, which says that ``thing`` is cut off."""
+    """``length`` bytes. Raises Damaged, which names ``thing``, if there are fewer."""
     content = readable.read(offset, length) if 0 <= offset <= readable.size - length else b""
     if len(content) != length:
-        raise Damaged(thing, f"it ends before {offset + length:#x}, at {readable.size:#x}.", "Copy it again, whole.")
+        raise Damaged(thing, f"truncated at {readable.size:#x}, data up to {offset + length:#x} is needed.", "Copy it again.")
     return content

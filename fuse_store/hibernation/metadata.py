@@ -13,7 +13,7 @@ from typing import Any
 from fuse_store.errors import Damaged, NotFound, Refused
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.formats.swsusp.describe import header_fields, kernel_fields
-from fuse_store.formats.swsusp.memory import kernel
+from fuse_store.formats.swsusp.kernel import find_kernel
 from fuse_store.hibernation import history
 from fuse_store.hibernation.machine import recorded_sum
 from fuse_store.image.kind import NO_CHECKSUM, RIGHT
@@ -35,7 +35,7 @@ def resume_offset(tags: Mapping[str, str]) -> int | None:
 
 def tags_of(image: HibernationImage) -> dict[str, str]:
     """What an image tells about its machine. Raises Damaged."""
-    fields = kernel_fields(kernel(image))
+    fields = kernel_fields(find_kernel(image))
     values = {
         "kernel": fields["kernel"], "host": fields["host"], "memory": image.info.memory * image.page_size,
         "memory_map": recorded_sum(image.info) if image.info.architecture == "x86" else None,
@@ -51,7 +51,7 @@ def describe(version: Image) -> dict[str, Any] | None:
     note = tags.get("vmcoreinfo_page", "")
     try:
         with HibernationImage(version, resume_offset(tags) or 0) as image:
-            return {**header_fields(image), **kernel_fields(kernel(image, int(note) if note.isdecimal() else None))}
+            return {**header_fields(image), **kernel_fields(find_kernel(image, int(note) if note.isdecimal() else None))}
     except (NotFound, Refused, Damaged):
         return None
 

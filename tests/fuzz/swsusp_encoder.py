@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes hibernation images as the kernel does, for the tests and the fuzzer of ``fuse_store.formats.swsusp``.
+"""Writes hibernation images as the kernel does, for the tests and the fuzzer of ``fuse_store.formats.swsusp``.
 
-Written from the kernel's sources and not from our parser, of which it uses nothing, so that a mistake in one shows in the
-other: page by page, with struct and with the compressors' own libraries. Memory is a dictionary of PFN → page.
+Written from the kernel's sources and independent of our parser, so that a mistake in one shows in the other: page by page, with
+struct and with the compressors' own libraries. Memory is a dictionary of PFN → page.
 """
 
 from __future__ import annotations
@@ -125,6 +125,14 @@ def info(architecture: str, page_size: int, memory_pages: int, stored: int, page
     return bytes(page)
 
 
+def swap_header(page_size: int, blocks: int, uuid: bytes, label: bytes = b"") -> bytes:
+    """The page that mkswap writes for an area of ``blocks`` pages (include/linux/swap.h, union swap_header)."""
+    page = bytearray(page_size)
+    struct.pack_into("<III16s16s", page, 1024, 1, blocks - 1, 0, uuid, label)
+    page[-10:] = b"SWAPSPACE2"
+    return bytes(page)
+
+
 def stream_of(memory: dict[int, bytes], page_size: int = 4096, architecture: str = "x86", zero_flags: bool = True) -> list[bytes]:
     """The pages that /dev/snapshot gives."""
     words, data = [], []
@@ -186,7 +194,8 @@ def encode(
     into a buffer of its own, in which noise was: what stands behind a chunk is what is left there. With 0 it is always one
     byte."""
     pages = stream_of(memory, page_size, architecture, zero_flags)
-    crc, chunks = 0, []
+    crc = 0
+    chunks: list[int] = []
     if compression != "none":
         packed = [pages[0]]
         compressor = compressor or COMPRESSORS[compression]
@@ -231,24 +240,25 @@ def encode(
         content = struct.pack(f"<{entries + 1}Q", *listed, *[0] * (entries - len(listed)), following)
         device[block * page_size : (block + 1) * page_size] = content
     header = resume_offset * page_size
-    struct.pack_into("<III16s16s", device, header + 1024, 1, blocks - 1, 0, UUID, b"NVM_SWAP")
     end = header + page_size
+    device[header:end] = swap_header(page_size, blocks, UUID, b"NVM_SWAP")
     struct.pack_into("<II", device, end - 40, hw_sig, crc if compression != "none" else 0)
     struct.pack_into("<QI", device, end - 32, maps[0], flags)
     device[end - 20 : end] = b"SWAPSPACE2" + (b"S1SUSPEND\0" if armed else b"SWAPSPACE2")
     return Encoded(device, page_size, memory, header, stream, maps, crc, chunks)
 
 
-def decode(device: bytes, page_size: int = 4096, resume_offset: int = 0) -> list[bytes]:
-    """The pages of the stream of an uncompressed image, as the kernel's reader goes through it."""
+def decode(device: bytes | bytearray, page_size: int = 4096, resume_offset: int = 0) -> list[bytes]:
+    """The pages of the stream of an uncompressed image, as the kernel's reader follows them."""
     end = (resume_offset + 1) * page_size
-    block, flags = struct.unpack_from("<QI", device, end - 32)
-    assert flags & 2, "it is compressed"
-    pages, entries = [], page_size // 8 - 1
-    while block:
-        *listed, block = struct.unpack_from(f"<{entries + 1}Q", device, block * page_size)
-        for one in listed:
-            if not one:
+    map_block, flags = struct.unpack_from("<QI", device, end - 32)
+    assert flags & 2, "compressed"
+    pages: list[bytes] = []
+    entries = page_size // 8 - 1
+    while map_block:
+        *listed, map_block = struct.unpack_from(f"<{entries + 1}Q", device, map_block * page_size)
+        for block in listed:
+            if not block:
                 return pages
-            pages.append(bytes(device[one * page_size : (one + 1) * page_size]))
+            pages.append(bytes(device[block * page_size : (block + 1) * page_size]))
     return pages

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Linux swap hibernation images: read, described, shown as a dump of memory, written. For ``formats``, ``device`` and views.
+"""Linux swap hibernation images ("swsusp"): read, described, and shown as dumps of memory; their headers armed and disarmed.
 
-docs/hibernation-image.md describes the format. Images are untrusted input: whatever is in one, only errors of
-``fuse_store.errors`` come out, after bounded time and with bounded memory.
+docs/hibernation-image.md describes the format to the byte. ``layout`` has its tables; ``header``, ``info``, ``swap_map``,
+``stream`` and ``page_index`` read one part each, and ``image`` puts them together. ``kernel`` identifies the kernel in the
+memory, ``describe`` gives the JSON of ``inspect``, ``views`` the derived files of the mount. Images are untrusted input:
+whatever is in one, only errors of ``fuse_store.errors`` are raised, after bounded time and with bounded memory.
 """
 
 from __future__ import annotations
 
-from fuse_store.formats.swsusp.header import Header, armed, disarmed, find, swap_header
+from fuse_store.formats.swsusp.header import Header, armed, disarmed, find
 from fuse_store.formats.swsusp.image import HibernationImage
 
-__all__ = ["Header", "HibernationImage", "armed", "disarmed", "find", "swap_header"]
+__all__ = ["Header", "HibernationImage", "armed", "disarmed", "find"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a hibernation image is, as JSON. Used by ``formats`` for ``inspect``, ``device.capture`` and ``views``."""
+"""The description of a hibernation image, as JSON."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from fuse_store.formats.readable import Readable
 from fuse_store.formats.swsusp.image import HibernationImage
-from fuse_store.formats.swsusp.memory import Kernel, kernel
+from fuse_store.formats.swsusp.kernel import Kernel, find_kernel
 from fuse_store.progress import SILENT, Progress
 
 
 def describe(readable: Readable, resume_offset: int = 0, check: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
-    """The image at ``resume_offset``. ``check`` reads all of it, and says whether the kernel's checksum is right.
+    """The image at ``resume_offset``. ``check`` reads the whole image and compares the kernel's checksum.
 
-    Sizes in bytes, counts in pages; the key is there with None where the image does not tell. Reads the image until it
-    has found the kernel's note. Raises NotFound if there is no image, Refused, Damaged.
+    Sizes in bytes, counts in pages; a value that the image does not contain is None. Reads the image until the kernel's note is
+    found. Raises NotFound if there is no image, Refused, Damaged.
     """
     with HibernationImage(readable, resume_offset) as image:
-        return {**header_fields(image), **kernel_fields(kernel(image)), "crc": _verdict(image, check, progress)}
+        return {**header_fields(image), **kernel_fields(find_kernel(image)), "crc": _verdict(image, check, progress)}
 
 
 def header_fields(image: HibernationImage) -> dict[str, Any]:
-    """What header, map and lists say; without a search through the image. Raises Damaged."""
+    """The fields from header, swap map and lists, without a search through the image. Raises Damaged."""
     header, info, pages = image.header, image.info, image.pages
     return {
         "format": "swsusp",
@@ -53,16 +53,16 @@ def header_fields(image: HibernationImage) -> dict[str, Any]:
     }
 
 
-def kernel_fields(found: Kernel | None) -> dict[str, Any]:
-    """Who hibernated. ``vmcoreinfo_page`` is where the note is, so that nobody need search again."""
-    if found is None:
+def kernel_fields(kernel: Kernel | None) -> dict[str, Any]:
+    """The fields about the kernel. ``vmcoreinfo_page`` is the PFN of its note, with which later searches are avoided."""
+    if kernel is None:
         return dict.fromkeys(("kernel", "kernel_version", "host", "build_id", "vmcoreinfo_page"))
     return {
-        "kernel": found.release,
-        "kernel_version": found.uts.get("version"),
-        "host": found.host or None,
-        "build_id": found.info.fields.get("BUILD-ID"),
-        "vmcoreinfo_page": found.info.address // found.page_size,
+        "kernel": kernel.release,
+        "kernel_version": kernel.uts.get("version"),
+        "host": kernel.host or None,
+        "build_id": kernel.info.fields.get("BUILD-ID"),
+        "vmcoreinfo_page": kernel.info.address // kernel.page_size,
     }
 
 

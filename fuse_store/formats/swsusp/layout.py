@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Offsets, flags and signatures of hibernation images: tables only. Used by all modules of ``swsusp``.
+"""Offsets, flags and signatures of hibernation images: tables only.
 
-From kernel/power/swap.c, kernel/power/power.h and include/linux/swap.h of Linux 5.10 to 7.3, for kernels that are 64-bit
-and little-endian. docs/hibernation-image.md explains them; tests compare the two.
+From kernel/power/swap.c, kernel/power/power.h and include/linux/swap.h of Linux 5.10 to 7.3, for 64-bit little-endian
+kernels. docs/hibernation-image.md explains them; tests compare the two.
 """
 
 from __future__ import annotations
 
 import struct
+
+IMAGE = "hibernation image"  # the thing that error messages name
 
 PAGE_SIZES = (4096, 16384, 65536)
 
@@ -26,7 +28,7 @@ BAD_PAGES_AT = SWAP_AT + SWAP.size + 117 * 4
 FLAGS = {1: "platform_mode", 2: "nocompress_mode", 4: "crc32_mode", 8: "hw_sig", 16: "compression_alg_lz4"}
 PLATFORM, NOCOMPRESS, CRC32, HW_SIG, LZ4 = FLAGS
 
-# Signatures in the same place that are not the kernel's (util-linux, libblkid/src/superblocks/swap.c).
+# Signatures of other programs in the same place (util-linux, libblkid/src/superblocks/swap.c).
 FOREIGN = {
     b"ULSUSPEND\0": "s2disk (uswsusp)",
     b"S2SUSPEND\0": "Software Suspend 2",
@@ -45,17 +47,17 @@ UTS_LENGTH = 65  # of each, with its NUL
 ENTRY = 8  # bytes of sector_t and of a PFN
 ZERO_FLAG = 1 << 63  # in a PFN: all zeros, not stored (Linux 6.6)
 END_OF_PFNS = (1 << 64) - 1
-LARGEST_PFN = 1 << 40  # 52 bits of physical address, in the smallest pages
+MAX_PFN = 1 << 40  # exclusive: 52 bits of physical address, in the smallest pages
 
 CHUNK_PAGES = 32  # UNC_PAGES
 CHUNK_HEAD = struct.Struct("<Q")  # cmp_len
 
 
 def map_entries(page_size: int) -> int:
-    """Entries in a page of the swap map; the word after them is ``next_swap``."""
+    """Entries in a page of the swap map; the 8 bytes after them are ``next_swap``."""
     return page_size // ENTRY - 1
 
 
 def largest_compressed(length: int) -> int:
-    """The most bytes that ``length`` compress to (bytes_worst_compress, kernel/power/swap.c)."""
+    """The largest compressed size of ``length`` bytes (bytes_worst_compress, kernel/power/swap.c)."""
     return length + length // 16 + 64 + 3 + 2

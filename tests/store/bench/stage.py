@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fuse_store.formats.swsusp import armed, layout, swap_header
+from fuse_store.formats.swsusp import armed, layout
 from fuse_store.hibernation.stage import stage
 from fuse_store.hibernation.swap_device import Target
 from fuse_store.image import restore
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
+from tests.fuzz.swsusp_encoder import swap_header
 from tests.store.bench import corpus
 
 PAGE = corpus.PAGE

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""docs/hibernation-image.md says what is true: its example is run and compared, its offsets are those of the code."""
+"""docs/hibernation-image.md is checked: its example is run and compared, its offsets are those of the code."""
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
@@ -17,14 +16,15 @@ DOCUMENT = (Path(__file__).resolve().parents[3] / "docs" / "hibernation-image.md
 
 @pytest.fixture(scope="module")
 def device() -> bytes:
-    names: dict[str, io.BytesIO] = {}
+    names: dict[str, bytearray] = {}
     exec(re.search(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)[1], names)  # type: ignore[index]
-    return names["device"].getvalue()
+    return bytes(names["device"])
 
 
 def hexdump(content: bytes) -> str:
     """As ``hexdump -C`` writes it."""
-    lines, before = [], b""
+    lines: list[str] = []
+    before = b""
     for at in range(0, len(content), 16):
         row = content[at : at + 16]
         if row == before:

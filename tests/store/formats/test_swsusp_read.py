@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fuse_store.errors import Damaged, NotFound, Refused, UsageError
 from fuse_store.formats import File, describe
-from fuse_store.formats.swsusp import HibernationImage, armed, disarmed, find, layout, swap_header, vmcoreinfo
-from fuse_store.formats.swsusp.memory import direct_map, kernel
+from fuse_store.formats.readable import CompressedChunks, Prefetchable
+from fuse_store.formats.swsusp import HibernationImage, armed, disarmed, find, layout
+from fuse_store.formats.swsusp.kernel import find_kernel, vmcoreinfo
+from fuse_store.formats.swsusp.kernel.addresses import direct_map
 from tests.fuzz import swsusp_encoder as encoder
-from tests.fuzz.swsusp_encoder import Encoded, encode, machine
+from tests.fuzz.swsusp_encoder import Encoded, encode, machine, swap_header
 
 
 class Memory:
@@ -122,9 +126,9 @@ def test_arming_and_disarming_change_ten_bytes() -> None:
     assert off[-10:] == b"SWAPSPACE2"
     assert armed(off) == header.block
     assert header.signature_offset == 4086
-    with pytest.raises(NotFound, match="leads to none"):
+    with pytest.raises(NotFound, match="leads to no image"):
         armed(swap_header(4096, 100, bytes(16)))
-    with pytest.raises(Damaged, match="does not keep the signature"):
+    with pytest.raises(Damaged, match="lacks the signature"):
         disarmed(bytes(4096))
 
 
@@ -134,10 +138,10 @@ def test_device_without_an_image_is_not_found() -> None:
         describe(Memory(swap))
     assert caught.value.exit_code == 3
     swap[4086:4096] = b"SWAPSPACE2"
-    with pytest.raises(NotFound, match="no image has been written"):
+    with pytest.raises(NotFound, match="the swap area holds no image"):
         describe(Memory(swap))
     struct.pack_into("<QI10s", swap, 4064, 1 << 30, 2, b"SWAPSPACE2")  # leads nowhere
-    with pytest.raises(NotFound, match="no image has been written"):
+    with pytest.raises(NotFound, match="the swap area holds no image"):
         describe(Memory(swap))
 
 
@@ -198,7 +202,7 @@ def test_map_that_goes_in_a_circle(back_to: int) -> None:
     encoded = encode(machine(pages=1500, zeros=0))
     broken(encoded, encoded.maps[2] * 4096 + 4088, word(encoded.maps[back_to]))
     broken(encoded, encoded.maps[2] * 4096, word(3) * 511)
-    with pytest.raises(Damaged, match=r"circle|twice|more pages than"):
+    with pytest.raises(Damaged, match=r"loop|twice|more pages than"):
         opened(encoded)
 
 
@@ -226,7 +230,7 @@ def test_block_that_is_listed_twice() -> None:
 def test_gap_in_the_map() -> None:
     encoded = encode(machine())
     broken(encoded, encoded.maps[0] * 4096 + 80, word(0))
-    with pytest.raises(Damaged, match="gap in page 0"):
+    with pytest.raises(Damaged, match="page 0 of the swap map has a gap"):
         opened(encoded)
 
 
@@ -248,7 +252,7 @@ def test_absurd_counts() -> None:
     for at, value in ((400, 1 << 60), (416, 1 << 40), (424, 0), (424, 1 << 50), (432, 7)):
         encoded = encode(machine())
         broken(encoded, encoded.stream[0] * 4096 + at, word(value))
-        with pytest.raises(Damaged, match=r"it would be of a machine|first page says"):
+        with pytest.raises(Damaged, match=r"impossible memory size|swsusp_info has .* pages"):
             opened(encoded)
 
 
@@ -264,7 +268,7 @@ def test_lists_out_of_order() -> None:
 def test_more_zero_flags_than_the_counts_allow() -> None:
     encoded = encode(dict.fromkeys(range(100), b"x" * 4096))
     broken(encoded, encoded.stream[1] * 4096 + 80, word(10 | 1 << 63))
-    with opened(encoded) as image, pytest.raises(Damaged, match="99 of 100 pages are listed as stored; it should be 100"):
+    with opened(encoded) as image, pytest.raises(Damaged, match="99 of 100 pages are listed as stored, instead of 100"):
         _ = image.pages
 
 
@@ -295,7 +299,7 @@ def test_damaged_chunk_is_found(compression: str) -> None:
 
 def test_chunks_that_decompress_to_too_much() -> None:
     encoded = encode({pfn: bytes([pfn]) * 4096 for pfn in range(1, 40)}, compression="lzo")
-    big = encoder.LZOCompressor().compress(bytes(1 << 20))
+    big = encoder.other_lzo(bytes(1 << 20))
     at = encoded.stream[encoded.chunks[0]] * 4096
     broken(encoded, at, word(len(big)) + big[:4088])
     with opened(encoded) as image, pytest.raises(Damaged, match="chunk 0"):
@@ -360,7 +364,7 @@ def test_release_before_vmcoreinfo_told_where_the_names_are() -> None:
     kernel_page = encoder.KERNEL_PHYSICAL // 4096
     memory[kernel_page] = bytes(4) + memory[kernel_page][:-4]
     with opened(encode(memory, architecture="x86 before 5.13")) as image:
-        found = kernel(image)
+        found = find_kernel(image)
         assert found is not None
         assert found.host == encoder.HOST
 
@@ -376,17 +380,17 @@ def test_note_of_a_guest_is_not_taken_for_the_kernels_own() -> None:
     guest = encoder.note(b"OSRELEASE=5.10.0-guest\nSYMBOL(init_uts_ns)=ffffffff81000480\nNUMBER(phys_base)=4096\n")
     memory[0] = guest.ljust(4096, b"\0")
     with opened(encode(memory)) as image:
-        found = kernel(image)
+        found = find_kernel(image)
         assert found is not None
         assert (found.release, found.host) == (encoder.RELEASE, encoder.HOST)
         assert found.info.address // 4096 != 0
-        assert kernel(image, found.info.address // 4096) == found
+        assert find_kernel(image, found.info.address // 4096) == found
 
 
 @pytest.mark.parametrize(("levels", "base"), [(4, encoder.DIRECT_MAP), (5, encoder.DIRECT_MAP_5)])
 def test_direct_map_is_found_in_the_page_tables(levels: int, base: int) -> None:
     with opened(encode(machine(levels=levels))) as image:
-        found = kernel(image)
+        found = find_kernel(image)
         assert found is not None
         assert direct_map(image, found.info) == base
 
@@ -427,3 +431,38 @@ def test_page_of_16_gib_is_opened_in_time(tmp_path: Path) -> None:
         assert image.pages.count == stored
         assert image.map.count == total
         assert time.process_time() - began < 2
+
+
+def test_optional_abilities_of_a_source_are_used() -> None:
+    """A source that prefetches, and one that has chunks as pages: the content is the same, without reading the chunks."""
+    memory = machine()
+    encoded = encode(memory, compression="lzo")
+    blocks = {encoded.stream[index] * 4096 for index in encoded.chunks}
+    stream = b"".join(encoder.stream_of(memory)[1:])
+    prefetched: list[tuple[int, int]] = []
+
+    class Able(Memory):
+        def prefetch(self, offset: int, length: int) -> None:
+            prefetched.append((offset, length))
+
+        def chunk_at(self, offset: int) -> tuple[int, Callable[[], NDArray[np.uint8]]] | None:
+            if offset not in blocks:
+                return None
+            (length,) = struct.unpack_from("<Q", self.content, offset)
+            first = 32 * 4096 * [encoded.stream[index] * 4096 for index in encoded.chunks].index(offset)
+            return length, lambda: np.frombuffer(stream[first : first + 32 * 4096], np.uint8).reshape(-1, 4096)
+
+        def read(self, offset: int, length: int) -> bytes:
+            assert offset not in blocks, "a chunk is read though it is there as pages"
+            return super().read(offset, length)
+
+    assert isinstance(Able(b""), CompressedChunks) and isinstance(Able(b""), Prefetchable)
+    assert not isinstance(Memory(b""), CompressedChunks | Prefetchable)
+    with HibernationImage(Able(encoded.device)) as image:
+        assert same(image, memory)
+        assert image.crc_matches() is True
+    plain = encode(memory)
+    blocks.clear()
+    with HibernationImage(Able(plain.device)) as image:
+        assert same(image, memory)
+    assert prefetched

@@ -11,18 +11,17 @@ import threading
 import pytest
 
 from fuse_store.errors import NotFound
-from fuse_store.formats.swsusp import views
-from fuse_store.formats.swsusp.views import derived
+from fuse_store.formats.swsusp.views import DerivedFile, derived, source
 from tests.fuzz import swsusp_encoder as encoder
 from tests.fuzz.swsusp_encoder import encode, machine
 from tests.store.formats.test_swsusp_read import Memory
 
 
-def files(device: bytes | bytearray, note: int | None = None) -> dict[str, views.DerivedFile]:
+def files(device: bytes | bytearray, note: int | None = None) -> dict[str, DerivedFile]:
     return {file.name: file for file in derived(Memory(device), note=note)}
 
 
-def whole(file: views.DerivedFile, step: int = 70_001) -> bytes:
+def whole(file: DerivedFile, step: int = 70_001) -> bytes:
     """The file, read piece by piece, and as long as it says."""
     content = b"".join(file.read(at, step) for at in range(0, file.size(), step))
     assert len(content) == file.size()
@@ -30,7 +29,7 @@ def whole(file: views.DerivedFile, step: int = 70_001) -> bytes:
     return content
 
 
-def segments(core: bytes) -> list[tuple[int, int, int, int]]:
+def segments(core: bytes) -> list[tuple[int, int, int, int, int]]:
     """(type, virtual, physical, offset, size) of an ELF core's program headers, checked as crash and Volatility do."""
     ident, kind, _machine, version = struct.unpack_from("<16sHHI", core)
     assert ident[:7] == b"\x7fELF\x02\x01\x01"
@@ -98,14 +97,14 @@ def test_lime_has_all_memory() -> None:
 @pytest.mark.parametrize("name", ["memory.elf", "memory.lime", "pages.tsv"])
 def test_any_part_is_that_part_of_the_whole(name: str) -> None:
     file = files(encode(machine(pages=800), compression="lzo").device)[name]
-    content, source = whole(file, 1 << 20), random.Random(4)
+    content, chance = whole(file, 1 << 20), random.Random(4)
     for _try in range(400):
-        offset, length = source.randrange(len(content) + 10), source.choice((1, 31, 33, 4096, 50_000, 400_000))
+        offset, length = chance.randrange(len(content) + 10), chance.choice((1, 31, 33, 4096, 50_000, 400_000))
         assert file.read(offset, length) == content[offset : offset + length]
 
 
 def test_scattered_memory_is_joined_to_few_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "MOST_RANGES", 20)
+    monkeypatch.setattr(source, "MAX_RANGES", 20)
     memory = machine(pages=1500)
     there = files(encode(memory).device)
     core = whole(there["memory.elf"])
@@ -177,10 +176,10 @@ def test_threads_share_the_files() -> None:
     wrong: list[str] = []
 
     def work(seed: int) -> None:
-        source = random.Random(seed)
+        chance = random.Random(seed)
         for _try in range(60):
-            name = source.choice(list(expected))
-            offset = source.randrange(len(expected[name]))
+            name = chance.choice(list(expected))
+            offset = chance.randrange(len(expected[name]))
             if there[name].read(offset, 9000) != expected[name][offset : offset + 9000]:
                 wrong.append(name)
 

@@ -14,7 +14,6 @@ import pytest
 
 from fuse_store.cli import main
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError
-from fuse_store.formats.swsusp import swap_header
 from fuse_store.hibernation import history
 from fuse_store.hibernation.arm import Armed, arm, disarm
 from fuse_store.hibernation.preflight import Situation
@@ -22,7 +21,7 @@ from fuse_store.hibernation.stage import stage
 from fuse_store.image import restore
 from fuse_store.repository.locks import WriterLock
 from fuse_store.store import Label
-from tests.fuzz.swsusp_encoder import UUID, decode
+from tests.fuzz.swsusp_encoder import UUID, decode, swap_header
 from tests.store.hibernation.cases import FREE, SIZE, Case, blank, make_case, signature, unarmed
 from tests.store.hibernation.test_stage import ROOT, loop, needs_root, write
 

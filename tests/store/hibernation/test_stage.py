@@ -16,13 +16,12 @@ import pytest
 
 from fuse_store.cli import main
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
-from fuse_store.formats.swsusp import swap_header
 from fuse_store.hibernation import stage as stage_module
 from fuse_store.hibernation.stage import stage
 from fuse_store.hibernation.swap_device import Target
 from fuse_store.image import restore
 from fuse_store.store import Label, Store
-from tests.fuzz.swsusp_encoder import UUID
+from tests.fuzz.swsusp_encoder import UUID, swap_header
 from tests.store.hibernation.cases import SIZE, Case, blank, differing, make_case, signature, unarmed
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""VMCOREINFO: what a kernel says about itself in a page of its memory. Found and parsed for ``memory`` and ``describe``.
+"""VMCOREINFO: what a kernel records about itself in a page of its memory. Found and parsed.
 
-The kernel keeps it as an ELF note at the start of a block of two pages or more (kernel/vmcore_info.c, ``vmcoreinfo_note``),
-so it is looked for at the start of each even page. The memory of a host may hold the notes of its guests as well: which
-one is the kernel's own, ``memory`` finds out.
+The kernel keeps it as an ELF note at the start of a block of two pages or more (kernel/vmcore_info.c, ``vmcoreinfo_note``), so
+only the starts of pages are searched. The memory of a host may also hold the notes of its guests: ``identity`` finds out which
+one is the kernel's own.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from fuse_store.formats.swsusp.image import HibernationImage
 NOTE_HEAD = struct.Struct("<III")  # n_namesz, n_descsz, n_type
 NAME = b"VMCOREINFO\0"
 NOTE_START = NOTE_HEAD.size + 12  # the name is padded to a multiple of 4
-LARGEST = 1 << 16  # bytes of text
-STEP = 4 << 20  # bytes that are searched at once
-MOST_CANDIDATES = 64
+MAX_NOTE_TEXT = 1 << 16  # bytes
+SEARCH_READ_SIZE = 4 << 20  # bytes that are searched at once
+MAX_CANDIDATES = 64  # notes that are tried
 _ITEM = re.compile(r"(?:(SYMBOL|NUMBER|OFFSET|SIZE|LENGTH)\(([\w.]+)\)|(\w[\w-]*))=(.*)")
 
 
 @dataclass(frozen=True)
 class VmCoreInfo:
-    """``note`` is the ELF note as it stands at ``address``. Items: ``fields`` (``OSRELEASE``), and numbers by kind and name."""
+    """``note`` is the ELF note at the physical address ``address``, byte for byte. Its items: ``fields`` (such as
+    ``OSRELEASE``), and ``numbers`` by kind (such as ``SYMBOL``) and name."""
 
     address: int
     note: bytes
@@ -36,7 +37,7 @@ class VmCoreInfo:
     numbers: dict[tuple[str, str], int]
 
     def number(self, kind: str, name: str) -> int | None:
-        """``SYMBOL(name)``, ``NUMBER(name)`` and so on; None if it does not say."""
+        """The value of ``SYMBOL(name)``, ``NUMBER(name)`` and so on; None if the note lacks it."""
         return self.numbers.get((kind, name))
 
     @property
@@ -45,9 +46,9 @@ class VmCoreInfo:
 
 
 def candidates(image: HibernationImage) -> Iterator[VmCoreInfo]:
-    """The notes in an image, in the order of its pages. Reads as much of it as is asked for. Raises Damaged."""
-    step = max(2, STEP // image.page_size)
-    found = 0
+    """The notes in an image, in the order of its pages. Reads only as far as the caller iterates. Raises Damaged."""
+    step = max(2, SEARCH_READ_SIZE // image.page_size)
+    notes = 0
     for first in range(0, image.info.stored, step):
         content = image.stored(first, min(step, image.info.stored - first))
         words = content[:, :24].view("<u4")
@@ -57,16 +58,16 @@ def candidates(image: HibernationImage) -> Iterator[VmCoreInfo]:
                 info = read_note(image, image.pages.pfn_of(first + int(row)))
                 if info is not None:
                     yield info
-                    found += 1
-                    if found == MOST_CANDIDATES:
+                    notes += 1
+                    if notes == MAX_CANDIDATES:
                         return
 
 
 def read_note(image: HibernationImage, pfn: int) -> VmCoreInfo | None:
-    """The note that begins with page ``pfn``, None if none does. Raises Damaged."""
+    """The note at the start of page ``pfn``, None if there is none. Raises Damaged."""
     address = pfn * image.page_size
     name_size, size, kind = NOTE_HEAD.unpack(image.memory(address, NOTE_HEAD.size))
-    if name_size != len(NAME) or kind or not 0 < size <= LARGEST:
+    if name_size != len(NAME) or kind or not 0 < size <= MAX_NOTE_TEXT:
         return None
     note = image.memory(address, NOTE_START + (size + 3) // 4 * 4)
     if note[NOTE_HEAD.size : NOTE_HEAD.size + len(NAME)] != NAME:
@@ -75,7 +76,7 @@ def read_note(image: HibernationImage, pfn: int) -> VmCoreInfo | None:
 
 
 def parse(address: int, note: bytes, content: bytes) -> VmCoreInfo | None:
-    """The items of a note's text; None without an OSRELEASE of printable letters."""
+    """The items of a note's text; None without a printable OSRELEASE."""
     fields: dict[str, str] = {}
     numbers: dict[tuple[str, str], int] = {}
     for line in content.rstrip(b"\0").decode("utf-8", "replace").splitlines():
@@ -86,7 +87,7 @@ def parse(address: int, note: bytes, content: bytes) -> VmCoreInfo | None:
         if field:
             fields[field] = value
         else:
-            # SYMBOL is hexadecimal; the others are decimal, but for those that say 0x.
+            # SYMBOL is hexadecimal; the others are decimal, unless they begin with 0x.
             base = 16 if kind == "SYMBOL" or value.startswith("0x") else 10
             try:
                 numbers[kind, name] = int(value[:32], base)
