@@ -54,17 +54,17 @@ def needed() -> None:
 class Mounted:
     """A store, served at ``point`` by a process of its own."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.store = Store.open(folder / "store")
-        self.point, self.log = folder / "mount", folder / "log"
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.store = Store.open(directory / "store")
+        self.point, self.log = directory / "mount", directory / "log"
         self.point.mkdir(exist_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, open(self.log, "ab") as log:
-            address = str(folder / "notify")
+            address = str(directory / "notify")
             Path(address).unlink(missing_ok=True)
             notified.bind(address)
             notified.settimeout(WAIT)
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, str(folder / "store"), str(self.point), "-f", *options],
+                [sys.executable, "-c", SERVE, str(directory / "store"), str(self.point), "-f", *options],
                 env={**os.environ, "NOTIFY_SOCKET": address}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
             assert notified.recv(100) == b"READY=1\n", self.log.read_text()
@@ -81,8 +81,8 @@ class Mounted:
 
 
 @contextlib.contextmanager
-def mounted(folder: Path, *options: str) -> Iterator[Mounted]:
-    served = Mounted(folder, *options)
+def mounted(directory: Path, *options: str) -> Iterator[Mounted]:
+    served = Mounted(directory, *options)
     try:
         yield served
         served.end()
@@ -94,8 +94,8 @@ def mounted(folder: Path, *options: str) -> Iterator[Mounted]:
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(autouse=True)
@@ -117,8 +117,8 @@ def served(home: Path, needed: None) -> Iterator[Mounted]:
             (home / "several" / "a").write_bytes(b"a" * 5000)
             (home / "several" / "sub" / "b").write_bytes(b"")
             store.put(str(home / "several"), Label("web01", application="app"))
-        with mounted(home, "--writable") as one:
-            yield one
+        with mounted(home, "--writable") as own:
+            yield own
 
 
 def run(*command: str | Path, cwd: Path | None = None, timeout: float | None = None) -> str:
@@ -138,7 +138,7 @@ def drop_pages(path: Path) -> None:
 
 
 def test_find_sees_the_tree(served: Mounted) -> None:
-    first, last = (one.version for one in served.store.summaries() if one.application == "system")
+    first, last = (summary.version for summary in served.store.summaries() if summary.application == "system")
     found = run("find", served.system, "-printf", "%P %y %m %l\n").splitlines()
     assert sorted(found) == sorted(
         [" d 500 "]
@@ -174,15 +174,15 @@ def test_seek(served: Mounted, tmp_path: Path) -> None:
         file.truncate(1 << 40)
         file.seek(1 << 30)
         file.write(b"data")
-    one = served.store.put(str(tmp_path / "holes"), Label("web01", application="sparse"))
-    with open(served.point / "ids" / one.id / "image", "rb") as file:
+    version = served.store.put(str(tmp_path / "holes"), Label("web01", application="sparse"))
+    with open(served.point / "ids" / version.id / "image", "rb") as file:
         assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 1 << 30
         assert 1 << 30 < os.lseek(file.fileno(), 1 << 30, os.SEEK_HOLE) <= (1 << 30) + MB
         with pytest.raises(OSError) as error:
             os.lseek(file.fileno(), 1 << 31, os.SEEK_DATA)
         assert error.value.errno == errno.ENXIO
     started = time.monotonic()
-    run("cp", served.point / "ids" / one.id / "image", tmp_path / "copy")
+    run("cp", served.point / "ids" / version.id / "image", tmp_path / "copy")
     assert time.monotonic() - started < WAIT / 2, "holes are not read"
     assert (tmp_path / "copy").stat().st_size == 1 << 40 and (tmp_path / "copy").stat().st_blocks < 4096
 
@@ -191,12 +191,12 @@ def test_cp_and_rsync_of_everything(served: Mounted, home: Path, tmp_path: Path)
     app = served.point / "machines" / "web01" / "app"
     run("cp", "-a", app, tmp_path / "cp")
     run("rsync", "-aX", f"{app}/", tmp_path / "rsync")
-    one = newest(served.store, "app")
+    version = newest(served.store, "app")
     for copy in ("cp", "rsync"):
-        run("diff", "-r", home / "several", tmp_path / copy / one.version / "image")
-        assert os.readlink(tmp_path / copy / "latest") == one.version
-        assert (tmp_path / copy / one.version / "image" / "a").stat().st_mtime_ns == (home / "several" / "a").stat().st_mtime_ns
-        assert os.getxattr(tmp_path / copy / one.version / "image" / "a", "user.fuse_store.id") == one.id.encode()
+        run("diff", "-r", home / "several", tmp_path / copy / version.version / "image")
+        assert os.readlink(tmp_path / copy / "latest") == version.version
+        assert (tmp_path / copy / version.version / "image" / "a").stat().st_mtime_ns == (home / "several" / "a").stat().st_mtime_ns
+        assert os.getxattr(tmp_path / copy / version.version / "image" / "a", "user.fuse_store.id") == version.id.encode()
     assert run("rsync", "-ain", f"{app}/", tmp_path / "cp") == "", "a second rsync has nothing to do"
     run("chmod", "-R", "u+w", tmp_path)  # for those who are not root
 
@@ -204,21 +204,21 @@ def test_cp_and_rsync_of_everything(served: Mounted, home: Path, tmp_path: Path)
 def test_checksums(served: Mounted) -> None:
     """What ``b3sum -c`` does."""
     for application in ("system", "app"):
-        folder = served.point / "machines" / "web01" / application / "latest"
-        text = (folder / "B3SUMS").read_text()
-        assert len(text) == (folder / "B3SUMS").stat().st_size
+        directory = served.point / "machines" / "web01" / application / "latest"
+        text = (directory / "B3SUMS").read_text()
+        assert len(text) == (directory / "B3SUMS").stat().st_size
         lines = text.splitlines()
         assert len(lines) == newest(served.store, application).files
         for line in lines:
             digest, name = line.split("  ", 1)
-            assert blake3((folder / name).read_bytes()).hexdigest() == digest
+            assert blake3((directory / name).read_bytes()).hexdigest() == digest
 
 
 def test_extended_attributes(served: Mounted) -> None:
-    one = newest(served.store)
+    version = newest(served.store)
     image = served.system / "latest" / "image"
     found = {name: os.getxattr(image, name).decode() for name in os.listxattr(image)}
-    values = {"id": one.id, "digest": one.id, "kind": "file", "event": "nightly", "base": one.bases[0], "state": "captured"}
+    values = {"id": version.id, "digest": version.id, "kind": "file", "event": "nightly", "base": version.bases[0], "state": "captured"}
     assert found == {f"user.fuse_store.{name}": value for name, value in values.items()}
     with pytest.raises(OSError) as error:
         os.getxattr(image, "user.other")
@@ -227,7 +227,7 @@ def test_extended_attributes(served: Mounted) -> None:
 
 def test_several_readers(served: Mounted, home: Path) -> None:
     expected = [(home / name).read_bytes() for name in ("v0", "v1")]
-    paths = [served.system / one.version / "image" for one in served.store.summaries() if one.application == "system"]
+    paths = [served.system / version.version / "image" for version in served.store.summaries() if version.application == "system"]
     for path in paths:
         drop_pages(path)
     failures: list[BaseException] = []
@@ -250,12 +250,12 @@ def test_several_readers(served: Mounted, home: Path) -> None:
 
 
 def children(process: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def wait_until_gone(processes: list[int]) -> None:
     until = time.monotonic() + WAIT
-    while any(Path(f"/proc/{one}").exists() for one in processes):
+    while any(Path(f"/proc/{process}").exists() for process in processes):
         assert time.monotonic() < until, f"{processes} go on"
         time.sleep(0.05)
 
@@ -264,13 +264,13 @@ def test_processes_read_ahead_and_are_not_needed(home: Path, served: Mounted, tm
     """They read what is read in order, and when they are killed, all at once or one while it is at work, nothing is missed."""
     (tmp_path / "store").symlink_to(home / "store")
     expected = (home / "v1").read_bytes()
-    with mounted(tmp_path) as one:
-        image = one.system / "latest" / "image"
-        readers = children(one.process.pid)
+    with mounted(tmp_path) as own:
+        image = own.system / "latest" / "image"
+        readers = children(own.process.pid)
         assert len(readers) == min(os.cpu_count() or 1, 4)
         assert image.read_bytes() == expected
         read = sum(int(Path(f"/proc/{reader}/io").read_text().split()[1]) for reader in readers)
-        assert read > newest(one.store).stored / 2, "rchar: they have read packs"
+        assert read > newest(own.store).stored / 2, "rchar: they have read packs"
 
         def kill() -> None:
             for reader in readers:
@@ -279,24 +279,24 @@ def test_processes_read_ahead_and_are_not_needed(home: Path, served: Mounted, tm
 
         killer = threading.Thread(target=kill)
         killer.start()
-        while killer.is_alive() or children(one.process.pid):
+        while killer.is_alive() or children(own.process.pid):
             drop_pages(image)
             assert image.read_bytes() == expected
         drop_pages(image)
         assert image.read_bytes() == expected, "without any of them"
-        assert one.log.read_text().count("has ended. Reading without it.") == len(readers)
+        assert own.log.read_text().count("has ended. Reading without it.") == len(readers)
 
 
 def test_processes_that_read_ahead_end_with_the_mount(home: Path, served: Mounted, tmp_path: Path) -> None:
     """They stand what ends it, such as a Ctrl-C, which reaches all of a terminal, and not its death."""
     (tmp_path / "store").symlink_to(home / "store")
-    with mounted(tmp_path) as one:
-        readers = children(one.process.pid)
+    with mounted(tmp_path) as own:
+        readers = children(own.process.pid)
         for reader in readers:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 os.kill(reader, number)
-        assert (one.system / "latest" / "image").read_bytes() == (home / "v1").read_bytes()
-        assert children(one.process.pid) == readers
+        assert (own.system / "latest" / "image").read_bytes() == (home / "v1").read_bytes()
+        assert children(own.process.pid) == readers
         for reader in readers:
             kept = {os.readlink(link) for link in Path(f"/proc/{reader}/fd").iterdir()}
             assert not {name for name in kept if str(tmp_path) in name and "/packs/" not in name}, "nothing stays busy"
@@ -344,8 +344,8 @@ def test_images_that_end_within_a_window(served: Mounted, tmp_path: Path) -> Non
             file.truncate(size)
             file.seek(size - len(data))
             file.write(data)
-        one = served.store.put(str(source), Label("web01", application="ends"))
-        run("cmp", served.point / "ids" / one.id / "image", source)
+        version = served.store.put(str(source), Label("web01", application="ends"))
+        run("cmp", served.point / "ids" / version.id / "image", source)
 
 
 def test_what_was_read_comes_from_the_page_cache(served: Mounted, home: Path) -> None:
@@ -374,14 +374,14 @@ def test_what_was_read_comes_from_the_page_cache(served: Mounted, home: Path) ->
 def test_derived_files_of_a_hibernation_image(served: Mounted, tmp_path: Path) -> None:
     source = tmp_path / "swap"
     source.write_bytes(encode(machine()).device)
-    one = served.store.put(str(source), Label("web01", application="slept", kind="hibernation"))
-    folder = served.point / "ids" / one.id
-    assert sorted(os.listdir(folder)) == sorted(
+    version = served.store.put(str(source), Label("web01", application="slept", kind="hibernation"))
+    directory = served.point / "ids" / version.id
+    assert sorted(os.listdir(directory)) == sorted(
         ["image", "info.json", "B3SUMS", "memory.elf", "memory.lime", "header.json", "pages.tsv"]
     )
-    assert (folder / "memory.elf").read_bytes()[:4] == b"\x7fELF"
+    assert (directory / "memory.elf").read_bytes()[:4] == b"\x7fELF"
     for name in ("memory.elf", "memory.lime", "header.json", "pages.tsv"):
-        assert len((folder / name).read_bytes()) == (folder / name).stat().st_size > 0
+        assert len((directory / name).read_bytes()) == (directory / name).stat().st_size > 0
 
 
 def test_a_hibernation_image_whose_chunks_are_stored_as_pages(tmp_path: Path) -> None:
@@ -395,46 +395,46 @@ def test_a_hibernation_image_whose_chunks_are_stored_as_pages(tmp_path: Path) ->
             plain = store.put(str(source), Label("web01", application="plain", kind="hibernation"))
         assert made.chunks > 10 and not plain.chunks
         (pack,) = set(store.open_image(made.id).packs()) - set(store.open_image(plain.id).packs())
-    with mounted(tmp_path) as one:
-        folders = [one.point / "ids" / version.id for version in (made, plain)]
-        run("cmp", folders[0] / "image", source)
+    with mounted(tmp_path) as own:
+        directories = [own.point / "ids" / version.id for version in (made, plain)]
+        run("cmp", directories[0] / "image", source)
         for name in ("image", "memory.elf", "memory.lime", "header.json", "pages.tsv", "B3SUMS"):
-            run("cmp", *(folder / name for folder in folders))
-        assert (folders[0] / "image").stat().st_blocks == (folders[1] / "image").stat().st_blocks
+            run("cmp", *(directory / name for directory in directories))
+        assert (directories[0] / "image").stat().st_blocks == (directories[1] / "image").stat().st_blocks
     (path,) = (tmp_path / "store" / "packs").rglob(f"{pack.hex()}.pack")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with mounted(tmp_path) as one:
+    with mounted(tmp_path) as own:
         with pytest.raises(OSError) as error:
-            (one.point / "ids" / made.id / "image").read_bytes()
+            (own.point / "ids" / made.id / "image").read_bytes()
         assert error.value.errno == errno.EIO
-        run("cmp", one.point / "ids" / plain.id / "image", source)
+        run("cmp", own.point / "ids" / plain.id / "image", source)
 
 
 def test_versions_come_and_go(served: Mounted, home: Path, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"first")
-    folder = served.point / "machines" / "web01" / "comes"
-    assert not folder.exists()
-    one = served.store.put(str(tmp_path / "x"), Label("web01", application="comes"))
-    assert (folder / "latest" / "image").read_bytes() == b"first"
-    assert not (folder / "latest-verified").exists()
-    served.store.record([one.id], "verified")
-    assert os.readlink(folder / "latest-verified") == one.version
-    assert os.getxattr(folder / one.version, "user.fuse_store.state") == b"verified"
-    assert '"verified"' in (folder / one.version / "info.json").read_text()
+    directory = served.point / "machines" / "web01" / "comes"
+    assert not directory.exists()
+    first = served.store.put(str(tmp_path / "x"), Label("web01", application="comes"))
+    assert (directory / "latest" / "image").read_bytes() == b"first"
+    assert not (directory / "latest-verified").exists()
+    served.store.record([first.id], "verified")
+    assert os.readlink(directory / "latest-verified") == first.version
+    assert os.getxattr(directory / first.version, "user.fuse_store.state") == b"verified"
+    assert '"verified"' in (directory / first.version / "info.json").read_text()
     (tmp_path / "x").write_bytes(b"second!")
-    two = served.store.put(str(tmp_path / "x"), Label("web01", application="comes"))
-    assert (folder / "latest" / "image").read_bytes() == b"second!"
-    assert os.readlink(folder / "latest-verified") == one.version
-    with open(folder / "latest" / "image", "rb") as kept:
-        served.store.remove([two.id])
-        assert os.readlink(folder / "latest") == one.version
+    second = served.store.put(str(tmp_path / "x"), Label("web01", application="comes"))
+    assert (directory / "latest" / "image").read_bytes() == b"second!"
+    assert os.readlink(directory / "latest-verified") == first.version
+    with open(directory / "latest" / "image", "rb") as kept:
+        served.store.remove([second.id])
+        assert os.readlink(directory / "latest") == first.version
         with pytest.raises(FileNotFoundError):
-            (folder / two.version / "image").stat()
+            (directory / second.version / "image").stat()
         assert kept.read() == b"second!"
-    served.store.remove([one.id])
-    assert not folder.exists()
+    served.store.remove([first.id])
+    assert not directory.exists()
 
 
 def test_nothing_can_be_changed(served: Mounted) -> None:
@@ -459,19 +459,19 @@ def test_nothing_can_be_changed(served: Mounted) -> None:
 
 @pytest.fixture
 def incoming(served: Mounted, request: pytest.FixtureRequest) -> Path:
-    """A folder of its own for each test."""
-    folder = served.point / "incoming" / "web02" / str(request.node.name)
-    folder.mkdir(parents=True)
-    return folder
+    """A directory of its own for each test."""
+    directory = served.point / "incoming" / "web02" / str(request.node.name)
+    directory.mkdir(parents=True)
+    return directory
 
 
 def came(served: Mounted, incoming: Path) -> list[Summary]:
-    return [one for one in served.store.summaries() if (one.machine, one.application) == ("web02", incoming.name)]
+    return [version for version in served.store.summaries() if (version.machine, version.application) == ("web02", incoming.name)]
 
 
 def test_copied_there(served: Mounted, incoming: Path, home: Path) -> None:
     run("cp", "--sparse=always", home / "v1", incoming / "image.raw")
-    (one,) = came(served, incoming)
+    (version,) = came(served, incoming)
     latest = served.point / "machines" / "web02" / incoming.name / "latest" / "image"
     run("cmp", home / "v1", latest)
     run("cmp", home / "v1", incoming / "image.raw")
@@ -480,21 +480,21 @@ def test_copied_there(served: Mounted, incoming: Path, home: Path) -> None:
     assert len(came(served, incoming)) == 2, "the same name again is another version"
     run("cmp", home / "v0", latest)
     (incoming / "image.raw").unlink()
-    assert len(came(served, incoming)) == 2 and one.id in served.store.ids()
+    assert len(came(served, incoming)) == 2 and version.id in served.store.ids()
     assert not [name for name in os.listdir(home / "store") if "tmp" in name]
 
 
 def test_rsync_there(served: Mounted, incoming: Path, home: Path) -> None:
     run("rsync", "-a", f"{home}/several/a", incoming)
-    (one,) = came(served, incoming)
-    assert (served.point / "ids" / one.id / "image").read_bytes() == b"a" * 5000
+    (version,) = came(served, incoming)
+    assert (served.point / "ids" / version.id / "image").read_bytes() == b"a" * 5000
     assert os.listdir(incoming) == ["a"]
 
 
 def test_one_version_from_several_writers(served: Mounted, incoming: Path, home: Path) -> None:
     run("sh", "-c", "{ cat $1/several/a; echo b; } > $0", incoming / "x", home)
-    (one,) = came(served, incoming)
-    assert (served.point / "ids" / one.id / "image").read_bytes() == b"a" * 5000 + b"b\n"
+    (version,) = came(served, incoming)
+    assert (served.point / "ids" / version.id / "image").read_bytes() == b"a" * 5000 + b"b\n"
 
 
 def test_no_version(served: Mounted, incoming: Path) -> None:
@@ -542,10 +542,10 @@ def test_close_tells_that_there_is_no_version(served: Mounted, incoming: Path) -
 
 def test_without_writable_there_is_no_incoming(tmp_path: Path) -> None:
     Store.create(tmp_path / "store", durability="none").close()
-    with mounted(tmp_path) as one:
-        assert sorted(os.listdir(one.point)) == ["ids", "kinds", "machines"]
+    with mounted(tmp_path) as own:
+        assert sorted(os.listdir(own.point)) == ["ids", "kinds", "machines"]
         with pytest.raises(OSError) as error:
-            (one.point / "incoming").mkdir()
+            (own.point / "incoming").mkdir()
         assert error.value.errno == errno.EROFS
 
 
@@ -564,8 +564,8 @@ def test_damage(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     pack.chmod(0o600)
     pack.write_bytes(content)
-    with mounted(tmp_path) as one:
-        image = one.system / "latest" / "image"
+    with mounted(tmp_path) as own:
+        image = own.system / "latest" / "image"
         with pytest.raises(OSError) as error:
             image.read_bytes()
         assert error.value.errno == errno.EIO
@@ -579,15 +579,15 @@ def test_damage(tmp_path: Path) -> None:
                     failed += 1
         assert 0 < failed <= 64, "one block has at most 64 pages"
         with pytest.raises(OSError) as error:
-            (one.system / "latest" / "B3SUMS").read_bytes()
+            (own.system / "latest" / "B3SUMS").read_bytes()
         assert error.value.errno == errno.EIO
-        assert (one.point / "ids" / good.id / "image").read_bytes() == b"good" * 10_000
-        assert (one.system / "latest" / "info.json").read_text()
-        lines = [line for line in one.log.read_text().splitlines() if "damaged" in line]
+        assert (own.point / "ids" / good.id / "image").read_bytes() == b"good" * 10_000
+        assert (own.system / "latest" / "info.json").read_text()
+        lines = [line for line in own.log.read_text().splitlines() if "damaged" in line]
         assert lines and all(f"image {bad.id}" in line and "extent 0x" in line for line in lines)
         assert any(f"pack {pack.stem}" in line for line in lines)
         assert len(lines) <= failed + 10, "the same damage is not told with each read"
-        assert "Traceback" not in one.log.read_text()
+        assert "Traceback" not in own.log.read_text()
 
 
 def test_damage_takes_no_memory(tmp_path: Path) -> None:
@@ -627,7 +627,7 @@ def _read_what_can_be(image: Path, process: int) -> int:
                 assert error.errno == errno.EIO
                 errors += 1
     assert errors >= 60
-    status = [Path(f"/proc/{one}/status").read_text() for one in (process, *children(process))]
+    status = [Path(f"/proc/{pid}/status").read_text() for pid in (process, *children(process))]
     return sum(int(text.partition("RssAnon:")[2].split()[0]) << 10 for text in status)
 
 
@@ -635,16 +635,16 @@ def test_unmounted_while_reading(tmp_path: Path) -> None:
     (path,) = corpus.versions(tmp_path, 1, 64 * MB)
     with Store.create(tmp_path / "store", durability="none") as store:
         store.put(str(path), Label("web01"))
-    with mounted(tmp_path) as one:
+    with mounted(tmp_path) as own:
         reader = subprocess.Popen(
-            ["sh", "-c", "while cat $0 > /dev/null; do echo 1; done", str(one.system / "latest" / "image")],
+            ["sh", "-c", "while cat $0 > /dev/null; do echo 1; done", str(own.system / "latest" / "image")],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert reader.stdout is not None and reader.stdout.readline() == b"1\n"
-        one.process.send_signal(signal.SIGTERM)
-        assert one.process.wait(WAIT) == 0, one.log.read_text()
+        own.process.send_signal(signal.SIGTERM)
+        assert own.process.wait(WAIT) == 0, own.log.read_text()
         reader.wait(WAIT)  # cat has an error, and the loop ends
-        assert "Traceback" not in one.log.read_text()
+        assert "Traceback" not in own.log.read_text()
 
 
 def test_background_with_closed_standard_streams(served: Mounted, home: Path, tmp_path: Path) -> None:
@@ -662,11 +662,11 @@ def test_background(tmp_path: Path) -> None:
     (tmp_path / "mount").mkdir()
     with Store.create(tmp_path / "store", durability="none") as store:
         store.put(str(tmp_path / "x"), Label("web01"))
-    for folder in (str(tmp_path / "store"), "store"):
-        run(sys.executable, "-c", SERVE, folder, "mount", cwd=tmp_path, timeout=WAIT)
+    for directory in (str(tmp_path / "store"), "store"):
+        run(sys.executable, "-c", SERVE, directory, "mount", cwd=tmp_path, timeout=WAIT)
         assert (tmp_path / "mount" / "machines" / "web01" / "system" / "latest" / "image").read_bytes() == b"data"
         again = subprocess.run(
-            [sys.executable, "-c", SERVE, folder, "mount"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=WAIT
+            [sys.executable, "-c", SERVE, directory, "mount"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=WAIT
         )
         assert again.returncode and "not empty" in again.stderr
         run("fusermount3", "-u", tmp_path / "mount")
@@ -677,14 +677,14 @@ def test_where_it_is_not_mounted(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store", durability="none")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    for folder, error, says in (
+    for directory, error, says in (
         ("nothing", NotFound, "does not exist"),
         ("full/x", UsageError, "not a directory"),
         ("full", Refused, "not empty"),
         ("store/trash", Refused, "inside the store"),
     ):
         with pytest.raises(error, match=says):
-            mount(store, tmp_path / folder, foreground=True, writable=False)
+            mount(store, tmp_path / directory, foreground=True, writable=False)
     store.close()
 
 
@@ -720,12 +720,12 @@ print("done")
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests ran as a user who is not root")
 def test_as_another_user() -> None:
     """In a mount namespace of its own, where /dev/fuse is open to all, as it is on a machine with udev."""
-    folder = tempfile.mkdtemp()  # tmp_path is closed to others
+    directory = tempfile.mkdtemp()  # tmp_path is closed to others
     try:
-        os.chmod(folder, 0o755)
-        (Path(folder) / "home").mkdir()
-        os.chown(Path(folder) / "home", 65534, 65534)
+        os.chmod(directory, 0o755)
+        (Path(directory) / "home").mkdir()
+        os.chown(Path(directory) / "home", 65534, 65534)
         script = textwrap.dedent(AS_OTHER)
-        assert run("unshare", "-m", "sh", "-c", OTHER, "sh", folder, sys.executable, script, timeout=WAIT) == "done\n"
+        assert run("unshare", "-m", "sh", "-c", OTHER, "sh", directory, sys.executable, script, timeout=WAIT) == "done\n"
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)

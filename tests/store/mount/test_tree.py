@@ -49,8 +49,8 @@ def shown(store: Store) -> Any:
     shown.close()
 
 
-def put(store: Store, folder: Path, data: bytes, machine: str = "web01", **options: Any) -> Summary:
-    source = folder / "source"
+def put(store: Store, directory: Path, data: bytes, machine: str = "web01", **options: Any) -> Summary:
+    source = directory / "source"
     source.write_bytes(data)
     return store.put(str(source), Label(machine, **options))
 
@@ -89,33 +89,34 @@ def target(shown: Tree, path: str) -> str:
 def test_layout(store: Store, shown: Tree, tmp_path: Path) -> None:
     assert names(shown, "") == ["ids", "kinds", "machines"]
     assert names(shown, "machines") == names(shown, "ids") == names(shown, "kinds") == []
-    one = put(store, tmp_path, pages([1, 0, 2]), kind="disk", event="nightly")
-    two = put(store, tmp_path, pages([1, 3, 2]), kind="disk")
+    first = put(store, tmp_path, pages([1, 0, 2]), kind="disk", event="nightly")
+    second = put(store, tmp_path, pages([1, 3, 2]), kind="disk")
     other = put(store, tmp_path, pages([4]), machine="db 01é", application="pg")
     assert names(shown, "machines") == sorted(["db 01é", "web01"])
     assert names(shown, "machines/web01") == ["system"]
-    folder = "machines/web01/system"
-    assert names(shown, folder) == [one.version, two.version, "latest"]
-    assert names(shown, f"{folder}/{one.version}") == ["image", "info.json", "B3SUMS"]
-    assert sorted(names(shown, "ids")) == sorted([one.id, two.id, other.id])
-    assert target(shown, f"ids/{one.id}") == f"{folder}/{one.version}"
+    directory = "machines/web01/system"
+    assert names(shown, directory) == [first.version, second.version, "latest"]
+    assert names(shown, f"{directory}/{first.version}") == ["image", "info.json", "B3SUMS"]
+    assert sorted(names(shown, "ids")) == sorted([first.id, second.id, other.id])
+    assert target(shown, f"ids/{first.id}") == f"{directory}/{first.version}"
     assert names(shown, "kinds") == ["file", "disk"]
-    assert target(shown, f"kinds/disk/web01-system-{two.version}") == f"{folder}/{two.version}"
+    assert target(shown, f"kinds/disk/web01-system-{second.version}") == f"{directory}/{second.version}"
     assert target(shown, f"kinds/file/db 01é-pg-{other.version}") == f"machines/db 01é/pg/{other.version}"
-    assert read(shown, f"{folder}/{one.version}/image") == pages([1, 0, 2])
-    image = at(shown, f"{folder}/{one.version}/image")
+    assert read(shown, f"{directory}/{first.version}/image") == pages([1, 0, 2])
+    image = at(shown, f"{directory}/{first.version}/image")
     assert isinstance(image, File) and image.allocated == 2 * PAGE and image.fixed
-    assert attributes(image) == attributes(at(shown, f"{folder}/{one.version}")) == {
-        "user.fuse_store.id": one.id.encode(), "user.fuse_store.digest": one.id.encode(), "user.fuse_store.kind": b"disk",
+    assert attributes(image) == attributes(at(shown, f"{directory}/{first.version}")) == {
+        "user.fuse_store.id": first.id.encode(), "user.fuse_store.digest": first.id.encode(), "user.fuse_store.kind": b"disk",
         "user.fuse_store.event": b"nightly", "user.fuse_store.base": b"", "user.fuse_store.state": b"captured",
     }  # fmt: skip
-    assert attributes(at(shown, f"{folder}/{two.version}"))["user.fuse_store.base"] == one.id.encode()
-    assert attributes(at(shown, folder)) == {}
-    info = json.loads(read(shown, f"{folder}/{one.version}/info.json"))
-    assert (info["id"], info["digest"], info["size"], info["event"], info["state"]) == (one.id, one.id, 3 * PAGE, "nightly", "captured")
-    assert datetime.fromisoformat(info["taken"]).replace(microsecond=0) == one.taken.replace(microsecond=0)
+    assert attributes(at(shown, f"{directory}/{second.version}"))["user.fuse_store.base"] == first.id.encode()
+    assert attributes(at(shown, directory)) == {}
+    info = json.loads(read(shown, f"{directory}/{first.version}/info.json"))
+    told = tuple(info[key] for key in ("id", "digest", "size", "event", "state"))
+    assert told == (first.id, first.id, 3 * PAGE, "nightly", "captured")
+    assert datetime.fromisoformat(info["taken"]).replace(microsecond=0) == first.taken.replace(microsecond=0)
     digest = blake3(pages([1, 0, 2])).hexdigest()
-    assert read(shown, f"{folder}/{one.version}/B3SUMS") == f"{digest}  image\n".encode()
+    assert read(shown, f"{directory}/{first.version}/B3SUMS") == f"{digest}  image\n".encode()
 
 
 def test_a_hibernation_image_is_told_in_short(tmp_path: Path) -> None:
@@ -144,12 +145,12 @@ def test_what_cannot_be_read_of_a_hibernation_image_hides_nothing_else(tmp_path:
     """Without the library that compresses its chunks, or without the server that the store is on."""
     case = make_case(tmp_path / "case", compressions=("lzo",))
     shown = Tree(case.store)
-    folder = target(shown, f"ids/{case.ids[0]}")
+    directory = target(shown, f"ids/{case.ids[0]}")
     with monkeypatch.context() as patch:
         patch.setattr(metadata, "describe", lambda image: raised(StoreError("liblzo2", "it is not there.")))
-        info = json.loads(read(shown, f"{folder}/info.json"))
+        info = json.loads(read(shown, f"{directory}/info.json"))
         assert (info["id"], info["hibernation"]) == (case.ids[0], None)
-    assert json.loads(read(shown, f"{folder}/info.json"))["hibernation"]["compression"] == "lzo", "it is looked at again"
+    assert json.loads(read(shown, f"{directory}/info.json"))["hibernation"]["compression"] == "lzo", "it is looked at again"
     shown.close()
 
 
@@ -175,35 +176,35 @@ def raised(error: Exception) -> Any:
     ],
 )
 def test_what_is_not_there(store: Store, shown: Tree, tmp_path: Path, path: str, error: type[OSError]) -> None:
-    one = put(store, tmp_path, pages([1]))
+    version = put(store, tmp_path, pages([1]))
     with pytest.raises(error):
-        at(shown, path.replace("VERSION", one.version))
+        at(shown, path.replace("VERSION", version.version))
 
 
 def test_always_current(store: Store, shown: Tree, tmp_path: Path) -> None:
-    folder = "machines/web01/system"
-    one = put(store, tmp_path, pages([1]))
-    assert target(shown, f"{folder}/latest") == f"{folder}/{one.version}"
-    two = put(store, tmp_path, pages([2]))
-    assert target(shown, f"{folder}/latest") == f"{folder}/{two.version}"
-    store.record([one.id], "verified")
-    assert target(shown, f"{folder}/latest-verified") == f"{folder}/{one.version}"
-    assert json.loads(read(shown, f"{folder}/{one.version}/info.json"))["state"] == "verified"
-    store.record([two.id], "verified")
-    store.record([two.id], "staged")  # which only what was read whole becomes
-    assert target(shown, f"{folder}/latest-verified") == f"{folder}/{two.version}"
-    store.record([two.id], "failed")
-    assert target(shown, f"{folder}/latest-verified") == f"{folder}/{one.version}"
-    opened = at(shown, f"{folder}/{two.version}/image")
+    directory = "machines/web01/system"
+    first = put(store, tmp_path, pages([1]))
+    assert target(shown, f"{directory}/latest") == f"{directory}/{first.version}"
+    second = put(store, tmp_path, pages([2]))
+    assert target(shown, f"{directory}/latest") == f"{directory}/{second.version}"
+    store.record([first.id], "verified")
+    assert target(shown, f"{directory}/latest-verified") == f"{directory}/{first.version}"
+    assert json.loads(read(shown, f"{directory}/{first.version}/info.json"))["state"] == "verified"
+    store.record([second.id], "verified")
+    store.record([second.id], "staged")  # which only what was read whole becomes
+    assert target(shown, f"{directory}/latest-verified") == f"{directory}/{second.version}"
+    store.record([second.id], "failed")
+    assert target(shown, f"{directory}/latest-verified") == f"{directory}/{first.version}"
+    opened = at(shown, f"{directory}/{second.version}/image")
     assert isinstance(opened, File)
     kept = opened.open()
     assert bytes(kept.read(0, 10)) == pages([2])[:10]
-    store.remove([two.id])
-    assert target(shown, f"{folder}/latest") == f"{folder}/{one.version}"
+    store.remove([second.id])
+    assert target(shown, f"{directory}/latest") == f"{directory}/{first.version}"
     with pytest.raises(FileNotFoundError):
-        at(shown, f"{folder}/{two.version}")
+        at(shown, f"{directory}/{second.version}")
     assert bytes(kept.read(0, PAGE)) == pages([2]), "what is open stays readable"
-    store.remove([one.id])
+    store.remove([first.id])
     with pytest.raises(FileNotFoundError):
         at(shown, "machines/web01")
 
@@ -249,10 +250,10 @@ def test_a_change_within_one_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
 
 
 def test_names_in_kinds_are_names() -> None:
-    one = summaries(1)[0]
-    long = Summary(**{**vars(one), "machine": "é" * 100, "application": "x" * 200})
+    version = summaries(1)[0]
+    long = Summary(**{**vars(version), "machine": "é" * 100, "application": "x" * 200})
     (name,) = VersionIndex([long], 0).kinds["file"]
-    assert 250 < len(name.encode()) <= 255 and name.endswith(one.version)
+    assert 250 < len(name.encode()) <= 255 and name.endswith(version.version)
 
 
 def test_image_of_several_files(store: Store, shown: Tree, tmp_path: Path) -> None:
@@ -261,23 +262,23 @@ def test_image_of_several_files(store: Store, shown: Tree, tmp_path: Path) -> No
     files = {"a": b"x" * 5000, "back\\slash": b"", "sub/deep/é\nline": pages([0, 1, 0]), "sub/z": b"1"}
     for name, data in files.items():
         (source / name).write_bytes(data)
-    one = store.put(str(source), Label("web01", kind="process"))
-    folder = f"machines/web01/system/{one.version}"
-    assert names(shown, f"{folder}/image") == ["a", "back\\slash", "sub"]
-    assert names(shown, f"{folder}/image/sub") == ["z", "deep"]
+    version = store.put(str(source), Label("web01", kind="process"))
+    directory = f"machines/web01/system/{version.version}"
+    assert names(shown, f"{directory}/image") == ["a", "back\\slash", "sub"]
+    assert names(shown, f"{directory}/image/sub") == ["z", "deep"]
     for name, data in files.items():
-        assert read(shown, f"{folder}/image/{name}") == data
-        node = at(shown, f"{folder}/image/{name}")
+        assert read(shown, f"{directory}/image/{name}") == data
+        node = at(shown, f"{directory}/image/{name}")
         assert isinstance(node, File) and node.changed == (source / name).stat().st_mtime_ns
-    node = at(shown, f"{folder}/image/sub/deep/é\nline")
+    node = at(shown, f"{directory}/image/sub/deep/é\nline")
     assert isinstance(node, File) and node.allocated == PAGE
     for path, error in (("a/b", NotADirectoryError), ("sub/y", FileNotFoundError), ("sub/z/y", NotADirectoryError)):
         with pytest.raises(error):
-            at(shown, f"{folder}/image/{path}")
+            at(shown, f"{directory}/image/{path}")
     shown_names = ("image/a", "image/back\\\\slash", "image/sub/z", "image/sub/deep/é\\nline")
     sums = [blake3(files[name]).hexdigest() for name in ("a", "back\\slash", "sub/z", "sub/deep/é\nline")]
-    lines = [f"{chr(92) if chr(92) in name else ''}{one}  {name}\n" for one, name in zip(sums, shown_names, strict=True)]
-    assert read(shown, f"{folder}/B3SUMS").decode() == "".join(lines)
+    lines = [f"{chr(92) if chr(92) in name else ''}{digest}  {name}\n" for digest, name in zip(sums, shown_names, strict=True)]
+    assert read(shown, f"{directory}/B3SUMS").decode() == "".join(lines)
 
 
 class Made:
@@ -323,26 +324,26 @@ def test_derived_files(
     monkeypatch.setattr("fuse_store.image.kind.load", kinds.__getitem__)
     monkeypatch.setitem(KINDS, "vm", Kind("vm", module="made"))
     monkeypatch.setitem(KINDS, "core", Kind("core", module="made"))
-    one = put(store, tmp_path, pages([1]), kind="vm")
-    two = put(store, tmp_path, pages([2]), kind="core")
-    folder = f"machines/web01/system/{one.version}"
+    first = put(store, tmp_path, pages([1]), kind="vm")
+    second = put(store, tmp_path, pages([2]), kind="core")
+    directory = f"machines/web01/system/{first.version}"
     assert names(shown, "machines/web01/system") and not opened, "a list of versions makes nothing"
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert names(shown, folder) == ["image", "info.json", "B3SUMS", "good.txt"]
-            assert names(shown, f"machines/web01/system/{two.version}") == ["image", "info.json", "B3SUMS"]
-    assert opened == [one.id] and good.asked == 1
-    assert read(shown, f"{folder}/good.txt") == b"derived"
+            assert names(shown, directory) == ["image", "info.json", "B3SUMS", "good.txt"]
+            assert names(shown, f"machines/web01/system/{second.version}") == ["image", "info.json", "B3SUMS"]
+    assert opened == [first.id] and good.asked == 1
+    assert read(shown, f"{directory}/good.txt") == b"derived"
     with pytest.raises(FileNotFoundError):
-        at(shown, f"{folder}/bad.txt")
+        at(shown, f"{directory}/bad.txt")
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2 and "bad.txt" in told[0] and "no header" in told[0] and one.id in told[0]
-    assert two.id in told[1] and "it is something else" in told[1]
+    assert len(told) == 2 and "bad.txt" in told[0] and "no header" in told[0] and first.id in told[0]
+    assert second.id in told[1] and "it is something else" in told[1]
 
 
 def test_what_is_no_hibernation_image_has_no_derived_files(store: Store, shown: Tree, tmp_path: Path) -> None:
-    one = put(store, tmp_path, pages([1, 2, 3]), kind="hibernation")
-    assert names(shown, f"machines/web01/system/{one.version}") == ["image", "info.json", "B3SUMS"]
+    version = put(store, tmp_path, pages([1, 2, 3]), kind="hibernation")
+    assert names(shown, f"machines/web01/system/{version.version}") == ["image", "info.json", "B3SUMS"]
 
 
 def test_ranges(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,11 +354,11 @@ def test_ranges(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         numbers[start : start + random.integers(1, 8)] = random.integers(1, 50)
     numbers[300:600] = 0
     data = pages(numbers.tolist(), cut=100)
-    one = put(store, tmp_path, data)
+    version = put(store, tmp_path, data)
     cell = 4 * PAGE
     monkeypatch.setattr(ranges, "RANGE_CELL_SIZE", cell)
     monkeypatch.setattr(ranges, "CELLS_PER_SPAN", 7)
-    image = store.open_image(one.id)
+    image = store.open_image(version.id)
     for base, size in ((0, len(data)), (3 * PAGE, len(data) - 10 * PAGE)):
         own = ranges.DataRanges(image, base, size)
         bytes_here = np.frombuffer(data, np.uint8)[base : base + size]
@@ -419,12 +420,12 @@ def test_a_window_that_cannot_be_read_is_read_in_pieces(monkeypatch: pytest.Monk
 
 
 def test_a_version_that_goes_while_it_is_looked_at(store: Store, shown: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = put(store, tmp_path, pages([1]))
-    gone = NotFound(f"image {one.id}", "it is not in the store.")
+    version = put(store, tmp_path, pages([1]))
+    gone = NotFound(f"image {version.id}", "it is not in the store.")
 
     def raises(image_id: str) -> None:
         raise gone
 
     monkeypatch.setattr(store, "open_image", raises)
     with pytest.raises(FileNotFoundError):
-        at(shown, f"machines/web01/system/{one.version}/B3SUMS")
+        at(shown, f"machines/web01/system/{version.version}/B3SUMS")
