@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fuse_store.errors import StoreError
 from fuse_store.image.kind import View
-from fuse_store.mount.prefetch import ReaderProcesses
+from fuse_store.mount.prefetch import PrefetchProcesses
 from fuse_store.mount.ranges import DataRanges
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Content(Protocol):
 class WindowCache:
     """The windows of images that were used last, read in the background. One for all files of a tree."""
 
-    def __init__(self, readers: ReaderProcesses | None = None) -> None:
-        self._readers = readers
+    def __init__(self, prefetch: PrefetchProcesses | None = None) -> None:
+        self._prefetch = prefetch
         self._pool = ThreadPoolExecutor(2, "window")
         self._windows: OrderedDict[tuple[str, int], Future[memoryview]] = OrderedDict()
         self._lock = threading.Lock()
@@ -63,7 +63,7 @@ class WindowCache:
         with self._lock:
             future = self._windows.get(key)
             if future is None:
-                future = self._readers.begin(image.id, offset) if self._readers else None
+                future = self._prefetch.begin(image.id, offset) if self._prefetch else None
                 if future is None:
                     future = self._pool.submit(image.read_view, offset, READ_AHEAD_WINDOW)
                 self._windows[key] = future
@@ -75,8 +75,8 @@ class WindowCache:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        if self._readers:
-            self._readers.close()
+        if self._prefetch:
+            self._prefetch.close()
 
 
 class ImageContent:

@@ -29,7 +29,7 @@ import numpy as np
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 from fuse_store.mount.content import MAX_CACHED_WINDOWS, READ_AHEAD_WINDOW, Content
 from fuse_store.mount.incoming import Incoming, Spool
-from fuse_store.mount.prefetch import ReaderProcesses
+from fuse_store.mount.prefetch import PrefetchProcesses
 from fuse_store.mount.tree import Directory, File, Link, Path, Tree, attributes
 from fuse_store.store import Store
 
@@ -130,7 +130,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
 
     def __init__(self, store: Store, *, writable: bool, allow_other: bool, mounted: Callable[[], None]) -> None:
         self._store, self._mounted = store, mounted
-        self._tree = Tree(store, ReaderProcesses.start(store, READ_AHEAD_WINDOW, READ_AHEAD_SLABS))
+        self._tree = Tree(store, PrefetchProcesses.start(store, READ_AHEAD_WINDOW, READ_AHEAD_SLABS))
         self._incoming: Incoming | None = None
         if writable:
             self._incoming = Incoming(store, self._tree)

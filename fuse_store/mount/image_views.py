@@ -18,7 +18,7 @@ from blake3 import blake3
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.image import kind as kinds
 from fuse_store.mount.content import Content, DerivedContent, ImageContent, WindowCache
-from fuse_store.mount.prefetch import ReaderProcesses
+from fuse_store.mount.prefetch import PrefetchProcesses
 from fuse_store.repository.manifest import ImageFile, Summary
 from fuse_store.store import Store
 
@@ -132,9 +132,9 @@ class ImageView:
 class ImageViews:
     """The images of a store that were used last, open."""
 
-    def __init__(self, store: Store, readers: ReaderProcesses | None) -> None:
+    def __init__(self, store: Store, prefetch: PrefetchProcesses | None) -> None:
         self._store = store
-        self._windows = WindowCache(readers)
+        self._windows = WindowCache(prefetch)
         self._views: OrderedDict[str, ImageView] = OrderedDict()
         self._logged: set[tuple[str, str]] = set()  # (image, file) of the warnings that were logged
         self._lock = threading.Lock()

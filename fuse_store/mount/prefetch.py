@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_READER_PROCESSES = 4  # processes
-MAX_OPEN_IMAGES_PER_READER = 4  # images that each process keeps open
+MAX_PREFETCH_PROCESSES = 4  # processes
+MAX_OPEN_IMAGES_PER_PROCESS = 4  # images that each process keeps open
 _REQUEST = struct.Struct("<IQ16s")  # slab, offset in the image, id of the image
 _REPLY = struct.Struct("<IB")  # slab, status
 _FILLED, _ZEROS, _FAILED = range(3)  # values of the status
 
 
-class _ReaderProcess:
+class _PrefetchProcess:
     """A process: the socket to it, and the requests that it has not answered yet, by slab."""
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
@@ -50,18 +50,18 @@ class _ReaderProcess:
         self.alive = True
 
 
-class ReaderProcesses:
+class PrefetchProcesses:
     """The processes, and the ``slabs`` into which they read, buffers of ``window`` bytes. Threads may share it."""
 
     @classmethod
-    def start(cls, store: Store, window: int, slabs: int) -> ReaderProcesses | None:
+    def start(cls, store: Store, window: int, slabs: int) -> PrefetchProcesses | None:
         """Forks: no other thread may run. None if the store's backend does not survive a fork, or the system refuses one."""
         if not store.backend.survives_fork:
             return None
         try:
             return cls(store, window, slabs)
         except OSError as error:
-            log.warning("cannot start read-ahead processes: %s. Reading without them.", error.strerror)
+            log.warning("cannot start prefetch processes: %s. Reading without them.", error.strerror)
             return None
 
     def __init__(self, store: Store, window: int, slabs: int) -> None:
@@ -73,16 +73,16 @@ class ReaderProcesses:
         self._zeros = memoryview(bytes(window))
         self._free = deque(range(slabs))  # a stack: the slab that was used last is still in the processor's caches
         self._lock = threading.Lock()
-        self._readers: list[_ReaderProcess] = []
+        self._processes: list[_PrefetchProcess] = []
         self._closed = False
         try:
-            for _ in range(min(MAX_READER_PROCESSES, os.cpu_count() or 1)):
-                self._readers.append(self._fork(store))
+            for _ in range(min(MAX_PREFETCH_PROCESSES, os.cpu_count() or 1)):
+                self._processes.append(self._fork(store))
         except OSError:
-            if not self._readers:
+            if not self._processes:
                 raise
         self._threads = [
-            threading.Thread(target=self._receive, args=(reader,), name="reader", daemon=True) for reader in self._readers
+            threading.Thread(target=self._receive, args=(process,), name="prefetch", daemon=True) for process in self._processes
         ]
         for thread in self._threads:
             thread.start()
@@ -92,14 +92,14 @@ class ReaderProcesses:
         zeros. The result may raise StoreError; its slab is free again when nothing refers to it any more. None if all slabs are
         in use, or no process is left."""
         with self._lock:
-            alive = (reader for reader in self._readers if reader.alive)
-            reader = min(alive, key=lambda candidate: len(candidate.pending), default=None)
-            if reader is None or not self._free:
+            alive = (process for process in self._processes if process.alive)
+            process = min(alive, key=lambda candidate: len(candidate.pending), default=None)
+            if process is None or not self._free:
                 return None
             slab = self._free.pop()
-            future = reader.pending[slab] = Future()
+            future = process.pending[slab] = Future()
             try:
-                reader.connection.send(_REQUEST.pack(slab, offset, bytes.fromhex(image_id)))
+                process.connection.send(_REQUEST.pack(slab, offset, bytes.fromhex(image_id)))
             except OSError:
                 pass  # its process has ended, and the thread that receives from it sees that too
         return future
@@ -108,18 +108,18 @@ class ReaderProcesses:
         """End the processes."""
         with self._lock:
             self._closed = True
-            for reader in self._readers:
-                if reader.alive:
-                    os.kill(reader.pid, signal.SIGKILL)  # it has written nothing that could be lost
+            for process in self._processes:
+                if process.alive:
+                    os.kill(process.pid, signal.SIGKILL)  # it has written nothing that could be lost
         for thread in self._threads:
             thread.join()
 
-    def _fork(self, store: Store) -> _ReaderProcess:
+    def _fork(self, store: Store) -> _PrefetchProcess:
         parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with child_end:
             pid = os.fork()
             if pid:
-                return _ReaderProcess(parent_end, pid)
+                return _PrefetchProcess(parent_end, pid)
             try:
                 store.backend.close()
                 _detach(child_end.fileno())
@@ -127,29 +127,29 @@ class ReaderProcesses:
             finally:
                 os._exit(0)
 
-    def _receive(self, reader: _ReaderProcess) -> None:
+    def _receive(self, process: _PrefetchProcess) -> None:
         """In a thread: pass on the replies of a process until it ends."""
         while True:
             try:
-                message = reader.connection.recv(_REPLY.size)
+                message = process.connection.recv(_REPLY.size)
             except OSError:
                 break
             if not message:
                 break
             slab, status = _REPLY.unpack(message)
             with self._lock:
-                future = reader.pending.pop(slab)
+                future = process.pending.pop(slab)
             self._reply(future, slab, status)
         with self._lock:
-            reader.alive = False
-            lost = reader.pending.values()
+            process.alive = False
+            lost = process.pending.values()
             if not self._closed:
-                log.warning("read-ahead process %d has ended. Reading without it.", reader.pid)
-        os.waitpid(reader.pid, 0)
-        reader.connection.close()
+                log.warning("prefetch process %d has ended. Reading without it.", process.pid)
+        os.waitpid(process.pid, 0)
+        process.connection.close()
         for future in lost:
-            future.set_exception(StoreError("read-ahead", "the process that read the window has ended."))
-        self._free.extend(reader.pending)
+            future.set_exception(StoreError("prefetch", "the process that read the window has ended."))
+        self._free.extend(process.pending)
 
     def _reply(self, future: Future[memoryview], slab: int, status: int) -> None:
         if status == _FILLED:
@@ -161,7 +161,7 @@ class ReaderProcesses:
         if status == _ZEROS:
             future.set_result(self._zeros)
         else:
-            future.set_exception(StoreError("read-ahead", "the window could not be read."))
+            future.set_exception(StoreError("prefetch", "the window could not be read."))
 
 
 def _detach(connection: int) -> None:
@@ -183,7 +183,7 @@ def _serve_requests(store: Store, slabs: Sequence[NDArray[np.uint8]], connection
             image = images.get(image_id)
             if image is None:
                 image = images[image_id] = store.open_image(image_id.hex())
-                if len(images) > MAX_OPEN_IMAGES_PER_READER:
+                if len(images) > MAX_OPEN_IMAGES_PER_PROCESS:
                     images.popitem(last=False)
             images.move_to_end(image_id)
             status = _FILLED if image.read_into(offset, slabs[slab]) else _ZEROS

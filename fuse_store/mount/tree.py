@@ -16,7 +16,7 @@ from fuse_store.errors import NotFound
 from fuse_store.image.kind import by_kind
 from fuse_store.mount.content import Content, GeneratedContent
 from fuse_store.mount.image_views import ImageViews
-from fuse_store.mount.prefetch import ReaderProcesses
+from fuse_store.mount.prefetch import PrefetchProcesses
 from fuse_store.mount.versions import VersionIndex, VersionIndexCache
 from fuse_store.repository.manifest import Summary
 from fuse_store.store import Store
@@ -77,11 +77,11 @@ def taken_ns(summary: Summary) -> int:
 
 
 class Tree:
-    """The tree of a store. ``readers`` read ahead for it; ``close`` ends them."""
+    """The tree of a store. ``prefetch`` reads ahead for it; ``close`` ends its processes."""
 
-    def __init__(self, store: Store, readers: ReaderProcesses | None = None) -> None:
+    def __init__(self, store: Store, prefetch: PrefetchProcesses | None = None) -> None:
         self._versions = VersionIndexCache(store)
-        self._images = ImageViews(store, readers)
+        self._images = ImageViews(store, prefetch)
         self._root: dict[str, Callable[[VersionIndex, Path], Node]] = {
             "ids": self._ids, "kinds": self._kinds, "machines": self._machines,
         }  # fmt: skip

@@ -56,74 +56,94 @@ def valid(kind: int, seed: int) -> Encoded:
     return encode(memory, page_size, architecture, compression, scattered=seed % 3, armed=seed % 4 != 0)
 
 
-def mutate(encoded: Encoded, source: random.Random) -> bytes:
-    """The device of a valid image, with up to four random changes."""
-    device, size = bytearray(encoded.device), encoded.page_size
+class Mutator:
+    """Random changes of the device of a valid image, one method for each part of it."""
 
-    def number() -> int:
-        near = source.choice((len(device) // size, source.choice(encoded.stream), source.choice(encoded.maps)))
-        return source.choice((source.choice(NUMBERS), near, near + 1, max(0, near - 1), source.getrandbits(source.randrange(1, 65))))
+    def __init__(self, encoded: Encoded, source: random.Random) -> None:
+        self.encoded, self.source = encoded, source
+        self.choice, self.below = source.choice, source.randrange
+        self.device, self.size = bytearray(encoded.device), encoded.page_size
 
-    def put(at: int, content: bytes) -> None:
-        device[at : at + len(content)] = content[: max(0, len(device) - at)]
+    def number(self) -> int:
+        near = self.choice((len(self.device) // self.size, self.choice(self.encoded.stream), self.choice(self.encoded.maps)))
+        return self.choice(
+            (self.choice(NUMBERS), near, near + 1, max(0, near - 1), self.source.getrandbits(self.below(1, 65)))
+        )
 
-    def header() -> None:
-        at, length = source.choice(((40, 4), (36, 4), (32, 8), (24, 4), (20, 10), (10, 10)))
-        value = number().to_bytes(8, "little") if length != 10 else source.choice((b"S1SUSPEND\0", b"SWAPSPACE2", b"ULSUSPEND\0"))
-        put(encoded.header + size - at, value.ljust(10, b"\0")[:length])
+    def put(self, at: int, content: bytes) -> None:
+        self.device[at : at + len(content)] = content[: max(0, len(self.device) - at)]
 
-    def swap_map() -> None:
-        page = source.choice(encoded.maps) * size
-        for _change in range(source.choice((1, 1, 1, 5))):
-            put(page + 8 * source.choice((source.randrange(size // 8), size // 8 - 1)), struct.pack("<Q", number()))
+    def put_number(self, at: int) -> None:
+        self.put(at, struct.pack("<Q", self.number()))
 
-    def counts() -> None:
-        at = source.choice((392, 400, 408, 416, 424, 432, 8 * source.randrange(64)))
-        put(encoded.stream[0] * size + at, struct.pack("<Q", number()))
-        if source.random() < 0.5:  # numbers that agree with each other
-            pages = source.choice((number() & 0xFFFFFF, len(encoded.stream) + source.randrange(-3, 4), 1 << 33))
-            stored = max(0, pages - source.choice((0, 1, 2, 3, 9, pages // 512, pages)))
-            put(encoded.stream[0] * size + 400, struct.pack("<QQQQQ", source.choice((number(), pages)), 0, stored, pages, pages * size))
+    def header(self) -> None:
+        at, length = self.choice(((40, 4), (36, 4), (32, 8), (24, 4), (20, 10), (10, 10)))
+        signatures = (b"S1SUSPEND\0", b"SWAPSPACE2", b"ULSUSPEND\0")
+        value = self.number().to_bytes(8, "little") if length != 10 else self.choice(signatures)
+        self.put(self.encoded.header + self.size - at, value.ljust(10, b"\0")[:length])
 
-    def lists() -> None:
-        page = source.choice(encoded.stream[1:4]) * size
-        for _change in range(source.choice((1, 1, 20))):
-            put(page + 8 * source.randrange(size // 8), struct.pack("<Q", number()))
+    def swap_map(self) -> None:
+        page = self.choice(self.encoded.maps) * self.size
+        for _change in range(self.choice((1, 1, 1, 5))):
+            self.put_number(page + 8 * self.choice((self.below(self.size // 8), self.size // 8 - 1)))
 
-    def chunk() -> None:
-        place = encoded.stream[source.choice(encoded.chunks)] if encoded.chunks else source.choice(encoded.stream)
-        put(place * size + source.choice((0, 0, 8, source.randrange(size - 8))), struct.pack("<Q", number()))
+    def counts(self) -> None:
+        page = self.encoded.stream[0] * self.size
+        self.put_number(page + self.choice((392, 400, 408, 416, 424, 432, 8 * self.below(64))))
+        if self.source.random() < 0.5:  # numbers that agree with each other
+            pages = self.choice((self.number() & 0xFFFFFF, len(self.encoded.stream) + self.below(-3, 4), 1 << 33))
+            stored = max(0, pages - self.choice((0, 1, 2, 3, 9, pages // 512, pages)))
+            memory = self.choice((self.number(), pages))
+            self.put(page + 400, struct.pack("<QQQQQ", memory, 0, stored, pages, pages * self.size))
 
-    def vmcoreinfo() -> None:
+    def lists(self) -> None:
+        page = self.choice(self.encoded.stream[1:4]) * self.size
+        for _change in range(self.choice((1, 1, 20))):
+            self.put_number(page + 8 * self.below(self.size // 8))
+
+    def chunk(self) -> None:
+        stream, chunks = self.encoded.stream, self.encoded.chunks
+        block = stream[self.choice(chunks)] if chunks else self.choice(stream)
+        self.put_number(block * self.size + self.choice((0, 0, 8, self.below(self.size - 8))))
+
+    def vmcoreinfo(self) -> None:
         items = ["OSRELEASE=6.12.7-test", "SYMBOL(init_uts_ns)=ffffffff81000480", "NUMBER(phys_base)=-14680064"]
         for key in ("NUMBER(phys_base)", "SYMBOL(init_top_pgt)", "OFFSET(uts_namespace.name)", "NUMBER(kimage_voffset)",
                     "NUMBER(pgtable_l5_enabled)", "NUMBER(VA_BITS)", "SYMBOL(init_uts_ns)", "OSRELEASE"):  # fmt: skip
-            if source.random() < 0.5:
-                value = source.choice((str(number()), f"{number():x}", f"-{number()}", "zz", "", "9" * 5000, "\x1b[2J", "0x"))
-                items.append(f"{key}={value}")
-        source.shuffle(items)
+            if self.source.random() < 0.5:
+                numbers = (str(self.number()), f"{self.number():x}", f"-{self.number()}")
+                items.append(f"{key}={self.choice((*numbers, 'zz', '', '9' * 5000, chr(27) + '[2J', '0x'))}")
+        self.source.shuffle(items)
         content = bytearray(note("\n".join(items).encode()))
-        if source.random() < 0.3:
-            content[4:8] = struct.pack("<I", number() & 0xFFFFFFFF)
-        put(source.choice(encoded.stream[1:]) * size, bytes(content)[:size])
+        if self.source.random() < 0.3:
+            content[4:8] = struct.pack("<I", self.number() & 0xFFFFFFFF)
+        self.put(self.choice(self.encoded.stream[1:]) * self.size, bytes(content)[: self.size])
 
-    def noise() -> None:
-        for _change in range(source.choice((1, 3, 100))):
-            put(source.randrange(len(device)), source.randbytes(source.choice((1, 8, 64))))
+    def noise(self) -> None:
+        for _change in range(self.choice((1, 3, 100))):
+            self.put(self.below(len(self.device)), self.source.randbytes(self.choice((1, 8, 64))))
 
-    def swapped() -> None:
-        one, other = (source.randrange(len(device) // size) * size for _ in range(2))
-        device[one : one + size], device[other : other + size] = device[other : other + size], device[one : one + size]
+    def swapped(self) -> None:
+        first, second = (self.below(len(self.device) // self.size) * self.size for _ in range(2))
+        here, there = slice(first, first + self.size), slice(second, second + self.size)
+        self.device[here], self.device[there] = self.device[there], self.device[here]
 
-    def cut() -> None:
-        del device[source.choice((source.randrange(len(device)), source.randrange(len(device) // size) * size)) :]
+    def cut(self) -> None:
+        del self.device[self.choice((self.below(len(self.device)), self.below(len(self.device) // self.size) * self.size)) :]
 
-    changes = (header, swap_map, counts, lists, chunk, vmcoreinfo, noise, swapped)
+
+def mutate(encoded: Encoded, source: random.Random) -> bytes:
+    """The device of a valid image, with up to four random changes, or cut off."""
+    mutator = Mutator(encoded, source)
+    changes = (
+        mutator.header, mutator.swap_map, mutator.counts, mutator.lists, mutator.chunk, mutator.vmcoreinfo, mutator.noise,
+        mutator.swapped,
+    )  # fmt: skip
     for _change in range(source.choice((1, 1, 1, 2, 4))):
         source.choice(changes)()
     if source.random() < 0.08:
-        cut()
-    return bytes(device)
+        mutator.cut()
+    return bytes(mutator.device)
 
 
 def exercise(device: bytes) -> str:

@@ -11,7 +11,7 @@ import ctypes
 import random
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import lz4.block
@@ -59,6 +59,12 @@ def machine(
             memory[pfn] = source.randbytes(page_size)
         else:
             memory[pfn] = (b"process %d says hello; " % source.randrange(1000) * page_size)[:page_size]
+    _add_kernel(memory, page_size, architecture, levels)
+    return memory
+
+
+def _add_kernel(memory: dict[int, bytes], page_size: int, architecture: str, levels: int) -> None:
+    """The pages of a kernel: its names, its VMCOREINFO note, and on x86 its page tables."""
     kernel = KERNEL_PHYSICAL // page_size
     names = b"".join(
         name.encode().ljust(65, b"\0") for name in ("Linux", HOST, RELEASE, "#1 SMP test", "x86_64", "(none)")
@@ -87,15 +93,19 @@ def machine(
     ).encode() + b"\n"  # fmt: skip
     memory[note_pfn] = note(text).ljust(page_size, b"\0")
     if architecture == "x86" and page_size == 4096:
-        base = DIRECT_MAP if levels == 4 else DIRECT_MAP_5
-        for level in range(levels - 1, 0, -1):  # the lowest maps 2 MiB, from physical 0 on
-            table = bytearray(page_size)
-            place, entry = kernel + levels - level, (kernel + levels - level + 1) << 12 | SECRET | 0x63
-            struct.pack_into("<Q", table, 8 * (base >> (12 + 9 * level) & 511), entry if level > 1 else SECRET | 0xE3)
-            if level == levels - 1:
-                struct.pack_into("<Q", table, 8 * 511, (kernel + 9) << 12 | 0x63)
-            memory[place] = bytes(table)
-    return memory
+        _add_page_tables(memory, kernel, levels)
+
+
+def _add_page_tables(memory: dict[int, bytes], kernel: int, levels: int) -> None:
+    """x86 page tables in the pages after ``kernel``; the lowest maps 2 MiB, from physical address 0 on."""
+    base = DIRECT_MAP if levels == 4 else DIRECT_MAP_5
+    for level in range(levels - 1, 0, -1):
+        table = bytearray(4096)
+        place, entry = kernel + levels - level, (kernel + levels - level + 1) << 12 | SECRET | 0x63
+        struct.pack_into("<Q", table, 8 * (base >> (12 + 9 * level) & 511), entry if level > 1 else SECRET | 0xE3)
+        if level == levels - 1:
+            struct.pack_into("<Q", table, 8 * 511, (kernel + 9) << 12 | 0x63)
+        memory[place] = bytes(table)
 
 
 def note(text: bytes) -> bytes:
@@ -117,8 +127,8 @@ def info(architecture: str, page_size: int, memory_pages: int, stored: int, page
         page[:12] = b"#1 SMP test\0"
         struct.pack_into("<QQQ", page, 72, 1, 8 << 60 | 0x81234, 0xFFFFFFFF80002000)
     else:
-        for number, name in enumerate(("Linux", HOST, RELEASE, "#1 SMP test", "loongarch64", "(none)")):
-            page[65 * number : 65 * number + len(name)] = name.encode()
+        for index, name in enumerate(("Linux", HOST, RELEASE, "#1 SMP test", "loongarch64", "(none)")):
+            page[65 * index : 65 * index + len(name)] = name.encode()
         struct.pack_into("<I", page, 392, 0x060C07)
     struct.pack_into("<Q", page, 400, memory_pages)
     struct.pack_into("<QQQ", page, 416, stored, pages, pages * page_size)
@@ -189,63 +199,77 @@ def encode(
     compressor: Callable[[bytes], bytes] | None = None,
     threads: int = 0,
 ) -> Encoded:
-    """A swap device with the image of ``memory``. ``scattered`` gives blocks in a random order, with that seed;
+    """A swap device with the image of ``memory``. ``scattered`` is the seed of a random order of blocks, 0 for ascending ones;
     ``extra_empty`` writes the last map page that lists nothing, as kernels before 7.3 do. ``threads`` compress in turn, each
-    into a buffer of its own, in which noise was: what stands behind a chunk is what is left there. With 0 it is always one
-    byte."""
+    into a buffer of its own with random content, of which the rest stays behind each chunk; with 0 that rest is one byte,
+    repeated."""
     pages = stream_of(memory, page_size, architecture, zero_flags)
     crc = 0
     chunks: list[int] = []
     if compression != "none":
-        packed = [pages[0]]
-        compressor = compressor or COMPRESSORS[compression]
-        buffers = [bytearray(random.Random(thread).randbytes(40 * page_size)) for thread in range(threads)]
-        for at in range(1, len(pages), 32):
-            raw = b"".join(pages[at : at + 32])
-            crc = zlib.crc32(raw, crc ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
-            small = compressor(raw)
-            chunk = struct.pack("<Q", len(small)) + small
-            room = len(chunk) + -len(chunk) % page_size
-            if threads:
-                buffer = buffers[len(chunks) % threads]
-                buffer[: len(chunk)] = chunk
-                chunk = bytes(buffer[:room])
-            chunk = chunk.ljust(room, b"\xa5")
-            chunks.append(len(packed))
-            packed += [chunk[begin : begin + page_size] for begin in range(0, len(chunk), page_size)]
-        pages = packed
-    flags |= {"none": 2, "lzo": 4, "lz4": 4 | 16}[compression]
+        pages, crc, chunks = _compressed(pages, page_size, compressor or COMPRESSORS[compression], threads)
     entries = page_size // 8 - 1
     map_count = len(pages) // entries + 1 if extra_empty else -(-len(pages) // entries)
-    needed = len(pages) + map_count
-    blocks = resume_offset + 2 + needed + 20
-    free = [block for block in range(1, blocks) if block != resume_offset]
-    if scattered:
-        random.Random(scattered).shuffle(free)
-    else:
-        free = free[3:7] + free[10:]  # not in one run, nor from the first block on
-    supply = iter(free)
-    # Blocks are taken in the order in which the kernel asks for them: the first map page before what it lists.
-    maps, stream = [next(supply)], []
-    for number in range(len(pages)):
-        stream.append(next(supply))
-        if (number + 1) % entries == 0 and len(maps) < map_count:
-            maps.append(next(supply))
+    blocks = resume_offset + 2 + len(pages) + map_count + 20
+    stream, maps = _allocated(len(pages), map_count, entries, _free_blocks(blocks, resume_offset, scattered))
     device = bytearray(blocks * page_size)
     for block, page in zip(stream, pages, strict=True):
         device[block * page_size : (block + 1) * page_size] = page
-    for number, block in enumerate(maps):
-        listed = stream[number * entries : (number + 1) * entries]
-        following = maps[number + 1] if number + 1 < len(maps) else 0
+    for index, block in enumerate(maps):
+        listed = stream[index * entries : (index + 1) * entries]
+        following = maps[index + 1] if index + 1 < len(maps) else 0
         content = struct.pack(f"<{entries + 1}Q", *listed, *[0] * (entries - len(listed)), following)
         device[block * page_size : (block + 1) * page_size] = content
     header = resume_offset * page_size
     end = header + page_size
     device[header:end] = swap_header(page_size, blocks, UUID, b"NVM_SWAP")
-    struct.pack_into("<II", device, end - 40, hw_sig, crc if compression != "none" else 0)
-    struct.pack_into("<QI", device, end - 32, maps[0], flags)
+    struct.pack_into("<II", device, end - 40, hw_sig, crc)
+    struct.pack_into("<QI", device, end - 32, maps[0], flags | {"none": 2, "lzo": 4, "lz4": 4 | 16}[compression])
     device[end - 20 : end] = b"SWAPSPACE2" + (b"S1SUSPEND\0" if armed else b"SWAPSPACE2")
     return Encoded(device, page_size, memory, header, stream, maps, crc, chunks)
+
+
+def _compressed(
+    pages: list[bytes], page_size: int, compressor: Callable[[bytes], bytes], threads: int
+) -> tuple[list[bytes], int, list[int]]:
+    """(pages of the compressed stream, crc32 of the data, index of the first page of each chunk)."""
+    packed, crc = [pages[0]], 0
+    chunks: list[int] = []
+    buffers = [bytearray(random.Random(thread).randbytes(40 * page_size)) for thread in range(threads)]
+    for at in range(1, len(pages), 32):
+        raw = b"".join(pages[at : at + 32])
+        crc = zlib.crc32(raw, crc ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+        small = compressor(raw)
+        chunk = struct.pack("<Q", len(small)) + small
+        size = len(chunk) + -len(chunk) % page_size
+        if threads:
+            buffer = buffers[len(chunks) % threads]
+            buffer[: len(chunk)] = chunk
+            chunk = bytes(buffer[:size])
+        chunk = chunk.ljust(size, b"\xa5")
+        chunks.append(len(packed))
+        packed += [chunk[begin : begin + page_size] for begin in range(0, len(chunk), page_size)]
+    return packed, crc, chunks
+
+
+def _free_blocks(blocks: int, header: int, scattered: int) -> Iterator[int]:
+    """The blocks that the swap allocator returns, in its order; never that of the header."""
+    free = [block for block in range(1, blocks) if block != header]
+    if scattered:
+        random.Random(scattered).shuffle(free)
+        return iter(free)
+    return iter(free[3:7] + free[10:])  # not in one run, nor from the first block on
+
+
+def _allocated(pages: int, map_pages: int, entries: int, free: Iterator[int]) -> tuple[list[int], list[int]]:
+    """(block of each page of the stream, block of each map page), allocated as the kernel does: a map page before what it
+    lists."""
+    maps, stream = [next(free)], []
+    for index in range(pages):
+        stream.append(next(free))
+        if (index + 1) % entries == 0 and len(maps) < map_pages:
+            maps.append(next(free))
+    return stream, maps
 
 
 def decode(device: bytes | bytearray, page_size: int = 4096, resume_offset: int = 0) -> list[bytes]:

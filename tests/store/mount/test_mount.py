@@ -333,7 +333,7 @@ os.fork, os.cpu_count = few, lambda: 2
             run("cmp", Path(point) / "machines/web01/system/latest/image", home / "v1")
             assert len(children(process.pid)) == most
             process.terminate()
-            assert process.communicate(timeout=WAIT)[1].count("cannot start read-ahead processes") == (not most) and process.returncode == 0
+            assert process.communicate(timeout=WAIT)[1].count("cannot start prefetch processes") == (not most) and process.returncode == 0
 
 
 def test_images_that_end_within_a_window(served: Mounted, tmp_path: Path) -> None:
