@@ -151,8 +151,7 @@ class ChunkStream:
         try:
             content = self._decompress(packed, self._unpacked_size(chunk))
         except self._error:
-            cause = f"chunk {chunk}, at page {self._begins[chunk]} of the swap map, does not decompress."
-            raise Damaged(IMAGE, cause) from None
+            raise Damaged(IMAGE, f"chunk {chunk}, at page {self._begins[chunk]} of the swap map, does not decompress.") from None
         self._check_size(chunk, len(content))
         return np.frombuffer(content, np.uint8).reshape(-1, self._page_size)
 

@@ -109,7 +109,7 @@ def _follow(readable: Readable, header: Header, blocks: int) -> Iterator[tuple[i
     checkpoint, steps, limit = page, 0, 1
     while page:
         if not 0 < page < blocks or page == header.resume_offset:
-            raise Damaged(IMAGE, f"page {index} of the swap map would be block {page} of {blocks}.", INTERRUPTED)
+            raise Damaged(IMAGE, f"page {index} of the swap map cannot be in block {page} of {blocks}.", INTERRUPTED)
         content = read_exactly(readable, page * header.page_size, header.page_size, IMAGE)
         yield page, content
         page = int.from_bytes(content[-ENTRY:], "little")
@@ -167,7 +167,8 @@ class _RunCollector:
         invalid = (listed >= self._blocks) | (listed == self._header)
         if invalid.any():
             at = int(np.argmax(invalid))
-            raise Damaged(IMAGE, f"page {self._count + at} would be block {int(listed[at])} of {self._blocks}.", INTERRUPTED)
+            page, block = self._count + at, int(listed[at])
+            raise Damaged(IMAGE, f"page {page} of the image cannot be in block {block} of {self._blocks}.", INTERRUPTED)
         return listed
 
     def finish(self, readable: Readable, page_size: int, pages: I64) -> SwapMap:

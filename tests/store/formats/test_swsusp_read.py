@@ -209,14 +209,14 @@ def test_map_that_goes_in_a_circle(back_to: int) -> None:
 def test_map_entry_outside_of_the_device() -> None:
     encoded = encode(machine())
     broken(encoded, encoded.maps[0] * 4096 + 80, word(1 << 40))
-    with pytest.raises(Damaged, match="page 10 would be block 1099511627776"):
+    with pytest.raises(Damaged, match="page 10 of the image cannot be in block 1099511627776"):
         opened(encoded)
 
 
 def test_map_entry_that_is_the_header() -> None:
     encoded = encode(machine(), resume_offset=5)
     broken(encoded, encoded.maps[0] * 4096 + 80, word(5))
-    with pytest.raises(Damaged, match="page 10 would be block 5"):
+    with pytest.raises(Damaged, match="page 10 of the image cannot be in block 5"):
         opened(encoded, 5)
 
 
