@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fuse_store.errors import Damaged, NotFound, Refused
-from fuse_store.formats.readable import File
+from fuse_store.formats.readable import File, Readable
 from fuse_store.formats.swsusp import HibernationImage
+from fuse_store.formats.swsusp.describe import describe
 from fuse_store.formats.swsusp.views import derived
 from fuse_store.hibernation import filesystem_state, metadata
 from fuse_store.hibernation.lzo_chunks.encode import LzoEncoder, open_encoder
@@ -74,6 +75,9 @@ class Implementation(Kind):
             several.problem = "a hibernation image is one file, not a directory."
             return several
         return HibernationInput(files[0].path, tags, machine_disks)
+
+    def inspect(self, readable: Readable, resume_offset: int, check: bool, progress: Progress) -> dict[str, Any]:
+        return describe(readable, resume_offset, check, progress)
 
     def describe(self, image: Image) -> dict[str, Any] | None:
         return metadata.describe(image)

@@ -45,7 +45,7 @@ def tags_of(image: HibernationImage) -> dict[str, str]:
 
 
 def describe(version: Image) -> dict[str, Any] | None:
-    """What never changes of a stored version, with the keys of ``formats.describe`` but ``crc``; None if it is no hibernation
+    """What never changes of a stored version, with the keys of ``image.kind.inspect`` but ``crc``; None if it is no hibernation
     image, or cannot be read. Does not search for the kernel's note again."""
     tags = version.head.tags
     note = tags.get("vmcoreinfo_page", "")

@@ -6,7 +6,7 @@ of ``Kind`` in a module of its own, named in KINDS and loaded when it is first n
 given back as plain bytes. To add one, write the subclass and its line in KINDS. A kind may answer:
 
 - ``recognise``: is it in this input? What it tells about it (tags), and how its bytes are better stored;
-- ``describe``: what a stored version is, for info.json and ``show``;
+- ``inspect`` and ``describe``: what is in a device or file, and what a stored version is, for info.json and ``show``;
 - ``views``: files that are derived from a version when they are read, for the mount;
 - ``checksum``: whether a checksum that the image has of its own is right.
 
@@ -23,13 +23,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fuse_store.errors import UsageError
+from fuse_store.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from fuse_store.columns import I64
+    from fuse_store.formats.readable import Readable
     from fuse_store.image.inputs import Batch, InputFile
     from fuse_store.image.reader import Image
     from fuse_store.progress import Progress
@@ -168,6 +169,12 @@ class Kind:
             raise UsageError("--machine-disk", f"not possible for kind {self.name}.", "Use it with --kind hibernation.")
         return Recognised()
 
+    def inspect(self, readable: Readable, resume_offset: int, check: bool, progress: Progress) -> dict[str, Any]:
+        """What is in a device, file or version, as JSON, by its first bytes; key ``format`` names the format, ``crc`` says whether
+        a checksum of its own is right. ``check`` reads all of it. ``resume_offset`` is in pages, 0 where it has no meaning.
+        Raises NotFound if there is no image of this kind, Refused or Damaged for one that cannot be read."""
+        raise NotFound("image", "unknown format.")
+
     def describe(self, image: Image) -> dict[str, Any] | None:
         """A stored version as JSON; never changes. None if it is not of this kind, or cannot be read."""
         return None
@@ -215,6 +222,18 @@ def load(name: str) -> Kind:
         return row
     implementation: type[Kind] = importlib.import_module(row.module).Implementation
     return implementation(**vars(row))
+
+
+def inspect(readable: Readable, resume_offset: int, check: bool, progress: Progress) -> dict[str, Any]:
+    """``Kind.inspect`` of the first kind that recognises what is there. Raises NotFound with the cause from the last one."""
+    missing = NotFound("image", "unknown format.")
+    for row in KINDS.values():
+        if row.module:
+            try:
+                return load(row.name).inspect(readable, resume_offset, check, progress)
+            except NotFound as error:
+                missing = error
+    raise missing
 
 
 def by_kind(name: str, description: dict[str, Any] | None) -> dict[str, dict[str, Any] | None]:

@@ -20,8 +20,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from fuse_store.errors import StoreError
-from fuse_store.formats import describe
 from fuse_store.formats.swsusp import HibernationImage
+from fuse_store.formats.swsusp.describe import describe
 from fuse_store.formats.swsusp.views import DerivedFile, derived
 from tests.fuzz.swsusp_encoder import Encoded, encode, machine, note
 

@@ -13,19 +13,19 @@ from fuse_store.errors import Damaged, NotFound
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
-    from fuse_store.formats import Readable
+    from fuse_store.formats.readable import Readable
 
 SIZES = ("page_size", "memory_size", "image_size")
 
 
 def run(context: Context) -> int:
     options = context.options
-    from fuse_store.formats import describe
+    from fuse_store.image.kind import inspect
 
     with ExitStack() as stack:
         readable = _source(context, stack)
         try:
-            description = describe(readable, options.resume_offset, options.check, context.progress)
+            description = inspect(readable, options.resume_offset, options.check, context.progress)
         except NotFound as error:
             raise NotFound(f"source {options.source}", error.cause, error.remedy) from None
     context.emit({"source": options.source, **description}, "" if context.json else human(description))
@@ -38,7 +38,7 @@ def _source(context: Context, stack: ExitStack) -> Readable:
     """The file at that path if it exists, else a version of the store. Raises NotFound."""
     name = context.options.source
     if os.path.exists(name) or not context.store_named:
-        from fuse_store.formats import File
+        from fuse_store.formats.readable import File
 
         return stack.enter_context(File(name))
     store = stack.enter_context(context.open_store())
@@ -47,7 +47,7 @@ def _source(context: Context, stack: ExitStack) -> Readable:
 
 
 def human(description: dict[str, Any]) -> str:
-    """A description by ``formats.describe`` as lines of text."""
+    """A description by ``image.kind.inspect`` as lines of text."""
     flat: dict[str, Any] = {}
     for key, value in description.items():
         if isinstance(value, dict):

@@ -35,7 +35,7 @@ def situation(context: Context, device: str | None) -> Situation:
     machine = Machine(options.root or "/") if options.root or not is_remote else None
     size = None
     if path is not None:
-        from fuse_store.formats import File
+        from fuse_store.formats.readable import File
 
         with File(path) as file:
             size = file.size

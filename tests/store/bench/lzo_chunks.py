@@ -22,7 +22,7 @@ from unittest import mock
 
 import numpy as np
 
-from fuse_store.formats import File
+from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation.lzo_chunks import lzo
 from fuse_store.image import restore

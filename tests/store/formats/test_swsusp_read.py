@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fuse_store.errors import Damaged, NotFound, Refused, UsageError
-from fuse_store.formats import File, describe
-from fuse_store.formats.readable import CompressedChunks, Prefetchable
+from fuse_store.formats.readable import CompressedChunks, File, Prefetchable
 from fuse_store.formats.swsusp import HibernationImage, armed, disarmed, find, layout
+from fuse_store.formats.swsusp.describe import describe
 from fuse_store.formats.swsusp.kernel import find_kernel, vmcoreinfo
 from fuse_store.formats.swsusp.kernel.addresses import direct_map
 from tests.fuzz import swsusp_encoder as encoder
