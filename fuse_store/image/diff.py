@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What changed between two versions: pages added, changed and gone, by range. Used by the verb ``diff``.
+"""The difference between two versions: pages added, changed and gone, by range.
 
-Files are paired by name. Pages are compared by the digests that the tables of the packs have of them: no block is opened, and
-memory is that of a window of pages and of two segments of extents, whatever the sizes. A page is *added* if it has become
-other than zero, *gone* if it is all zeros now or lies beyond the new end, *changed* if both have data there and they
-differ. Both must have one page size.
+Files are paired by name. Pages are compared by their digests in the tables of the packs: no block is opened, and memory is
+that of a window of pages and of two extent segments, whatever the sizes. A page is *added* if only the new version has data
+there, *gone* if only the old one has, *changed* if both have and it differs. Both must have one page size.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from fuse_store.image.reader import Image
     from fuse_store.repository.manifest import ImageFile
 
-WINDOW = 1 << 16  # pages of each version that are compared at once
+DIFF_WINDOW = 1 << 16  # pages of each version that are compared at once
 CHANGES = ("added", "changed", "gone")
 
 
@@ -42,8 +41,8 @@ def diff(a: Image, b: Image, progress: Progress) -> Iterator[Range]:
     """The ranges in which ``b`` differs from ``a``: by file name, then by offset. Raises UsageError, Damaged."""
     if a.head.page_size != b.head.page_size:
         raise UsageError(
-            f"images {a.id[:12]} and {b.id[:12]}", f"their pages have {a.head.page_size} and {b.head.page_size} bytes.",
-            "Only versions with pages of one size can be compared.",
+            f"images {a.id[:12]} and {b.id[:12]}", f"page sizes differ: {a.head.page_size} and {b.head.page_size} bytes.",
+            "Compare versions of one page size.",
         )  # fmt: skip
     of_a, of_b = ({file.name: file for file in image.files} for image in (a, b))
     progress.start("diff", sum(max(file.size for file in pair) for pair in _pairs(of_a, of_b)))
@@ -52,9 +51,8 @@ def diff(a: Image, b: Image, progress: Progress) -> Iterator[Range]:
         for name in sorted(of_a.keys() | of_b.keys()):
             old, new = of_a.get(name), of_b.get(name)
             size = max(file.size for file in (old, new) if file is not None)
-            step = a.head.page_size
-            for one in _joined(_of_file(a, old, b, new, name, size, progress, done), step):
-                yield Range(one.file, one.change, one.offset, min(one.length, size - one.offset))
+            for part in _joined(_of_file(a, old, b, new, name, size, progress, done)):
+                yield Range(part.file, part.change, part.offset, min(part.length, size - part.offset))
             done += size
     finally:
         progress.finish()
@@ -77,8 +75,8 @@ def _of_file(
 ) -> Iterator[Range]:
     page_size = a.head.page_size
     pages = -(-size // page_size)
-    for start in range(0, pages, WINDOW):
-        end = min(start + WINDOW, pages)
+    for start in range(0, pages, DIFF_WINDOW):
+        end = min(start + DIFF_WINDOW, pages)
         (there, before), (here, after) = _window(a, old, start, end), _window(b, new, start, end)
         both = np.flatnonzero(there & here)
         change = np.where(here & ~there, 1, np.where(there & ~here, 3, 0))  # one more than the ordinal in CHANGES
@@ -103,7 +101,7 @@ def _window(image: Image, file: ImageFile | None, start: int, end: int) -> tuple
         unknown = np.flatnonzero(~digest.any(axis=1))
         if len(unknown):
             error = Damaged(
-                f"image {image.id}", "a block of it is in no pack that the index knows.", "Run fuse-store repair."
+                f"image {image.id}", "a block is in no pack that the index knows.", "Run 'fuse-store repair'."
             )
             raise image.damaged(error, int(place.page[unknown[0]]))
         there[place.page - first] = True
@@ -111,15 +109,15 @@ def _window(image: Image, file: ImageFile | None, start: int, end: int) -> tuple
     return there, digests
 
 
-def _joined(ranges: Iterable[Range], page_size: int) -> Iterator[Range]:
-    """Runs that go on in the next window become one."""
+def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
+    """Ranges that continue in the next window become one."""
     held: Range | None = None
-    for one in ranges:
-        if held is not None and held.change == one.change and held.offset + held.length == one.offset:
-            held = Range(held.file, held.change, held.offset, held.length + one.length)
+    for part in ranges:
+        if held is not None and held.change == part.change and held.offset + held.length == part.offset:
+            held = Range(held.file, held.change, held.offset, held.length + part.length)
             continue
         if held is not None:
             yield held
-        held = one
+        held = part
     if held is not None:
         yield held

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""LZO1X-1(15) of liblzo2: what Linux compresses hibernation images with, byte for byte. Used by ``chunks``.
+"""LZO1X-1(15) of liblzo2: what Linux compresses hibernation images with, byte for byte.
 
-``lzo1x_1_compress`` of the library is another variant, in spite of its name; the kernel's (lib/lzo/lzo1x_compress.c) comes
-from the one with a dictionary of 15 bits. The library makes the same bytes since 2.07, of 2014, which is asked for; earlier
-ones make others, on some machines or on all. Whoever depends on that compares. Threads may compress at once: the
-interpreter's lock is released, and each has its own memory.
+``lzo1x_1_compress`` of the library is another variant, despite its name; the kernel's (lib/lzo/lzo1x_compress.c) comes from
+the one with a dictionary of 15 bits. The library has given the same bytes since 2.07 of 2014, which is required; earlier ones
+give others, on some machines or on all. So the result is always compared. Threads may compress at once: the interpreter's
+lock is released, and each has its own memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _local = threading.local()
 
 @functools.cache
 def _function() -> Callable[..., int] | None:
-    """``lzo1x_1_15_compress``; None if it can't be had here, or would not do."""
+    """``lzo1x_1_15_compress``; None if the library is missing or too old."""
     try:
         library = ctypes.CDLL(LIBRARY)
         function, start, version = library.lzo1x_1_15_compress, library.__getattr__("__lzo_init_v2"), library.lzo_version
@@ -42,7 +42,7 @@ def _function() -> Callable[..., int] | None:
 
 
 def available() -> bool:
-    """Whether the library is here."""
+    """Whether the library can be used."""
     return _function() is not None
 
 
@@ -52,11 +52,11 @@ def largest(length: int) -> int:
 
 
 def compress(content: NDArray[np.uint8]) -> bytes:
-    """``content``, contiguous bytes, compressed. Raises StoreError if the library is not here."""
+    """``content``, contiguous bytes, compressed. Raises StoreError without the library."""
     function = _function()
     if function is None:
         raise StoreError(
-            "liblzo2", f"{LIBRARY} is not here, or is older than 2.07, and this version holds chunks that it has to compress.",
+            "liblzo2", f"{LIBRARY} 2.07 or later is needed to read this version, and was not found.",
             "Install it (Debian: liblzo2-2, Fedora and Arch: lzo).",
         )  # fmt: skip
     if getattr(_local, "room", -1) < content.nbytes:

@@ -56,7 +56,7 @@ def write(path: Path, *parts: bytes) -> Path:
 
 @pytest.mark.parametrize("window", [diff.WINDOW, 1000])
 def test_versions_of_a_machine(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
-    monkeypatch.setattr(diff, "WINDOW", window)
+    monkeypatch.setattr(diff, "DIFF_WINDOW", window)
     a, b = versions(tmp_path, 2, 40 << 20)
     with open(b, "r+b") as file:
         for at in (0, 5 << 20, 39 << 20):
