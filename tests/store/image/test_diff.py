@@ -54,7 +54,7 @@ def write(path: Path, *parts: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("window", [diff.WINDOW, 1000])
+@pytest.mark.parametrize("window", [diff.DIFF_WINDOW, 1000])
 def test_versions_of_a_machine(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     monkeypatch.setattr(diff, "DIFF_WINDOW", window)
     a, b = versions(tmp_path, 2, 40 << 20)
@@ -68,7 +68,7 @@ def test_versions_of_a_machine(store: Store, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_run_that_crosses_windows_is_one_range(store: Store, tmp_path: Path) -> None:
-    begin = (diff.WINDOW - 2) * PAGE
+    begin = (diff.DIFF_WINDOW - 2) * PAGE
     for name, content in (("a", b""), ("b", b"1" * 4 * PAGE)):
         with open(tmp_path / name, "wb") as file:
             file.seek(begin)
