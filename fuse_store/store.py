@@ -260,12 +260,12 @@ class Store:
             self.backend.sync_all()
         lock.check()
 
-    def record(self, ids: Sequence[str], state: str, detail: str = "") -> None:
+    def record(self, ids: Sequence[str], state: str, detail: str = "", **fields: str) -> None:
         """Note in the state log what happened to versions: ``verified`` and so on. Raises Locked, StoreError."""
         with self.writing():
             try:
                 for image_id in ids:
-                    self.state_log.record(image_id, state, detail)
+                    self.state_log.record(image_id, state, detail, **fields)
             except OSError as error:
                 raise StoreError(f"store {self.url}", f"{error.strerror}.", "The state was not recorded.") from None
 

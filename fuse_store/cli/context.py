@@ -70,10 +70,10 @@ class Context:
             self.warn(f"not shown: {count(len(unread), 'version')} with an unreadable manifest ({examples}). Run '{PROGRAM} verify'.")
         return versions
 
-    def record(self, store: Store, ids: Sequence[str], state: str, detail: str = "") -> bool:
+    def record(self, store: Store, ids: Sequence[str], state: str, detail: str = "", **fields: str) -> bool:
         """Append a state of versions to the state log. False, with a remark, if that fails: the store may be read-only or locked."""
         try:
-            store.record(ids, state, detail)
+            store.record(ids, state, detail, **fields)
         except StoreError as error:
             self.remark(f"Not recorded as {state}: {error}")
             return False

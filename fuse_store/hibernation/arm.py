@@ -56,13 +56,13 @@ def arm(
         report = preflight(store, image, situation.of(target), progress)
         refuse(report, force)
         _compare(image, header, target, progress)
-        store.record([image.id], "armed", history.ENTRY.format(device=target.name, what="armed"))
+        store.record([image.id], "armed", device=target.name)
         fault_point("arm recorded")
         try:
             target.write_checked(0, armed(header.block))
         except StoreError:
             target.write_checked(0, disarmed(header.block))
-            store.record([image.id], "failed", history.ENTRY.format(device=target.name, what="the signature could not be written"))
+            store.record([image.id], "failed", "the signature could not be written", device=target.name)
             raise
         fault_point("arm written")
         return Armed(target.name, image.id, True, tuple(one.code for one in report.refusals))

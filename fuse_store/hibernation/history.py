@@ -1,62 +1,60 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the state log tells of a version's use: where it was staged, and whether it may have been resumed. Used by ``arm``,
-``preflight`` and ``cli``.
+"""Resume history: from a version's state log, the device it was last staged on, and whether it may have been resumed.
 
-A state of a machine is good for one resume: a second one repeats what the first did to disks, networks and keys. That a
-version was armed stands in the state log before its signature does on the device; so whoever finds it there, and no word that
-the attempt failed or that it was disarmed, has to take it for resumed.
+The state of a machine may be resumed once: a second resume repeats what the first one did to disks, networks and keys. The
+state log says ``armed`` before the signature on the device does. So a version counts as resumed from then on, until an entry
+says that the attempt failed or that the device was disarmed. Pure functions of the log; safe from any thread.
+
+Fields of an entry that this package writes: ``device`` (stable path; ``staged``, ``armed``, ``failed``), ``action``
+(``disarmed``; ``staged``), ``checksum`` (``right``; ``verified``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from fuse_store.errors import NotFound
+from fuse_store.image.kind import RIGHT
+from fuse_store.repository.state_log import StateEntry
 from fuse_store.store import Store
 
-DISARMED = "disarmed"
-ENTRY = "{device}; {what}"
-
-Entries = list[dict[str, Any]]
+DISARMED = "disarmed"  # value of the field ``action``
 
 
 def staged_on(store: Store, device: str) -> str:
-    """The id of the version that was staged last on a device, by its stable name. Raises NotFound."""
+    """The id of the version that was last staged on a device, given by its stable path. Raises NotFound."""
     newest: tuple[int, str] | None = None
     existing = set(store.ids())
-    for image_id in store.state_log.ids():
-        for entry in store.state_log.entries(image_id) if image_id in existing else ():
-            if entry["state"] in ("staged", "armed") and entry["detail"].partition(";")[0] == device:
-                newest = max(newest or (0, ""), (int(entry["time"]), image_id))
+    for image_id in existing.intersection(store.state_log.ids()):
+        for entry in store.state_log.entries(image_id):
+            if entry["state"] in ("staged", "armed") and entry["fields"].get("device") == device:
+                newest = max(newest or (0, ""), (entry["time"], image_id))
     if newest is None:
-        raise NotFound(f"device {device}", "nothing was staged on it out of this store.", "Name the version with --image.")
+        raise NotFound(f"device {device}", "no version of this store was staged on it.", "Name the version with --image.")
     return newest[1]
 
 
-def used(entries: Entries) -> str:
-    """When and how a version was used, for people; empty if it was not."""
+def resume_history(entries: Sequence[StateEntry]) -> str:
+    """When and how a version was or may have been resumed, for messages; empty if it was not."""
     text = ""
-    pending: dict[str, Any] | None = None
+    armed: StateEntry | None = None
     for entry in entries:
         if entry["state"] == "armed":
-            pending = entry
+            armed = entry
         elif entry["state"] == "resumed":
-            text, pending = f"it was resumed (recorded {_when(entry)})", None
-        elif entry["state"] == "failed" or (entry["state"] == "staged" and entry["detail"].endswith(DISARMED)):
-            pending = None
-    if pending:
-        return f"it was armed {_when(pending)} on {pending['detail'].partition(';')[0]}, and may have been resumed since"
+            text, armed = f"resumed (recorded {_time_of(entry)})", None
+        elif entry["state"] == "failed" or (entry["state"] == "staged" and entry["fields"].get("action") == DISARMED):
+            armed = None
+    if armed:
+        return f"armed {_time_of(armed)} on {armed['fields'].get('device', 'an unknown device')} and may have been resumed since"
     return text
 
 
-def checksum_was_right(entries: Entries) -> bool:
-    """Whether ``verify`` has compared the kernel's own checksum of the version."""
-    return any(entry["state"] == "verified" and RIGHT in entry["detail"] for entry in entries)
+def checksum_was_right(entries: Sequence[StateEntry]) -> bool:
+    """Whether ``verify`` has compared the kernel's own checksum of the version and found it right."""
+    return any(entry["state"] == "verified" and entry["fields"].get("checksum") == RIGHT for entry in entries)
 
 
-RIGHT = "kernel's checksum: right"
-
-
-def _when(entry: dict[str, Any]) -> str:
+def _time_of(entry: StateEntry) -> str:
     return f"{datetime.fromtimestamp(entry['time'] / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC"

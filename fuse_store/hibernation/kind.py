@@ -21,6 +21,7 @@ from fuse_store.image.inputs import InputFile
 from fuse_store.image.kind import NO_CHECKSUM, RIGHT, WRONG, Kind, Recognised, Settings, View
 from fuse_store.image.reader import Image
 from fuse_store.progress import Progress
+from fuse_store.repository.state_log import StateEntry
 
 
 class HibernationInput(Recognised):
@@ -82,7 +83,7 @@ class Implementation(Kind):
     def describe(self, image: Image) -> dict[str, Any] | None:
         return metadata.describe(image)
 
-    def shown(self, description: dict[str, Any], entries: Sequence[dict[str, Any]], *, brief: bool) -> dict[str, Any]:
+    def shown(self, description: dict[str, Any], entries: Sequence[StateEntry], *, brief: bool) -> dict[str, Any]:
         keys = metadata.BRIEF if brief else description
         return {**{key: description[key] for key in keys}, "crc": metadata.checksum_known(description, entries)}
 

@@ -18,6 +18,7 @@ from fuse_store.hibernation import history
 from fuse_store.hibernation.machine import recorded_sum
 from fuse_store.image.kind import NO_CHECKSUM, RIGHT
 from fuse_store.image.reader import Image
+from fuse_store.repository.state_log import StateEntry
 
 MAX_TAG_LENGTH = 64
 # The part of a description that ``info.json`` has; ``header.json`` and ``show`` have all of it.
@@ -56,8 +57,8 @@ def describe(version: Image) -> dict[str, Any] | None:
         return None
 
 
-def checksum_known(description: Mapping[str, Any], entries: Sequence[dict[str, Any]]) -> str:
+def checksum_known(description: Mapping[str, Any], entries: Sequence[StateEntry]) -> str:
     """What the state log says of the kernel's own checksum: ``none``, ``right`` or ``not checked``."""
     if description["crc32"] is None:
         return NO_CHECKSUM
-    return RIGHT if history.checksum_was_right(list(entries)) else "not checked"
+    return RIGHT if history.checksum_was_right(entries) else "not checked"

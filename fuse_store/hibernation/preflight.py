@@ -131,7 +131,7 @@ def _damaged(case: Case) -> tuple[str, str] | None:
 
 
 def _already_used(case: Case) -> tuple[str, str] | None:
-    text = history.used(case.store.state_log.entries(case.version.id))
+    text = history.resume_history(case.store.state_log.entries(case.version.id))
     if not text:
         return None
     return f"{text}.", "If the attempt failed, say so: fuse-store outcome IMAGE failed. Else choose another version."

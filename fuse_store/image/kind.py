@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fuse_store.image.reader import Image
     from fuse_store.progress import Progress
     from fuse_store.repository.manifest import Computed, Head
+    from fuse_store.repository.state_log import StateEntry
 
 
 NO_CHECKSUM, RIGHT, WRONG = "none", "right", "wrong"
@@ -179,7 +180,7 @@ class Kind:
         """A stored version as JSON; never changes. None if it is not of this kind, or cannot be read."""
         return None
 
-    def shown(self, description: dict[str, Any], entries: Sequence[dict[str, Any]], *, brief: bool) -> dict[str, Any]:
+    def shown(self, description: dict[str, Any], entries: Sequence[StateEntry], *, brief: bool) -> dict[str, Any]:
         """``describe`` with what the state log adds, for ``show``; ``brief``: for info.json."""
         return description
 

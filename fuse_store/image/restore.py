@@ -186,7 +186,7 @@ def recognised(path: Path) -> str:
     """What blkid finds on a device or in a file: ext4, swap, gpt …; empty if nothing. Raises Refused without blkid."""
     try:
         found = subprocess.run(
-            ["blkid", "-p", "-o", "export", str(path)], capture_output=True, text=True, check=False,
+            ["blkid", "-p", "-o", "export", str(path)], capture_output=True, encoding="utf-8", errors="surrogateescape", check=False,
             env={**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"},
         )  # fmt: skip
     except FileNotFoundError:

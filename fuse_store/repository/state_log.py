@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 import msgpack
 
@@ -21,26 +21,36 @@ MOST = 1000  # entries of a version; the oldest go first
 _NAME = re.compile(r"[0-9a-f]{32}\.log")
 
 
+class StateEntry(TypedDict):
+    """``time`` is in ns since 1970; ``detail`` is a remark of the user's; ``fields`` is what programs read again."""
+
+    state: str
+    time: int
+    detail: str
+    fields: dict[str, str]
+
+
 class StateLog:
     """The ledgers of a store. Writing is for who holds the writer's lock."""
 
     def __init__(self, backend: Backend, aead: Aead, sync: bool) -> None:
         self._backend, self._aead, self._sync = backend, aead, sync
 
-    def record(self, image_id: str, state: str, detail: str = "") -> None:
+    def record(self, image_id: str, state: str, detail: str = "", **fields: str) -> None:
         """Add an entry. Raises OSError."""
-        entries = [*self.entries(image_id), {"state": state, "time": time.time_ns(), "detail": detail}][-MOST:]
-        content = self._aead.encrypt(self._name(image_id), msgpack.packb(entries))
+        entry: StateEntry = {"state": state, "time": time.time_ns(), "detail": detail, "fields": fields}
+        entries = [*self.entries(image_id), entry][-MOST:]
+        content = self._aead.encrypt(self._name(image_id), msgpack.packb(entries, unicode_errors="surrogateescape"))
         self._backend.write(f"states/{image_id}.log", content, self._sync)
 
-    def entries(self, image_id: str) -> list[dict[str, Any]]:
-        """What happened, oldest first: state, time (ns since 1970), detail."""
+    def entries(self, image_id: str) -> list[StateEntry]:
+        """What happened, oldest first; empty if the log is lost or damaged."""
         try:
             content = self._aead.decrypt(self._name(image_id), self._backend.read(f"states/{image_id}.log"))
-            entries = msgpack.unpackb(content)
-            if isinstance(entries, list) and all(entry["state"] in STATES for entry in entries):
+            entries = msgpack.unpackb(content, unicode_errors="surrogateescape")
+            if isinstance(entries, list) and all(map(_is_entry, entries)):
                 return entries
-        except (OSError, ValueError, TypeError, KeyError, msgpack.UnpackException):
+        except (OSError, ValueError, TypeError, msgpack.UnpackException):
             pass
         return []
 
@@ -69,3 +79,15 @@ class StateLog:
 
     def _name(self, image_id: str) -> bytes:
         return b"state" + bytes.fromhex(image_id)
+
+
+def _is_entry(entry: Any) -> TypeGuard[StateEntry]:
+    """Whether something that was unpacked has the form of an entry."""
+    return (
+        isinstance(entry, dict)
+        and entry.get("state") in STATES
+        and isinstance(entry.get("time"), int)
+        and isinstance(entry.get("detail"), str)
+        and isinstance(fields := entry.get("fields"), dict)
+        and all(isinstance(text, str) for pair in fields.items() for text in pair)
+    )

@@ -35,7 +35,7 @@ def _record(context: Context, device: str) -> str | None:
             image_id = history.staged_on(store, device)
             if store.state_log.state(image_id) != "armed":
                 return None
-            recorded = context.record(store, [image_id], "staged", history.ENTRY.format(device=device, what=history.DISARMED))
+            recorded = context.record(store, [image_id], "staged", device=device, action=history.DISARMED)
             return image_id if recorded else None
     except NotFound:
         return None

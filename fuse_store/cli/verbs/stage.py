@@ -23,12 +23,11 @@ def run(context: Context) -> int:
     options = context.options
     started = time.monotonic()
     with context.open_store() as store:
-        from fuse_store.hibernation import history
         from fuse_store.hibernation.stage import stage
 
         version = store.find(options.image)
         staged = stage(store.open_image(version.id), options.device, force=options.force, progress=context.progress)
-        recorded = context.record(store, [version.id], "staged", history.ENTRY.format(device=staged.device, what="staged"))
+        recorded = context.record(store, [version.id], "staged", device=staged.device)
     seconds = time.monotonic() - started
     record = {
         "id": version.id, "device": staged.device, "size": version.size, "written": staged.differed, "held": staged.held,

@@ -82,12 +82,12 @@ def _kernel_checksums(context: Context, store: Store, verdicts: Sequence[Verdict
 
 def _record(context: Context, store: Store, sound: Sequence[str], checksums: Mapping[str, str]) -> bool:
     """Record the sound versions as verified. Whether that succeeded."""
-    from fuse_store.hibernation import history
     from fuse_store.image.kind import RIGHT
 
     right = [image_id for image_id in sound if checksums.get(image_id) == RIGHT]
     others = [image_id for image_id in sound if checksums.get(image_id) != RIGHT]
-    results = [context.record(store, ids, "verified", detail) for ids, detail in ((right, history.RIGHT), (others, "")) if ids]
+    results = [context.record(store, right, "verified", checksum=RIGHT)] if right else []
+    results += [context.record(store, others, "verified")] if others else []
     return bool(results) and all(results)
 
 

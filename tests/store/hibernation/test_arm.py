@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def device(case: Case, tmp_path: Path) -> Path:
 
 def put_on(case: Case, path: Path, number: int, force: bool = False) -> None:
     done = stage(case.image(number), path, force=force)
-    case.store.record([case.ids[number]], "staged", history.ENTRY.format(device=done.device, what="staged"))
+    case.store.record([case.ids[number]], "staged", device=done.device)
 
 
 def arm_it(case: Case, device: Path, *force: str, reference: str = "") -> Armed:
@@ -169,14 +170,14 @@ def test_ledger_that_can_not_be_written(case: Case, device: Path) -> None:
 def test_one_state_is_not_resumed_twice(case: Case, device: Path) -> None:
     arm_it(case, device)
     consume(device)
-    with pytest.raises(Refused, match=r"already_used: it was armed .* may have been resumed"):
+    with pytest.raises(Refused, match=r"already_used: armed .* and may have been resumed since"):
         arm_it(case, device)
     put_on(case, device, 0)  # staging it again changes nothing about that
     with pytest.raises(Refused, match="already_used"):
         arm_it(case, device)
     case.store.record([case.ids[0]], "verified")
     case.store.record([case.ids[0]], "resumed")
-    with pytest.raises(Refused, match="already_used: it was resumed"):
+    with pytest.raises(Refused, match=r"already_used: resumed \(recorded"):
         arm_it(case, device)
     assert arm_it(case, device, "already_used").forced == ("already_used", "machine_unknown", "filesystems_unknown")
 
@@ -192,6 +193,20 @@ def test_attempt_that_failed_may_be_repeated(case: Case, device: Path) -> None:
     consume(device)
     with pytest.raises(Refused, match="already_used"):
         arm_it(case, device)
+
+
+@pytest.mark.parametrize("name", ["nvm; armed", "nvm;disarmed", os.fsdecode(b"nvm\xff;")])
+def test_any_path_of_a_device(case: Case, tmp_path: Path, name: str) -> None:
+    device = blank(tmp_path / name, SIZE)
+    put_on(case, device, 1)
+    assert arm_it(case, device).id == case.ids[1]
+    consume(device)
+    with pytest.raises(Refused, match="already_used: armed .* on " + re.escape(str(device)) + " and may have been resumed since"):
+        arm_it(case, device)
+    arm_it(case, device, "already_used")
+    store = ["--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key")]
+    assert main(["disarm", str(device), *store]) == 0
+    assert arm_it(case, device).changed
 
 
 # disarm ---------------------------------------------------------------------------------------------------------------
@@ -252,7 +267,7 @@ def test_killed_at_every_step(case: Case, device: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, "FUSE_STORE_FAULT_POINT": str(step)}, check=False)
         if done.returncode == 0:
             break
-        content, recorded = device.read_bytes(), history.used(case.store.state_log.entries(case.ids[0]))
+        content, recorded = device.read_bytes(), history.resume_history(case.store.state_log.entries(case.ids[0]))
         assert content in (before, case.content(0))
         assert recorded or content == before, "it is armed, and the state_log does not know"
         disarm(device)

@@ -19,8 +19,7 @@ from blake3 import blake3
 
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.hibernation import metadata
-from fuse_store.hibernation.history import RIGHT
-from fuse_store.image.kind import KINDS, Kind
+from fuse_store.image.kind import KINDS, RIGHT, Kind
 from fuse_store.mount import content, ranges, tree
 from fuse_store.mount.content import ImageContent, WindowCache
 from fuse_store.mount.tree import Directory, File, Link, Tree, attributes
@@ -136,7 +135,7 @@ def test_a_hibernation_image_is_told_in_short(tmp_path: Path) -> None:
         assert found == {**{key: header[key] for key in metadata.BRIEF}, "crc": verdict}
         assert (found["kernel"], found["host"], found["memory_size"]) == ("6.12.7-test", "web01", found["memory_pages"] * 4096)
         assert found["flags"] == flags and found["e820_checksum"] == E820
-    case.store.record([case.ids[0]], "verified", RIGHT)
+    case.store.record([case.ids[0]], "verified", checksum=RIGHT)
     assert told(case.ids[0])["crc"] == "right", "what was known when it was first looked at"
     shown.close()
 

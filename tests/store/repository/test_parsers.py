@@ -465,7 +465,7 @@ def test_a_ledger_that_was_changed(folder: Folder, data: st.DataObject) -> None:
     state_log = StateLog(PosixBackend(folder.path), ENCRYPTED, sync=False)
     name = "0" * 32
     (folder.path / "states").mkdir(exist_ok=True)
-    entries = msgpack.packb([{"state": "verified", "time": 1, "detail": "x"}] * 2)
+    entries = msgpack.packb([{"state": "verified", "time": 1, "detail": "x", "fields": {"checksum": "right"}}] * 2)
     inner = ENCRYPTED.encrypt(b"state" + bytes(16), data.draw(changed(entries)))
     outer = data.draw(changed(ENCRYPTED.encrypt(b"state" + bytes(16), entries)))
     for stored in (inner, outer):
