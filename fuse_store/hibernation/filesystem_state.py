@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Evidence of what was on the disks when an image was captured, as tags of the version. Used by ``put`` and ``preflight``.
+"""Filesystem state: records the state of a machine's filesystems as tags of a version, and compares it later.
 
-``fs.evidence`` tells where it comes from: ``disks`` (an image that nobody has resumed yet, with its disks named or at hand)
-or ``machine`` (the machine went on after its image was captured, and told what was mounted). ``fs.<UUID>`` is the state of
-one filesystem: its kind, then either what ``filesystems`` read, or ``in-use`` if it was writable while the machine went
-on, or ``unreadable`` if its kind is not known. docs/staging.md has the format for those who make these tags elsewhere.
+The tag ``fs.source`` tells where the state comes from: ``disks`` (the image was not resumed yet, and its disks were read) or
+``machine`` (the machine went on after its image was captured, and its mounts were read). A tag ``fs.<UUID>`` is the state of
+one filesystem: its kind, then either the text of ``filesystems``, or ``in-use`` if it was mounted writable while the machine
+went on, or ``unreadable`` if its state cannot be determined. docs/staging.md describes the tags for other programs that write
+them. Reads devices and runs blkid and sfdisk; keeps no state.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,106 +25,141 @@ from fuse_store.hibernation.filesystems import Filesystem, Read, identify
 from fuse_store.hibernation.machine import Machine, memory_map_sum, recorded_sum
 
 PREFIX = "fs."
-ORIGIN = "fs.evidence"
-DISKS, MACHINE = "disks", "machine"
+SOURCE_TAG = "fs.source"
+DISKS, MACHINE = "disks", "machine"  # values of the tag
 IN_USE, UNREADABLE = "in-use", "unreadable"
-ROOM = 48  # tags that may be taken for filesystems
-PASSED_OVER = ("swap", "swsuspend")
+MAX_TAGS = 48  # of a version, for filesystems
+IGNORED_KINDS = ("swap", "swsuspend")
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is on a disk or a partition: ``kind`` and ``uuid`` as blkid tells, ``state`` as the tag has it."""
+class Volume:
+    """A disk or partition with contents: ``kind`` and ``uuid`` as blkid reports them; no ``filesystem`` if not supported."""
 
     kind: str
     uuid: str
     filesystem: Filesystem | None
 
     def state(self) -> str:
+        """The value of its tag."""
         text = self.filesystem.state() if self.filesystem else ""
         return f"{self.kind} {text or UNREADABLE}"
 
 
 def tags_of_disks(disks: Sequence[Path]) -> dict[str, str]:
-    """The tags, from the disks of the machine that an image is of. Raises NotFound, StoreError, Refused."""
+    """The tags, read from the disks of the machine that the image is of. Raises NotFound, StoreError, Refused."""
     with ExitStack() as stack:
-        return _recorded(DISKS, (part for disk in disks for part in disk_parts(disk, stack)))
+        return _tags_of(volume for disk in disks for volume in disk_volumes(disk, stack))
 
 
 def tags_of_machine(image: HibernationImage, source: Path, machine: Machine) -> dict[str, str]:
-    """The tags, from the machine whose own device ``source`` is; none if the image is of another one. Raises Refused."""
+    """The tags, read from the machine that the device ``source`` belongs to; none if the image is of another machine.
+    Raises Refused."""
     with ExitStack() as stack:
-        if not source.is_block_device() or not _is_of(image, machine):
+        if not source.is_block_device() or not _is_image_of(image, machine):
             return {}
-        if image.header.state == "armed":  # read before it resumes: whatever is on the disks is what it knows of them
-            return _recorded(DISKS, machine_parts(machine, stack))
-        return _mounted(machine, stack)
+        if image.header.state == "armed":  # captured before its resume: the disks are as the image left them
+            return _tags_of(machine_volumes(machine, stack))
+        return _tags_of_mounts(machine, stack)
 
 
-def _is_of(image: HibernationImage, machine: Machine) -> bool:
-    """Whether the image is of this machine, as its memory tells."""
+def _is_image_of(image: HibernationImage, machine: Machine) -> bool:
+    """Whether the image was made on this machine, judged by its memory."""
     if image.info.memory != machine.present_pages:
         return False
-    table = machine.memory_map
-    return image.info.architecture != "x86" or (table is not None and memory_map_sum(image.info, table) == recorded_sum(image.info))
+    memory_map = machine.memory_map
+    if image.info.architecture != "x86":
+        return True
+    return memory_map is not None and memory_map_sum(image.info, memory_map) == recorded_sum(image.info)
 
 
-def _recorded(origin: str, found: Iterator[Part]) -> dict[str, str]:
-    tags: dict[str, str] = {ORIGIN: origin}
-    for part in found:
-        if PREFIX + part.uuid not in tags:  # the disks of a mirror have the same
-            tags[PREFIX + part.uuid] = part.state()
-    if len(tags) > ROOM:
-        raise Refused("evidence", f"there are {len(tags)} filesystems, and a version has room for {ROOM}.", "Name fewer disks.")
+def _tags_of(volumes: Iterable[Volume]) -> dict[str, str]:
+    tags: dict[str, str] = {SOURCE_TAG: DISKS}
+    for volume in volumes:
+        if PREFIX + volume.uuid not in tags:  # the disks of a mirror share a UUID
+            tags[PREFIX + volume.uuid] = volume.state()
+    if len(tags) > MAX_TAGS:
+        raise Refused("filesystem state", f"{len(tags)} tags are needed, and a version has at most {MAX_TAGS}.", "Name fewer disks.")
     return tags
 
 
-def _mounted(machine: Machine, stack: ExitStack) -> dict[str, str]:
-    """What is mounted on a machine that has gone on since it hibernated."""
+def _tags_of_mounts(machine: Machine, stack: ExitStack) -> dict[str, str]:
+    """The tags of what is mounted on a machine that went on after it hibernated."""
     mounts = machine.mounts
     if mounts is None:
         return {}
-    tags = {ORIGIN: MACHINE}
-    for number, kind, source, writable in mounts:
-        device = machine.root / source.lstrip("/") if number.startswith("0:") else machine.device_of(number)
-        if device is None or (number.startswith("0:") and not source.startswith("/dev/")):
+    tags = {SOURCE_TAG: MACHINE}
+    for device_number, kind, mount_source, writable in mounts:
+        no_device = device_number.startswith("0:")  # btrfs, tmpfs, proc and the like
+        device = machine.root / mount_source.lstrip("/") if no_device else machine.device_of(device_number)
+        if device is None or (no_device and not mount_source.startswith("/dev/")):
             continue
-        part = next(_file_parts(device, stack, whole=True), None)
-        uuid = part.uuid if part else number
-        tags[PREFIX + uuid] = f"{kind} {IN_USE}" if writable else (part.state() if part else f"{kind} {UNREADABLE}")
+        volume = next(_volumes_of(device, stack, partitioned=False), None)
+        uuid = volume.uuid if volume else device_number
+        tags[PREFIX + uuid] = f"{kind} {IN_USE}" if writable else (volume.state() if volume else f"{kind} {UNREADABLE}")
     return tags
 
 
-# what is on disks ---------------------------------------------------------------------------------------------------------
+# comparison ---------------------------------------------------------------------------------------------------------------
 
 
-def machine_parts(machine: Machine, stack: ExitStack) -> Iterator[Part]:
-    """What is on every block device of a machine. ``stack`` keeps the devices open."""
+def recorded_states(tags: Mapping[str, str]) -> dict[str, str]:
+    """UUID → state of each filesystem in the tags of a version."""
+    return {key.removeprefix(PREFIX): state for key, state in tags.items() if key.startswith(PREFIX) and key != SOURCE_TAG}
+
+
+def changes(recorded: Mapping[str, str], volumes: Iterable[Volume]) -> list[str]:
+    """How volumes differ from the recorded states (UUID → state), for messages: one text for each filesystem that does."""
+    present: dict[str, set[str]] = {uuid: set() for uuid in recorded}
+    for volume in volumes:
+        if volume.uuid in present:
+            present[volume.uuid].add(volume.state())
+    return [_change(uuid, state, present[uuid]) for uuid, state in sorted(recorded.items()) if present[uuid] != {state}]
+
+
+def _change(uuid: str, recorded: str, present: set[str]) -> str:
+    kind, *fields = recorded.split()
+    if not present:
+        return f"{kind} {uuid} is missing"
+    new_fields = sorted(present)[0].split()[1:]
+    different = [
+        f"{before} → {now}"
+        for before, now in zip(fields, new_fields, strict=False)
+        if before != now and "superblock" not in before
+    ]
+    return f"{kind} {uuid} has been written to since ({', '.join(different) or 'superblock'})"
+
+
+# volumes ------------------------------------------------------------------------------------------------------------------
+
+
+def machine_volumes(machine: Machine, stack: ExitStack) -> Iterator[Volume]:
+    """The volumes on every block device of a machine. ``stack`` keeps the devices open."""
     for device in machine.block_devices():
         try:
-            yield from _file_parts(device, stack, whole=True)
+            yield from _volumes_of(device, stack, partitioned=False)
         except StoreError:
             continue  # a drive without a medium
 
 
-def disk_parts(disk: Path, stack: ExitStack) -> Iterator[Part]:
-    """What is on a disk, or on its partitions. Raises NotFound, StoreError."""
-    return _file_parts(disk, stack)
+def disk_volumes(disk: Path, stack: ExitStack) -> Iterator[Volume]:
+    """The volume on a disk, or those on its partitions. Raises NotFound, StoreError."""
+    return _volumes_of(disk, stack, partitioned=True)
 
 
-def _file_parts(path: Path, stack: ExitStack, whole: bool = False) -> Iterator[Part]:
-    """``whole``: its partitions are devices of their own."""
+def _volumes_of(path: Path, stack: ExitStack, partitioned: bool) -> Iterator[Volume]:
+    """``partitioned``: look for partitions; on a machine they are devices of their own."""
     file = stack.enter_context(File(path))
-    partitions = [] if whole else _partitions(path, file)
+    partitions = _partitions(path, file) if partitioned else []
     for begin, length in partitions or [(0, file.size)]:
-        found = identify(_reader(file, begin), length)
-        if found:
-            yield Part(found.kind, found.uuid, found)
+        filesystem = identify(_reader(file, begin), length)
+        if filesystem:
+            yield Volume(filesystem.kind, filesystem.uuid, filesystem)
             continue
         fields = _probe(path, begin, length)
         kind = fields.get("TYPE", "")
-        if kind and kind not in PASSED_OVER:
-            yield Part(kind, fields.get("UUID") or f"{path.name}-{begin}", None)
+        if kind and kind not in IGNORED_KINDS:
+            yield Volume(kind, fields.get("UUID") or f"{path.name}-{begin}", None)
 
 
 def _reader(file: File, begin: int) -> Read:
@@ -131,25 +167,28 @@ def _reader(file: File, begin: int) -> Read:
 
 
 def _partitions(path: Path, file: File) -> list[tuple[int, int]]:
-    """(begin, length) in bytes of the partitions on a disk; none if it has no table of them."""
+    """(begin, length) in bytes of the partitions on a disk; empty without a partition table. Raises StoreError."""
     if file.read(510, 2) != b"\x55\xaa" or identify(file.read, file.size):
         return []
     try:
         table = json.loads(_run("sfdisk", "--json", str(path)) or "{}").get("partitiontable", {})
         unit = int(table.get("sectorsize", 512))
-        return [(int(one["start"]) * unit, int(one["size"]) * unit) for one in table.get("partitions", [])]
+        return [(int(entry["start"]) * unit, int(entry["size"]) * unit) for entry in table.get("partitions", [])]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise StoreError(f"disk {path}", "its partitions can't be read.", "Name its partitions one by one.") from None
+        raise StoreError(f"disk {path}", "partition table cannot be read.", "Name its partitions one by one.") from None
 
 
 def _probe(path: Path, begin: int, length: int) -> Mapping[str, str]:
-    found = _run("blkid", "-p", "-O", str(begin), "-S", str(length), "-o", "export", str(path))
-    return dict(line.split("=", 1) for line in found.splitlines() if "=" in line)
+    """The fields that blkid reports for a range of a disk."""
+    output = _run("blkid", "-p", "-O", str(begin), "-S", str(length), "-o", "export", str(path))
+    return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
 
 
 def _run(*command: str) -> str:
     environment = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment).stdout
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False, env=environment
+        ).stdout
     except FileNotFoundError:
-        raise StoreError(command[0], "it is not here to look at disks.", "Install util-linux and fdisk.") from None
+        raise StoreError(command[0], "command not found.", "Install util-linux and fdisk.") from None

@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The state of a filesystem as its device shows it: the same text, as long as nobody wrote to it. Used by ``evidence``.
+"""Reads the state of a filesystem from its device: a text that stays the same until the filesystem is written to.
 
-A restored machine goes on with what it remembers of its filesystems. If one has been written to since, what it remembers is
-wrong, and what it writes next destroys it (Documentation/power/swsusp.rst). Superblocks alone do not tell: a filesystem that
-is mounted changes its log long before its superblock; so the log is part of the state. From fs/ext4/ext4.h,
-fs/xfs/libxfs/xfs_format.h, fs/btrfs/ctree.h and fs/fat of Linux 6.12. Devices are untrusted; every offset is bounded.
+A resumed machine keeps its cached view of its filesystems. If one was written to in the meantime, the cache is stale, and the
+next write destroys the filesystem (Documentation/power/swsusp.rst). Superblocks are not enough: a mounted filesystem changes
+its log long before its superblock, so the log is part of the state. From fs/ext4/ext4.h, fs/xfs/libxfs/xfs_format.h,
+fs/btrfs/ctree.h and fs/fat of Linux 6.12. Devices are untrusted: offsets, sizes and counts are bounded. Pure functions.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 Read = Callable[[int, int], bytes]  # (offset, length) → bytes, fewer past the end
 
-STEP = 4 << 20
-LARGEST_LOG = 4 << 30  # bytes; XFS has logs of up to 2 GiB
-LARGEST_TABLE = 64 << 20  # bytes of a FAT that are looked at
+READ_SIZE = 4 << 20  # bytes that are read at once
+MAX_LOG_SIZE = 4 << 30  # bytes; logs of XFS have up to 2 GiB
+MAX_LOG_EXTENTS = 1 << 16  # of a journal of ext4, and as many nodes of their tree
+MAX_FAT_SIZE = 64 << 20  # bytes of FATs and root directory
 
 
 @dataclass(frozen=True)
 class Filesystem:
-    """``uuid`` as blkid shows it. ``state()`` reads the log; empty if this filesystem's state can't be told."""
+    """``uuid`` as blkid shows it. ``state()`` reads the log; empty if the state cannot be determined."""
 
     kind: str
     uuid: str
@@ -31,23 +32,20 @@ class Filesystem:
 
 
 def identify(read: Read, size: int) -> Filesystem | None:
-    """The filesystem in ``size`` bytes; None if it is of no kind that is known here. Raises what ``read`` does."""
-    for one in (_ext, _xfs, _btrfs, _fat):
-        found = one(read, size)
-        if found is not None:
-            return found
-    return None
+    """The filesystem in ``size`` bytes; None if its kind is not supported. Raises what ``read`` raises."""
+    filesystems = (recognise(read, size) for recognise in (_ext, _xfs, _btrfs, _fat))
+    return next((filesystem for filesystem in filesystems if filesystem is not None), None)
 
 
-def _digest(read: Read, ranges: Iterator[tuple[int, int]] | list[tuple[int, int]], size: int, most: int) -> str:
-    """Of some (offset, length); empty if they are not all within ``size`` bytes, or more than ``most``."""
+def _digest(read: Read, ranges: list[tuple[int, int]], size: int, max_length: int) -> str:
+    """Digest of (offset, length) ranges; empty if not all are within ``size`` bytes, or if they exceed ``max_length``."""
     digest = hashlib.blake2b(digest_size=8)
     for offset, length in ranges:
-        most -= length
-        if not 0 <= offset <= offset + length <= size or most < 0:
+        max_length -= length
+        if not 0 <= offset <= offset + length <= size or max_length < 0:
             return ""
-        for at in range(offset, offset + length, STEP):
-            digest.update(read(at, min(STEP, offset + length - at)))
+        for at in range(offset, offset + length, READ_SIZE):
+            digest.update(read(at, min(READ_SIZE, offset + length - at)))
     return digest.hexdigest()
 
 
@@ -57,7 +55,7 @@ def _uuid(content: bytes) -> str:
 
 
 def _text(**fields: int | str) -> str:
-    """The fields; empty if one of them is: then the state is not known."""
+    """The fields as text; empty if one of them is empty, because the state cannot be determined then."""
     return "" if "" in fields.values() else " ".join(f"{name}={value}" for name, value in fields.items())
 
 
@@ -79,36 +77,47 @@ def _ext(read: Read, size: int) -> Filesystem | None:
     def log() -> str:
         if not compat & _HAS_JOURNAL or block[0xFD] != 1 or log_block_size > 6:
             return ""  # no journal, an external one, or no copy of its inode in the superblock
-        unit = 1024 << log_block_size
-        length = struct.unpack_from("<II", block, 0x10C + 60)
-        ranges = list(_extents(read, block[0x10C : 0x10C + 60], unit, 0))
-        covered = sum(length for _offset, length in ranges)
-        return _digest(read, ranges, size, LARGEST_LOG) if covered >= (length[0] << 32 | length[1]) > 0 else ""
+        block_size = 1024 << log_block_size
+        high, low = struct.unpack_from("<II", block, 0x10C + 60)
+        extents = _extents(read, block[0x10C : 0x10C + 60], block_size)
+        covered = sum(length for _offset, length in extents)
+        return _digest(read, extents, size, MAX_LOG_SIZE) if covered >= (high << 32 | low) > 0 else ""
 
     def text() -> str:
-        sum_of_all = hashlib.blake2b(block, digest_size=8).hexdigest()
+        superblock = hashlib.blake2b(block, digest_size=8).hexdigest()
         return _text(
-            mounts=mounts, mounted=mounted, written=written, kbytes=kbytes, clean=state, superblock=sum_of_all, log=log()
+            mounts=mounts, mounted=mounted, written=written, kbytes=kbytes, clean=state, superblock=superblock, log=log()
         )
 
     return Filesystem("ext4", _uuid(block[0x68:0x78]), text)
 
 
-def _extents(read: Read, node: bytes, unit: int, depth: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the extents below a node of an inode's tree; none if it is no such tree."""
-    magic, entries, _most, level = struct.unpack_from("<HHHH", node)
-    if magic != 0xF30A or 12 + entries * 12 > len(node) or depth > 5 or level > 5:
-        return
-    for number in range(entries):
-        if level == 0:
-            _block, count, high, low = struct.unpack_from("<IHHI", node, 12 + number * 12)
-            count = count if count <= 32768 else count - 32768
-            yield (high << 32 | low) * unit, count * unit
+def _extents(read: Read, root: bytes, block_size: int) -> list[tuple[int, int]]:
+    """(offset, length) of the extents in the tree of an inode, in order; empty if it is damaged or too large.
+
+    A node is an ext4_extent_header and its entries; the depth of a child is less than that of its parent.
+    """
+    extents: list[tuple[int, int]] = []
+    pending = [(-1, 6)]  # block of a node to visit (-1: the root), and the depth it has to be below; the next one last
+    for _visited in range(MAX_LOG_EXTENTS):
+        if not pending:
+            return extents
+        block, below = pending.pop()
+        node = root if block < 0 else read(block * block_size, block_size)
+        magic, entries, _max_entries, depth = struct.unpack_from("<HHHH", node) if len(node) >= 12 else (0, 0, 0, 0)
+        if magic != 0xF30A or 12 + entries * 12 > len(node) or depth >= below or len(extents) + entries > MAX_LOG_EXTENTS:
+            return []
+        offsets = range(12, 12 + entries * 12, 12)
+        if depth == 0:
+            leaves = [struct.unpack_from("<IHHI", node, offset) for offset in offsets]
+            extents += [
+                ((high << 32 | low) * block_size, (count if count <= 32768 else count - 32768) * block_size)
+                for _block, count, high, low in leaves
+            ]
         else:
-            _block, low, high = struct.unpack_from("<IIH", node, 12 + number * 12)
-            child = read((high << 32 | low) * unit, unit)
-            if len(child) == unit and struct.unpack_from("<H", child, 6)[0] < level:
-                yield from _extents(read, child, unit, depth + 1)
+            inner = [struct.unpack_from("<IIH", node, offset) for offset in offsets]
+            pending += [((high << 32 | low), depth) for _block, low, high in reversed(inner)]
+    return []
 
 
 # XFS ------------------------------------------------------------------------------------------------------------------
@@ -130,9 +139,9 @@ def _xfs(read: Read, size: int) -> Filesystem | None:
         group, within = log_start >> group_bits, log_start & ((1 << group_bits) - 1)
         internal = log_start > 0 and group < groups and 512 <= unit <= 65536
         begin = (group * per_group + within) * unit
-        log = _digest(read, [(begin, log_blocks * unit)], size, LARGEST_LOG) if internal else ""
-        sum_of_all = hashlib.blake2b(block, digest_size=8).hexdigest()
-        return _text(lsn=lsn, inodes=inodes - free_inodes, free=free_blocks, superblock=sum_of_all, log=log)
+        log = _digest(read, [(begin, log_blocks * unit)], size, MAX_LOG_SIZE) if internal else ""
+        superblock = hashlib.blake2b(block, digest_size=8).hexdigest()
+        return _text(lsn=lsn, inodes=inodes - free_inodes, free=free_blocks, superblock=superblock, log=log)
 
     return Filesystem("xfs", _uuid(block[32:48]), text) if group_bits < 64 else None
 
@@ -173,6 +182,6 @@ def _fat(read: Read, size: int) -> Filesystem | None:
             (info,) = struct.unpack_from("<H", block, 48)
             free = int.from_bytes(read(info * sector + 488, 4), "little")
         dirty = block[65 if wide else 37] & 1
-        return _text(free=free, dirty=dirty, table=_digest(read, ranges, size, LARGEST_TABLE))
+        return _text(free=free, dirty=dirty, table=_digest(read, ranges, size, MAX_FAT_SIZE))
 
     return Filesystem("vfat", f"{high:04X}-{low:04X}", text)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a machine tells about itself in /proc and /sys, as far as a hibernation image depends on it. Used by ``preflight``.
+"""Facts of a machine, from /proc and /sys, that a hibernation image depends on.
 
-All of it is read below a root folder, so that a recorded tree of another machine does as well. What is not told is None:
-the kernel may not export it, or the tree may be without it.
+Everything is read below a root directory, so that a recorded tree of another machine can take its place. A fact that the
+machine does not report is None: the kernel may not export it, or the tree may lack it. Nothing is cached; safe from any thread.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from pathlib import Path
 
 from fuse_store.formats.swsusp.info import Info
 
-# arch/x86/kernel/e820.c, e820_type_to_string; a reserved range of the kernel's own is System RAM as well.
+# Type of an entry in /sys/firmware/memmap → its number (arch/x86/kernel/e820.c, e820_type_to_string; asm/e820/types.h). A range
+# of any other number is an "Unknown E820 type", whose number, and so the checksum, cannot be determined.
 E820_TYPES = {
     "System RAM": 1, "Reserved": 2, "ACPI Tables": 3, "ACPI Non-volatile Storage": 4, "Unusable memory": 5,
     "Persistent Memory": 7, "Persistent Memory (legacy)": 12, "Soft Reserved": 0xEFFFFFFF,
 }  # fmt: skip
-# Architecture of an image → what uname calls machines of it.
-MACHINES = {"x86": "x86_64", "arm64": "aarch64", "riscv": "riscv64"}
-LARGEST = 64 << 20  # bytes of a file in /proc or /sys
-STEP = 64 << 10  # of which are read at once: of some the kernel gives nothing to who asks for megabytes
+UNAME_MACHINES = {"x86": "x86_64", "arm64": "aarch64", "riscv": "riscv64"}  # architecture of an image → uname -m
+MAX_FILE_SIZE = 64 << 20  # bytes of a file in /proc or /sys
+READ_SIZE = 64 << 10  # bytes that are read at once: some files return nothing for larger reads
 
 
 class Machine:
-    """Facts of the machine whose /proc and /sys are below ``root``."""
+    """The machine whose /proc and /sys are below ``root``."""
 
     def __init__(self, root: Path | str = "/") -> None:
         self.root = Path(root)
 
     def text(self, path: str) -> str | None:
-        """A file below the root, without the blanks around its content; None if it is not there."""
+        """Content of a file below the root, without surrounding blanks; None if it cannot be read."""
         try:
             with open(self.root / path, "rb", buffering=0) as file:
                 parts: list[bytes] = []
-                while len(parts) < LARGEST // STEP and (part := file.read(STEP)):
+                while len(parts) < MAX_FILE_SIZE // READ_SIZE and (part := file.read(READ_SIZE)):
                     parts.append(part)
             return b"".join(parts).decode("utf-8", "replace").strip("\0 \t\n")
         except OSError:
@@ -47,26 +47,26 @@ class Machine:
 
     @property
     def release(self) -> tuple[int, int] | None:
-        """The first two numbers of the kernel's release."""
-        found = re.match(r"(\d+)\.(\d+)", self.text("proc/sys/kernel/osrelease") or "")
-        return (int(found[1]), int(found[2])) if found else None
+        """Major and minor version of the kernel."""
+        match = re.match(r"(\d+)\.(\d+)", self.text("proc/sys/kernel/osrelease") or "")
+        return (int(match[1]), int(match[2])) if match else None
 
     @property
     def architecture(self) -> str | None:
-        """As uname calls it. Kernels before 6.1 tell it only themselves."""
+        """As ``uname -m`` prints it. /proc has it since Linux 6.1."""
         return self.text("proc/sys/kernel/arch") or (os.uname().machine if self.root == Path("/") else None)
 
     @property
     def memory_map(self) -> bytes | None:
-        """The firmware's memory map as an x86 kernel has it: e820_table_firmware, of which its images have a checksum. The
-        kernel shows it in /sys/firmware/memmap."""
+        """The firmware's memory map as an x86 kernel keeps it (e820_table_firmware), of which its images contain a checksum.
+        The kernel exports it in /sys/firmware/memmap."""
         entries = []
         try:
-            folders = sorted((self.root / "sys/firmware/memmap").iterdir(), key=lambda folder: int(folder.name))
+            directories = sorted((self.root / "sys/firmware/memmap").iterdir(), key=lambda directory: int(directory.name))
         except (OSError, ValueError):
             return None
-        for folder in folders:
-            values = [self.text(str(folder.relative_to(self.root) / name)) for name in ("start", "end", "type")]
+        for directory in directories:
+            values = [self.text(str(directory.relative_to(self.root) / name)) for name in ("start", "end", "type")]
             try:
                 start, end = int(values[0] or "", 16), int(values[1] or "", 16)
                 entries.append(struct.pack("<QQI", start, end - start + 1, E820_TYPES[values[2] or ""]))
@@ -77,79 +77,82 @@ class Machine:
     @property
     def present_pages(self) -> int | None:
         """Pages of memory in all zones: get_num_physpages() (Σ node_present_pages)."""
-        found = re.findall(r"^\s+present\s+(\d+)$", self.text("proc/zoneinfo") or "", re.MULTILINE)
-        return sum(map(int, found)) if found else None
+        pages = re.findall(r"^\s+present\s+(\d+)$", self.text("proc/zoneinfo") or "", re.MULTILINE)
+        return sum(map(int, pages)) if pages else None
 
     @property
     def page_size(self) -> int | None:
-        found = re.search(r"^KernelPageSize:\s+(\d+) kB", self.text("proc/self/smaps") or "", re.MULTILINE)
-        return int(found[1]) << 10 if found else None
+        """In bytes."""
+        match = re.search(r"^KernelPageSize:\s+(\d+) kB", self.text("proc/self/smaps") or "", re.MULTILINE)
+        return int(match[1]) << 10 if match else None
 
     @property
     def parameters(self) -> list[str]:
-        """Of the kernel's command line."""
+        """Parameters of the kernel's command line."""
         return (self.text("proc/cmdline") or "").split()
 
     @property
     def lockdown(self) -> str | None:
-        """none, integrity or confidentiality."""
-        found = re.search(r"\[(\w+)\]", self.text("sys/kernel/security/lockdown") or "")
-        return found[1] if found else None
+        """``none``, ``integrity`` or ``confidentiality``; None for a kernel without lockdown."""
+        match = re.search(r"\[(\w+)\]", self.text("sys/kernel/security/lockdown") or "")
+        return match[1] if match else None
 
     @property
     def mounts(self) -> list[tuple[str, str, str, bool]] | None:
-        """(number of the device, type, source, whether writable) of each superblock that is mounted anywhere (proc(5)).
-        A superblock counts as writable by its own options, whatever the mount's are."""
+        """(device number, type, source, writable) of each mounted superblock (proc(5), mountinfo). ``writable`` is that of the
+        superblock, not of the mount."""
         content = self.text("proc/1/mountinfo") or self.text("proc/self/mountinfo")
         if content is None:
             return None
-        found: dict[tuple[str, str, str], bool] = {}
+        superblocks: dict[tuple[str, str, str], bool] = {}
         for line in content.splitlines():
             left, _dash, right = line.partition(" - ")
             before, after = left.split(), right.split()
             if len(before) >= 6 and len(after) >= 3:
                 key = (before[2], after[0], re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), after[1]))
-                found[key] = found.get(key, False) or "rw" in after[2].split(",")
-        return [(*key, writable) for key, writable in found.items()]
+                superblocks[key] = superblocks.get(key, False) or "rw" in after[2].split(",")
+        return [(*key, writable) for key, writable in superblocks.items()]
 
-    def device_of(self, number: str) -> Path | None:
+    def device_of(self, device_number: str) -> Path | None:
         """The block device with a number like 8:1."""
-        found = re.search(r"^DEVNAME=(.+)$", self.text(f"sys/dev/block/{number}/uevent") or "", re.MULTILINE)
-        return self.root / "dev" / found[1] if found else None
+        return self._device_node(f"sys/dev/block/{device_number}")
+
+    def _device_node(self, directory: str) -> Path | None:
+        match = re.search(r"^DEVNAME=(.+)$", self.text(f"{directory}/uevent") or "", re.MULTILINE)
+        return self.root / "dev" / match[1] if match else None
 
     def block_devices(self) -> Iterator[Path]:
-        """Every block device and partition, but for those that others are made of (mdadm, LVM, LUKS)."""
+        """Every block device and partition, except components of others (mdadm, LVM, LUKS)."""
         try:
             names = sorted(entry.name for entry in (self.root / "sys/class/block").iterdir())
         except OSError:
             return
         for name in names:
-            size = self.text(f"sys/class/block/{name}/size")
-            found = re.search(r"^DEVNAME=(.+)$", self.text(f"sys/class/block/{name}/uevent") or "", re.MULTILINE)
-            parts_of_others = self.root / f"sys/class/block/{name}/holders"
-            if size not in (None, "0") and found and not (parts_of_others.is_dir() and any(parts_of_others.iterdir())):
-                yield self.root / "dev" / found[1]
+            size, node = self.text(f"sys/class/block/{name}/size"), self._device_node(f"sys/class/block/{name}")
+            holders = self.root / f"sys/class/block/{name}/holders"
+            if size not in (None, "0") and node and not (holders.is_dir() and any(holders.iterdir())):
+                yield node
 
     def is_builtin(self, module: str) -> bool:
-        """Whether the kernel has the module built in."""
-        listed = self.text(f"lib/modules/{self.text('proc/sys/kernel/osrelease')}/modules.builtin") or ""
-        return any(_module_name(line) == module for line in listed.splitlines())
+        """Whether a module is built into the kernel."""
+        builtin = self.text(f"lib/modules/{self.text('proc/sys/kernel/osrelease')}/modules.builtin") or ""
+        return any(_module_name(line) == module for line in builtin.splitlines())
 
     def drivers_of(self, device: Path) -> list[str]:
-        """The modules that drive a block device and the buses that lead to it."""
+        """The modules of the drivers of a block device and of the buses above it."""
         name = device.resolve().name
-        folder = (self.root / "sys/class/block" / name).resolve()
-        found = []
-        while len(folder.parts) > len(self.root.resolve().parts) + 2:
-            module = folder / "driver" / "module"
+        directory = (self.root / "sys/class/block" / name).resolve()
+        modules = []
+        while len(directory.parts) > len(self.root.resolve().parts) + 2:
+            module = directory / "driver" / "module"
             if module.is_dir():
-                found.append(module.resolve().name)
-            folder = folder.parent
-        return found
+                modules.append(module.resolve().name)
+            directory = directory.parent
+        return modules
 
     @property
     def initramfs(self) -> Path | None:
-        """That of the kernel that runs."""
+        """The initramfs of the running kernel."""
         release = self.text("proc/sys/kernel/osrelease")
         for name in ("boot/initrd.img-{}", "boot/initramfs-{}.img", "boot/initrd-{}", "lib/modules/{}/initrd"):
             path = self.root / name.format(release)
@@ -159,17 +162,17 @@ class Machine:
 
 
 def memory_map_sum(info: Info, table: bytes) -> str:
-    """What an x86 image would have for this memory map: its CRC, or before Linux 5.13 its MD5."""
+    """The checksum that an x86 image made with this memory map would contain: CRC-32, before Linux 5.13 MD5."""
     if "e820_digest" in info.record:
         return hashlib.md5(table, usedforsecurity=False).hexdigest()
     return f"{zlib.crc32(table):#010x}"
 
 
 def recorded_sum(info: Info) -> str:
-    """What an x86 image has."""
+    """The checksum of the memory map in an x86 image."""
     return str(info.record["e820_digest"]) if "e820_digest" in info.record else f"{info.record['e820_checksum']:#010x}"
 
 
 def _module_name(path: str) -> str:
-    """Of a file like kernel/drivers/nvdimm/nd_pmem.ko.xz; the kernel takes - and _ for the same."""
+    """Name of the module in a file like kernel/drivers/nvdimm/nd-pmem.ko.xz; the kernel treats - and _ alike."""
     return path.rpartition("/")[2].partition(".ko")[0].replace("-", "_")

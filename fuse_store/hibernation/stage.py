@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes a stored hibernation image back onto a device, not armed. Used by ``cli``.
+"""Stage: writes a stored hibernation image back to a swap device, not armed.
 
-The order is what a power cut cannot hurt: first the header on the device stops leading to an image, then come the pages
-that differ from what stands there, then, when all of them have been read back, the header of the new image. So the device
-is at any moment as it was, an empty swap area, or the whole image; and never armed, if it was not before.
+The order of the writes survives a power cut. First the header page on the device stops pointing to an image; then the pages
+that differ are written and read back; last comes the header page of the new image. So the device holds at any moment its
+former contents, an empty swap area, or the whole image, and is never armed unless it was before. Runs in one thread, and
+opens the device exclusively.
 """
 
 from __future__ import annotations
@@ -16,23 +17,25 @@ import numpy as np
 import xxhash
 
 from fuse_store.columns import runs
-from fuse_store.errors import Damaged, NotFound, Refused, StoreError
+from fuse_store.errors import NotFound, Refused, StoreError
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
-from fuse_store.hibernation.swap_device import Target, holding
+from fuse_store.hibernation.swap_device import SwapDevice, contents_of
 from fuse_store.image import restore
 from fuse_store.image.reader import Image
 from fuse_store.image.segments import Place
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
 
-SYNCED = 256 << 20  # bytes of the device that are looked at before what was written in them is synced and read back
+SYNC_INTERVAL = 256 << 20  # bytes of the device that are compared before what was written in them is synced and read back
 
-Part = tuple[int, list[Place], list[tuple[int, int]]]
+# What differs in one window of the device: its end in bytes, the pages to write, and (start, end) in bytes of what to zero.
+Difference = tuple[int, list[Place], list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
-class Staged:
-    """What was done: bytes that ``differed`` and were written, the UUID of the swap area before and now, what stood there."""
+class StageResult:
+    """``device``: its stable path. ``differed``: bytes that differed and were written. ``uuid`` and ``uuid_before``: of the
+    swap area; None if there was none. ``held``: the former contents, for messages."""
 
     device: str
     differed: int
@@ -41,143 +44,151 @@ class Staged:
     held: str
 
 
-def stage(image: Image, device: Path | str, *, force: bool = False, progress: Progress = SILENT) -> Staged:
-    """Write a version onto a device. ``force``: whatever stands there may be lost.
+def stage(image: Image, device: Path | str, *, force: bool = False, progress: Progress = SILENT) -> StageResult:
+    """Write a version to a device. ``force`` overwrites existing data.
 
-    Raises NotFound if the version is no hibernation image, Refused, Damaged (in the store: the device is then an empty swap
-    area; on the device: it does not keep what is written), Locked, StoreError.
+    Raises NotFound if the version is no hibernation image, Refused, Locked, StoreError, and Damaged: if the store is damaged,
+    the device then holds an empty swap area; or if the device does not keep what is written to it.
     """
     header = header_of(image)
-    with Target(device) as target:
+    with SwapDevice(device) as target:
         if target.size < image.size:
-            raise Refused(f"device {device}", f"it has {target.size} bytes, and the image {image.size}.", "Choose a larger one.")
-        held = holding(target)
-        if not held.ours and not force:
-            remedy = "Resume or disarm it first, or say --force." if held.armed else "Say --force if that may be lost."
-            raise Refused(f"device {device}", f"it holds {held.what}.", remedy)
-        own = held.swap if held.swap is not None and len(held.swap) >= header.page_size else header.block
+            raise Refused(
+                f"device {device}", f"too small: {target.size} bytes, and the image has {image.size}.", "Choose a larger device."
+            )
+        contents = contents_of(target)
+        if not contents.replaceable and not force:
+            remedy = "Resume or disarm the image first, or overwrite it with --force."
+            remedy = remedy if contents.armed else "Choose another device, or overwrite the data with --force."
+            raise Refused(f"device {device}", f"contains {contents.description}.", remedy)
+        before = contents.swap_page
+        empty = _without_image(before if before is not None and len(before) >= header.page_size else header.block)
         try:
-            differed = _write(image, header, target, _without_image(own), progress)
+            differed = _write(image, header, target, empty, progress)
         except OSError as error:
-            raise StoreError(f"device {device}", f"{error.strerror or error}.", "Nothing on it is armed. Run it again.") from None
-        before = held.header.swap.uuid if held.header else _uuid(held.swap)
-        return Staged(target.name, differed, before, header.swap.uuid, held.what)
+            raise StoreError(f"device {device}", f"{error.strerror or error}.", "The device is not armed. Stage the image again.") from None
+        uuid_before = contents.header.swap.uuid if contents.header else _swap_uuid(before)
+        return StageResult(target.name, differed, uuid_before, header.swap.uuid, contents.description)
 
 
 def header_of(image: Image) -> Header:
     """The header of a version. Raises NotFound if it is no hibernation image, Refused, Damaged."""
     if len(image.files) != 1:
-        raise NotFound(f"image {image.id}", "it has several files, and a hibernation image is one.")
+        raise NotFound(f"image {image.id}", "contains several files; a hibernation image is one file.", "Choose another version.")
     try:
         return find(image)
     except NotFound as error:
-        raise NotFound(f"image {image.id}", f"it is no hibernation image: {error.cause}") from None
+        raise NotFound(f"image {image.id}", f"not a hibernation image: {error.cause}", "Choose another version.") from None
 
 
-def _without_image(block: bytes) -> bytes:
-    """The page of a swap header that leads to no image."""
-    *_fields, signature = layout.TAIL.unpack(disarmed_or_plain(block)[-layout.TAIL.size :])
-    return block[: -layout.TAIL.size] + layout.TAIL.pack(0, 0, 0, 0, bytes(layout.SIGNATURE_SIZE), signature)
+def _without_image(page: bytes) -> bytes:
+    """The header page of a swap area, armed or not, without the reference to an image."""
+    plain = page if page[-layout.SIGNATURE_SIZE :] in layout.SWAP_SIGNATURES else disarmed(page)
+    *_fields, signature = layout.TAIL.unpack(plain[-layout.TAIL.size :])
+    return page[: -layout.TAIL.size] + layout.TAIL.pack(0, 0, 0, 0, bytes(layout.SIGNATURE_SIZE), signature)
 
 
-def disarmed_or_plain(block: bytes) -> bytes:
-    """The page, not armed: of an image, or of a swap area that never held one."""
-    return block if block[-layout.SIGNATURE_SIZE :] in layout.SWAP_SIGNATURES else disarmed(block)
-
-
-def _uuid(block: bytes | None) -> str | None:
-    if block is None:
+def _swap_uuid(page: bytes | None) -> str | None:
+    if page is None:
         return None
-    digits = layout.SWAP.unpack_from(block, layout.SWAP_AT)[3].hex()
+    digits = layout.SWAP.unpack_from(page, layout.SWAP_AT)[3].hex()
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def _write(image: Image, header: Header, target: Target, empty: bytes, progress: Progress) -> int:
-    """Returns how many bytes differed."""
+def _write(image: Image, header: Header, target: SwapDevice, empty: bytes, progress: Progress) -> int:
+    """Make the device hold the image; ``empty`` is the header page in the meantime. Returns how many bytes differed."""
     head = head_size(image, header)
-    written = 0
-    waiting: list[Part] = []
-    synced = 0
+    written = synced = 0
+    unsynced: list[Difference] = []
     progress.start("stage", image.size)
-    target.forget()
-    for part in parts(image, target, head):
-        at, places, holes = part
+    target.drop_cache()
+    for difference in differences(image, target, head):
+        end, places, holes = difference
         if places or holes:
             if not written:
                 fault_point("stage begin")
                 target.write_checked(0, empty)
                 fault_point("stage header off")
-            for start, end in holes:
-                for begin in range(start, end, restore.WINDOW):
-                    target.write(begin, restore.ZEROS[: min(restore.WINDOW, end - begin)])
-                written += end - start
-            for place in places:
-                written += sum(restore.scatter(image, image.files[0], place, target.descriptor))
-            waiting.append(part)
+            written += _write_difference(image, target, difference)
+            unsynced.append(difference)
             fault_point("stage pages")
-        if at - synced >= SYNCED and waiting:
-            _settle(image, target, waiting)
-            synced = at
-        progress.at(at)
-    _settle(image, target, waiting)
+        if end - synced >= SYNC_INTERVAL and unsynced:
+            _sync_and_check(image, target, unsynced)
+            synced = end
+        progress.at(end)
+    _sync_and_check(image, target, unsynced)
     fault_point("stage synced")
     written += _write_head(image, header, target, head, bool(written))
     progress.finish()
     return written
 
 
-def parts(image: Image, target: Target, head: int) -> Iterator[Part]:
-    """What differs on the device behind its first ``head`` bytes, as ``restore.differing`` tells it."""
+def _write_difference(image: Image, target: SwapDevice, difference: Difference) -> int:
+    """Returns how many bytes were written."""
+    _end, places, holes = difference
+    written = 0
+    for start, end in holes:
+        for at in range(start, end, restore.WINDOW):
+            target.write(at, restore.ZEROS[: min(restore.WINDOW, end - at)])
+        written += end - start
+    for place in places:
+        written += sum(restore.scatter(image, image.files[0], place, target.descriptor))
+    return written
+
+
+def differences(image: Image, target: SwapDevice, head: int) -> Iterator[Difference]:
+    """How the device differs from the image behind its first ``head`` bytes, window by window."""
     first = head // image.head.page_size
-    for at, places, holes in restore.differing(image, image.files[0], target.direct):
-        if at - restore.WINDOW < head:
+    for end, places, holes in restore.differing(image, image.files[0], target.direct):
+        if end - restore.WINDOW < head:
             places = [kept for place in places if len((kept := place.select(place.page >= first)).page)]
-            holes = [(max(start, head), end) for start, end in holes if end > head]
-        yield at, places, holes
+            holes = [(max(start, head), stop) for start, stop in holes if stop > head]
+        yield end, places, holes
 
 
 def head_size(image: Image, header: Header) -> int:
-    """Bytes at the beginning that are written as one, last: the header's page, in whole pages of the store."""
+    """Bytes at the beginning that are written last, at once: the header page, rounded up to whole pages of the store."""
     return min(max(header.page_size, image.head.page_size), image.size)
 
 
-def _settle(image: Image, target: Target, waiting: list[Part]) -> None:
-    """Sync what was written, and read it back. Raises Damaged."""
-    if not waiting:
+def _sync_and_check(image: Image, target: SwapDevice, unsynced: list[Difference]) -> None:
+    """Sync what was written and read it back; empties ``unsynced``. Raises Damaged."""
+    if not unsynced:
         return
     target.sync()
     fault_point("stage sync")
-    size, seed, digest = image.head.page_size, image.page_seed, xxhash.xxh3_128_digest
-    for _at, places, holes in waiting:
+    for _end, places, holes in unsynced:
         for place in places:
-            digests = []
-            for first, end in runs(place.page):
-                content = target.read(first * size, (end - first) * size)
-                content += bytes((end - first) * size - len(content))
-                digests += [digest(content[at : at + size], seed) for at in range(0, len(content), size)]
-            have = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
-            wrong = np.flatnonzero((have != image.page_digests(place)).any(axis=1))
-            if len(wrong):
-                raise not_kept(target, int(place.page[wrong[0]]) * size)
+            _check_pages(image, target, place)
         for start, end in holes:
-            for begin in range(start, end, restore.WINDOW):
-                if any(target.read(begin, min(restore.WINDOW, end - begin))):
-                    raise not_kept(target, begin)
-    waiting.clear()
+            for at in range(start, end, restore.WINDOW):
+                if any(target.read(at, min(restore.WINDOW, end - at))):
+                    raise target.not_kept(at)
+    unsynced.clear()
 
 
-def not_kept(target: Target, where: int) -> Damaged:
-    return Damaged(f"device {target.path}", f"what was written at {where:#x} reads back otherwise.", "Do not use it.")
+def _check_pages(image: Image, target: SwapDevice, place: Place) -> None:
+    """Compare pages on the device with their digests. Raises Damaged."""
+    size, seed, digest = image.head.page_size, image.page_seed, xxhash.xxh3_128_digest
+    digests = []
+    for first, end in runs(place.page):
+        content = target.read(first * size, (end - first) * size)
+        content += bytes((end - first) * size - len(content))
+        digests += [digest(content[at : at + size], seed) for at in range(0, len(content), size)]
+    on_device = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+    wrong = np.flatnonzero((on_device != image.page_digests(place)).any(axis=1))
+    if len(wrong):
+        raise target.not_kept(int(place.page[wrong[0]]) * size)
 
 
-def _write_head(image: Image, header: Header, target: Target, head: int, changed: bool) -> int:
-    """The header's page, when all else is on the device. Returns how many bytes were written."""
+def _write_head(image: Image, header: Header, target: SwapDevice, head: int, changed: bool) -> int:
+    """Write the first ``head`` bytes, when everything else is on the device. Returns how many bytes were written."""
     wanted = disarmed(header.block) + image.read(header.page_size, head - header.page_size)
     if not changed and target.read(0, head) == wanted:
         return 0
     rest = wanted[header.page_size :]
     if rest and target.read(header.page_size, len(rest)) != rest:
-        if not changed:  # else the header that stands there leads to no image any more
+        if not changed:  # otherwise the header page on the device points to no image any more
             target.write_checked(0, _without_image(header.block))
         target.write_checked(header.page_size, rest)
     fault_point("stage header")

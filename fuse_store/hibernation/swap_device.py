@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A device that images are staged on, opened for nobody else, and what stands on it. Used by ``stage`` and ``arm``.
+"""A swap device that images are staged on, opened exclusively, and its contents.
 
-A regular file may act as one: the file that is the non-volatile memory of a virtual machine. Whatever is written counts
-only after ``sync``, which also drops what the kernel has cached, so that the next read comes from the device.
+A regular file may take its place: the backing file of a virtual machine's NVM. Writes are durable only after ``sync``, which
+also drops the kernel's cache, so that the next read comes from the device. Not safe for use from several threads.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from fuse_store.formats.readable import Readable
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
 from fuse_store.image import restore
 
-EDGE = 1 << 20  # bytes at the beginning and the end that have to be zero on a device that counts as blank
+BLANK_EDGE = 1 << 20  # bytes: a device whose first and last bytes are zero, this many each, counts as blank
 _SWAPS = Path("/proc/swaps")
-_BLOCK = Path("/sys/block")
-_STABLE = tuple(Path("/dev/disk") / folder for folder in ("by-id", "by-path"))  # by-uuid goes with what is written
+_SYS_BLOCK = Path("/sys/block")
+_STABLE_LINKS = tuple(Path("/dev/disk") / name for name in ("by-id", "by-path"))  # by-uuid changes with the contents
 
 
-class Target:
-    """An open device: ``size`` in bytes, ``name`` that stays, ``is_file``; a context manager and a Readable."""
+class SwapDevice:
+    """An open device: ``size`` in bytes, ``name`` (a stable path), ``is_file``; a context manager and a Readable."""
 
     def __init__(self, path: Path | str) -> None:
-        """Raises NotFound, UsageError, Refused if it is in use, Locked."""
+        """Raises NotFound, UsageError, Refused if the device is in use, Locked."""
         self.path = Path(path)
         try:
             mode = self.path.stat().st_mode
         except OSError as error:
             raise NotFound(f"device {path}", f"{error.strerror}.") from None
         if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
-            raise UsageError(f"device {path}", "it is neither a block device nor a file that acts as one.")
+            raise UsageError(f"device {path}", "not a block device or a regular file.")
         self.is_file = stat.S_ISREG(mode)
         self.name = str(self.path.resolve()) if self.is_file else stable_name(self.path)
         self.descriptor = _open_file(self.path) if self.is_file else restore.open_device(self.path)
@@ -57,15 +57,15 @@ class Target:
             raise StoreError(f"device {self.path}", f"writing at {offset:#x} failed: {error.strerror}.") from None
 
     def sync(self) -> None:
-        """Return when what was written is on the device, and forget what the kernel has cached of it."""
+        """Return when all writes are on the device, and drop the kernel's cache of it. Raises StoreError."""
         try:
             os.fsync(self.descriptor)
         except OSError as error:
-            raise StoreError(f"device {self.path}", f"what was written did not reach it: {error.strerror}.") from None
-        self.forget()
+            raise StoreError(f"device {self.path}", f"sync failed: {error.strerror}.") from None
+        self.drop_cache()
 
-    def forget(self) -> None:
-        """Have the next read come from the device."""
+    def drop_cache(self) -> None:
+        """Drop the kernel's cache, so that the next read comes from the device."""
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def write_checked(self, offset: int, content: bytes) -> None:
@@ -73,10 +73,14 @@ class Target:
         self.write(offset, content)
         self.sync()
         if self.read(offset, len(content)) != content:
-            raise Damaged(f"device {self.path}", f"what was written at {offset:#x} reads back otherwise.", "Do not use it.")
+            raise self.not_kept(offset)
+
+    def not_kept(self, offset: int) -> Damaged:
+        """The error for a write that reads back differently."""
+        return Damaged(f"device {self.path}", f"data written at {offset:#x} reads back differently.", "Do not use this device.")
 
     def _open_direct(self) -> int:
-        """A descriptor that reads past the kernel's cache, in multiples of a page; the other one where that can't be."""
+        """A descriptor that bypasses the kernel's cache (O_DIRECT); ``descriptor`` where that is not supported."""
         try:
             direct = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:
@@ -93,7 +97,7 @@ class Target:
             os.close(self.direct)
         os.close(self.descriptor)
 
-    def __enter__(self) -> Target:
+    def __enter__(self) -> SwapDevice:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -101,21 +105,21 @@ class Target:
 
 
 def _open_file(path: Path) -> int:
-    """A descriptor of a file that no other fuse-store, no swap and no loop device uses. Raises Refused, Locked."""
-    whole = path.resolve()
-    used = [line.split()[0] for line in _lines(_SWAPS)[1:]]
-    used += [line.strip() for loop in _BLOCK.glob("loop*/loop/backing_file") for line in _lines(loop)]
-    if str(whole) in used:
-        raise Refused(f"file {path}", "it is in use, as swap or behind a loop device.", "Take it out of use first.")
+    """A locked descriptor of a file that is not in use as swap or behind a loop device. Raises Refused, Locked."""
+    resolved = path.resolve()
+    in_use = [line.split()[0] for line in _lines(_SWAPS)[1:]]
+    in_use += [line.strip() for loop in _SYS_BLOCK.glob("loop*/loop/backing_file") for line in _lines(loop)]
+    if str(resolved) in in_use:
+        raise Refused(f"file {path}", "in use as swap or behind a loop device.", "Run swapoff or losetup -d first.")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise Refused(f"file {path}", f"it can't be opened for writing: {error.strerror}.") from None
+        raise Refused(f"file {path}", f"cannot be opened for writing: {error.strerror}.") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise Locked(f"file {path}", "another process has locked it.", "Stop the virtual machine that uses it.") from None
+        raise Locked(f"file {path}", "locked by another process.", "Stop the virtual machine that uses the file.") from None
     return descriptor
 
 
@@ -127,86 +131,94 @@ def _lines(path: Path) -> list[str]:
 
 
 def stable_name(path: Path) -> str:
-    """A name of a block device that outlives a reboot, where udev made one; else the path it has now."""
-    whole = path.resolve()
-    for folder in _STABLE:
-        for link in sorted(folder.glob("*")):
-            if link.resolve() == whole:
+    """A path of a block device that survives a reboot, if udev made one; else its current path."""
+    resolved = path.resolve()
+    for directory in _STABLE_LINKS:
+        for link in sorted(directory.glob("*")):
+            if link.resolve() == resolved:
                 return str(link)
-    return str(whole)
+    return str(resolved)
 
 
-# what stands there --------------------------------------------------------------------------------------------------------
+# contents -----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Holding:
-    """``what`` stands on a device, for people; ``armed`` tells that a kernel would resume it, ``ours`` that it is a swap
-    area, an image that is not armed, or nothing: that an image may be staged over it. ``header`` is that of an image,
-    ``swap`` the page with the header of the swap area, whatever else is in it, not armed."""
+class DeviceContents:
+    """``description`` is for messages. ``armed``: a kernel would resume the image. ``replaceable``: a swap area, an image that
+    is not armed, or nothing, so that another image may be staged without force. ``header`` is that of an image; ``swap_page``
+    is the header page with the signature of the swap area, not armed; None where there is none."""
 
-    what: str
+    description: str
     armed: bool = False
-    ours: bool = False
+    replaceable: bool = False
     header: Header | None = None
-    swap: bytes | None = None
+    swap_page: bytes | None = None
 
 
-def holding(target: Target) -> Holding:
-    """What stands on the device. Raises Refused if blkid is not there to tell, StoreError."""
+def contents_of(device: SwapDevice) -> DeviceContents:
+    """Recognise the contents of a device. Raises Refused if blkid is not installed, StoreError."""
     for page_size in layout.PAGE_SIZES:
-        if target.size < page_size:
-            continue
-        block = target.read(0, page_size)
-        signature = block[-layout.SIGNATURE_SIZE :]
-        for magic, maker in layout.FOREIGN.items():
-            if signature.startswith(magic):
-                return Holding(f"an image of {maker}", armed=True)
-        if signature == layout.SIGNATURE:
-            return Holding("an armed hibernation image", True, False, _header(target, page_size), _swap(block))
-        if signature in layout.SWAP_SIGNATURES or _torn(block):
-            kind = restore.recognised(target.path)
-            if kind not in ("swap", "swsuspend", ""):
-                return Holding(f"a swap area, and {kind}")
-            header = _header(_Mended(target, block) if _torn(block) else target, page_size)
-            what = "a swap area" if header is None else "a hibernation image that is not armed"
-            return Holding(what, False, True, header, _swap(block))
-    kind = restore.recognised(target.path)
+        if device.size >= page_size:
+            contents = _swap_contents(device, page_size)
+            if contents is not None:
+                return contents
+    kind = restore.recognised(device.path)
     if kind:
-        return Holding(kind)
-    edges = (target.read(0, EDGE), target.read(max(0, target.size - EDGE), EDGE))
+        return DeviceContents(kind)
+    edges = (device.read(0, BLANK_EDGE), device.read(max(0, device.size - BLANK_EDGE), BLANK_EDGE))
     if any(any(edge) for edge in edges):
-        return Holding("data of an unknown kind")
-    return Holding("nothing", ours=True)
+        return DeviceContents("data of an unknown kind")
+    return DeviceContents("nothing", replaceable=True)
 
 
-def _header(readable: Readable, page_size: int) -> Header | None:
+def _swap_contents(device: SwapDevice, page_size: int) -> DeviceContents | None:
+    """The contents of a device whose header page has ``page_size`` bytes; None if that page has no swap signature."""
+    page = device.read(0, page_size)
+    signature = page[-layout.SIGNATURE_SIZE :]
+    for magic, maker in layout.FOREIGN.items():
+        if signature.startswith(magic):
+            return DeviceContents(f"an image of {maker}", armed=True)
+    if signature == layout.SIGNATURE:
+        return DeviceContents("an armed hibernation image", True, False, _image_header(device, page_size), _swap_page(page))
+    torn = _is_torn(page)
+    if signature not in layout.SWAP_SIGNATURES and not torn:
+        return None
+    kind = restore.recognised(device.path)
+    if kind not in ("swap", "swsuspend", ""):
+        return DeviceContents(f"a swap area and {kind}")
+    header = _image_header(_WithSwapSignature(device, page) if torn else device, page_size)
+    description = "a swap area" if header is None else "a hibernation image that is not armed"
+    return DeviceContents(description, False, True, header, _swap_page(page))
+
+
+def _image_header(readable: Readable, page_size: int) -> Header | None:
     try:
         return find(readable, page_size=page_size)
     except (NotFound, Refused, Damaged):
         return None
 
 
-class _Mended:
-    """A device whose signature was written in part, as if it was not."""
+class _WithSwapSignature:
+    """A Readable: a device whose signature was written in part, as if its header page were not armed."""
 
-    def __init__(self, target: Target, block: bytes) -> None:
-        self.size, self._target, self._block = target.size, target, disarmed(block)
+    def __init__(self, device: SwapDevice, page: bytes) -> None:
+        self.size, self._device, self._page = device.size, device, disarmed(page)
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._block[offset : offset + length] if offset < len(self._block) else self._target.read(offset, length)
+        return self._page[offset : offset + length] if offset < len(self._page) else self._device.read(offset, length)
 
 
-def _swap(block: bytes) -> bytes | None:
+def _swap_page(page: bytes) -> bytes | None:
     try:
-        return disarmed(block)
+        return disarmed(page)
     except Damaged:
-        return block if block[-layout.SIGNATURE_SIZE :] in layout.SWAP_SIGNATURES else None
+        return page if page[-layout.SIGNATURE_SIZE :] in layout.SWAP_SIGNATURES else None
 
 
-def _torn(block: bytes) -> bool:
-    """Whether the power went while the signature was written: a part of it is the one, the rest the other. Memory takes
-    eight bytes at once, and the signature has ten."""
-    *_fields, original, signature = layout.TAIL.unpack(block[-layout.TAIL.size :])
-    halves = zip(original, layout.SIGNATURE, signature, strict=True)
-    return original in layout.SWAP_SIGNATURES and all(now in (before, after) for before, after, now in halves)
+def _is_torn(page: bytes) -> bool:
+    """Whether the power failed while the signature was written: each byte is that of one signature or the other. Memory is
+    written in units of eight bytes, and the signature has ten."""
+    *_fields, original, signature = layout.TAIL.unpack(page[-layout.TAIL.size :])
+    candidates = zip(original, layout.SIGNATURE, signature, strict=True)
+    return original in layout.SWAP_SIGNATURES and all(byte in (before, after) for before, after, byte in candidates)

@@ -155,7 +155,7 @@ def is_captured_from_rescue(lab: Lab, case: Case, image: str) -> None:
     assert machine.ssh("cat /proc/swaps").count("\n") == 1, "a swap area is in use"
     options = {
         "state": "captured", "machine": machine.name, "event": "rescue", "source_command": read_by_ssh(machine),
-        "tags": {"fs.evidence": "machine"},  # of a machine that mounts nothing writable
+        "tags": {"fs.source": "machine"},  # of a machine that mounts nothing writable
     }  # fmt: skip
     task = {"nvm.fastboot.boot_image": {**case.store.options, **options}, "delegate_to": "localhost"}
     again = play.tasks(lab, machine, [task], become=False).ok().result("boot_image")["image"]

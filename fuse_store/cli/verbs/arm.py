@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
-from fuse_store.cli.verbs.preflight import DISK, ROOT, situation
+from fuse_store.cli.verbs.preflight import DISK, ROOT, target_machine
 from fuse_store.cli.verbs.stage import DEVICE
 from fuse_store.errors import UsageError
 
@@ -24,7 +24,7 @@ def run(context: Context) -> int:
             raise UsageError(f"--force {code}", "no such code.", f"Choose one of {', '.join(CODES)}.")
     with context.open_store() as store:
         armed = arm(
-            store, options.device, situation(context, options.device), reference=options.image or "", force=tuple(options.force),
+            store, options.device, target_machine(context, options.device), reference=options.image or "", force=tuple(options.force),
             progress=context.progress,
         )  # fmt: skip
     context.emit({"id": armed.id, "device": armed.device, "changed": armed.changed, "forced": list(armed.forced)}, "")

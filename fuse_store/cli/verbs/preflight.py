@@ -12,7 +12,7 @@ from fuse_store.errors import Refused
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
-    from fuse_store.hibernation.preflight import Situation
+    from fuse_store.hibernation.preflight import TargetMachine
 
 ROOT = argument(
     "--root", metavar="DIR", complete="directory",
@@ -24,10 +24,10 @@ DISK = argument(
 )  # fmt: skip
 
 
-def situation(context: Context, device: str | None) -> Situation:
+def target_machine(context: Context, device: str | None) -> TargetMachine:
     """The machine and device that are to resume the version, by the options. A regular file is the device of another machine."""
     from fuse_store.hibernation.machine import Machine
-    from fuse_store.hibernation.preflight import Situation
+    from fuse_store.hibernation.preflight import TargetMachine
 
     options = context.options
     path = Path(device) if device else None
@@ -39,7 +39,7 @@ def situation(context: Context, device: str | None) -> Situation:
 
         with File(path) as file:
             size = file.size
-    return Situation(machine, tuple(Path(disk) for disk in options.machine_disk), path, size)
+    return TargetMachine(machine, tuple(Path(disk) for disk in options.machine_disk), path, size)
 
 
 def run(context: Context) -> int:
@@ -48,13 +48,13 @@ def run(context: Context) -> int:
         from fuse_store.hibernation.preflight import preflight
 
         version = store.find(options.image)
-        report = preflight(store, store.open_image(version.id), situation(context, options.device), context.progress)
+        report = preflight(store, store.open_image(version.id), target_machine(context, options.device), context.progress)
     record = {
         "id": version.id, "accepted": not report.refusals,
-        "refusals": [vars(refusal) for refusal in report.refusals], "untold": [vars(skipped) for skipped in report.untold],
+        "refusals": [vars(refusal) for refusal in report.refusals], "untold": [vars(skipped) for skipped in report.not_checked],
     }  # fmt: skip
     context.emit(record, "")
-    for skipped in report.untold:
+    for skipped in report.not_checked:
         context.remark(f"{skipped.code}: not checked: {skipped.message}")
     if not report.refusals:
         context.remark(f"{label(version)}: all checks passed")

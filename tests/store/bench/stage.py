@@ -22,7 +22,7 @@ import numpy as np
 
 from fuse_store.formats.swsusp import armed, layout
 from fuse_store.hibernation.stage import stage
-from fuse_store.hibernation.swap_device import Target
+from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.image import restore
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
@@ -125,7 +125,7 @@ def staged(folder: Path, path: Path, image_id: str) -> float:
 
 def whole(folder: Path, path: Path, image_id: str) -> float:
     """Seconds to write each byte, whatever stands there, and to read all of it back."""
-    with Store.open(folder / "store", key_file=folder / "key") as store, Target(path) as target:
+    with Store.open(folder / "store", key_file=folder / "key") as store, SwapDevice(path) as target:
         image = store.open_image(image_id)
         began = time.monotonic()
         restore.write(image, image.files[0], target.descriptor, SILENT, compare=False, zeros=True)

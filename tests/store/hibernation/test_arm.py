@@ -16,8 +16,8 @@ import pytest
 from fuse_store.cli import main
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError
 from fuse_store.hibernation import history
-from fuse_store.hibernation.arm import Armed, arm, disarm
-from fuse_store.hibernation.preflight import Situation
+from fuse_store.hibernation.arm import ArmResult, arm, disarm
+from fuse_store.hibernation.preflight import TargetMachine
 from fuse_store.hibernation.stage import stage
 from fuse_store.image import restore
 from fuse_store.repository.locks import WriterLock
@@ -28,7 +28,7 @@ from tests.store.hibernation.test_stage import ROOT, loop, needs_root, write
 
 __all__ = ["loop"]
 
-ELSEWHERE = Situation(None)  # another machine, of which nothing is known
+ELSEWHERE = TargetMachine(None)  # another machine, of which nothing is known
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def put_on(case: Case, path: Path, number: int, force: bool = False) -> None:
     case.store.record([case.ids[number]], "staged", device=done.device)
 
 
-def arm_it(case: Case, device: Path, *force: str, reference: str = "") -> Armed:
+def arm_it(case: Case, device: Path, *force: str, reference: str = "") -> ArmResult:
     return arm(case.store, device, ELSEWHERE, reference=reference, force=(*FREE, *force))
 
 
@@ -72,7 +72,7 @@ def test_armed_is_what_was_captured(case: Case, device: Path) -> None:
     done = arm_it(case, device)
     assert device.read_bytes() == case.content(0)
     assert decode(device.read_bytes())
-    assert done == Armed(str(device), case.ids[0], True, ("machine_unknown", "filesystems_unknown"))
+    assert done == ArmResult(str(device), case.ids[0], True, ("machine_unknown", "filesystems_unknown"))
     assert case.store.state_log.state(case.ids[0]) == "armed"
 
 
@@ -112,7 +112,7 @@ def test_flipped_bit_in_the_staged_copy(case: Case, device: Path, where: int) ->
     content = device.read_bytes()
     write(device, where, bytes([content[where] ^ 0x10]))
     kind = Refused if where < 4096 else Damaged
-    with pytest.raises(kind, match="another image" if where < 4096 else f"at {where // 4096 * 4096:#x} is not what was staged"):
+    with pytest.raises(kind, match="another image" if where < 4096 else f"data at {where // 4096 * 4096:#x} is not what was staged"):
         arm_it(case, device)
     assert signature(device.read_bytes()) == b"SWAPSPACE2"
     assert case.store.state_log.state(case.ids[0]) == "staged"
@@ -123,7 +123,7 @@ def test_swap_that_was_used_since(case: Case, device: Path) -> None:
     with pytest.raises(Damaged, match="overwritten"):
         arm_it(case, device)
     write(device, 0, swap_header(4096, SIZE // 4096, UUID))
-    with pytest.raises(NotFound, match="a swap area, and no image"):
+    with pytest.raises(NotFound, match="contains a swap area; no image to arm"):
         arm_it(case, device)
 
 
@@ -138,7 +138,7 @@ def test_other_image_than_is_named(case: Case, device: Path) -> None:
 
 
 def test_nothing_staged(case: Case, device: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="holds nothing"):
+    with pytest.raises(NotFound, match="contains nothing"):
         arm_it(case, blank(tmp_path / "other"))
     copy = tmp_path / "copy"
     copy.write_bytes(device.read_bytes())
@@ -153,12 +153,12 @@ def test_damaged_when_it_was_captured(tmp_path: Path) -> None:
     version = own.store.put(str(own.sources[0]), Label("m", kind="hibernation"))
     device = blank(tmp_path / "device", SIZE)
     stage(own.store.open_image(version.id), device)
-    with pytest.raises(Refused, match="damaged: the kernel's checksum 0x04030201"):
+    with pytest.raises(Refused, match="damaged: the kernel's checksum 0x04030201 does not match"):
         arm_it(own, device, reference=version.id)
     assert main(["verify", version.id, "--store", str(own.store.path), "--key-file", str(tmp_path / "c/key")]) == 4
 
 
-def test_ledger_that_can_not_be_written(case: Case, device: Path) -> None:
+def test_state_log_that_can_not_be_written(case: Case, device: Path) -> None:
     with WriterLock(case.store.path / "locks"), pytest.raises(Locked):
         arm_it(case, device)
     assert signature(device.read_bytes()) == b"SWAPSPACE2"
@@ -237,7 +237,7 @@ def test_disarm_refuses_images_of_others(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="s2disk"):
         disarm(device)
     write(device, 4086, b"S1SUSPEND\0")
-    with pytest.raises(Refused, match="whose signature is not known"):
+    with pytest.raises(Refused, match="the signature of the swap area is not known"):
         disarm(device)
 
 
@@ -258,9 +258,9 @@ def test_killed_at_every_step(case: Case, device: Path) -> None:
     before = device.read_bytes()
     script = (
         "from fuse_store.store import Store; from fuse_store.hibernation.arm import arm; import sys\n"
-        "from fuse_store.hibernation.preflight import Situation\n"
+        "from fuse_store.hibernation.preflight import TargetMachine\n"
         "store = Store.open(sys.argv[1], key_file=sys.argv[2])\n"
-        "arm(store, sys.argv[3], Situation(None), force=tuple(sys.argv[4:]))\n"
+        "arm(store, sys.argv[3], TargetMachine(None), force=tuple(sys.argv[4:]))\n"
     )
     command = [sys.executable, "-c", script, str(case.store.path), str(case.store.path.parent / "key"), str(device), *FREE]
     for step in range(1, 30):
@@ -269,7 +269,7 @@ def test_killed_at_every_step(case: Case, device: Path) -> None:
             break
         content, recorded = device.read_bytes(), history.resume_history(case.store.state_log.entries(case.ids[0]))
         assert content in (before, case.content(0))
-        assert recorded or content == before, "it is armed, and the state_log does not know"
+        assert recorded or content == before, "armed, and not in the state log"
         disarm(device)
         assert device.read_bytes() == before
         case.store.record([case.ids[0]], "failed", "killed")
@@ -297,7 +297,7 @@ def test_device_that_fails(case: Case, device: Path, monkeypatch: pytest.MonkeyP
         real(descriptor, memoryview(content.replace(b"S1SUSPEND", b"S1SUSPENE")), at)
 
     monkeypatch.setattr(restore, "write_at", flips)
-    with pytest.raises(Damaged, match="reads back otherwise"):
+    with pytest.raises(Damaged, match="reads back differently"):
         arm_it(case, device)
     assert device.read_bytes() == unarmed(case.content(0))
     assert case.store.state_log.state(case.ids[0]) == "failed"

@@ -27,7 +27,7 @@ from fuse_store.hibernation import filesystem_state
 from fuse_store.hibernation.initramfs import modules_in
 from fuse_store.hibernation.kind import HibernationInput
 from fuse_store.hibernation.machine import Machine
-from fuse_store.hibernation.preflight import CHECKS, CODES, Report, Situation, preflight
+from fuse_store.hibernation.preflight import CHECKS, CODES, Report, TargetMachine, preflight
 from fuse_store.image import kind as kinds
 from fuse_store.image.reader import Image
 from fuse_store.progress import SILENT
@@ -39,7 +39,7 @@ from tests.store.hibernation.test_stage import loop, needs_root, write
 __all__ = ["loop"]
 LZO, PLAIN, LZ4 = range(3)
 KIND = kinds.load("hibernation")
-READ_ONLY = {filesystem_state.ORIGIN: filesystem_state.MACHINE}  # nothing was mounted writable
+READ_ONLY = {filesystem_state.SOURCE_TAG: filesystem_state.MACHINE}  # nothing was mounted writable
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def memory_of(case: Case, number: int) -> int:
 
 
 def checked(case: Case, number: int, root: Path, **more: object) -> Report:
-    return preflight(case.store, case.image(number), Situation(Machine(root), **more))  # type: ignore[arg-type]
+    return preflight(case.store, case.image(number), TargetMachine(Machine(root), **more))  # type: ignore[arg-type]
 
 
 def codes(report: Report) -> list[str]:
@@ -106,7 +106,7 @@ def test_what_a_machine_does_not_tell_is_said(case: Case, tmp_path: Path, path: 
     root = same_machine(case, PLAIN, tmp_path)
     shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
     report = checked(case, PLAIN, root)
-    assert report.refusals == () and code in [one.code for one in report.untold]
+    assert report.refusals == () and code in [one.code for one in report.not_checked]
 
 
 def test_kernels_of_other_architectures_have_to_be_the_same(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_kernels_of_other_architectures_have_to_be_the_same(tmp_path: Path) -> N
 
 
 def test_machine_of_a_file_is_unknown(case: Case) -> None:
-    assert codes(preflight(case.store, case.image(PLAIN), Situation(None))) == ["machine_unknown"]
+    assert codes(preflight(case.store, case.image(PLAIN), TargetMachine(None))) == ["machine_unknown"]
 
 
 def test_device_too_small(case: Case, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_what_is_no_initramfs(tmp_path: Path) -> None:
 
 def test_lz4_at_hand(case: Case, tmp_path: Path) -> None:
     root = same_machine(case, LZ4, tmp_path)
-    assert "compression" in [one.code for one in checked(case, LZ4, root).untold]  # there is no initramfs to look at
+    assert "compression" in [one.code for one in checked(case, LZ4, root).not_checked]  # there is no initramfs to look at
     (root / "boot").mkdir()
     initramfs = root / "boot/initrd.img-6.12.7-amd64"
     initramfs.write_bytes(gzip.compress(cpio(dict(list(MODULES.items())[1:]))))
@@ -214,7 +214,7 @@ def test_drivers_in_the_initramfs(case: Case, tmp_path: Path, loop: Path) -> Non
 def test_no_hibernation_image(case: Case, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(os.urandom(65536))
     version = case.store.put(str(tmp_path / "noise"), Label("x", kind="hibernation"))
-    report = preflight(case.store, case.store.open_image(version.id), Situation(None))
+    report = preflight(case.store, case.store.open_image(version.id), TargetMachine(None))
     assert codes(report) == ["not_hibernation"]
     assert KIND.checksum(case.store.open_image(version.id), SILENT) == "none"
     assert KIND.describe(case.store.open_image(version.id)) is None
@@ -229,7 +229,7 @@ def test_damaged_images(case: Case, tmp_path: Path, where: str) -> None:
     content[at : at + len(what)] = what
     (tmp_path / "bad").write_bytes(content)
     version = case.store.put(str(tmp_path / "bad"), Label("y", kind="hibernation", tags=READ_ONLY))
-    report = preflight(case.store, case.store.open_image(version.id), Situation(Machine(same_machine(case, LZO, tmp_path / "r"))))
+    report = preflight(case.store, case.store.open_image(version.id), TargetMachine(Machine(same_machine(case, LZO, tmp_path / "r"))))
     assert codes(report) == ["damaged"]
 
 
@@ -252,7 +252,7 @@ def test_kernel_checksum_and_description(case: Case) -> None:
 def test_documented_codes() -> None:
     guide = (Path(__file__).resolve().parents[3] / "docs/staging.md").read_text()
     assert [code for code in CODES if f"`{code}`" not in guide] == []
-    assert len(set(CODES)) == len(CHECKS) + 1
+    assert len(set(CODES)) == len(CODES) == len(CHECKS) + 1
 
 
 # filesystems ----------------------------------------------------------------------------------------------------------
@@ -288,14 +288,14 @@ def put(case: Case, tags: dict[str, str]) -> str:
 
 
 def judged(case: Case, image_id: str, disks: list[Path], root: Path) -> Report:
-    return preflight(case.store, case.store.open_image(image_id), Situation(Machine(root), disks))
+    return preflight(case.store, case.store.open_image(image_id), TargetMachine(Machine(root), disks))
 
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_filesystems_that_changed(case: Case, tmp_path: Path, kind: str) -> None:
     disk = make(kind, tmp_path / "disk")
     tags = filesystem_state.tags_of_disks([disk])
-    assert set(tags) == {"fs.evidence", f"fs.{uuid_of(disk)}"} and tags["fs.evidence"] == "disks"
+    assert set(tags) == {"fs.source", f"fs.{uuid_of(disk)}"} and tags["fs.source"] == "disks"
     image_id, root = put(case, tags), same_machine(case, PLAIN, tmp_path / "root")
     assert codes(judged(case, image_id, [disk], root)) == []
     CHANGES[kind](disk)
@@ -319,7 +319,7 @@ def test_only_the_log_has_changed(case: Case, tmp_path: Path, kind: str) -> None
         block, size = group * int(info["agblocks"]) + within + 50, 4096
     write(disk, block * size, b"x")
     after = filesystem_state.tags_of_disks([disk])
-    (key,) = set(before) - {filesystem_state.ORIGIN}
+    (key,) = set(before) - {filesystem_state.SOURCE_TAG}
     changed = [old for old, new in zip(before[key].split(), after[key].split(), strict=True) if old != new]
     assert [one.partition("=")[0] for one in changed] == ["log"]
 
@@ -386,8 +386,8 @@ def test_filesystem_that_is_gone(case: Case, tmp_path: Path) -> None:
     disk, other = make("ext4", tmp_path / "disk"), make("ext4", tmp_path / "other")
     image_id, root = put(case, filesystem_state.tags_of_disks([disk])), same_machine(case, PLAIN, tmp_path / "root")
     report = judged(case, image_id, [other], root)
-    assert codes(report) == ["filesystems_changed"] and "is not there" in report.refusals[0].message
-    report = preflight(case.store, case.store.open_image(image_id), Situation(None))
+    assert codes(report) == ["filesystems_changed"] and "is missing" in report.refusals[0].message
+    report = preflight(case.store, case.store.open_image(image_id), TargetMachine(None))
     assert codes(report) == ["machine_unknown", "filesystems_changed"]
 
 
@@ -424,8 +424,8 @@ def test_machine_that_went_on_after_it_was_captured(case: Case, tmp_path: Path, 
         tags = filesystem_state.tags_of_machine(image, loop, here)
         assert filesystem_state.tags_of_machine(image, tmp_path / "device", here) == {}, "a file is of another machine"
         assert filesystem_state.tags_of_machine(image, loop, Machine()) == {}, "the image is of another machine"
-    assert tags["fs.evidence"] == "machine" and tags[f"fs.{uuids[1]}"] == "btrfs in-use"
-    assert tags[f"fs.{uuids[0]}"].startswith("ext4 mounts=") and set(tags) == {"fs.evidence", *(f"fs.{uuid}" for uuid in uuids)}
+    assert tags["fs.source"] == "machine" and tags[f"fs.{uuids[1]}"] == "btrfs in-use"
+    assert tags[f"fs.{uuids[0]}"].startswith("ext4 mounts=") and set(tags) == {"fs.source", *(f"fs.{uuid}" for uuid in uuids)}
     report = judged(case, put(case, tags), [], here.root)
     assert codes(report) == ["filesystems_changed"] and "while the machine went on" in report.refusals[0].message
     del tags[f"fs.{uuids[1]}"]
@@ -444,7 +444,7 @@ def test_image_that_is_captured_before_it_resumes(case: Case, tmp_path: Path, lo
     (here.root / "sys/class/block/vdb/holders/dm-0").mkdir(parents=True)
     with File(case.sources[PLAIN]) as file, HibernationImage(file) as image:
         tags = filesystem_state.tags_of_machine(image, loop, here)
-    assert set(tags) == {"fs.evidence", f"fs.{uuid}"} and tags["fs.evidence"] == "disks"
+    assert set(tags) == {"fs.source", f"fs.{uuid}"} and tags["fs.source"] == "disks"
     assert codes(judged(case, put(case, tags), [], here.root)) == []
 
 
@@ -460,10 +460,10 @@ def test_hostile_filesystems(tmp_path: Path) -> None:
             content = bytearray(original)
             for _byte in range(chance.randrange(1, 30)):
                 content[chance.randrange(len(content))] = chance.choice((0, 255, chance.randrange(256)))
-            write(disk, area[0], content)
+            write(disk, area[0], bytes(content))
             with ExitStack() as stack:
-                for part in filesystem_state.disk_parts(disk, stack):
-                    assert len(part.state()) < 200
+                for volume in filesystem_state.disk_volumes(disk, stack):
+                    assert len(volume.state()) < 200
 
 
 # what put records -----------------------------------------------------------------------------------------------------
@@ -477,7 +477,7 @@ def test_put_records_what_is_known(case: Case, tmp_path: Path, capfd: pytest.Cap
     tags = json.loads(capfd.readouterr().out)["tags"]
     memory = memory_of(case, LZ4)
     assert tags.items() >= {"kernel": "6.12.7-test", "host": "web01", "memory": str(memory * 4096), "compression": "lz4", "a": "b"}.items()
-    assert tags[f"fs.{uuid_of(disk)}"].startswith("ext4 ") and tags["fs.evidence"] == "disks" and tags["memory_map"].startswith("0x")
+    assert tags[f"fs.{uuid_of(disk)}"].startswith("ext4 ") and tags["fs.source"] == "disks" and tags["memory_map"].startswith("0x")
     assert int(tags["vmcoreinfo_page"]) in machine(pages=1200, seed=LZ4)
     assert main(["put", source, "--machine", "p", "--kind", "file", "--machine-disk", str(disk), *options]) == 2
     (tmp_path / "noise").write_bytes(os.urandom(8192))
@@ -492,6 +492,6 @@ def test_evidence_that_can_not_be_had(tmp_path: Path, monkeypatch: pytest.Monkey
         HibernationInput(None, {}, [tmp_path / "nothing"])
     stream = HibernationInput(None, {}, [])
     assert (stream.tags, stream.problem) == ({}, "")
-    monkeypatch.setattr(filesystem_state, "ROOM", 1)
-    with pytest.raises(Refused, match="a version has room for 1"):
+    monkeypatch.setattr(filesystem_state, "MAX_TAGS", 1)
+    with pytest.raises(Refused, match="2 tags are needed, and a version has at most 1"):
         filesystem_state.tags_of_disks([make("ext4", tmp_path / "disk")])

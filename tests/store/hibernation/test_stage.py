@@ -9,7 +9,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from fuse_store.cli import main
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 from fuse_store.hibernation import stage as stage_module
 from fuse_store.hibernation.stage import stage
-from fuse_store.hibernation.swap_device import Target
+from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.image import restore
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import UUID, swap_header
@@ -120,7 +120,7 @@ def filesystem(path: Path) -> None:
     subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
 
 
-HELD = {
+HELD: dict[str, Callable[[Path], object]] = {
     "ext4": filesystem,
     "an armed hibernation image": lambda path: write(path, 4076, b"SWAPSPACE2S1SUSPEND\0"),
     "an image of s2disk": lambda path: write(path, 4086, b"ULSUSPEND\0"),
@@ -150,7 +150,7 @@ def test_data_at_the_end_is_not_written_over(case: Case, tmp_path: Path) -> None
 
 def test_too_small(case: Case, tmp_path: Path) -> None:
     device = blank(tmp_path / "device", SIZE - 4096)
-    with pytest.raises(Refused, match=f"it has {SIZE - 4096} bytes, and the image {SIZE}"):
+    with pytest.raises(Refused, match=f"too small: {SIZE - 4096} bytes, and the image has {SIZE}"):
         stage(case.image(0), device, force=True)
     assert not any(device.read_bytes())
 
@@ -175,7 +175,7 @@ def test_no_hibernation_image(tmp_path: Path) -> None:
 
 def test_file_that_another_fuse_store_uses(case: Case, tmp_path: Path) -> None:
     device = blank(tmp_path / "device")
-    with Target(device), pytest.raises(Locked):
+    with SwapDevice(device), pytest.raises(Locked):
         stage(case.image(0), device)
 
 
@@ -256,18 +256,18 @@ class Recorded:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[tuple[int, bytes] | None] = []
-        real_write, real_sync = restore.write_at, Target.sync
+        real_write, real_sync = restore.write_at, SwapDevice.sync
 
         def write_at(descriptor: int, data: memoryview, at: int) -> None:
             self.log.append((at, bytes(data)))
             real_write(descriptor, data, at)
 
-        def sync(target: Target) -> None:
+        def sync(target: SwapDevice) -> None:
             real_sync(target)
             self.log.append(None)
 
         monkeypatch.setattr(restore, "write_at", write_at)
-        monkeypatch.setattr(Target, "sync", sync)
+        monkeypatch.setattr(SwapDevice, "sync", sync)
 
     def after_cut(self, before: bytes, at: int, chance: random.Random) -> bytes:
         """The device if the power goes after ``at`` entries: of what was not synced, any sectors are there, others not."""
@@ -330,7 +330,7 @@ def test_device_that_does_not_keep_what_is_written(case: Case, tmp_path: Path, m
         real(descriptor, memoryview(content), at)
 
     monkeypatch.setattr(restore, "write_at", flips)
-    with pytest.raises(Damaged, match="at 0x100000 reads back otherwise"):
+    with pytest.raises(Damaged, match="at 0x100000 reads back differently"):
         stage(case.image(0), device)
     assert not leads_to_image(device.read_bytes())
 
@@ -341,7 +341,7 @@ def test_device_that_keeps_no_zeros(case: Case, tmp_path: Path, monkeypatch: pyt
     write(device, SIZE - 8192, b"\x01" * 4096)
     real = restore.write_at
     monkeypatch.setattr(restore, "write_at", lambda *write: real(*write) if write[2] < SIZE - 65536 else None)
-    with pytest.raises(Damaged, match="reads back otherwise"):
+    with pytest.raises(Damaged, match="reads back differently"):
         stage(case.image(0), device)
 
 
@@ -361,7 +361,7 @@ def test_device_that_fails(case: Case, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_synced_in_between(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_module, "SYNCED", 1)
+    monkeypatch.setattr(stage_module, "SYNC_INTERVAL", 1)
     device = blank(tmp_path / "device")
     stage(case.image(0), device)
     assert device.read_bytes()[:SIZE] == unarmed(case.content(0))
