@@ -31,7 +31,6 @@ E820_TYPES = {
     "ACPI Tables": 3,
     "ACPI Non-volatile Storage": 4,
     "Unusable memory": 5,
-    "Unusable": 5,
     "Persistent Memory": 7,
     "Persistent Memory (legacy)": 12,
     "Soft Reserved": 0xEFFFFFFF,
