@@ -579,3 +579,72 @@ def test_report_of_a_pending_image(machine: SimpleNamespace) -> None:
     with_image(machine)
     found = report.report(machine.host, DEVICE, euid=0)
     assert found["pending_image"] == {"device": DEVICE, "type": "swsuspend", "uuid": UUID}
+
+
+# cases that the tests of the store read as well ------------------------------------------------------------------------
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    with open(os.path.join(os.path.dirname(__file__), *[os.pardir] * 4, "cases", name + ".json")) as file:
+        cases: list[dict[str, Any]] = json.load(file)["cases"]
+    return cases
+
+
+@pytest.mark.parametrize("case", recorded("memory_maps"), ids=lambda case: case["name"])
+def test_recorded_memory_maps(host: Host, plant: Plant, case: dict[str, Any]) -> None:
+    for number, entry in enumerate(case["entries"]):
+        plant({"/sys/firmware/memmap/%d/%s" % (number, name): text + "\n"
+               for name, text in zip(("start", "end", "type"), entry)})
+    facts = survey.Survey(host, DEVICE, 0)
+    if case["crc32"] is None:
+        with pytest.raises(Refused) as caught:
+            _ = facts.e820_checksum
+        assert caught.value.code == "unknown_memory_map"
+    else:
+        assert "%#010x" % facts.e820_checksum == case["crc32"]
+
+
+def test_every_type_of_a_memory_map_is_in_a_recorded_case() -> None:
+    kinds = {kind for case in recorded("memory_maps") if case["crc32"] for _start, _end, kind in case["entries"]}
+    assert kinds == set(survey.E820_TYPES)
+
+
+@pytest.mark.parametrize("case", recorded("kernel_command_lines"), ids=lambda case: case["cmdline"])
+def test_recorded_kernel_command_lines(machine: SimpleNamespace, case: dict[str, Any]) -> None:
+    if not case["hibernates"]:
+        disabled(machine)
+    machine.plant({"/proc/cmdline": case["cmdline"] + "\n"})
+    expected = [] if case["resumes"] else ["noresume"] if case["hibernates"] else ["nohibernate"]
+    assert machine.codes() == expected
+
+
+@pytest.mark.parametrize("case", recorded("lockdown"), ids=lambda case: str(case["level"]))
+def test_recorded_lockdown(machine: SimpleNamespace, case: dict[str, Any]) -> None:
+    if case["content"] is None:
+        os.unlink(machine.host.path("/sys/kernel/security/lockdown"))
+    else:
+        machine.plant({"/sys/kernel/security/lockdown": case["content"]})
+    if not case["allowed"]:
+        disabled(machine)
+    assert survey.Survey(machine.host, DEVICE, 0).lockdown == case["level"]
+    assert machine.codes() == ([] if case["allowed"] else ["lockdown"])
+
+
+@pytest.mark.parametrize("case", recorded("swap_headers"), ids=lambda case: case["name"])
+def test_recorded_swap_headers(machine: SimpleNamespace, case: dict[str, Any]) -> None:
+    content = bytearray(65536)
+    for offset, digits in case["bytes"].items():
+        piece = bytes.fromhex(digits)
+        content[int(offset):int(offset) + len(piece)] = piece
+    machine.plant({"/dev/pmem0": bytes(content)})
+    facts = survey.Survey(machine.host, DEVICE, 0)
+    assert facts.image_pending == (case["holds"] in ("image", "other image"))
+    if case["holds"] == "nothing":
+        assert facts.header is None
+    elif case["holds"] != "other image":
+        assert facts.header.type == ("swap" if case["holds"] == "swap" else "swsuspend")
+        assert (facts.header.page_size, facts.header.uuid, facts.header.label) == (
+            case["page_size"], case["uuid"], case["label"])
+    if case["holds"] == "image":
+        assert (facts.header.format, facts.header.image, facts.header.flags) == (
+            "s1suspend", case["image"], case["flags"])
