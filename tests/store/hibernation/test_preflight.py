@@ -6,25 +6,23 @@ from __future__ import annotations
 
 import gzip
 import json
-import lzma
 import os
 import shutil
+import struct
 import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import lz4.frame
 import pytest
-import zstandard
 
 from fuse_store.cli import main
 from fuse_store.errors import NotFound, Refused
 from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation import filesystem_state
-from fuse_store.hibernation.initramfs import modules_in
+from fuse_store.hibernation.filesystems import identify
 from fuse_store.hibernation.kind import HibernationInput
 from fuse_store.hibernation.machine import Machine
 from fuse_store.hibernation.preflight import CHECKS, CODES, Report, TargetMachine, preflight
@@ -34,6 +32,7 @@ from fuse_store.progress import SILENT
 from fuse_store.store import Label
 from tests.fuzz.swsusp_encoder import machine
 from tests.store.hibernation.cases import SIZE, Case, cpio, make_case, make_machine
+from tests.store.hibernation.test_initramfs import MODULES
 from tests.store.hibernation.test_stage import loop, needs_root, write
 
 __all__ = ["loop"]
@@ -142,31 +141,6 @@ def test_this_machine_is_read() -> None:
 
 
 # the initramfs --------------------------------------------------------------------------------------------------------
-
-MODULES = {"usr/lib/modules/6.12.7-amd64/kernel/" + name: os.urandom(5000) for name in ("crypto/lz4.ko.xz", "drivers/nvdimm/nd-pmem.ko")}
-PACKED = {
-    "plain": lambda raw: raw, "gzip": gzip.compress, "xz": lambda raw: lzma.compress(raw, check=lzma.CHECK_CRC32),
-    "zstd": lambda raw: zstandard.ZstdCompressor().compress(raw), "lz4": lz4.frame.compress,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("packed", PACKED)
-@pytest.mark.parametrize("early", [b"", cpio({"kernel/x86/microcode/x.bin": b"m" * 999}) + bytes(700)])
-def test_modules_of_an_initramfs(tmp_path: Path, packed: str, early: bytes) -> None:
-    path = tmp_path / "initrd"
-    whole = early + PACKED[packed](cpio(MODULES))
-    path.write_bytes(whole)
-    assert modules_in(path) == {"lz4", "nd_pmem"}
-    path.write_bytes(whole[: len(whole) // 2])
-    assert modules_in(path) is None
-
-
-def test_what_is_no_initramfs(tmp_path: Path) -> None:
-    for content in (b"MZ" + bytes(5000), b"070701" + b"f" * 5000, b"\x1f\x8b" + os.urandom(500), b"\x02!L\x18" + bytes(100)):
-        (tmp_path / "initrd").write_bytes(content)
-        assert modules_in(tmp_path / "initrd") is None
-    assert modules_in(tmp_path / "nothing") is None
-
 
 def test_lz4_at_hand(case: Case, tmp_path: Path) -> None:
     root = same_machine(case, LZ4, tmp_path)
@@ -391,7 +365,7 @@ def test_filesystem_that_is_gone(case: Case, tmp_path: Path) -> None:
     assert codes(report) == ["machine_unknown", "filesystems_changed"]
 
 
-def test_no_evidence(case: Case, tmp_path: Path) -> None:
+def test_filesystem_state_that_was_not_recorded(case: Case, tmp_path: Path) -> None:
     assert codes(judged(case, put(case, {}), [], same_machine(case, PLAIN, tmp_path))) == ["filesystems_unknown"]
 
 
@@ -466,6 +440,32 @@ def test_hostile_filesystems(tmp_path: Path) -> None:
                     assert len(volume.state()) < 200
 
 
+def extent_node(depth: int, blocks: list[int]) -> bytes:
+    """A node of an ext4 extent tree: the blocks of its children, or of its extents of one block each (struct ext4_extent)."""
+    entries = [struct.pack("<IHHI", 0, 1, 0, block) if depth == 0 else struct.pack("<IIHH", 0, block, 0, 0) for block in blocks]
+    return struct.pack("<HHHHI", 0xF30A, len(blocks), len(blocks), depth, 0) + b"".join(entries)
+
+
+@pytest.mark.parametrize(("depth", "read_nodes"), [(1, 4), (2, 1364), (5, 1 << 16)])
+def test_journal_whose_tree_is_hostile(depth: int, read_nodes: int) -> None:
+    """Each node of a level is the same block, with as many children as it can have: few blocks, and a tree without end."""
+    blocks = {level: extent_node(level, [10 + level - 1 if level else 99] * 340).ljust(4096, b"\0") for level in range(depth)}
+    superblock = bytearray(1024)
+    superblock[0x38:0x3A], superblock[0x18], superblock[0x5C], superblock[0xFD] = b"\x53\xef", 2, 4, 1
+    superblock[0x10C : 0x10C + 60] = extent_node(depth, [10 + depth - 1] * 4)
+    struct.pack_into("<II", superblock, 0x10C + 60, 0, 4096 * 340)
+    reads: list[int] = []
+
+    def read(offset: int, length: int) -> bytes:
+        reads.append(offset)
+        return bytes(superblock) if offset == 1024 else blocks.get(offset // 4096 - 10, bytes(4096))[:length]
+
+    found = identify(read, 1 << 30)
+    assert found
+    assert ("log=" in found.state()) == (depth == 1)
+    assert len([at for at in reads if at // 4096 != 99 and at != 1024]) <= read_nodes
+
+
 # what put records -----------------------------------------------------------------------------------------------------
 
 
@@ -487,7 +487,7 @@ def test_put_records_what_is_known(case: Case, tmp_path: Path, capfd: pytest.Cap
     assert "no hibernation image found" in done.err and json.loads(done.out)["tags"] == {}
 
 
-def test_evidence_that_can_not_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filesystem_state_that_can_not_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFound):
         HibernationInput(None, {}, [tmp_path / "nothing"])
     stream = HibernationInput(None, {}, [])
