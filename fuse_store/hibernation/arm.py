@@ -94,7 +94,7 @@ def _compare(image: Image, header: Header, target: SwapDevice, progress: Progres
 
 def _changed(target: SwapDevice, offset: int) -> Damaged:
     return Damaged(
-        f"device {target.path}", f"data at {offset:#x} is not what was staged: overwritten, or not kept by the device.",
+        f"device {target.path}", f"data at {offset:#x} differs from the staged version: overwritten since, or not kept by the device.",
         "The device was not armed. Stage the version again.",
     )  # fmt: skip
 

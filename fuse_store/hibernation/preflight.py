@@ -188,14 +188,14 @@ def _architecture(context: PreflightContext) -> Problem | None:
 
 
 def _kernel_differs(context: PreflightContext) -> Problem | None:
-    """arm64 and riscv need the same version, generic code the same release as well; x86 neither, but the same header form."""
+    """arm64 and riscv need the same version, generic code the same release as well, x86 only the same form of header."""
     record = context.image.info.record
     if context.image.info.architecture == "x86":
-        if (context.kernel >= HAS_X86_CRC) == ("e820_checksum" in record):
+        kernel, needs_crc = context.kernel, "e820_checksum" in record
+        if (kernel >= HAS_X86_CRC) == needs_crc:
             return None
-        return Problem(
-            "the header of images changed with Linux 5.13, and kernel and image differ in that.", "Boot a kernel of the same form."
-        )
+        needed = "Linux 5.13 or newer" if needs_crc else "Linux 5.12 or older"
+        return Problem(f"the image needs {needed}, and this kernel is {kernel[0]}.{kernel[1]}.", "Boot such a kernel.")
     for field, file in {"version": "version", "sysname": "ostype", "release": "osrelease"}.items():
         if field in record:
             running = reported(context.machine.text(f"proc/sys/kernel/{file}"), f"{field} of the kernel")
@@ -214,7 +214,7 @@ def _memory_map(context: PreflightContext) -> Problem | None:
         return None
     return Problem(
         f"the memory map of the firmware has the checksum {checksum}, and the image needs {needed}.",
-        "Restore memory, firmware and firmware settings to what they were; the kernel accepts nothing else.",
+        "Restore memory, firmware and firmware settings; the kernel accepts no other map.",
     )
 
 
@@ -224,7 +224,7 @@ def _memory_size(context: PreflightContext) -> Problem | None:
     if pages == needed:
         return None
     return Problem(
-        f"the machine has {pages} pages of memory, and the image needs {needed}.", "Restore memory and memmap= to what they were."
+        f"the machine has {pages} pages of memory, and the image needs {needed}.", "Restore the memory size and memmap=."
     )
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stores with hibernation images and machines for the tests of ``fuse_store.hibernation``. The images come from the encoder that
-was written from the kernel's sources; a machine is a recorded tree of /proc and /sys."""
+"""Stores with hibernation images, and machines, for the tests of ``fuse_store.hibernation``. The images come from an encoder
+written after the kernel's sources; a machine is a recorded tree of /proc and /sys."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ from tests.fuzz.swsusp_encoder import encode, machine
 SIZE = 12 << 20  # bytes of the device that an image was captured from
 ENTRIES = ((0, 0x9FC00, 1, "System RAM"), (0xF0000, 0x10000, 2, "Reserved"), (0x100000, 0x7FEE0000, 1, "System RAM"))
 E820 = zlib.crc32(struct.pack("<I", len(ENTRIES)) + b"".join(struct.pack("<QQI", *entry[:3]) for entry in ENTRIES))
-FREE = ("filesystems_unknown", "machine_unknown")  # what speaks against a file without evidence
+FREE = ("filesystems_unknown", "machine_unknown")  # refusals for a file whose version has no filesystem state
 
 
 @dataclass
 class Case:
-    """A store whose versions are ``ids``, and what was captured for each."""
+    """A store, the ids of its versions, and the file that each was captured from."""
 
     store: Store
     ids: list[str]
     sources: list[Path]
 
-    def image(self, number: int) -> Image:
-        image: Image = self.store.open_image(self.ids[number])
+    def image(self, index: int) -> Image:
+        image: Image = self.store.open_image(self.ids[index])
         return image
 
-    def copied(self, folder: Path) -> Case:
-        """The same in another folder, to be changed."""
-        shutil.copytree(self.store.path.parent, folder)
-        store = Store.open(folder / "store", key_file=folder / "key")
-        return Case(store, self.ids, [folder / source.name for source in self.sources])
+    def copied(self, directory: Path) -> Case:
+        """A copy in another directory, which a test may change."""
+        shutil.copytree(self.store.path.parent, directory)
+        store = Store.open(directory / "store", key_file=directory / "key")
+        return Case(store, self.ids, [directory / source.name for source in self.sources])
 
-    def content(self, number: int) -> bytes:
-        return self.sources[number].read_bytes()
+    def content(self, index: int) -> bytes:
+        return self.sources[index].read_bytes()
 
 
-def make_case(folder: Path, *, page_size: int = 4096, store_page_size: int = 4096, compressions: tuple[str, ...] = ("lzo", "none", "lz4"),
-              tags: dict[str, str] | None = None, architecture: str = "x86", pages: int = 1200) -> Case:  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    store = Store.create(folder / "store", durability="none", key_file=folder / "key", page_size=store_page_size)
+def make_case(
+    directory: Path, *, page_size: int = 4096, store_page_size: int = 4096, compressions: tuple[str, ...] = ("lzo", "none", "lz4"),
+    tags: dict[str, str] | None = None, architecture: str = "x86", pages: int = 1200,
+) -> Case:  # fmt: skip
+    directory.mkdir(exist_ok=True)
+    store = Store.create(directory / "store", durability="none", key_file=directory / "key", page_size=store_page_size)
     ids, sources = [], []
-    for number, compression in enumerate(compressions):
-        encoded = encode(machine(page_size, architecture, pages, seed=number), page_size, architecture, compression, scattered=number)
+    for index, compression in enumerate(compressions):
+        encoded = encode(machine(page_size, architecture, pages, seed=index), page_size, architecture, compression, scattered=index)
         if architecture == "x86":
             where = encoded.stream[0] * page_size + 32
             encoded.device[where : where + 8] = struct.pack("<Q", E820)
-        source = folder / f"v{number}"
+        source = directory / f"v{index}"
         source.write_bytes(encoded.device.ljust(SIZE, b"\0"))
         version = store.put(str(source), Label("m", kind="hibernation", tags=tags or {}))
         ids.append(version.id)
@@ -74,13 +76,13 @@ def signature(device: bytes, page_size: int = 4096) -> bytes:
 
 
 def unarmed(device: bytes, page_size: int = 4096) -> bytes:
-    """What a device has to hold when an image was staged on it."""
+    """The expected content of a device on which an image was staged."""
     return device[: page_size - 10] + b"SWAPSPACE2" + device[page_size:]
 
 
-def differing(one: bytes, other: bytes, page_size: int = 4096) -> int:
+def differing(device: bytes, other: bytes, page_size: int = 4096) -> int:
     """How many pages of two devices differ."""
-    return int((np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8)).reshape(-1, page_size).any(axis=1).sum())
+    return int((np.frombuffer(device, np.uint8) != np.frombuffer(other, np.uint8)).reshape(-1, page_size).any(axis=1).sum())
 
 
 def make_machine(root: Path, memory_pages: int, **files: str) -> Path:
@@ -94,9 +96,9 @@ def make_machine(root: Path, memory_pages: int, **files: str) -> Path:
         "sys/kernel/security/lockdown": "[none] integrity confidentiality\n",
         "lib/modules/6.12.7-amd64/modules.builtin": "kernel/crypto/lzo.ko\nkernel/drivers/virtio/virtio-pci.ko\n",
     }  # fmt: skip
-    for number, (start, length, _type, name) in enumerate(ENTRIES):
+    for index, (start, length, _type, name) in enumerate(ENTRIES):
         for field, value in (("start", f"{start:#x}"), ("end", f"{start + length - 1:#x}"), ("type", name)):
-            content[f"sys/firmware/memmap/{number}/{field}"] = value + "\n"
+            content[f"sys/firmware/memmap/{index}/{field}"] = value + "\n"
     content |= {path.replace("__", "/"): text for path, text in files.items()}
     for path, text in content.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The signature is set only on what the store has, once, and not in spite of preflight; it comes off again; and nothing that
-happens on the way leaves a device that the kernel would resume wrongly."""
+"""Arm sets the signature only on a copy that equals the store's, once, and after preflight; disarm removes it; and no failure on
+the way leaves a device that the kernel would resume wrongly."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def device(case: Case, tmp_path: Path) -> Path:
     return path
 
 
-def put_on(case: Case, path: Path, number: int, force: bool = False) -> None:
-    done = stage(case.image(number), path, force=force)
-    case.store.record([case.ids[number]], "staged", device=done.device)
+def put_on(case: Case, path: Path, index: int, force: bool = False) -> None:
+    done = stage(case.image(index), path, force=force)
+    case.store.record([case.ids[index]], "staged", device=done.device)
 
 
 def arm_it(case: Case, device: Path, *force: str, reference: str = "") -> ArmResult:
@@ -112,7 +112,7 @@ def test_flipped_bit_in_the_staged_copy(case: Case, device: Path, where: int) ->
     content = device.read_bytes()
     write(device, where, bytes([content[where] ^ 0x10]))
     kind = Refused if where < 4096 else Damaged
-    with pytest.raises(kind, match="another image" if where < 4096 else f"data at {where // 4096 * 4096:#x} is not what was staged"):
+    with pytest.raises(kind, match="another image" if where < 4096 else f"{where // 4096 * 4096:#x} differs from the staged version"):
         arm_it(case, device)
     assert signature(device.read_bytes()) == b"SWAPSPACE2"
     assert case.store.state_log.state(case.ids[0]) == "staged"
@@ -246,7 +246,7 @@ def test_disarm_noted_is_no_use(case: Case, device: Path) -> None:
     assert main(["disarm", str(device), "--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key")]) == 0
     assert case.store.state_log.state(case.ids[0]) == "staged"
     assert arm_it(case, device).changed
-    assert main(["disarm", str(device)]) == 0  # without a store nobody can note it
+    assert main(["disarm", str(device)]) == 0  # not recorded without a store
     with pytest.raises(Refused, match="already_used"):
         arm_it(case, device)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Preflight refuses what the kernel would refuse, and what would destroy a filesystem; each reason by its code, and nothing
-without one. Machines are recorded trees of /proc and /sys; filesystems are made by their own tools."""
+"""Preflight refuses images that the kernel would refuse and those that would destroy a filesystem, each with its code, and no
+others. Machines are recorded trees of /proc and /sys; filesystems are made by their own tools."""
 
 from __future__ import annotations
 
@@ -46,30 +46,30 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return make_case(tmp_path_factory.mktemp("preflight") / "case", tags=READ_ONLY)
 
 
-def memory_of(case: Case, number: int) -> int:
-    with HibernationImage(case.image(number)) as image:
+def memory_of(case: Case, index: int) -> int:
+    with HibernationImage(case.image(index)) as image:
         return image.info.memory
 
 
-def checked(case: Case, number: int, root: Path, **more: object) -> Report:
-    return preflight(case.store, case.image(number), TargetMachine(Machine(root), **more))  # type: ignore[arg-type]
+def checked(case: Case, index: int, root: Path, **more: object) -> Report:
+    return preflight(case.store, case.image(index), TargetMachine(Machine(root), **more))  # type: ignore[arg-type]
 
 
 def codes(report: Report) -> list[str]:
-    assert all(one.message and one.remedy for one in report.refusals)
-    return [one.code for one in report.refusals]
+    assert all(finding.message and finding.remedy for finding in report.refusals)
+    return [finding.code for finding in report.refusals]
 
 
-def same_machine(case: Case, number: int, root: Path, **files: str) -> Path:
-    return make_machine(root, memory_of(case, number), **files)
+def same_machine(case: Case, index: int, root: Path, **files: str) -> Path:
+    return make_machine(root, memory_of(case, index), **files)
 
 
 # the machine ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [LZO, PLAIN])
-def test_the_same_machine_accepts(case: Case, tmp_path: Path, number: int) -> None:
-    assert checked(case, number, same_machine(case, number, tmp_path)) == Report(case.ids[number], (), ())
+@pytest.mark.parametrize("index", [LZO, PLAIN])
+def test_the_same_machine_accepts(case: Case, tmp_path: Path, index: int) -> None:
+    assert checked(case, index, same_machine(case, index, tmp_path)) == Report(case.ids[index], (), ())
 
 
 REFUSED = {
@@ -105,7 +105,7 @@ def test_what_a_machine_does_not_tell_is_said(case: Case, tmp_path: Path, path: 
     root = same_machine(case, PLAIN, tmp_path)
     shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
     report = checked(case, PLAIN, root)
-    assert report.refusals == () and code in [one.code for one in report.not_checked]
+    assert report.refusals == () and code in [finding.code for finding in report.not_checked]
 
 
 def test_kernels_of_other_architectures_have_to_be_the_same(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_this_machine_is_read() -> None:
 
 def test_lz4_at_hand(case: Case, tmp_path: Path) -> None:
     root = same_machine(case, LZ4, tmp_path)
-    assert "compression" in [one.code for one in checked(case, LZ4, root).not_checked]  # there is no initramfs to look at
+    assert "compression" in [finding.code for finding in checked(case, LZ4, root).not_checked]  # there is no initramfs to look at
     (root / "boot").mkdir()
     initramfs = root / "boot/initrd.img-6.12.7-amd64"
     initramfs.write_bytes(gzip.compress(cpio(dict(list(MODULES.items())[1:]))))
@@ -162,13 +162,13 @@ def test_lz4_at_hand(case: Case, tmp_path: Path) -> None:
 def test_drivers_in_the_initramfs(case: Case, tmp_path: Path, loop: Path) -> None:
     root = same_machine(case, PLAIN, tmp_path / "root")
     device = root / f"sys/devices/ndbus0/region0/namespace0.0/block/{loop.name}"
-    for folder, module in (("ndbus0", "nfit"), ("ndbus0/region0/namespace0.0", "nd_pmem")):
+    for directory, module in (("ndbus0", "nfit"), ("ndbus0/region0/namespace0.0", "nd_pmem")):
         (root / f"sys/module/{module}").mkdir(parents=True)
         driver = root / f"sys/bus/nd/drivers/{module}"
         driver.mkdir(parents=True)
         (driver / "module").symlink_to(root / f"sys/module/{module}")
-        (root / "sys/devices" / folder).mkdir(parents=True, exist_ok=True)
-        (root / "sys/devices" / folder / "driver").symlink_to(driver)
+        (root / "sys/devices" / directory).mkdir(parents=True, exist_ok=True)
+        (root / "sys/devices" / directory / "driver").symlink_to(driver)
     device.mkdir(parents=True)
     (root / "sys/class/block").mkdir(parents=True)
     (root / "sys/class/block" / loop.name).symlink_to(device)
@@ -214,7 +214,7 @@ def described(case: Case, image: Image) -> dict[str, Any]:
 
 
 def test_kernel_checksum_and_description(case: Case) -> None:
-    assert [KIND.checksum(case.image(number), SILENT) for number in (LZO, PLAIN, LZ4)] == ["right", "none", "right"]
+    assert [KIND.checksum(case.image(index), SILENT) for index in (LZO, PLAIN, LZ4)] == ["right", "none", "right"]
     found = described(case, case.image(LZO))
     assert found and (found["kernel"], found["host"], found["crc"]) == ("6.12.7-test", "web01", "not checked")
     options = ["--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key")]
@@ -295,7 +295,7 @@ def test_only_the_log_has_changed(case: Case, tmp_path: Path, kind: str) -> None
     after = filesystem_state.tags_of_disks([disk])
     (key,) = set(before) - {filesystem_state.SOURCE_TAG}
     changed = [old for old, new in zip(before[key].split(), after[key].split(), strict=True) if old != new]
-    assert [one.partition("=")[0] for one in changed] == ["log"]
+    assert [field.partition("=")[0] for field in changed] == ["log"]
 
 
 def test_journal_in_many_extents(tmp_path: Path) -> None:
@@ -314,24 +314,24 @@ def test_journal_in_many_extents(tmp_path: Path) -> None:
 @needs_root
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_mounted_and_written_to_by_the_kernel(tmp_path: Path, kind: str) -> None:
-    disk, folder = make(kind, tmp_path / "disk"), tmp_path / "mounted"
-    folder.mkdir()
-    run("mount", "-o", "loop,ro" + {"ext4": ",noload", "xfs": ",norecovery"}.get(kind, ""), disk, folder)
+    disk, directory = make(kind, tmp_path / "disk"), tmp_path / "mounted"
+    directory.mkdir()
+    run("mount", "-o", "loop,ro" + {"ext4": ",noload", "xfs": ",norecovery"}.get(kind, ""), disk, directory)
     try:
         states = [filesystem_state.tags_of_disks([disk])]
-        run("umount", folder)
+        run("umount", directory)
         until = time.monotonic() + 30
         while run("losetup", "--associated", disk):  # a loop device that is not gone yet would be used again, read-only
             assert time.monotonic() < until
             time.sleep(0.05)
         assert filesystem_state.tags_of_disks([disk]) == states[0], "mounted read-only, it is as it was"
-        run("mount", "-o", "loop", disk, folder)
+        run("mount", "-o", "loop", disk, directory)
         for name in ("a", "b"):
-            (folder / name).write_text("x")
-            run("sync", "-f", folder)
+            (directory / name).write_text("x")
+            run("sync", "-f", directory)
             states.append(filesystem_state.tags_of_disks([disk]))
     finally:
-        run("umount", folder)
+        run("umount", directory)
     assert len({str(state) for state in states}) == 3
 
 
@@ -346,8 +346,8 @@ def test_disk_with_partitions(case: Case, tmp_path: Path) -> None:
             with open(path, "wb") as file:
                 file.truncate(10 << 20)
             run(tool, path)
-        for number, part in enumerate((filesystem, swap, other)):
-            begin = json.loads(run("sfdisk", "--json", disk))["partitiontable"]["partitions"][number]["start"] * 512
+        for index, part in enumerate((filesystem, swap, other)):
+            begin = json.loads(run("sfdisk", "--json", disk))["partitiontable"]["partitions"][index]["start"] * 512
             write(disk, begin, part.read_bytes())
         tags = filesystem_state.tags_of_disks([disk])
         assert tags[f"fs.{uuid_of(filesystem)}"].startswith("ext4 mounts=0")
@@ -372,11 +372,11 @@ def test_filesystem_state_that_was_not_recorded(case: Case, tmp_path: Path) -> N
 def machine_with_disks(case: Case, root: Path, disks: dict[str, Path], mounts: list[str]) -> Machine:
     files = {"proc__1__mountinfo": "".join(line + "\n" for line in mounts)}
     same_machine(case, PLAIN, root, **files)
-    for number, (name, disk) in enumerate(disks.items()):
-        for folder in (f"sys/class/block/{name}", f"sys/dev/block/254:{number}"):
-            (root / folder).mkdir(parents=True)
-            (root / folder / "uevent").write_text(f"MAJOR=254\nMINOR={number}\nDEVNAME={name}\n")
-            (root / folder / "size").write_text(f"{disk.stat().st_size // 512}\n")
+    for index, (name, disk) in enumerate(disks.items()):
+        for directory in (f"sys/class/block/{name}", f"sys/dev/block/254:{index}"):
+            (root / directory).mkdir(parents=True)
+            (root / directory / "uevent").write_text(f"MAJOR=254\nMINOR={index}\nDEVNAME={name}\n")
+            (root / directory / "size").write_text(f"{disk.stat().st_size // 512}\n")
         (root / "dev").mkdir(exist_ok=True)
         disk.rename(root / "dev" / name)
     return Machine(root)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A stored hibernation image comes back onto a device as it was captured, not armed; whatever happens on the way, the device
-is as it was, an empty swap area, or whole; and nothing that matters is written over."""
+"""Stage writes a hibernation image to a device as it was captured, not armed; after any failure the device holds its former
+contents, an empty swap area, or the whole image; and data is not overwritten without force."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def write(path: Path, at: int, content: bytes) -> None:
 # what is on the device afterwards -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_what_was_captured_comes_back_unarmed(case: Case, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_what_was_captured_comes_back_unarmed(case: Case, tmp_path: Path, index: int) -> None:
     device = blank(tmp_path / "device")
-    done = stage(case.image(number), device)
+    done = stage(case.image(index), device)
     content = device.read_bytes()
-    assert content[:SIZE] == unarmed(case.content(number)) and not any(content[SIZE:])
+    assert content[:SIZE] == unarmed(case.content(index)) and not any(content[SIZE:])
     assert (done.held, done.uuid_before, done.device) == ("nothing", None, str(device))
 
 
@@ -66,9 +66,9 @@ def test_pages_of_other_sizes(tmp_path: Path, page_size: int, store_page_size: i
         tmp_path / "c", page_size=page_size, store_page_size=store_page_size, architecture="arm64", pages=60, compressions=("lzo", "none")
     )  # fmt: skip
     device = blank(tmp_path / "device")
-    for number in (0, 1, 0):
-        stage(small.image(number), device)
-        assert device.read_bytes()[:SIZE] == unarmed(small.content(number), page_size)
+    for index in (0, 1, 0):
+        stage(small.image(index), device)
+        assert device.read_bytes()[:SIZE] == unarmed(small.content(index), page_size)
 
 
 def test_only_what_differs_is_written(case: Case, tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_no_device(case: Case, tmp_path: Path) -> None:
 
 def test_no_hibernation_image(tmp_path: Path) -> None:
     with Store.create(tmp_path / "store", durability="none", key_file=tmp_path / "key") as store:
-        (tmp_path / "folder").mkdir()
-        for name in ("a", "folder/b", "folder/c"):
+        (tmp_path / "directory").mkdir()
+        for name in ("a", "directory/b", "directory/c"):
             (tmp_path / name).write_bytes(os.urandom(8192))
-        for source in ("a", "folder"):
+        for source in ("a", "directory"):
             version = store.put(str(tmp_path / source), Label("m", kind="hibernation"))
             with pytest.raises(NotFound, match="hibernation image"):
                 stage(store.open_image(version.id), blank(tmp_path / "device"))
@@ -184,14 +184,14 @@ def test_devices_in_use(case: Case, loop: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="behind a loop device"):
         stage(case.image(0), tmp_path / "disk", force=True)
     filesystem(loop)
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-    subprocess.run(["mount", loop, folder], check=True)
+    directory = tmp_path / "mounted"
+    directory.mkdir()
+    subprocess.run(["mount", loop, directory], check=True)
     try:
         with pytest.raises(Refused, match="busy"):
             stage(case.image(0), loop, force=True)
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", directory], check=True)
 
 
 @needs_root
@@ -272,13 +272,13 @@ class Recorded:
     def after_cut(self, before: bytes, at: int, chance: random.Random) -> bytes:
         """The device if the power goes after ``at`` entries: of what was not synced, any sectors are there, others not."""
         device = bytearray(before)
-        synced = max((number for number in range(at) if self.log[number] is None), default=-1)
-        for number in range(at):
-            entry = self.log[number]
+        synced = max((index for index in range(at) if self.log[index] is None), default=-1)
+        for index in range(at):
+            entry = self.log[index]
             if entry is None:
                 continue
             offset, content = entry
-            if number < synced:
+            if index < synced:
                 device[offset : offset + len(content)] = content
                 continue
             share = chance.choice((0.0, 0.5, 1.0))
@@ -300,8 +300,8 @@ def test_power_cut_loses_any_writes_that_were_not_synced(
     stage(case.image(0), device, force=True)
     assert device.read_bytes() == whole and recorded.log.count(None) >= 3
     chance = random.Random(7)
-    barriers = [number for number, entry in enumerate(recorded.log) if entry is None]
-    moments = {*barriers, *(number + 1 for number in barriers), *chance.sample(range(len(recorded.log)), min(40, len(recorded.log)))}
+    barriers = [index for index, entry in enumerate(recorded.log) if entry is None]
+    moments = {*barriers, *(index + 1 for index in barriers), *chance.sample(range(len(recorded.log)), min(40, len(recorded.log)))}
     for moment in sorted(moments):
         check_after_cut(recorded.after_cut(before, moment, chance), before, whole)
     assert recorded.after_cut(before, len(recorded.log), chance) == whole
