@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import subprocess
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,3 +117,23 @@ def cpio(files: dict[str, bytes]) -> bytes:
         out += b"\0" * (-len(out) % 4) + content
         out += b"\0" * (-len(out) % 4)
     return out
+
+
+def run(*command: object, input: str | None = None) -> str:
+    """What a command prints. Raises if it fails."""
+    return subprocess.run([str(word) for word in command], input=input, capture_output=True, text=True, check=True).stdout
+
+
+def make_filesystem(kind: str, path: Path) -> Path:
+    """A file with an empty filesystem, made by mkfs."""
+    size = {"xfs": 320, "btrfs": 120}.get(kind, 40) << 20
+    with open(path, "wb") as file:
+        file.truncate(size)
+    options = {"ext4": ["-q", "-F", "-O", "^resize_inode"], "xfs": ["-q", "-f"], "btrfs": ["-q"], "vfat": ["-F", "32"], "f2fs": []}[kind]
+    run(f"mkfs.{kind}", *options, path)
+    return path
+
+
+def uuid_of(path: Path) -> str:
+    """As blkid shows it."""
+    return run("blkid", "-p", "-s", "UUID", "-o", "value", path).strip()
