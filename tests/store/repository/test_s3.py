@@ -235,7 +235,7 @@ def test_every_verb(place: str, tmp_path: Path) -> None:
     assert (diff["added"], diff["changed"], diff["gone"]) == (0, 100, 0)
     assert run(place, "select", "--machine", "m", "--json").json["id"] == ids[1]
     assert "resume offset" in run(place, "inspect", ids[1]).err  # it was read, and is no hibernation image
-    assert "no hibernation image" in run(place, "stage", ids[1], str(tmp_path / "device")).err
+    assert "not a hibernation image" in run(place, "stage", ids[1], str(tmp_path / "device")).err
     assert run(place, "report", ids[1], "resumed").code == 0
     assert run(place, "show", ids[1], "--json").json["state"] == "resumed"
     assert run(place, "show", "ffff").code == 3
