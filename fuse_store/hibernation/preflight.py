@@ -180,7 +180,7 @@ def _architecture(context: PreflightContext) -> Problem | None:
     machine = reported(context.machine.architecture, "architecture of the machine")
     needed = UNAME_MACHINES.get(info.architecture) or info.record["machine"]
     if needed != machine:
-        return Problem(f"the image is of a machine of {needed}, and this machine is {machine}.", "Choose a version of this machine.")
+        return Problem(f"the image needs {needed}, and this machine is {machine}.", "Choose a version of this machine.")
     page_size, needed_size = context.machine.page_size, context.image.page_size
     if page_size in (None, needed_size):
         return None

@@ -147,7 +147,7 @@ def stable_name(path: Path) -> str:
 class DeviceContents:
     """``description`` is for messages. ``armed``: a kernel would resume the image. ``replaceable``: a swap area, an image that
     is not armed, or nothing, so that another image may be staged without force. ``header`` is that of an image; ``swap_page``
-    is the header page with the signature of the swap area, not armed; None where there is none."""
+    is the header page of the swap area with its own signature, not armed, if known."""
 
     description: str
     armed: bool = False
