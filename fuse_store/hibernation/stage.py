@@ -58,9 +58,8 @@ def stage(image: Image, device: Path | str, *, force: bool = False, progress: Pr
             )
         contents = contents_of(target)
         if not contents.replaceable and not force:
-            remedy = "Resume or disarm the image first, or overwrite it with --force."
-            remedy = remedy if contents.armed else "Choose another device, or overwrite the data with --force."
-            raise Refused(f"device {device}", f"contains {contents.description}.", remedy)
+            first = "Resume or disarm the image first" if contents.armed else "Choose another device"
+            raise Refused(f"device {device}", f"contains {contents.description}.", f"{first}, or overwrite the data with --force.")
         before = contents.swap_page
         empty = _without_image(before if before is not None and len(before) >= header.page_size else header.block)
         try:
