@@ -174,7 +174,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import tri
 def main():
     module = AnsibleModule(
         argument_spec={
-            "condition": {"type": "str", "choices": ["schedule", "idle", "battery", "ups", "power_key"]},
+            "condition": {"type": "str", "choices": list(triggers.CONDITIONS)},
             "name": {"type": "str"},
             "schedule": {"type": "str"},
             "idle": {"type": "str"},
@@ -190,7 +190,7 @@ def main():
     present = options.pop("state") == "present"
     host = Host.of(module)
     name = options["name"] or options["condition"]
-    names = [name] if name else triggers.names(host)
+    names = [name] if name else triggers.installed(host)
     outcomes = []
     try:
         for each in names:

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import triggers
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers import SCRIPT, Trigger, apply
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers import Trigger, apply, installed, units
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.script import SCRIPT, SCRIPT_TEXT
 
 SERVICE = "/etc/systemd/system/nvm-fastboot-%s.service"
 TIMER = "/etc/systemd/system/nvm-fastboot-%s.timer"
@@ -251,7 +251,7 @@ class Script:
     def __init__(self, folder):
         self.folder = folder
         self.path = folder / "trigger"
-        self.path.write_text(triggers.SCRIPT_TEXT)
+        self.path.write_text(SCRIPT_TEXT)
         (folder / "bin").mkdir()
 
     def tool(self, name, body):
@@ -314,7 +314,7 @@ def test_not_after_a_resume(script, tool, body):
     assert "hibernating" in script.said
     script.tool(tool, body)
     assert script("battery", "10") == 1
-    assert "just been asleep" in script.said
+    assert "has just resumed" in script.said
 
 
 @pytest.mark.parametrize("inhibited, code", [('"shutdown:sleep"', 1), ('"sleep"', 1), ('"idle"', 0), ('""', 0)])
@@ -413,11 +413,11 @@ def test_a_condition_that_is_none_is_an_error(script):
 
 
 def test_the_names_of_what_is_there(host, plant):
-    assert triggers.names(host) == []
+    assert installed(host) == []
     plant({
-        triggers.service_path("night"): "",
-        triggers.timer_path("night"): "",
-        triggers.drop_in_path("power_key"): "",
+        units.service_path("night"): "",
+        units.timer_path("night"): "",
+        units.drop_in_path("power_key"): "",
         "/etc/systemd/system/other.service": "",
     })
-    assert triggers.names(host) == ["night", "power_key"]
+    assert installed(host) == ["night", "power_key"]
