@@ -217,12 +217,12 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import refuse
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import hibernation
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import options, steps
 
 
 def main():
     module = AnsibleModule(
-        argument_spec={**hibernation.OPTIONS, **hibernation.STEP_OPTIONS},
+        argument_spec={**options.OPTIONS, **options.STEP_OPTIONS},
         required_if=[
             ("step", "prepare", ["token"]),
             ("step", "start", ["token"]),
@@ -240,7 +240,7 @@ def main():
     host = Host.of(module)
     try:
         if given["step"] == "prepare":
-            answer = hibernation.prepare(
+            answer = steps.prepare(
                 host,
                 given["device"],
                 given["token"],
@@ -249,10 +249,10 @@ def main():
                 module.check_mode,
             )
         elif given["step"] == "start":
-            hibernation.start(host, given["token"], given["ignore_inhibitors"])
+            steps.start(host, given["token"], given["ignore_inhibitors"])
             answer = {"changed": True}
         else:
-            answer = hibernation.check(host, given["device"], given["token"], given["marker"])
+            answer = steps.check(host, given["device"], given["token"], given["marker"])
     except Refused as refused:
         refuse(module, refused)
     module.exit_json(**dict({"changed": False}, **answer))

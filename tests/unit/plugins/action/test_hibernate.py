@@ -15,7 +15,9 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.connection import ConnectionBase
 
 from ansible_collections.nvm.fastboot.plugins.action import hibernate
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import hibernation
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import follow, status, wake
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import options as hibernate_options
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.alarm import Unanswered, bounded
 
 BOOT = "7d0d1a5c-2c0f-4a3e-9a2b-3f1b1c1f8b1e"
 OTHER_BOOT = "11111111-2222-4333-8444-555555555555"
@@ -27,7 +29,7 @@ PENDING = {
     "state": "pending",
     "verdict": "",
     "code": "in_progress",
-    "message": "The hibernation is still under way.",
+    "message": "The hibernation is still in progress.",
     "remedy": "",
 }
 
@@ -48,7 +50,7 @@ def ended(verdict, code=None, message="", remedy="", boot_id=BOOT, slept=20.0, b
 
 RESUMED = ended("resumed")
 COLD = ended(
-    "cold_booted", "no_image_found", "The machine booted afresh.", "Run nvm_info.", OTHER_BOOT, None, [BLOCKER]
+    "cold_booted", "no_image_found", "The machine booted without resuming.", "Run nvm_info.", OTHER_BOOT, None, [BLOCKER]
 )
 WRITE_FAILED = ended(
     "never_slept", "write_failed", "The machine did not hibernate: Write-error.", "Check the device.", slept=1.0
@@ -79,7 +81,7 @@ class Connection:
 class Machine:
     """C(timetable) is a list of (seconds since the start, mode); a mode is one of
 
-    C(up), C(ended) (systemd says it is over), C(afresh) (another boot), C(dead) (no connection), C(silent) (the
+    C(up), C(ended) (systemd says it is over), C(new) (another boot), C(dead) (no connection), C(silent) (the
     connection stands and nothing comes back). C(checks) are what the check step answers in turn; the last one stays.
     """
 
@@ -110,23 +112,23 @@ class Machine:
             self.now += 1
             raise AnsibleConnectionFailure("ssh: connect to host port 22: Connection refused")
         if self.mode() == "silent":
-            raise hibernate.Unanswered("no answer")
+            raise Unanswered("no answer")
 
     def low_level(self, command, sudoable=True):
         self.reach()
         if command.startswith("rm"):
             return {"rc": 0, "stdout": ""}
-        assert command == hibernation.status_command(self.token) and not sudoable
-        over = self.mode() in ("ended", "afresh")
+        assert command == status.status_command(self.token) and not sudoable
+        over = self.mode() in ("ended", "new")
         return {
             "rc": 0,
             "stdout": "%s\nId=%s\nActiveState=%s\nInvocationID=%s\n\nId=%s\nActiveState=active\nSubState=exited\n"
             % (
-                OTHER_BOOT if self.mode() == "afresh" else BOOT,
-                hibernation.SERVICE,
+                OTHER_BOOT if self.mode() == "new" else BOOT,
+                status.SERVICE,
                 "inactive" if over else "activating",
                 "new" if over else "old",
-                hibernation.unit_name(self.token),
+                status.unit_name(self.token),
             ),
         }
 
@@ -179,11 +181,11 @@ def act(monkeypatch, tmp_path):
         monkeypatch.setattr(plugin, "_execute_module", machine.module)
         monkeypatch.setattr(plugin, "_low_level_execute_command", machine.low_level)
         monkeypatch.setattr(plugin, "_remove_tmp_path", lambda path: machine.low_level("rm " + path))
-        monkeypatch.setattr(
-            hibernate,
-            "time",
-            SimpleNamespace(monotonic=lambda: machine.now, sleep=lambda s: setattr(machine, "now", machine.now + s)),
+        clock = SimpleNamespace(
+            monotonic=lambda: machine.now, sleep=lambda seconds: setattr(machine, "now", machine.now + seconds)
         )
+        for module in (hibernate, follow, wake):
+            monkeypatch.setattr(module, "time", clock)
         return plugin.run(task_vars={})
 
     return _act
@@ -201,7 +203,7 @@ def button(monkeypatch):
             pid = 1
 
             def __init__(self, command, **options):
-                assert options["stdin"] == hibernate.subprocess.DEVNULL and options["start_new_session"]
+                assert options["stdin"] == wake.subprocess.DEVNULL and options["start_new_session"]
                 pressed.append((command, machine.now - machine.told))
                 options["stdout"].write(b"no carrier")
 
@@ -211,7 +213,7 @@ def button(monkeypatch):
                     machine.wakes(after)
                 return code
 
-        monkeypatch.setattr(hibernate.subprocess, "Popen", Process)
+        monkeypatch.setattr(wake.subprocess, "Popen", Process)
         return pressed
 
     return _button
@@ -230,8 +232,8 @@ def button(monkeypatch):
         pytest.param(
             [(4, "dead"), (30, "up")], [PENDING, PENDING, RESUMED], "resumed", "resumed", id="resumed, slow hooks"
         ),
-        pytest.param([(4, "dead"), (30, "afresh")], [COLD], "cold_booted", "no_image_found", id="cold boot"),
-        pytest.param([(4, "afresh")], [COLD], "cold_booted", "no_image_found", id="cold boot too quick to be seen"),
+        pytest.param([(4, "dead"), (30, "new")], [COLD], "cold_booted", "no_image_found", id="cold boot"),
+        pytest.param([(4, "new")], [COLD], "cold_booted", "no_image_found", id="cold boot too quick to be seen"),
         pytest.param([(2, "ended")], [RESUMED], "resumed", "resumed", id="slept too shortly to be seen"),
         pytest.param([(2, "ended")], [WRITE_FAILED], "never_slept", "write_failed", id="failed at once"),
         pytest.param(
@@ -248,14 +250,14 @@ def button(monkeypatch):
             id="the network hiccups first",
         ),
         pytest.param(
-            [(4, "dead"), (30, "afresh")],
+            [(4, "dead"), (30, "new")],
             [AnsibleConnectionFailure("booting"), COLD],
             "cold_booted",
             "no_image_found",
             id="connection lost during the check",
         ),
         pytest.param(
-            [(4, "dead"), (30, "afresh")],
+            [(4, "dead"), (30, "new")],
             [{"failed": True, "msg": "no python"}],
             "cold_booted",
             "no_evidence",
@@ -322,7 +324,7 @@ def test_a_machine_that_hiccuped_is_woken_again_once_it_is_really_down(act, butt
             return 0
 
     button(machine, [0])
-    hibernate.subprocess.Popen = Process  # undone by the fixture
+    wake.subprocess.Popen = Process  # undone by the fixture
     assert act(machine, wake_command="press")["verdict"] == "resumed"
     assert len(pressed) == 2
 
@@ -376,7 +378,7 @@ def test_options_reach_the_steps(act):
     )
     assert start["ignore_inhibitors"] is True and check["device"] == "/dev/NVM_B"
     assert len({step["token"] for step in machine.steps}) == 1
-    assert set(prepare) | set(start) | set(check) <= set(hibernation.OPTIONS) | set(hibernation.STEP_OPTIONS)
+    assert set(prepare) | set(start) | set(check) <= set(hibernate_options.OPTIONS) | set(hibernate_options.STEP_OPTIONS)
 
 
 def test_a_preparation_that_fails(act):
@@ -467,7 +469,7 @@ def test_a_connection_without_such_options():
 
 def test_a_hanging_call_is_ended():
     began = time.monotonic()
-    with pytest.raises(hibernate.Unanswered), hibernate._bounded(0.1):
+    with pytest.raises(Unanswered), bounded(0.1):
         time.sleep(30)
     assert time.monotonic() - began < 5
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -480,12 +482,12 @@ def test_the_alarm_of_a_task_survives():
     before = signal.signal(signal.SIGALRM, theirs)
     try:
         signal.alarm(20)
-        with hibernate._bounded(5):
+        with bounded(5):
             pass
         assert 15 < signal.getitimer(signal.ITIMER_REAL)[0] <= 20
         assert signal.getsignal(signal.SIGALRM) is theirs
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(TimeoutError), hibernate._bounded(10):  # theirs comes first
+        with pytest.raises(TimeoutError), bounded(10):  # theirs comes first
             time.sleep(30)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -493,7 +495,7 @@ def test_the_alarm_of_a_task_survives():
 
 
 @pytest.mark.parametrize(
-    ("command", "succeeds", "said"),
+    ("command", "succeeds", "output"),
     [
         ("echo pressed; exit 0", True, "exit code 0: pressed"),
         (["sh", "-c", "echo stuck >&2; exit 4"], False, "exit code 4: stuck"),
@@ -502,13 +504,13 @@ def test_the_alarm_of_a_task_survives():
         (["/nonexistent"], False, "No such file"),
     ],
 )
-def test_wake_command(tmp_path, command, succeeds, said):
-    wake = hibernate._Wake(command, 5, str(tmp_path))
-    assert not wake.is_due(time.monotonic())
-    wake.arm(0)
-    assert wake.is_due(time.monotonic())
+def test_wake_command(tmp_path, command, succeeds, output):
+    command = wake.WakeCommand(command, 5, str(tmp_path))
+    assert not command.is_due(time.monotonic())
+    command.arm(0)
+    assert command.is_due(time.monotonic())
     began = time.monotonic()
-    assert wake.run(0.5) is succeeds
+    assert command.run(0.5) is succeeds
     assert time.monotonic() - began < 10
-    assert said in wake.said
-    assert not wake.is_due(time.monotonic())
+    assert output in command.output
+    assert not command.is_due(time.monotonic())

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import hibernation
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import observation, status, steps
 
 BOOT = "7d0d1a5c-2c0f-4a3e-9a2b-3f1b1c1f8b1e"
 OTHER_BOOT = "11111111-2222-4333-8444-555555555555"
@@ -106,19 +106,19 @@ def ready(monkeypatch):
     def blockers(host, device, skip=(), **more):
         return [blocker for blocker in found if blocker["code"] not in skip]
 
-    monkeypatch.setattr(hibernation, "find_blockers", blockers)
+    monkeypatch.setattr(steps, "find_blockers", blockers)
     return found
 
 
 def check(host, plant, transcript, log, units, clock, boot=BOOT, token=TOKEN, old=()):
-    files = {hibernation.BOOT_ID: boot + "\n", "/dev/kmsg": kmsg(old, 690) + kmsg(log)}
+    files = {status.BOOT_ID: boot + "\n", "/dev/kmsg": kmsg(old, 690) + kmsg(log)}
     if token is not None:
-        files[hibernation.marker_path(TOKEN)] = json.dumps(dict(MARKER, token=token)) + "\n"
+        files[status.marker_path(TOKEN)] = json.dumps(dict(MARKER, token=token)) + "\n"
     plant(files)
     transcript.record(SHOW, units)
     transcript.record("systemctl stop " + UNIT)
     transcript.record("systemctl reset-failed " + UNIT)
-    return hibernation.check(host, "/dev/NVM_SWAP", TOKEN, MARKER, clock=clock, sleep=clock.sleep)
+    return steps.check(host, "/dev/NVM_SWAP", TOKEN, MARKER, clock=clock, sleep=clock.sleep)
 
 
 JOURNAL = (
@@ -219,7 +219,7 @@ def test_verdict_on_the_same_boot(host, plant, transcript, log, units, slept, st
     assert (answer["state"], answer["verdict"], answer["code"]) == (state, verdict, code)
     assert answer["boot_id"] == BOOT
     assert answer["slept"] == slept
-    assert host.exists(hibernation.marker_path(TOKEN)) is (state == "pending")
+    assert host.exists(status.marker_path(TOKEN)) is (state == "pending")
 
 
 def test_a_log_from_before_the_marker_proves_nothing(host, plant, transcript):
@@ -230,11 +230,11 @@ def test_a_log_from_before_the_marker_proves_nothing(host, plant, transcript):
 
 def test_what_user_space_writes_into_the_kernel_log_proves_nothing(host, plant):
     plant({"/dev/kmsg": kmsg(["PM: hibernation: Creating image:"], facility=3) + kmsg(["x"], 702)})
-    assert hibernation.kernel_log(host) == [(702, "x")]
+    assert observation.kernel_log(host) == [(702, "x")]
 
 
 def test_no_kernel_log(host):
-    assert hibernation.kernel_log(host) == []
+    assert observation.kernel_log(host) == []
 
 
 def test_cold_boot(host, plant, transcript, ready):
@@ -257,8 +257,8 @@ def test_cold_boot(host, plant, transcript, ready):
 )
 def test_cold_boot_with_an_image_that_the_kernel_refused(host, plant, transcript, ready, line, code):
     # The sequence numbers of a new boot begin at 0, below the marker's.
-    plant({hibernation.BOOT_ID: OTHER_BOOT + "\n", "/dev/kmsg": kmsg(["Linux version 6.1.0", line], 0)})
-    answer = hibernation.check(host, "/dev/NVM_SWAP", TOKEN, MARKER, clock=Clock(50.0))
+    plant({status.BOOT_ID: OTHER_BOOT + "\n", "/dev/kmsg": kmsg(["Linux version 6.1.0", line], 0)})
+    answer = steps.check(host, "/dev/NVM_SWAP", TOKEN, MARKER, clock=Clock(50.0))
     assert (answer["verdict"], answer["code"]) == ("cold_booted", code)
     assert line.rstrip(".!") in answer["message"]
     assert answer["kernel"] == [line]
@@ -317,7 +317,7 @@ def test_a_marker_of_another_hibernation_is_none(host, plant, transcript):
             "hibernation_failed",
             "Something quite new.",
         ),
-        ("", "never_slept", "hibernation_failed", "neither the kernel nor systemd says why"),
+        ("", "never_slept", "hibernation_failed", "neither the kernel nor systemd logged a reason"),
     ],
 )
 def test_the_reason_comes_from_the_journal(host, plant, transcript, journal, verdict, code, told):
@@ -347,9 +347,9 @@ SHOW_SERVICE = "systemctl show systemd-hibernate.service --property=Id,Invocatio
 
 
 def test_prepare_leaves_the_marker(host, plant, transcript, ready):
-    plant({hibernation.BOOT_ID: BOOT + "\n", "/dev/kmsg": kmsg(["Linux version 6.1.0", "x"], 4)})
+    plant({status.BOOT_ID: BOOT + "\n", "/dev/kmsg": kmsg(["Linux version 6.1.0", "x"], 4)})
     transcript.record(SHOW_SERVICE, "Id=systemd-hibernate.service\nInvocationID=%s\n" % INVOCATION)
-    answer = hibernation.prepare(host, "/dev/NVM_SWAP", TOKEN, clock=Clock(1000.5, 12.0))
+    answer = steps.prepare(host, "/dev/NVM_SWAP", TOKEN, clock=Clock(1000.5, 12.0))
     assert answer["blockers"] == []
     assert answer["marker"] == {
         "boot_id": BOOT,
@@ -365,23 +365,23 @@ def test_prepare_leaves_the_marker(host, plant, transcript, ready):
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_prepare_with_blockers_leaves_nothing(host, plant, transcript, ready, check_mode):
     ready.append(BLOCKER)
-    plant({hibernation.BOOT_ID: BOOT + "\n"})
-    answer = hibernation.prepare(host, "/dev/NVM_SWAP", TOKEN, check_mode=check_mode)
+    plant({status.BOOT_ID: BOOT + "\n"})
+    answer = steps.prepare(host, "/dev/NVM_SWAP", TOKEN, check_mode=check_mode)
     assert answer == {"boot_id": BOOT, "blockers": [BLOCKER], "marker": None}
     assert transcript.calls == [] and not host.exists("/run")
 
 
 def test_prepare_in_check_mode_leaves_nothing(host, plant, transcript, ready):
-    plant({hibernation.BOOT_ID: BOOT + "\n"})
-    assert hibernation.prepare(host, "/dev/NVM_SWAP", TOKEN, check_mode=True)["blockers"] == []
+    plant({status.BOOT_ID: BOOT + "\n"})
+    assert steps.prepare(host, "/dev/NVM_SWAP", TOKEN, check_mode=True)["blockers"] == []
     assert transcript.calls == [] and not host.exists("/run")
 
 
 def test_prepare_skips_what_it_is_told_to(host, plant, transcript, ready):
     ready.extend([BLOCKER, INHIBITOR])
-    plant({hibernation.BOOT_ID: BOOT + "\n"})
+    plant({status.BOOT_ID: BOOT + "\n"})
     transcript.record(SHOW_SERVICE, "Id=systemd-hibernate.service\nInvocationID=\n")
-    answer = hibernation.prepare(host, "/dev/NVM_SWAP", TOKEN, ["swap_inactive"], ignore_inhibitors=True)
+    answer = steps.prepare(host, "/dev/NVM_SWAP", TOKEN, ["swap_inactive"], ignore_inhibitors=True)
     assert answer["blockers"] == [] and answer["marker"]["sequence"] == -1
 
 
@@ -412,7 +412,7 @@ def test_prepare_skips_what_it_is_told_to(host, plant, transcript, ready):
 )
 def test_an_inhibitor_of_our_own_login_goes_with_it(host, plant, transcript, ready, holder, ours, blocked):
     ready.append(INHIBITOR)
-    files = {hibernation.BOOT_ID: BOOT + "\n"}
+    files = {status.BOOT_ID: BOOT + "\n"}
     files["/run/systemd/inhibit/4"] = "WHAT=shutdown:sleep\n"
     files.update({"/proc/812/" + name: text for name, text in holder.items()})
     files.update({"/proc/self/" + name: text for name, text in ours.items()})
@@ -421,7 +421,7 @@ def test_an_inhibitor_of_our_own_login_goes_with_it(host, plant, transcript, rea
     delay = ["sleep", "NetworkManager", "needs to turn off networks", "delay", 0, 400]
     transcript.record(BUSCTL, json.dumps({"type": "a(ssssuu)", "data": [[row, delay]]}))
     transcript.record(SHOW_SERVICE, "Id=systemd-hibernate.service\nInvocationID=\n")
-    answer = hibernation.prepare(host, "/dev/NVM_SWAP", TOKEN)
+    answer = steps.prepare(host, "/dev/NVM_SWAP", TOKEN)
     assert bool(answer["blockers"]) is blocked
 
 
@@ -432,7 +432,7 @@ def test_an_inhibitor_of_our_own_login_goes_with_it(host, plant, transcript, rea
 def test_start(host, monkeypatch, ignore):
     calls = []
     monkeypatch.setattr(host, "_run", lambda argv, data: calls.append(argv) or (0, "", ""))
-    hibernation.start(host, TOKEN, ignore_inhibitors=ignore)
+    steps.start(host, TOKEN, ignore_inhibitors=ignore)
     (argv,) = calls
     assert argv[0] == "systemd-run" and "--unit=" + UNIT in argv and argv[-3:-1] == ["/bin/sh", "-c"]
     script = argv[-1]
@@ -461,7 +461,7 @@ def test_the_start_script_in_a_shell(tmp_path, held, code, asked):
     ):
         (tmp_path / name).write_text("#!/bin/sh\n%s\n" % body)
         (tmp_path / name).chmod(0o755)
-    script = hibernation._start_script(False)
+    script = steps.start_script(False)
     done = subprocess.run(
         ["/bin/sh", "-c", script], env={"PATH": "%s:/usr/bin:/bin" % tmp_path}, capture_output=True, check=False
     )
@@ -474,11 +474,11 @@ def test_the_start_script_in_a_shell(tmp_path, held, code, asked):
 
 def test_status():
     text = "Welcome!\r\n%s\r\n%s\n%s" % (BOOT, FAILED.replace("\n", "\r\n"), ASKED.replace("\n", "\r\n"))
-    boot_id, units = hibernation.parse_status(text)
+    boot_id, units = status.parse_status(text)
     assert boot_id == BOOT
     assert units["systemd-hibernate.service"]["Result"] == "exit-code"
     assert units[UNIT]["SubState"] == "exited"
-    assert hibernation.parse_status("cat: /proc/sys/kernel/random/boot_id: No such file") == ("", {})
+    assert status.parse_status("cat: /proc/sys/kernel/random/boot_id: No such file") == ("", {})
 
 
 @pytest.mark.parametrize(
@@ -494,5 +494,5 @@ def test_status():
     ],
 )
 def test_has_ended(service, unit_text, since, ended):
-    units = hibernation.parse_units(service + "\n" + unit_text)
-    assert hibernation.has_ended(units["systemd-hibernate.service"], units[UNIT], since) is ended
+    units = status.parse_units(service + "\n" + unit_text)
+    assert status.has_ended(units["systemd-hibernate.service"], units[UNIT], since) is ended
