@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What every bootloader class owes its users, and what they have in common.
+"""The interface of a bootloader class, and the parts that all bootloaders share.
 
-A purpose is one user's settings ("resume", "memmap-NVM_SWAP"): it is set, read back and removed as a whole and knows
-nothing of the others. Settings of other people's are never edited; C(drop) keeps theirs from the kernel instead.
+A purpose ("resume", "memmap-NVM_SWAP") names one group of our settings: it is set, read and removed as a whole,
+independently of the other purposes. Foreign settings are never edited; C(drop) removes their arguments from the generated
+configuration instead.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Ref
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A line of the boot menu that starts a kernel of this machine. C(kernel) is its path, C(arguments) whole words."""
+class BootEntry:
+    """A line of the boot menu that starts a kernel of this machine. C(kernel) is a path, C(arguments) are whole words."""
 
     title: str
     kernel: str
@@ -22,7 +23,7 @@ class Entry:
 
 
 class Bootloader:
-    """One bootloader on one Host. Subclasses say how; C(ensure) and C(forget) are what modules call."""
+    """One bootloader on one Host. Modules call C(ensure) and C(forget); subclasses implement the rest."""
 
     name = ""
     title = ""
@@ -34,61 +35,61 @@ class Bootloader:
 
     @classmethod
     def evidence(cls):
-        """What C(find) looks for, as a phrase."""
+        """The files that C(find) looks for, as a phrase."""
         raise NotImplementedError
 
     def owned(self, purpose):
-        """The arguments our settings for C(purpose) hold now, or None where there are none.
+        """The arguments in our settings for C(purpose), or None if there are no settings.
 
-        Refused C(settings_modified) where somebody else changed them.
+        Refused C(settings_modified) if the file was changed by hand.
         """
         raise NotImplementedError
 
     def set(self, tx, purpose, arguments, drop=()):
-        """Make our settings for C(purpose) these C(arguments) (whole words). Returns whether that is a change.
+        """Set C(arguments) (whole words) for C(purpose). Returns whether that is a change.
 
-        C(drop) names arguments of everybody else's that must not reach the kernel: a name ("resume") stands for it
-        with any value, a whole word ("hibernate=nocompress") for itself.
+        C(drop) names arguments in foreign settings that must not reach the kernel: a name ("resume") matches any value, a
+        whole word ("hibernate=nocompress") only itself.
         """
         raise NotImplementedError
 
     def unset(self, tx, purpose):
-        """Take our settings for C(purpose) away. Returns whether there were any."""
+        """Remove our settings for C(purpose). Returns whether there were any."""
         raise NotImplementedError
 
     def regenerate(self, tx):
-        """Build the configuration that the bootloader reads anew from the settings, verified before it takes effect."""
+        """Generate the bootloader's configuration from the settings, and verify it before it takes effect."""
         raise NotImplementedError
 
     def entries(self):
-        """Each Entry of the configuration the bootloader will read."""
+        """Each BootEntry of the configuration that the next boot uses."""
         raise NotImplementedError
 
     def find_setting(self, words):
-        """The first setting of other people's that holds one of C(words) as (file, word), or None."""
+        """The first foreign setting with one of C(words), as C((file, word)), or None."""
         raise NotImplementedError
 
     def check(self, entries, present, absent=()):
-        """What is wrong with C(entries): one phrase for each that lacks a word of C(present) or has one of C(absent).
+        """The problems of C(entries): a phrase for each entry that lacks a word of C(present) or has one of C(absent).
 
-        C(absent) is as C(drop) of C(set); words that are in C(present) too are wanted.
+        C(absent) is like C(drop) of C(set). A word that is also in C(present) is not a problem.
         """
         if not entries:
             return ["no entry starts a kernel of this machine"]
-        found = []
+        problems = []
         for entry in entries:
             lacking = [word for word in present if word not in entry.arguments]
             surplus = [word for word in entry.arguments if word not in present and matches(word, absent)]
             if lacking:
-                found.append("the entry '%s' lacks %s" % (entry.title, " ".join(lacking)))
+                problems.append("the entry '%s' lacks %s" % (entry.title, " ".join(lacking)))
             if surplus:
-                found.append("the entry '%s' has %s" % (entry.title, " ".join(surplus)))
-        return found
+                problems.append("the entry '%s' has %s" % (entry.title, " ".join(surplus)))
+        return problems
 
     def ensure(self, tx, purpose, arguments, drop=()):
-        """Have every entry pass C(arguments) and none of C(drop), generating the configuration anew if it has to be.
+        """Have every entry pass C(arguments) and none of C(drop). Generates the configuration only if necessary.
 
-        Returns whether that is a change. An earlier run that was cut short is completed.
+        Returns whether that is a change. Completes an earlier run that was interrupted.
         """
         changed = self.set(tx, purpose, arguments, drop)
         if not changed and not self.unfinished() and not self.check(self.entries(), arguments, drop):
@@ -97,23 +98,23 @@ class Bootloader:
         return True
 
     def forget(self, tx, purpose):
-        """Take the settings for C(purpose) away, out of the generated configuration too. Returns whether it changed."""
+        """Remove the settings for C(purpose), also from the generated configuration. Returns whether that is a change."""
         if not self.unset(tx, purpose):
             return False
         self.regenerate(tx)
         return True
 
     def unfinished(self):
-        """Whether settings were removed by a run that was cut short before it generated the configuration anew."""
+        """Whether an interrupted run removed settings without generating the configuration."""
         return False
 
 
 def matches(word, patterns):
-    """Whether the argument C(word) is one that C(patterns) (names or whole words) stand for."""
+    """Whether the argument C(word) matches one of C(patterns), which are names or whole words."""
     name = word.split("=", 1)[0]
     return any(word == pattern or name == pattern for pattern in patterns)
 
 
 def incomplete(what, problems, remedy):
-    """The Refused C(bootloader_incomplete) for a generated configuration that does not do what was asked."""
+    """The Refused C(bootloader_incomplete) for a generated configuration that differs from the settings."""
     return Refused("bootloader_incomplete", "%s: %s." % (what, "; ".join(problems)), remedy)

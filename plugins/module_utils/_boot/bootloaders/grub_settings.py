@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Our settings for GRUB: one file below C(/etc/default/grub.d) for each purpose, and nothing in anybody else's.
+"""Our settings for GRUB: one file per purpose in C(/etc/default/grub.d). Foreign files stay unchanged.
 
-Used by C(grub). grub-mkconfig sources these files under C(/bin/sh) with C(set -e), after C(/etc/default/grub), in the
-order of their names (Debian's patch mkconfig-nonexistent-loopback and C(default-grub-d)). A file of ours therefore is a
-shell script: it takes the arguments that must not reach the kernel out of what the files before it set, leaving every
-other byte, and adds ours for all entries, recovery included: a boot without C(resume=) takes the swap area into use
-and thereby destroys the image in it.
+grub-mkconfig sources these files under C(/bin/sh) with C(set -e), after C(/etc/default/grub), in the order of their names
+(Debian's patches mkconfig-nonexistent-loopback and C(default-grub-d)). Each of our files is therefore a shell script. The
+script removes the arguments that must not reach the kernel from the variables that earlier files set, without changing
+any other byte, and appends ours for all entries. That includes recovery entries: a boot without C(resume=) enables the
+swap area, which destroys the image in it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PREFIX = "zz-nvm-fastboot-"
 RECORD = "# nvm-fastboot: "
 
 HEADER = """\
-# Written by the Ansible collection nvm.fastboot, which replaces this file as a whole.
-# grub-mkconfig sources it last; it takes the arguments named under "drop" out of what the other files set.
+# Written by the Ansible collection nvm.fastboot; changes here are overwritten.
+# grub-mkconfig sources this file last. It removes the arguments listed under "drop" from the settings of other files.
 """
 
-# A word is what GRUB takes for one: white space counts outside of quotes only. Nothing is evaluated, so that quotes,
-# backslashes, variables and tabs stay as they are. No command is started, and no line fails under set -e.
+# Words are split as GRUB does: at white space outside of quotes. Nothing is evaluated, so quotes, backslashes, variables
+# and tabs are kept. The script starts no command, and no line fails under set -e.
 SCRIPT = """\
 nvm_fastboot_word() {
     [ -n "$nvm_fastboot_raw" ] || return 0
@@ -92,7 +92,7 @@ def path(purpose):
 
 
 def render(arguments, drop, made_directory):
-    """The file for these C(arguments); C(made_directory) notes that the folder is ours to remove."""
+    """The file for C(arguments). C(made_directory) records that the directory was created by us, to remove it later."""
     return "".join(
         [HEADER, _record(arguments, drop, made_directory), SCRIPT % {"patterns": _patterns(arguments, drop)}]
         + [STRIP % {"name": name} for name in VARIABLES]
@@ -101,15 +101,15 @@ def render(arguments, drop, made_directory):
 
 
 def render_removed(made_directory):
-    """The file between the removal of the settings and the generation without them: it sets nothing.
+    """The file after the removal of the settings and before the next generation. It sets nothing.
 
-    As long as it is there the generated configuration may still hold what it said, which the next run must know.
+    While the file exists, the generated configuration may still have the arguments; the next run has to generate it.
     """
     return HEADER + _record([], [], made_directory)
 
 
 def parse(text):
-    """The record in a file of ours: {arguments, drop, folder}, or None where it does not agree with what is set."""
+    """The record in one of our files, C({arguments, drop, directory}), or None if the script does not match the record."""
     line = next((each for each in text.splitlines() if each.startswith(RECORD)), RECORD)
     try:
         record = json.loads(line[len(RECORD) :])
@@ -122,11 +122,11 @@ def parse(text):
         return None
     if len(re.findall(r"^GRUB_CMDLINE_LINUX=", text, re.M)) != bool(arguments):
         return None
-    return {"arguments": arguments, "drop": drop, "folder": bool(record.get("folder"))}
+    return {"arguments": arguments, "drop": drop, "directory": bool(record.get("directory"))}
 
 
 def _record(arguments, drop, made_directory):
-    record = {"arguments": list(arguments), "drop": list(drop), "folder": bool(made_directory)}
+    record = {"arguments": list(arguments), "drop": list(drop), "directory": bool(made_directory)}
     return "%s%s\n" % (RECORD, json.dumps(record, sort_keys=True))
 
 
@@ -135,7 +135,7 @@ def _append(arguments):
 
 
 def _patterns(arguments, drop):
-    """The alternatives of a shell C(case) for the words to take out: ours themselves, and C(drop)."""
+    """The patterns of a shell C(case) for the words to remove: our own, and C(drop)."""
     exact = list(dict.fromkeys(list(arguments) + list(drop)))
     prefixes = [name for name in drop if "=" not in name]
     return " | ".join([_shell(word) for word in exact] + ["%s*" % _shell(name + "=") for name in prefixes])

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bootloaders that are recognised so that they can be refused by name: (name, evidence(host) -> phrase or None).
+"""Bootloaders that are recognised only to refuse them by name: C((name, evidence(host) -> phrase or None)).
 
-They come before the supported ones, because GRUB's files are often still there when another one took over.
+They are checked before the supported ones, because GRUB's files often remain after a change of the bootloader.
 """
 
 from __future__ import annotations
 
 import re
 
-# Boot Loader Interface: the name of the boot loader that ran, UTF-16 after four bytes of attributes
+# Boot Loader Interface: the name of the running boot loader, UTF-16 after four bytes of attributes
 LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 
@@ -27,10 +27,10 @@ def _systemd_boot(host):
 
 
 def _boot_loader_specification(host):
-    """grubby and blscfg: the arguments stand in the entries, which grub-mkconfig does not touch."""
+    """grubby and blscfg: the arguments are in the entries, which grub-mkconfig does not change."""
     for path in GRUB_CONFIGURATIONS:
         if re.search(r"^\s*blscfg\b", host.read(path, ""), re.M):
-            return "%s takes its entries from /boot/loader/entries with blscfg" % path
+            return "%s reads its entries from /boot/loader/entries with blscfg" % path
     if re.search(r"^\s*GRUB_ENABLE_BLSCFG=[\"']?true\b", host.read("/etc/default/grub", ""), re.M):
         return "/etc/default/grub has GRUB_ENABLE_BLSCFG=true"
     return None

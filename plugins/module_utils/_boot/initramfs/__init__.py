@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tool that builds the machine's initramfs: settings of our own, images verified by a look inside them.
+"""The tool that builds the machine's initramfs: its settings, and images that are verified by their content.
 
-Used by C(boot_resume), which has the images built, and by C(nvm_info), which only looks. One class per tool in
-C(TOOLS); adding one touches this table and one new file.
+C(TOOLS) has one class per tool; a new tool takes a row there and a file.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ TOOLS = (InitramfsTools, Dracut)
 def detect(host):
     """The Initramfs tool of the machine: the one that is installed and that new kernels call.
 
-    Refused C(initramfs_unknown) where there is none, C(initramfs_ambiguous) where there are two.
+    Refused C(initramfs_unknown) if there is none, C(initramfs_ambiguous) if there are two.
     """
-    found = [kind for kind in TOOLS if kind.present(host)]
-    if len(found) > 1:  # the packages exclude each other; whoever has both knows which of them new kernels call
-        found = [kind for kind in found if any(host.exists(path) for path in kind.kernel_hooks)] or found
-    if not found:
+    kinds = [kind for kind in TOOLS if kind.present(host)]
+    if len(kinds) > 1:  # the packages conflict with each other; if both are installed, the hooks of new kernels decide
+        kinds = [kind for kind in kinds if any(host.exists(path) for path in kind.kernel_hooks)] or kinds
+    if not kinds:
         raise Refused(
             "initramfs_unknown",
-            "No tool that builds an initramfs was recognised; looked for %s."
+            "No supported initramfs tool found; looked for %s."
             % "; ".join("%s (%s)" % (kind.name, ", ".join(kind.files)) for kind in TOOLS),
-            "Install one of them on the machine: without an initramfs no image on NVM can be resumed.",
+            "Install one of them on the machine. Resuming from NVM requires an initramfs.",
         )
-    if len(found) > 1:
+    if len(kinds) > 1:
         raise Refused(
             "initramfs_ambiguous",
-            "New kernels get an initramfs from both %s." % " and ".join(kind.name for kind in found),
+            "New kernels get an initramfs from both %s." % " and ".join(kind.name for kind in kinds),
             "Remove one of the packages.",
         )
-    return found[0](host)
+    return kinds[0](host)

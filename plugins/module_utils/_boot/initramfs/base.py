@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the initramfs tools have in common: build beside the old image, look inside, and only then replace it.
+"""The parts that all initramfs tools share: build an image beside the old one, verify its content, then replace it.
 
-The tools themselves write either in place or without a look at the result. Here a new image gets the old one's place by
-renaming when it is whole, on the disk, and has what was asked for; the old one stays under a second name until
-C(settle), so that a later step's failure puts it back.
+The tools themselves write in place, or do not verify the result. Here a new image replaces the old one by renaming, once
+it is complete, synced, and has the required content. The old image is kept under a second name until C(settle), so that a
+failure of a later step can restore it.
 """
 
 from __future__ import annotations
@@ -11,26 +11,29 @@ from __future__ import annotations
 import os
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modules import FOLDER, KernelModules
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modules import (
+    MODULES_DIRECTORY,
+    KernelModules,
+)
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.verified import Verified
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 BOOT = "/boot"
 NEW = ".nvm-fastboot-new"
 OLD = ".nvm-fastboot-old"
-HEADROOM = 1.1  # of an image's size: what the next one may be larger
-POST_UPDATE = "/etc/initramfs/post-update.d"  # Debian's hooks of bootloaders that copy the initramfs
+HEADROOM = 1.1  # the expected size of a new image relative to the old one
+POST_UPDATE = "/etc/initramfs/post-update.d"  # Debian's hooks for bootloaders that copy the initramfs
 KERNEL_FILE = re.compile(r"^vmlinu[xz]-(.+)$")
 NO_KERNEL = re.compile(r"\.(old|bak|sig|signed|rpmsave|rpmnew)$|\.dpkg-")  # grub-mkconfig_lib, grub_file_is_not_garbage
 
 
 class Initramfs:
-    """One tool on one Host. Subclasses say which files configure it, how it is called and what an image must hold."""
+    """One tool on one Host. Subclasses have its settings, its commands, and the required content of an image."""
 
     name = ""
-    files: tuple[str, ...] = ()  # all of them are there if the tool is
-    kernel_hooks: tuple[str, ...] = ()  # one of them is there if new kernels call the tool
-    image_names: tuple[str, ...] = ()  # with a %s for the kernel, the usual one first
+    files: tuple[str, ...] = ()  # all exist if the tool is installed
+    kernel_hooks: tuple[str, ...] = ()  # one exists if new kernels call the tool
+    image_names: tuple[str, ...] = ()  # with %s for the kernel; the usual name first
 
     def __init__(self, host):
         self.host = host
@@ -41,14 +44,14 @@ class Initramfs:
     def present(cls, host):
         return all(host.exists(path) for path in cls.files)
 
-    # what a subclass says --------------------------------------------------------------------------------------------
+    # implemented by subclasses ---------------------------------------------------------------------------------------
 
     def settings(self, resume, modules):
-        """Our files for C(resume) ("UUID=...") and C(modules): {path: (content, mode)}."""
+        """Our files for C(resume) ("UUID=...") and C(modules), as C({path: (content, mode)})."""
         raise NotImplementedError
 
     def own_files(self):
-        """Every file of ours that is there, of these settings or of earlier ones."""
+        """Our files on the machine, of the current settings or of earlier ones."""
         raise NotImplementedError
 
     def command(self, kernel, target):
@@ -56,33 +59,33 @@ class Initramfs:
         raise NotImplementedError
 
     def listing(self, image):
-        """The names inside of C(image) as a set, without C(./) or C(usr/) in front; none if it is damaged."""
+        """The names in C(image) as a set, without a leading C(./) or C(usr/); empty if the image is damaged."""
         raise NotImplementedError
 
     def lacking(self, names, resume):
-        """What C(names) lack for a resume from C(resume), the modules aside: a list of phrases."""
+        """The names that are missing in C(names) to resume from C(resume), except modules, as a list of phrases."""
         raise NotImplementedError
 
     # kernels ---------------------------------------------------------------------------------------------------------
 
     def kernels(self):
-        """The versions of the installed kernels, all of which must be able to resume: any may be booted next."""
-        found = []
+        """The versions of the installed kernels. All must be able to resume, because any may be booted next."""
+        versions = []
         for path in self.host.glob(BOOT + "/vmlinu[xz]-*"):
             match = KERNEL_FILE.match(os.path.basename(path))
-            if match and not NO_KERNEL.search(match.group(1)) and match.group(1) not in found:
-                found.append(match.group(1))
-        return found
+            if match and not NO_KERNEL.search(match.group(1)) and match.group(1) not in versions:
+                versions.append(match.group(1))
+        return versions
 
     def image(self, kernel):
-        """The path of the image of C(kernel): the one that is there, or the one that would be made."""
+        """The path of the image of C(kernel), whether it exists or not."""
         paths = ["%s/%s" % (BOOT, name % kernel) for name in self.image_names]
         return next((path for path in paths if self.host.exists(path)), paths[0])
 
     # settings --------------------------------------------------------------------------------------------------------
 
     def configure(self, tx, resume, modules):
-        """Have images built from now on (for future kernels too) resume from C(resume) and hold C(modules)."""
+        """Write the settings: new images, also for future kernels, resume from C(resume) and contain C(modules)."""
         wanted = self.settings(resume, sorted(modules))
         changed = False
         for path in self.own_files():
@@ -93,18 +96,18 @@ class Initramfs:
         return changed
 
     def unconfigure(self, tx):
-        """Remove our settings. Returns whether there were any, or images built with them (see C(stale))."""
-        found = self.own_files()
-        if found and not tx.check_mode:
+        """Remove our settings. Returns whether there were settings, or images built with them (see C(stale))."""
+        files = self.own_files()
+        if files and not tx.check_mode:
             for kernel in self.stale():
                 self._verified.expect(self.image(kernel))
-            self._verified.store()  # a run that is cut short after this is completed by the next one
-        for path in found:
+            self._verified.store()  # if this run is interrupted from here on, the next one completes it
+        for path in files:
             tx.write(path, None, self._mode(path))
-        return bool(found) or bool(self._verified.known)
+        return bool(files) or bool(self._verified.known)
 
     def stale(self):
-        """The installed kernels whose images may hold settings of ours that were removed."""
+        """The installed kernels whose images may contain settings that were removed."""
         ours = bool(self.own_files())
         images = [(kernel, self.image(kernel)) for kernel in self.kernels()]
         return [kernel for kernel, image in images
@@ -113,38 +116,38 @@ class Initramfs:
     def _mode(self, path):
         return os.stat(self.host.path(path)).st_mode & 0o7777
 
-    # looking inside --------------------------------------------------------------------------------------------------
+    # the content of an image --------------------------------------------------------------------------------------------------
 
     def missing(self, kernel, resume, modules):
-        """What the built image of C(kernel) lacks to resume from C(resume): a list of phrases, empty if nothing.
+        """What the image of C(kernel) lacks to resume from C(resume), as a list of phrases.
 
-        Looks inside the image, unless exactly that file was found complete before. Without C(resume) it is enough that
-        the image can resume at all.
+        Lists the content of the image, unless the same file was found complete before. If C(resume) is None, any device
+        counts.
         """
         image = self.image(kernel)
         if not self.host.exists(image):
             return ["%s does not exist" % image]
         if self._verified.holds(image, resume, modules):
             return []
-        found = self._look(kernel, image, resume, modules)
-        if not found:
+        problems = self._problems(kernel, image, resume, modules)
+        if not problems:
             self._verified.learn(image, resume, modules)
-        return found
+        return problems
 
-    def _look(self, kernel, image, resume, modules):
+    def _problems(self, kernel, image, resume, modules):
         names = self._names(image)
-        found = [] if "init" in names else ["init (the image is damaged or empty)"]
-        found += self.lacking(names, resume)
+        problems = [] if "init" in names else ["init (the image is damaged or empty)"]
+        problems += self.lacking(names, resume)
         available = KernelModules(self.host, kernel)
         for module in modules:
             if not available.has(module):
-                found.append("module %s, which this kernel does not have" % module)
+                problems.append("module %s, which this kernel does not have" % module)
             elif any(not self._inside(names, kernel, path) for path in available.files(module)):
-                found.append("module %s" % module)
-        return found
+                problems.append("module %s" % module)
+        return problems
 
     def _names(self, image):
-        """C(listing), once for each file: it takes seconds."""
+        """The C(listing), cached per file because it takes seconds."""
         status = os.stat(self.host.path(image))
         key = (status.st_ino, status.st_size, status.st_mtime_ns)
         if key not in self._listed:
@@ -159,27 +162,27 @@ class Initramfs:
     # building --------------------------------------------------------------------------------------------------------
 
     def rebuild(self, tx, kernels, resume=None, modules=()):
-        """Build the images of C(kernels) anew from the settings. With C(resume), each must hold what resuming needs.
+        """Rebuild the images of C(kernels) from the settings. With C(resume), verifies that each image can resume.
 
         Refused C(boot_full), C(kernel_modules_missing), C(driver_missing), C(initramfs_incomplete) or
-        C(command_failed); every image then is what it was.
+        C(command_failed); all images are then unchanged.
         """
         for kernel in kernels:
-            tx.note(self.image(kernel), "built before", "built anew: %s" % (
+            tx.note(self.image(kernel), "current image", "rebuilt: %s" % (
                 "resume from %s with %s" % (resume, " ".join(modules)) if resume else "without our settings"))
         if tx.check_mode or not kernels:
             return
         for kernel in kernels:
             self._check_kernel(kernel, modules)
         self._discard_leftovers()
-        self._check_room(kernels)
-        tx.on_failure(lambda: tx.host.flush_filesystem(BOOT))  # called last, when the old images are back
+        self._check_space(kernels)
+        tx.on_failure(lambda: tx.host.flush_filesystem(BOOT))  # called last, after the old images are restored
         for kernel in kernels:
             self._build(tx, kernel, resume, modules)
         tx.host.flush_filesystem(BOOT)
 
     def settle(self):
-        """Drop the old images and keep what is known of the new ones: nothing can fail any more."""
+        """Remove the old images, and record the new ones as verified. Called once nothing can fail any more."""
         self._discard_leftovers()
         for image in list(self._verified.known):
             if not self.host.exists(image):
@@ -195,20 +198,20 @@ class Initramfs:
         if not available.installed:
             raise Refused(
                 "kernel_modules_missing",
-                "The kernel %s is in /boot, but has no modules in %s, so no initramfs can be built for it."
-                % (kernel, FOLDER % kernel),
-                "Install its package again, or remove what is left of it from /boot.",
+                "The kernel %s is in /boot, but has no modules in %s, so no initramfs can be built."
+                % (kernel, MODULES_DIRECTORY % kernel),
+                "Reinstall the kernel's package, or remove its files from /boot.",
             )
         absent = [module for module in modules if not available.has(module)]
         if absent:
             raise Refused(
                 "driver_missing",
-                "The installed kernel %s does not have %s, without which it cannot resume." % (
+                "The installed kernel %s lacks %s, and cannot resume." % (
                     kernel, ", ".join("the module %s" % module for module in absent)),
-                "Install a kernel that has it, or remove this one: booting it would destroy the image.",
+                "Install a kernel that has the module, or remove this kernel: booting it would destroy the image.",
             )
 
-    def _check_room(self, kernels):
+    def _check_space(self, kernels):
         sizes = []
         for kernel in kernels:
             image = self.host.path(self.image(kernel))
@@ -218,9 +221,9 @@ class Initramfs:
         if free < need:
             raise Refused(
                 "boot_full",
-                "%s has %d MiB free; building %d new initramfs beside the old ones takes %d MiB." % (
+                "%s has %d MiB free; building %d initramfs beside the old ones requires %d MiB." % (
                     BOOT, free >> 20, len(kernels), (need >> 20) + 1),
-                "Remove kernels that are no longer needed (apt autoremove --purge), or make %s larger." % BOOT,
+                "Remove unused kernels (apt autoremove --purge), or enlarge %s." % BOOT,
             )
 
     def _free(self):
@@ -233,14 +236,14 @@ class Initramfs:
         try:
             host.run(self.command(kernel, image + NEW))
             if resume is not None:
-                problems = self._look(kernel, image + NEW, resume, modules)
+                problems = self._problems(kernel, image + NEW, resume, modules)
             else:
                 problems = [] if "init" in self.listing(image + NEW) else ["init"]
             if problems:
                 raise Refused(
                     "initramfs_incomplete",
                     "The initramfs that %s built for kernel %s lacks: %s." % (self.name, kernel, ", ".join(problems)),
-                    "The old image is still in place. Look for settings and hooks of others that leave it out.",
+                    "The old image is unchanged. Check for other settings and hooks that exclude the missing files.",
                 )
             self._keep_attributes(image, image + NEW)
             if existed:
@@ -248,7 +251,7 @@ class Initramfs:
         except BaseException:
             host.remove(image + NEW)
             raise
-        # The order on the way back is the reverse: first the image, then the settings it was built from.
+        # Restored in reverse order: first the image, then the settings.
         tx.on_failure(lambda: host.rename(image + OLD, image) if existed else host.remove(image))
         host.rename(image + NEW, image)
         if resume is not None:
@@ -260,7 +263,7 @@ class Initramfs:
             host.run(["run-parts", "--arg=" + kernel, "--arg=" + image, POST_UPDATE])
 
     def _keep_attributes(self, old, new):
-        """Bring C(new) to the disk, with owner and mode of C(old)."""
+        """Sync C(new) to the disk, with owner and mode of C(old)."""
         handle = os.open(self.host.path(new), os.O_RDONLY)
         try:
             if self.host.exists(old):
@@ -273,7 +276,7 @@ class Initramfs:
 
 
 def plain(name):
-    """A name inside an image as all of them are compared: on merged-usr systems C(lib) is C(usr/lib)."""
+    """A name in an image in the form for comparison: on merged-usr systems C(lib) is C(usr/lib)."""
     for prefix in ("./", "/", "usr/"):
         if name.startswith(prefix):
             name = name[len(prefix) :]

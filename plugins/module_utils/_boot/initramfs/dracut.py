@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """dracut, with systemd in the image or without it.
 
-Host-only images leave C(resume) out as long as neither the running kernel's command line nor C(/sys/power/resume) names
-a device (modules.d/95resume, later 74resume), which is so before the first reboot, and may leave out drivers; both are
-named in a file of ours. The device itself comes from C(resume=) on the kernel command line. dracut copies a finished
-image over the old one, hence the building under another name.
+Host-only images omit C(resume) while neither the running kernel's command line nor C(/sys/power/resume) names a device
+(modules.d/95resume, later 74resume), as before the first reboot. They may omit drivers too. Our file configures both. The
+device itself comes from C(resume=) on the kernel command line. dracut copies a finished image over the old one, so images
+are built under another name.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Ref
 
 CONF = "/etc/dracut.conf.d/99-nvm-fastboot.conf"
 TEXT = """\
-# Written by the Ansible collection nvm.fastboot, which replaces this file as a whole.
-# For resuming from %(resume)s; the device itself is named by resume= on the kernel command line.
+# Written by the Ansible collection nvm.fastboot; changes here are overwritten.
+# For resuming from %(resume)s. The device itself is set by resume= on the kernel command line.
 add_dracutmodules+=" resume "
 force_drivers+=" %(modules)s "
 """
@@ -26,11 +26,11 @@ LINE = re.compile(
     r"^[-dlcbps][-rwxsStT]{9}\s+\d+\s+\S+\s+\S+\s+\d+(?:,\s*\d+)?\s+\S+\s+\d+\s+[\d:]+\s+(.+?)(?: -> .*)?$"
 )
 DAMAGE = re.compile(r"premature end|malformed|corrupt")
-SYSTEMD = (  # modules.d/95resume copies these and nothing else if systemd is in the image
+SYSTEMD = (  # with systemd in the image, modules.d/95resume copies only these
     "lib/systemd/systemd-hibernate-resume",
     "lib/systemd/system-generators/systemd-hibernate-resume-generator",
 )
-SYSTEMD_UNITS = (  # until systemd 253 an instance for the device, since then one unit
+SYSTEMD_UNITS = (  # up to systemd 253 an instance per device, later one unit
     "lib/systemd/system/systemd-hibernate-resume.service",
     "lib/systemd/system/systemd-hibernate-resume@.service",
 )
@@ -52,28 +52,28 @@ class Dracut(Initramfs):
         return [CONF] if self.host.exists(CONF) else []
 
     def command(self, kernel, target):
-        # The post-update hooks are for the image in its place; they are run when it is there.
+        # The post-update hooks expect the image at its final path, and are run later.
         return ["env", "NO_POST_UPDATE_HOOKS=1", "/usr/bin/dracut", "--quiet", "--force", target, kernel]
 
     def listing(self, image):
-        # Its exit code counts every part that an image need not have, and not the damage that cpio reports.
+        # The exit code also reports parts that an image need not have, and does not report damage that cpio finds.
         result = self.host.run([self.host.which("lsinitrd") or "lsinitrd", image], ok=None)
-        lacks = re.search(r"^Need '.*|^.*not found, cannot display.*", result.out + result.err, re.M)
-        if lacks:
+        missing = re.search(r"^Need '.*|^.*not found, cannot display.*", result.out + result.err, re.M)
+        if missing:
             raise Refused(
                 "initramfs_unreadable",
-                "lsinitrd cannot list %s: %s" % (image, lacks.group(0)),
-                "Install what it names.",
+                "lsinitrd cannot list %s: %s" % (image, missing.group(0)),
+                "Install the missing command.",
             )
         if DAMAGE.search(result.err):
             return set()
         return {plain(match.group(1)) for match in map(LINE.match, result.out.splitlines()) if match}
 
     def lacking(self, names, resume):
-        del resume  # stands on the kernel command line
+        del resume  # set on the kernel command line
         if "lib/systemd/systemd" in names:
-            found = [name for name in SYSTEMD if name not in names]
+            lacking = [name for name in SYSTEMD if name not in names]
             if not any(unit in names for unit in SYSTEMD_UNITS):
-                found.append(SYSTEMD_UNITS[0])
-            return found
+                lacking.append(SYSTEMD_UNITS[0])
+            return lacking
         return [] if SCRIPT in names else [SCRIPT]

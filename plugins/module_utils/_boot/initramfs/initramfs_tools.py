@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """initramfs-tools: mkinitramfs, whose settings are C(conf.d) files and hooks.
 
-It ships no driver of NVM by itself, and left alone it picks the largest swap area as the one to resume from. The file
-in C(conf.d) is named after the UUID it sets, so that the list of names in an image tells what is in it; the file of the
-installer, C(conf.d/resume), is sourced before it. hooks/resume overrides both with C(zz-resume-auto) if the device is
-not of type swap when the image is built, which it is not while it holds a hibernation image.
+By default, it includes no NVM driver and resumes from the largest swap area. Our file in C(conf.d) has the UUID in its
+name, so that the list of names in an image shows the setting. The installer's file, C(conf.d/resume), is sourced before
+ours. hooks/resume overrides both with C(zz-resume-auto) if the device's type is not swap when the image is built, as
+while the device holds a hibernation image.
 """
 
 from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs, plain
 
-FOLDER = "/etc/initramfs-tools"
-CONF = FOLDER + "/conf.d/zz-nvm-fastboot-resume-"
-HOOK = FOLDER + "/hooks/nvm-fastboot"
-EARLY = FOLDER + "/scripts/init-top/nvm-fastboot"
-NOTE = "# Written by the Ansible collection nvm.fastboot, which replaces this file as a whole.\n"
+DIRECTORY = "/etc/initramfs-tools"
+CONF = DIRECTORY + "/conf.d/zz-nvm-fastboot-resume-"
+HOOK = DIRECTORY + "/hooks/nvm-fastboot"
+EARLY = DIRECTORY + "/scripts/init-top/nvm-fastboot"
+NOTE = "# Written by the Ansible collection nvm.fastboot; changes here are overwritten.\n"
 SCRIPT = """\
 #!/bin/sh
-%(note)s# The drivers of the device to resume from: without them it is not there when the initramfs looks for it.
+%(note)s# Loads the drivers of the resume device early, so that the device exists when the initramfs looks for it.
 case "$1" in
 prereqs)
     echo
@@ -30,12 +30,12 @@ for module in %(modules)s; do
     force_load "$module"
 done
 """
-# What it calls is in every image: modprobe (kmod), blkid (hooks/udev), resume (klibc).
+# Its commands are in every image: modprobe (kmod), blkid (hooks/udev), resume (klibc).
 EARLY_SCRIPT = """\
 #!/bin/sh
-%(note)s# Resumes from NVM before udev starts: an image on NVM needs nothing of what the initramfs sets up after this, and waiting
-# for that takes longer than reading the image. Where there is no image, or it is not on NVM, it does nothing, and
-# scripts/local-premount/resume decides as ever.
+%(note)s# Resumes from NVM before udev starts. An image on NVM needs no later part of the initramfs, and waiting for those takes
+# longer than reading the image. Without an image on NVM this script does nothing, and scripts/local-premount/resume
+# decides as usual.
 case "$1" in
 prereqs)
     echo
@@ -79,7 +79,7 @@ class InitramfsTools(Initramfs):
         return self.host.glob(CONF + "*") + [path for path in (HOOK, EARLY) if self.host.exists(path)]
 
     def command(self, kernel, target):
-        # What update-initramfs does, less the replacing. Its post-update hooks are run when that is done.
+        # The same as update-initramfs, but without replacing the image. The post-update hooks are run later.
         return [self.host.which("mkinitramfs") or "mkinitramfs", "-o", target, kernel]
 
     def listing(self, image):
@@ -90,14 +90,14 @@ class InitramfsTools(Initramfs):
         needs = ["scripts/local-premount/resume", "bin/resume"]
         if resume is not None:
             needs.append("conf/conf.d/%s%s" % (CONF.rsplit("/", 1)[1], _suffix(resume)))
-            needs.append(EARLY[len(FOLDER) + 1 :])
-        found = [name for name in needs if name not in names]
+            needs.append(EARLY[len(DIRECTORY) + 1 :])
+        lacking = [name for name in needs if name not in names]
         if resume is not None and "conf/conf.d/zz-resume-auto" in names:
-            found.append("%s as the device to resume from: hooks/resume chose another one (zz-resume-auto)" % resume)
-        return found
+            lacking.append("%s as resume device: hooks/resume chose another device (zz-resume-auto)" % resume)
+        return lacking
 
 
 def _suffix(resume):
-    """C(resume) in a file name; run-parts(8) names, which are all that mkinitramfs takes, have neither = nor /."""
+    """C(resume) as part of a file name. mkinitramfs only reads run-parts(8) names, without = and /."""
     value = resume.split("=", 1)[-1]
     return "".join(letter if letter.isalnum() or letter == "-" else "_" for letter in value)

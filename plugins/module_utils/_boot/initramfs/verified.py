@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What was once found inside of images, so that the next run need not unpack them again.
+"""Records of verified images, so that the next run need not list their content again.
 
-Used by the initramfs classes. An entry counts only for exactly the file that was looked at: size, inode, and times in
-nanoseconds, the time of change included, which nobody can set back. Anything else in the file counts as nothing known.
+A record is valid only for the same file: size, inode, and times in nanoseconds, including ctime, which cannot be set. A
+file of records that cannot be parsed counts as empty.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 
-FOLDER = "/var/lib/nvm-fastboot"
-PATH = FOLDER + "/initramfs.json"
+DIRECTORY = "/var/lib/nvm-fastboot"
+PATH = DIRECTORY + "/initramfs.json"
 
 
 class Verified:
-    """The images known to hold what resume needs. C(known) maps a path to {stat, resume, modules}."""
+    """The images that were verified. C(known) maps a path to C({stat, resume, modules})."""
 
     def __init__(self, host):
         self.host = host
@@ -23,7 +23,7 @@ class Verified:
         self._stored = json.dumps(self.known, sort_keys=True)
 
     def holds(self, image, resume, modules):
-        """Whether C(image) was looked into and held the settings for C(resume) and every one of C(modules)."""
+        """Whether C(image) was verified with the settings for C(resume) and all of C(modules)."""
         entry = self.known.get(image)
         return (
             entry is not None
@@ -37,14 +37,14 @@ class Verified:
         self.known[image] = {"stat": self._stat(image), "resume": resume, "modules": sorted(modules)}
 
     def expect(self, image):
-        """Note that C(image) may hold something of ours, whatever it is."""
+        """Record that C(image) may contain settings of ours, without details."""
         self.known[image] = {"stat": None, "resume": None, "modules": []}
 
     def forget(self, image):
         self.known.pop(image, None)
 
     def store(self):
-        """Write what changed; with nothing left to know the file goes, and the folder with it if it is empty."""
+        """Write the records if they changed. Without records, removes the file, and the directory if it is empty."""
         now = json.dumps(self.known, sort_keys=True)
         if now == self._stored:
             return
@@ -52,7 +52,7 @@ class Verified:
             self.host.replace(PATH, json.dumps({"version": 1, "images": self.known}, sort_keys=True) + "\n", mode=0o600)
         elif self.host.remove(PATH):
             try:
-                os.rmdir(self.host.path(FOLDER))
+                os.rmdir(self.host.path(DIRECTORY))
             except OSError:
                 pass  # not empty
         self._stored = now

@@ -299,7 +299,7 @@ def test_dracut_settings(dracut, host):
         (tools_listing(NEW, uuid="0"), ["conf/conf.d/zz-nvm-fastboot-resume-" + UUID]),
         (
             tools_listing(NEW, extra=["conf/conf.d/zz-resume-auto"]),
-            [RESUME + " as the device to resume from: hooks/resume chose another one (zz-resume-auto)"],
+            [RESUME + " as resume device: hooks/resume chose another device (zz-resume-auto)"],
         ),
     ],
 )
