@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._store import boot_image
+from ansible_collections.nvm.fastboot.plugins.module_utils._store.pipe import TERMINATED, pipe
 
 ID = "4f1c9a0d6be2417c8f5a1b2c3d4e5f60"
 CALL = "/usr/bin/fuse-store --json --store /srv/store "
@@ -208,26 +209,26 @@ print(len(sys.stdin.buffer.read()))
 
 
 def test_pipe_passes_everything_on():
-    source, sink = boot_image.pipe(["sh", "-c", "head -c 3000000 /dev/zero"], SINK)
+    source, sink = pipe(["sh", "-c", "head -c 3000000 /dev/zero"], SINK)
     assert (source.rc, sink.rc, sink.out) == (0, 0, "3000000\n")
 
 
 @pytest.mark.parametrize("script, code", [("head -c 3000000 /dev/zero; echo broke >&2; exit 7", 7), ("kill -9 $$", -9)])
 def test_pipe_ends_what_broke_off(script, code):
-    source, sink = boot_image.pipe(["sh", "-c", script], SINK)
-    assert source.rc == code and sink.rc in boot_image._TOLD_TO_END and sink.out == ""
+    source, sink = pipe(["sh", "-c", script], SINK)
+    assert source.rc == code and sink.rc in TERMINATED and sink.out == ""
     assert code < 0 or source.err == "broke\n"
 
 
 def test_pipe_ends_a_source_that_nobody_listens_to():
     began = time.monotonic()
-    source, sink = boot_image.pipe(["sh", "-c", "exec sleep 60"], ["sh", "-c", "echo '{}' >&2; exit 6"])
+    source, sink = pipe(["sh", "-c", "exec sleep 60"], ["sh", "-c", "echo '{}' >&2; exit 6"])
     assert (source.rc, sink.rc, sink.err) == (-15, 6, "{}\n") and time.monotonic() - began < 30
 
 
 def test_pipe_needs_both_programs():
     with pytest.raises(OSError):
-        boot_image.pipe(["/no/such/program"], SINK)
+        pipe(["/no/such/program"], SINK)
 
 
 @pytest.fixture

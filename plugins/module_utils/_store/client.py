@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Calls of the command C(fuse-store), which answers in JSON.
+
+Errors are passed on with their code, cause and fix. One object is used by one thread; a call may be killed at any time, as
+the command itself may.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, shown
+
+SELECTION = ("machine", "application", "kind", "event", "before", "with_state")
+
+
+class Store:
+    """A store, in a directory on the machine the module runs on or at a URL. C(warnings) collects those of all calls."""
+
+    def __init__(self, host, location, executable="fuse-store", key_file=None):
+        self._host = host
+        expanded = location if "://" in location else os.path.expanduser(os.path.expandvars(location))
+        self._command = [_program(host, executable), "--json", "--store", expanded]
+        if key_file:
+            self._command += ["--key-file", key_file]
+        self.warnings = []
+
+    def argv(self, *words):
+        """The command line for a verb and its arguments."""
+        return self._command + list(words)
+
+    def call(self, *words, ok=(0,)):
+        """Run a verb and return its answer, a dict. Refused with the code of its error if the exit code is not in C(ok)."""
+        return self.answer(words[0], self._host.run(self.argv(*words), ok=None), ok)
+
+    def answer(self, verb, done, ok=(0,)):
+        """The answer of a finished call, a dict."""
+        records = [record for record in map(_record, done.err.splitlines()) if record]
+        self.warnings += [str(record["warning"]) for record in records if "warning" in record]
+        answer = _record(done.out)
+        if done.rc in ok and answer is not None:
+            return answer
+        errors = [record["error"] for record in records if isinstance(record.get("error"), dict)]
+        raise _refusal(verb, done, errors[-1] if errors else {})
+
+    def show(self, image):
+        """The metadata of a version."""
+        return self.call("show", image)
+
+    def select(self, wanted, ok=(0,)):
+        """The answer of C(select) for the options C(wanted). Exit code 3 means that no version matches."""
+        return self.call("select", *flags(wanted, SELECTION), ok=ok)
+
+    def inspect(self, device):
+        """The image on a device, or None."""
+        try:
+            return self.call("inspect", device)
+        except Refused as refused:
+            if refused.code != "not_found":
+                raise
+            return None
+
+
+def flags(values, names):
+    """Command-line options for those of C(names) that are set in C(values)."""
+    options = []
+    for name in names:
+        if values.get(name) not in (None, ""):
+            options += ["--%s" % name.replace("with_", "").replace("_", "-"), values[name]]
+    return options
+
+
+def _program(host, executable):
+    path = host.which(executable) if "/" not in executable else executable
+    path = path or shutil.which(executable)
+    if not path or not os.access(host.path(path), os.X_OK):
+        raise Refused(
+            "executable_missing",
+            "%s: command not found, or not executable." % executable,
+            "Install fuse-store on the store's machine, or set the option executable to its path.",
+        )
+    return path
+
+
+def _record(line):
+    """The JSON object in C(line), or None."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _refusal(verb, done, error):
+    """The error of a failed call."""
+    if not error:
+        output = shown((done.err or done.out).strip()) or "no output"
+        return Refused(
+            "command_failed",
+            "fuse-store %s failed with exit code %d: %s" % (verb, done.rc, output),
+            "Run the command by hand on the store's machine.",
+        )
+    cause = ": ".join(part for part in (error.get("thing"), error.get("cause")) if part)
+    remedy = str(error.get("remedy") or "See fuse-store %s --help." % verb)
+    return Refused(str(error.get("type", "command_failed")), cause, remedy)
