@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: boot_image
 short_description: Capture, verify, stage and arm boot images of a store
-version_added: "0.1.0"
+version_added: "1.0.0"
 description:
   - Stores the hibernation image that a device holds as a version that never changes, checks versions, writes one back
     onto a device, and has the machine's own kernel resume it at the next boot.

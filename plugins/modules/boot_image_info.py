@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: boot_image_info
 short_description: Tell which boot images a store has, and which of them fits
-version_added: "0.1.0"
+version_added: "1.0.0"
 description:
   - Lists versions of a store, chooses one and says why each other was passed over, tells what a device holds, and whether
     a version could be resumed.

@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: boot_resume
 short_description: Have every installed kernel resume from one swap area
-version_added: "0.1.0"
+version_added: "1.0.0"
 description:
   - Sets C(resume=) for this and future kernels in the bootloader, for all entries, recovery included. A boot without
     it would take the swap area into use and thereby destroy the image in it.

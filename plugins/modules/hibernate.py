@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: hibernate
 short_description: Hibernate a machine, wake it, and prove that its memory came back
-version_added: "0.1.0"
+version_added: "1.0.0"
 author:
   - The nvm.fastboot maintainers (@nvm-fastboot)
 description:

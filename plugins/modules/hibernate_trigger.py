@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: hibernate_trigger
 short_description: Hibernate when a condition is met
-version_added: "0.1.0"
+version_added: "1.0.0"
 description:
   - Makes a machine hibernate by itself at a scheduled time, when it is idle, when its battery or UPS runs low, or when
     its power key is pressed.
