@@ -6,63 +6,61 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: boot_image
-short_description: Capture, verify, stage and arm boot images of a store
+short_description: Capture, verify, stage and arm boot images in a store
 version_added: "1.0.0"
 description:
-  - Stores the hibernation image that a device holds as a version that never changes, checks versions, writes one back
-    onto a device, and has the machine's own kernel resume it at the next boot.
-  - Runs where the store is. That is the machine itself, or another one through C(delegate_to); then an image comes
-    from the machine as the output of O(source_command), without a copy in between.
-  - Calls the command C(fuse-store), which is documented in C(docs/fuse-store.md). What that refuses, the module refuses,
-    for the same reasons.
+  - Stores the hibernation image on a device as an immutable version, verifies versions, writes a version to a device, and
+    arms the device, so that the machine's kernel resumes the image at the next boot.
+  - Runs on the store's host, which is the machine itself, or another host with C(delegate_to). An image from another
+    machine is the output of O(source_command), and needs no temporary copy.
+  - Calls the command C(fuse-store), see C(docs/fuse-store.md). The module refuses what the command refuses.
 options:
   state:
     description:
-      - V(captured) - the image on O(device), or what O(source_command) prints, is stored as a new version.
-      - V(verified) - every page of the version has been read and compared, the kernel's own checksum as well.
-      - V(staged) - the version stands on O(device), not armed. Only what differs is written. The header comes last.
-      - V(armed) - what is staged on O(device) is resumed at the next boot. It is compared with the store first, and refused
-        if the kernel would not accept it or if resuming it would destroy what has been written to disks since.
-      - V(disarmed) - what is on O(device) is not resumed.
-      - V(resumed) or V(failed) - the store notes what became of an armed version. An armed version counts as resumed, and is
-        not armed again, until somebody notes that the attempt failed.
-      - V(absent) - the version is removed. What only it took is freed by C(fuse-store gc).
+      - V(captured) - stores the image on O(device), or the output of O(source_command), as a new version.
+      - V(verified) - reads every page of the version and compares it with its digest, and verifies the kernel's checksum.
+      - V(staged) - writes the version to O(device), not armed. Only pages that differ are written, and the header last.
+      - V(armed) - arms the staged image on O(device): the next boot resumes it. The image is compared with the store first.
+        Refused if the kernel would reject the image, or if the filesystems were written to since the image was created,
+        because resuming would corrupt them.
+      - V(disarmed) - disarms the image on O(device): the next boot does not resume it.
+      - V(resumed) or V(failed) - reports the outcome of an armed version to the store. Until a failure is reported, an armed
+        version counts as resumed, and is not armed again.
+      - V(absent) - removes the version. Run C(fuse-store gc) to reclaim disk space.
     type: str
     choices: [captured, verified, staged, armed, disarmed, resumed, failed, absent]
     required: true
   device:
     description:
-      - The block device, such as C(/dev/NVM_SWAP), or the file that is the non-volatile memory of a virtual machine,
-        where the module runs.
-      - The machine must not use it meanwhile. A device in use as swap is refused. A virtual machine must be off.
+      - Block device, such as C(/dev/NVM_SWAP), or the file of a virtual machine's NVDIMM, on the host the module runs on.
+      - The machine must not use the device. A device in use as swap is refused. A virtual machine must be off.
     type: path
   source_command:
     description:
-      - Captures the output of this command instead of O(device). It is a list and is not run by a shell. It runs where the
-        store is.
-      - Nothing is stored unless it exits with 0. A pipeline needs a shell that says so, as C(bash -o pipefail) does.
+      - Command whose output is captured instead of O(device), as a list, without a shell. Runs on the store's host.
+      - Nothing is stored if the command fails. A pipeline needs a shell that reports failures, such as C(bash -o pipefail).
     type: list
     elements: str
   tags:
-    description: Tags of the version that is captured.
+    description: Tags of the new version.
     type: dict
   replace:
-    description: Remove the version before, of the same machine and application, once the new one is stored.
+    description: Remove the previous version of the same machine and application after the new one is stored.
     type: bool
     default: false
   with_state:
-    description: Of the versions to choose from, only those in this state.
+    description: Select only versions in this state.
     type: str
     choices: [captured, verified, staged, armed, resumed, failed]
   force:
     description:
-      - With O(state=staged), write onto a device that holds something else or an armed image, which is lost.
+      - With O(state=staged), overwrite other data or an armed image on the device.
     type: bool
     default: false
   ignore_refusals:
     description:
-      - With O(state=armed), arm in spite of these reasons, for example V(filesystems_unknown). Each one may cost the
-        contents of filesystems; RV(code) and RV(message) name the reasons of a refusal.
+      - With O(state=armed), override the refusals with these codes, for example V(filesystems_unknown). Each may corrupt
+        filesystems. RV(message) has the codes of a refusal.
     type: list
     elements: str
 extends_documentation_fragment:
@@ -70,26 +68,26 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     description:
-      - Says what would change without changing it. What only the work itself can tell is assumed to be fine, and
-        V(staged) to write something.
+      - Reports what would change and changes nothing. Assumes that verification succeeds, and that V(staged) writes to the
+        device.
     support: full
   diff_mode:
-    description: Shows which version changes its state, or what is written where.
+    description: Returns the changed states of versions and devices.
     support: full
   idempotent:
     description:
-      - V(captured) makes a version each time, because an image has no name but its content. All other states change
-        nothing in a second run.
+      - V(captured) creates a version in each run. For all other states, a second run changes nothing.
     support: partial
   platform:
     description: Where it works.
     platforms: linux
     support: full
 notes:
-  - The version is O(image), or the newest that fits the options O(machine), O(application), O(kind), O(event), O(before)
-    and O(with_state). With O(state=armed) and neither, it is what was staged on O(device) last.
-  - One process at a time writes to a store. With many machines, use C(throttle=1).
-  - On failure RV(code) is the type of error of C(fuse-store), V(not_found), V(damaged), V(wrong_key), V(refused), V(locked),
+  - The version is O(image), or the newest one that matches O(machine), O(application), O(kind), O(event), O(before) and
+    O(with_state). With O(state=armed) and neither O(image) nor O(machine), the version is the one that was last staged on
+    O(device).
+  - Only one process can write to a store at a time. With several machines, use C(throttle=1).
+  - On failure, RV(code) is the type of error of C(fuse-store), V(not_found), V(damaged), V(wrong_key), V(refused), V(locked),
     V(usage_error), V(store_error), V(os_error), or V(command_failed); or V(source_failed), V(device_missing),
     V(device_in_use), V(executable_missing).
 seealso:
@@ -101,7 +99,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Capture from the file that is the NVDIMM of a virtual machine, which is off
+- name: Capture from the file of a virtual machine's NVDIMM, while the machine is off
   nvm.fastboot.boot_image:
     state: captured
     store: /var/lib/fuse-store
@@ -111,7 +109,7 @@ EXAMPLES = r"""
     event: nightly
   delegate_to: hypervisor
 
-- name: Capture from a machine that has resumed, its swap area out of use
+- name: Capture from a machine that has resumed, while its swap area is inactive
   nvm.fastboot.boot_image:
     state: captured
     store: /var/lib/fuse-store
@@ -120,7 +118,7 @@ EXAMPLES = r"""
   delegate_to: store
   throttle: 1
 
-- name: Check the last nightly image before the first of the month
+- name: Verify the last nightly image before December
   nvm.fastboot.boot_image:
     state: verified
     store: /var/lib/fuse-store
@@ -129,14 +127,14 @@ EXAMPLES = r"""
     before: "2026-12-01"
   register: checked
 
-- name: Stage it
+- name: Stage the version
   nvm.fastboot.boot_image:
     state: staged
     store: /var/lib/fuse-store
     image: "{{ checked.image.id }}"
     device: /dev/NVM_SWAP
 
-- name: Have the next boot resume it
+- name: Arm the device for the next boot
   nvm.fastboot.boot_image:
     state: armed
     store: /var/lib/fuse-store
@@ -146,7 +144,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 image:
-  description: The version as C(fuse-store show) tells it; null where there is none, as in check mode of V(captured).
+  description: The version as returned by C(fuse-store show); null if there is none, as with V(captured) in check mode.
   returned: success
   type: dict
   sample:
@@ -159,25 +157,25 @@ image:
     taken: "2026-11-22T02:10:33.120+00:00"
     size: 17179869184
 answer:
-  description: What C(fuse-store) answered; null in check mode, or where there was nothing to do.
+  description: The answer of C(fuse-store); null in check mode, or if there was nothing to do.
   returned: success
   type: dict
   sample: {id: 4f1c9a0d6be2417c8f5a1b2c3d4e5f60, device: /dev/pmem0, written: 41943040, held: a swap area}
 code:
-  description: What was refused or failed, as a stable word.
+  description: Stable word for the error.
   returned: failure
   type: str
   sample: refused
 message:
-  description: The thing and the cause.
+  description: What failed and why.
   returned: failure
   type: str
-  sample: "image 4f1c9a0d6be2: it would not be safe to resume it. filesystems_changed: ext4 8a… has been written to since."
+  sample: "image 4f1c9a0d6be2: resuming is not safe. filesystems_changed: ext4 8a… was written to after the capture."
 remedy:
-  description: What to do about it.
+  description: How to fix it.
   returned: failure
   type: str
-  sample: Choose another version.
+  sample: Select another version.
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -6,20 +6,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: boot_image_info
-short_description: Tell which boot images a store has, and which of them fits
+short_description: List the boot images in a store, and select one
 version_added: "1.0.0"
 description:
-  - Lists versions of a store, chooses one and says why each other was passed over, tells what a device holds, and whether
-    a version could be resumed.
-  - Reads only. Runs where the store is.
+  - Lists the versions in a store, selects one and explains why the others do not match, identifies the image on a device,
+    and checks whether a version can be resumed.
+  - Read only. Runs on the store's host.
 options:
   device:
     description:
-      - Block device or file of which RV(device) tells what image it holds.
-      - With O(image), where that is to be resumed from.
+      - Block device or file for RV(device).
+      - With O(image), also the device to resume from, for RV(preflight).
     type: path
   with_state:
-    description: Of the versions to choose from, only those in this state.
+    description: Select only versions in this state.
     type: str
     choices: [captured, verified, staged, armed, resumed, failed]
 extends_documentation_fragment:
@@ -45,29 +45,29 @@ author:
 """
 
 EXAMPLES = r"""
-- name: All versions of a machine, and the newest that verified
+- name: List all versions of a machine, and select the newest verified one
   nvm.fastboot.boot_image_info:
     store: /var/lib/fuse-store
     machine: web01
     with_state: verified
-  register: found
+  register: versions
 
-- name: Would this machine resume it, and would that be safe?
+- name: Check whether this machine can resume the version safely
   nvm.fastboot.boot_image_info:
     store: /var/lib/fuse-store
-    image: "{{ found.selected.id }}"
+    image: "{{ versions.selected.id }}"
     device: /dev/NVM_SWAP
-  register: asked
+  register: check
 
-- name: Stop with the reasons
+- name: Fail with the reasons
   ansible.builtin.assert:
-    that: asked.preflight.accepted
-    fail_msg: "{{ asked.preflight.refusals | map(attribute='message') | join(' ') }}"
+    that: check.preflight.accepted
+    fail_msg: "{{ check.preflight.refusals | map(attribute='message') | join(' ') }}"
 """
 
 RETURN = r"""
 images:
-  description: The versions of O(machine) and O(application), or of all; each as C(fuse-store list) tells it.
+  description: The versions of O(machine) and O(application), by default of all, as returned by C(fuse-store list).
   returned: success
   type: list
   elements: dict
@@ -81,7 +81,7 @@ images:
       taken: "2026-11-22T02:10:33.120+00:00"
       size: 17179869184
 selected:
-  description: The newest version that fits; null if none does, or without O(machine).
+  description: The newest version that matches; null if none matches, or without O(machine).
   returned: success
   type: dict
   sample:
@@ -91,44 +91,46 @@ selected:
     application: system
     taken: "2026-11-22T02:10:33.120+00:00"
 passed_over:
-  description: The other versions of O(machine), each with C(reasons), a list of C(code) and C(message); null without O(machine).
+  description: The other versions of O(machine), each with a list C(reasons) of C(code) and C(message); null without
+    O(machine).
   returned: success
   type: list
   elements: dict
   sample:
     - id: 0b7d3a5e9c1f4d60a2b8c6e4f0123456
-      reasons: [{code: other_state, message: "its state is captured, not verified"}]
+      reasons: [{code: other_state, message: "state is captured, not verified"}]
 device:
-  description: The image that O(device) holds; null if it holds none, or without O(device).
+  description: The image on O(device); null if there is none, or without O(device).
   returned: success
   type: dict
   sample: {format: swsusp, state: armed, kernel: 6.1.0-56-amd64, host: web01, compression: none}
 preflight:
   description:
-    - Whether O(image) would be resumed, and C(refusals) and C(untold), lists of C(code), C(message) and C(remedy).
+    - Whether O(image) can be resumed (C(accepted)). C(refusals) lists the reasons against it, C(untold) the checks without
+      enough information, each as C(code), C(message) and C(remedy).
     - Null without O(image).
   returned: success
   type: dict
   sample:
     id: 4f1c9a0d6be2417c8f5a1b2c3d4e5f60
     accepted: false
-    refusals: [{code: memory_size, message: the machine has more pages of memory, remedy: Put memory back as it was.}]
+    refusals: [{code: memory_size, message: the machine has more memory, remedy: Restore the previous memory size.}]
     untold: []
 code:
-  description: What failed, as a stable word.
+  description: Stable word for the error.
   returned: failure
   type: str
   sample: wrong_key
 message:
-  description: The thing and the cause.
+  description: What failed and why.
   returned: failure
   type: str
-  sample: "store /var/lib/fuse-store: its key is another one."
+  sample: "store /var/lib/fuse-store: wrong key."
 remedy:
-  description: What to do about it.
+  description: How to fix it.
   returned: failure
   type: str
-  sample: Name the key file with --key-file.
+  sample: Set --key-file to the key file of this store.
 """
 
 from ansible.module_utils.basic import AnsibleModule

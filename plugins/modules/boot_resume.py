@@ -6,18 +6,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: boot_resume
-short_description: Have every installed kernel resume from one swap area
+short_description: Configure all installed kernels to resume from a swap area
 version_added: "1.0.0"
 description:
-  - Sets C(resume=) for this and future kernels in the bootloader, for all entries, recovery included. A boot without
-    it would take the swap area into use and thereby destroy the image in it.
-  - Has the initramfs of every installed kernel, and of future ones, hold the drivers that the device needs, which the
-    tools leave out by themselves for NVM, and looks inside the built images for them.
-  - Settings stand in files of their own (below C(/etc/default/grub.d), C(/etc/initramfs-tools) or
-    C(/etc/dracut.conf.d)); files of others stay byte for byte as they are. A C(resume=) or C(resume_offset=) that
-    others set is kept from the kernel as long as the settings are there.
-  - Images and the generated configuration of the bootloader are made beside the old ones, verified, and put in place by
-    renaming. If a later step fails, everything is put back.
+  - Sets C(resume=) in the bootloader, for current and future kernels and for all entries, including recovery. A boot
+    without C(resume=) activates the swap area, which destroys the image in it.
+  - Includes the device's drivers in the initramfs of all current and future kernels, and verifies the content of the
+    built images. For NVM, the initramfs tools omit the drivers by default.
+  - Writes files of its own in C(/etc/default/grub.d), C(/etc/initramfs-tools) or C(/etc/dracut.conf.d). Other files are
+    not changed. While these settings exist, C(resume=) and C(resume_offset=) from other settings do not reach the kernel.
+  - Builds the images and the bootloader's configuration beside the old ones, verifies them, and renames them. If a later
+    step fails, all changes are undone.
   - Supports GRUB with C(/etc/default/grub.d) (Debian, BIOS and EFI), initramfs-tools and dracut.
 options:
   device:
@@ -27,24 +26,24 @@ options:
     default: /dev/NVM_SWAP
   uuid:
     description:
-      - UUID that the swap area must have. The default is read from O(device).
+      - Required UUID of the swap area. The default is read from O(device).
     type: str
   compression:
     description:
-      - What the kernel compresses images with. V(none) suits NVM, whose speed a processor's compression seldom
-        reaches; V(lz4) needs Linux 6.9 or later in all installed kernels.
-      - The default leaves the choice to the kernel, and to what others set.
+      - Compression of the image. V(none) suits NVM, which is usually faster than the compression. V(lz4) requires that all
+        installed kernels are Linux 6.9 or later.
+      - The default is the kernel's default, or what other settings configure.
     type: str
     choices: [lzo, lz4, none]
   force:
     description:
-      - Change what boots the machine even while O(device) holds a hibernation image, which may be lost by it.
+      - Change the boot configuration although O(device) holds a hibernation image. The image may be lost.
     type: bool
     default: false
   state:
     description:
-      - V(present) has the machine resume from O(device). V(absent) removes everything that V(present) made, C(resume=)
-        first, and builds the images anew without it.
+      - V(present) configures the machine to resume from O(device). V(absent) removes this configuration, C(resume=) first,
+        and rebuilds the images.
     type: str
     choices: [present, absent]
     default: present
@@ -64,11 +63,11 @@ attributes:
     platforms: linux
     support: full
 notes:
-  - Needs root on the machine, and room in C(/boot) for the new images beside the old ones.
-  - The running kernel knows nothing of it before the next boot, see RV(reboot_required).
-  - Arguments that rule out resuming (C(nohibernate), C(noresume), C(hibernate=no)) are somebody's decision. They are
-    refused with the name of the file, not removed.
-  - On failure the returned C(code) is one of V(device_missing), V(device_unreadable), V(not_block_device), V(not_swap),
+  - Requires root on the machine, and free space in C(/boot) for the new images beside the old ones.
+  - The running kernel uses the configuration only after the next boot, see RV(reboot_required).
+  - Kernel arguments that prevent resuming (C(nohibernate), C(noresume), C(hibernate=no)) are refused with the name of the
+    file, not removed.
+  - On failure, RV(code) is one of V(device_missing), V(device_unreadable), V(not_block_device), V(not_swap),
     V(uuid_invalid), V(uuid_missing), V(uuid_mismatch), V(machine_id_missing), V(image_pending), V(bootloader_unknown),
     V(bootloader_unsupported), V(bootloader_incomplete), V(settings_modified), V(conflicting_argument),
     V(compressor_unsupported), V(initramfs_unknown), V(initramfs_ambiguous), V(initramfs_unreadable),
@@ -79,7 +78,7 @@ seealso:
   - module: nvm.fastboot.fstab_swap
   - module: nvm.fastboot.nvm_info
   - name: Swap suspend
-    description: The kernel's own documentation of hibernation.
+    description: The kernel's documentation of hibernation.
     link: https://docs.kernel.org/power/swsusp.html
 author:
   - The nvm.fastboot maintainers (@nvm-fastboot)
@@ -90,39 +89,39 @@ EXAMPLES = r"""
   nvm.fastboot.boot_resume:
   register: boot
 
-- name: Reboot once, so that the running kernel knows it too
+- name: Reboot to activate the configuration
   ansible.builtin.reboot:
   when: boot.reboot_required
 
-- name: Without compression, from another device
+- name: Resume from another device, without compression
   nvm.fastboot.boot_resume:
     device: /dev/pmem1
     compression: none
 
-- name: Take it back
+- name: Remove the configuration
   nvm.fastboot.boot_resume:
     state: absent
 """
 
 RETURN = r"""
 resume:
-  description: The swap area as the kernel command line names it; null with O(state=absent).
+  description: The swap area as on the kernel command line; null with O(state=absent).
   returned: success
   type: str
   sample: UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4
 arguments:
-  description: Everything the bootloader was told to pass; empty with O(state=absent).
+  description: Kernel arguments in the bootloader's settings; empty with O(state=absent).
   returned: success
   type: list
   elements: str
   sample: [resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4, hibernate=nocompress]
 bootloader:
-  description: The bootloader; null with O(state=absent) where none is known.
+  description: The bootloader; with O(state=absent), null if none is recognised.
   returned: success
   type: str
   sample: grub
 initramfs:
-  description: The tool that builds the initramfs; null with O(state=absent) where none is known.
+  description: The initramfs tool; with O(state=absent), null if none is recognised.
   returned: success
   type: str
   sample: initramfs-tools
@@ -133,45 +132,43 @@ kernels:
   elements: dict
   contains:
     kernel:
-      description: The version.
+      description: Version of the kernel.
       type: str
       sample: 6.1.0-50-amd64
     initramfs:
-      description: The image.
+      description: Path of its initramfs.
       type: str
       sample: /boot/initrd.img-6.1.0-50-amd64
     verified:
-      description: Whether everything was found inside the image; in check mode, whether it already is. Null with
-        O(state=absent).
+      description: Whether the image is complete; in check mode, whether it is complete now. Null with O(state=absent).
       type: bool
       sample: true
 drivers:
-  description: The modules that the device needs, found by what drives it now.
+  description: Kernel modules of the device.
   returned: success
   type: list
   elements: str
   sample: [nd_pmem, libnvdimm, nfit]
 reboot_required:
-  description: Whether the running kernel was started with other arguments than the next one will be.
+  description: Whether the arguments of the running kernel differ from those of the next boot.
   returned: success
   type: bool
   sample: true
 code:
-  description: What the module refused, as a stable word.
+  description: Stable word for the error.
   returned: failure
   type: str
   sample: image_pending
 message:
-  description: The thing and the cause.
+  description: What failed and why.
   returned: failure
   type: str
-  sample: /dev/NVM_SWAP holds a hibernation image that nobody has resumed; what boots the machine is left alone until
-    then.
+  sample: /dev/NVM_SWAP holds a hibernation image that was not resumed. The boot configuration is not changed.
 remedy:
-  description: What to do about it.
+  description: How to fix it.
   returned: failure
   type: str
-  sample: Install a kernel that has it, or remove this one. Booting it would destroy the image.
+  sample: Resume the image, or copy it off the device. Set force=true to discard it.
 """
 
 from ansible.module_utils.basic import AnsibleModule

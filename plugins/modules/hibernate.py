@@ -1,105 +1,105 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""One step of a hibernation on the machine itself. The action plugin of the same name chains them; see there."""
+"""One step of a hibernation on the machine. The action plugin of the same name runs the steps."""
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hibernate
-short_description: Hibernate a machine, wake it, and prove that its memory came back
+short_description: Hibernate a machine, wake it, and verify that its memory was restored
 version_added: "1.0.0"
 author:
   - The nvm.fastboot maintainers (@nvm-fastboot)
 description:
-  - Hibernates the machine through systemd, waits until it is down, wakes it if told how, waits until it answers again,
-    and finds out whether it is the same memory that went on.
-  - The verdict stands on what the machine itself shows afterwards, not on having seen it down, so that a machine which
-    slept too shortly to be noticed still counts as resumed, and one that merely lost its network does not.
-  - Every way of failing leaves the task failed with a verdict, a code, a message that names the cause, and a remedy.
+  - Hibernates the machine through systemd, waits until it is down, runs the wake command if there is one, waits until the
+    machine answers again, and determines whether its memory was restored.
+  - The verdict is based on records of the machine itself, not on whether it was seen down. A machine that slept too
+    briefly to be noticed counts as resumed; a machine that only lost its network does not.
+  - A failed task returns a verdict, a code, a message with the cause, and a remedy.
 options:
   device:
-    description: The device that takes the image, for the check of what stands in the way.
+    description: Device for the hibernation image, to check for blockers.
     type: path
     default: /dev/NVM_SWAP
   hibernate_timeout:
-    description: Seconds within which the machine must stop answering, or have come back already.
+    description: Seconds in which the machine must stop answering, or have resumed already.
     type: int
     default: 300
   resume_timeout:
-    description: Seconds from when the machine stopped answering within which it must have been woken and answer again.
+    description: Seconds after the machine stopped answering in which it must be woken and answer again.
     type: int
     default: 600
   connect_timeout:
     description:
-      - Seconds that one attempt to reach the machine may take to connect. While this module waits, the connection is
-        told to give up that soon, to keep checking that the machine is alive, and not to be shared or retried;
-        afterwards its options are as before.
+      - Seconds to connect in one attempt to reach the machine. While this module waits, the connection uses this timeout,
+        sends keepalive messages, and is neither shared nor retried. Afterwards its options are restored.
     type: int
     default: 5
   wake_command:
     description:
-      - Command that is run on the controller to bring the machine up, once it has stopped answering.
-      - A list is run as it is, a string by C(/bin/sh). It runs in the directory of the playbook.
-      - A machine stops answering before it has written its image and cut its power. The command must fail as long as
-        the machine cannot be woken, and is then tried again, or O(wake_delay) must be long enough.
-      - Without it, something else must wake the machine within O(resume_timeout).
+      - Command that wakes the machine. Runs on the controller after the machine stopped answering.
+      - A list runs without a shell, a string with C(/bin/sh). The working directory is the directory of the playbook.
+      - A machine stops answering before it has written its image and powered off. Either the command must fail while the
+        machine cannot be woken, and is then repeated, or O(wake_delay) must be long enough.
+      - Without this option, the machine must wake in another way within O(resume_timeout).
     type: raw
   wake_delay:
     description: Seconds between the machine's last answer and the first run of O(wake_command).
     type: int
     default: 0
   wake_interval:
-    description: Seconds between two runs of O(wake_command) as long as it fails.
+    description: Seconds between two runs of O(wake_command) while it fails.
     type: int
     default: 5
   ignore_inhibitors:
-    description: Hibernate although something blocks sleep, as C(systemctl hibernate -i) does.
+    description: Hibernate in spite of sleep inhibitors, like C(systemctl hibernate -i).
     type: bool
     default: false
   ignore_blockers:
-    description: Codes of blockers, as in RV(blockers), to go on in spite of.
+    description: Codes of blockers to ignore, as in RV(blockers).
     type: list
     elements: str
     default: []
   wait:
     description:
       - Whether to wait until the machine is up again.
-      - With V(false) the task ends when the machine is down, without O(wake_command) and without a verdict. A machine
-        that could not be hibernated still fails the task.
+      - With V(false), the task ends when the machine is down, without O(wake_command) and without a verdict. If the machine
+        does not hibernate, the task still fails.
     type: bool
     default: true
   step:
-    description: Which part to do on the machine. Set by the action plugin; not for playbooks.
+    description: Step to run on the machine. Set by the action plugin; not for playbooks.
     type: str
     choices: [prepare, start, check]
   token:
-    description: Name of this hibernation, random, from the controller. Set by the action plugin; not for playbooks.
+    description: Random name of this hibernation. Set by the action plugin; not for playbooks.
     type: str
   marker:
-    description: What the step V(prepare) returned. Set by the action plugin; not for playbooks.
+    description: Marker from the step V(prepare). Set by the action plugin; not for playbooks.
     type: dict
 attributes:
   check_mode:
     support: full
-    description: Looks for blockers only, fails if there are any, and says that it would hibernate.
+    description: Only checks for blockers, and fails if there are any.
   diff_mode:
     support: none
-    description: There is no state to compare.
+    description: Not applicable, because there is no state to compare.
   idempotent:
     support: none
     description: Each run hibernates the machine.
   async:
     support: none
-    description: The task follows the machine down and up; run it in the foreground.
+    description: The task follows the machine until it answers again, and must run in the foreground.
   platform:
     support: full
     platforms: linux
     description: Linux with systemd.
 notes:
-  - Runs as root on the machine (C(become)), over any connection plugin. With P(ansible.builtin.ssh#connection) no
-    attempt can hang on a machine that died with the connection open.
-  - With a local connection the controller itself hibernates; O(wake_command) is refused then.
-  - Each host is followed on its own, so that a play hibernates as many hosts at once as it has forks.
+  - Requires root on the machine (C(become)). Works with all connection plugins. With P(ansible.builtin.ssh#connection) no
+    attempt hangs on a machine that went down with the connection open.
+  - With a local connection the controller itself hibernates. O(wake_command) is then refused.
+  - Hosts are independent of each other: a play hibernates as many hosts at once as it has forks.
 seealso:
   - module: nvm.fastboot.nvm_info
   - module: nvm.fastboot.boot_resume
@@ -107,25 +107,25 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Hibernate, and wake over the baseboard management controller
+- name: Hibernate, and wake the machine with its baseboard management controller
   nvm.fastboot.hibernate:
     wake_command: >-
       ipmitool -H {{ bmc }} -f /etc/bmc.pass power status | grep -q off &&
       ipmitool -H {{ bmc }} -f /etc/bmc.pass power on
   become: true
 
-- name: Hibernate, and wake over the network once it has had time to write the image
+- name: Hibernate, and wake the machine over the network after a delay for writing the image
   nvm.fastboot.hibernate:
     wake_command: [wakeonlan, "{{ mac_address }}"]
     wake_delay: 60
   become: true
 
-- name: Hibernate and leave it asleep
+- name: Hibernate without waiting for the machine
   nvm.fastboot.hibernate:
     wait: false
   become: true
 
-- name: Hibernate although another swap area would be filled first
+- name: Hibernate in spite of a blocker
   nvm.fastboot.hibernate:
     ignore_blockers: [other_swap_first]
   become: true
@@ -134,80 +134,79 @@ EXAMPLES = r"""
 RETURN = r"""
 verdict:
   description:
-    - V(resumed), the machine slept and the memory it had is the memory it has.
-    - V(cold_booted), it booted afresh or resumed an older image; what it had in memory is lost.
-    - V(never_slept), it went on running, and RV(msg) says why.
-    - V(inhibited), it went on running because a sleep inhibitor is in force.
-    - Only V(resumed) is a success. Not returned in check mode, with O(wait=false), and when the machine never answered
-      again, for then nobody knows.
-  returned: when it is known
+    - V(resumed) - the machine slept and its memory was restored.
+    - V(cold_booted) - the machine booted without resuming, or resumed an older image. Its previous memory is lost.
+    - V(never_slept) - the machine did not hibernate. RV(msg) has the reason.
+    - V(inhibited) - the machine did not hibernate because of a sleep inhibitor.
+    - Only V(resumed) is a success. Not returned in check mode, with O(wait=false), and if the machine does not answer
+      again.
+  returned: when known
   type: str
   sample: resumed
 msg:
-  description: What happened, why, and what helps.
+  description: What happened, the cause, and how to fix it.
   returned: always
   type: str
-  sample: Resumed with its memory as it was, 31.4 seconds after it was told to hibernate.
+  sample: Resumed with its memory intact, 31.4 seconds after the request to hibernate.
 code:
-  description: One word for what happened, for programs.
+  description: Stable word for the outcome.
   returned: always, except in check mode
   type: str
   sample: resumed
 remedy:
-  description: What helps.
+  description: How to fix it.
   returned: on failure
   type: str
-  sample: Reserve more, or free memory first.
+  sample: Reserve more NVM, or free memory first.
 seconds:
   description:
-    - How long each phase took, on the controller's clock, except RV(seconds.slept). A phase that did not take place
-      is null.
+    - Duration of each phase by the controller's clock, except RV(seconds.slept). Null for a phase that did not take place.
   returned: when the hibernation was started
   type: dict
   contains:
     prepare:
-      description: Looking for blockers and leaving the marker.
+      description: Checking for blockers and writing the marker.
       type: float
     down:
-      description: From when the machine was told to hibernate until it stopped answering.
+      description: From the request to hibernate until the machine stopped answering.
       type: float
     "off":
-      description: From when it stopped answering until O(wake_command) had succeeded, or without one until it answered.
+      description: From then until O(wake_command) succeeded, or without one until the machine answered.
       type: float
     up:
-      description: From when O(wake_command) had succeeded until the machine answered.
+      description: From the success of O(wake_command) until the machine answered.
       type: float
     slept:
-      description: From the copy of the memory until its restoration, on the machine's own clock, to about one second.
+      description: From the copy of the memory until its restoration by the machine's clock, accurate to about one second.
       type: float
     total:
-      description: From when it was told to hibernate until the verdict.
+      description: From the request to hibernate until the verdict.
       type: float
   sample: {prepare: 4.1, down: 3.2, "off": 14.8, up: 12.0, slept: 25.0, total: 33.1}
 boot_id:
-  description: The boot id the machine has now, or had when it last answered.
+  description: Boot id of the machine at its last answer.
   returned: when the machine answered
   type: str
   sample: 7d0d1a5c-2c0f-4a3e-9a2b-3f1b1c1f8b1e
 blockers:
-  description: What stands in the way of a hibernation; after V(verdict=cold_booted), of the next one.
-  returned: when they were looked for
+  description: Blockers of the hibernation; after V(verdict=cold_booted), of the next one.
+  returned: when checked
   type: list
   elements: dict
   contains:
     code:
-      description: One word for it, for programs and for O(ignore_blockers).
+      description: Stable word for the blocker, for O(ignore_blockers).
       type: str
     message:
-      description: What it is.
+      description: The cause.
       type: str
     remedy:
-      description: What helps.
+      description: How to fix it.
       type: str
   sample: []
 kernel:
-  description: The kernel's own messages on hibernation since the marker, or since it booted.
-  returned: when the machine answered afterwards
+  description: The kernel's messages about hibernation since the marker, or since a new boot.
+  returned: when the machine answered after the hibernation
   type: list
   elements: str
   sample: ["PM: hibernation: Creating image:"]
@@ -234,7 +233,7 @@ def main():
     if given["step"] is None:
         module.fail_json(
             code="no_step",
-            msg="This module was run without its action plugin, which sets step. Call it as nvm.fastboot.hibernate.",
+            msg="The option step is not set: the module ran without its action plugin. Call it as nvm.fastboot.hibernate.",
             remedy="Call it as nvm.fastboot.hibernate.",
         )
     host = Host.of(module)

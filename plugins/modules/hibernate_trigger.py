@@ -6,63 +6,64 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hibernate_trigger
-short_description: Hibernate when a condition is met
+short_description: Hibernate a machine automatically on a condition
 version_added: "1.0.0"
 description:
-  - Makes a machine hibernate by itself at a scheduled time, when it is idle, when its battery or UPS runs low, or when
-    its power key is pressed.
-  - Schedule, battery and UPS become a systemd timer and a service C(nvm-fastboot-NAME); idle and power key become a
-    drop-in of C(logind.conf). All of them end in C(systemctl hibernate).
-  - A time that passed while the machine was off does not count. A machine that is switched on in the morning does not
-    go back to sleep because its schedule lay in the night; nor does any timer act within two minutes after a resume.
+  - Hibernates a machine at a scheduled time, when it is idle, when its battery or UPS is low, or when its power key is
+    pressed.
+  - For schedule, battery and UPS, creates a systemd timer and a service C(nvm-fastboot-NAME); for idle and power key, a
+    drop-in of C(logind.conf).
+  - A scheduled time that passed while the machine was off is ignored. No timer hibernates the machine within two minutes
+    after a resume.
 options:
   condition:
     description:
-      - V(schedule) - at the times of O(schedule), unless somebody inhibits sleep then.
-      - V(idle) - after the sessions have been idle for O(idle).
-      - V(battery) - on battery, and no battery of the machine holds more than O(battery_percent). Where the kernel
-        knows no battery, UPower is asked, which also knows UPSes on USB. Inhibitors of sleep are not waited for.
-      - V(ups) - the UPS O(ups) is on battery, and reports a low battery or holds no more than O(battery_percent). Needs
-        C(upsc) of Network UPS Tools. Inhibitors of sleep are not waited for.
-      - V(power_key) - the power key, see O(press).
+      - V(schedule) - at the times in O(schedule), unless a sleep inhibitor is active.
+      - V(idle) - after all sessions are idle for O(idle).
+      - V(battery) - on battery power, if no battery has more than O(battery_percent). If the kernel detects no battery, UPower
+        is used, which also detects a UPS on USB. Ignores sleep inhibitors.
+      - V(ups) - if the UPS O(ups) is on battery, and reports a low battery or has at most O(battery_percent). Requires C(upsc)
+        of Network UPS Tools. Ignores sleep inhibitors.
+      - V(power_key) - on a press of the power key, see O(press).
       - Required with O(state=present).
     type: str
     choices: [schedule, idle, battery, ups, power_key]
   name:
     description:
-      - Name of the trigger; several triggers can stand side by side.
-      - The default is the O(condition). With O(state=absent) and neither, every trigger on the machine is meant.
+      - Name of the trigger. A machine can have several triggers.
+      - The default is O(condition). With O(state=absent) and neither O(name) nor O(condition), all triggers of the machine are
+        removed.
     type: str
   schedule:
     description:
-      - When to hibernate, as a calendar event of systemd, see systemd.time(7).
-      - It does not wake the machine.
+      - Times to hibernate at, as a calendar event of systemd, see systemd.time(7).
+      - The timer does not wake the machine.
     type: str
   idle:
     description:
-      - How long every session has to be idle, as a number of seconds or a time span such as V(30min).
+      - Duration for which all sessions must be idle, in seconds or as a time span such as V(30min).
     type: str
   battery_percent:
     description:
-      - The charge, in percent, at which to hibernate.
+      - Charge in percent at or below which to hibernate.
     type: int
     default: 10
   ups:
     description:
-      - The UPS as C(upsc) takes it, C(NAME@HOST).
-      - If C(upsmon) also watches it, it shuts the machine down when the UPS reports a low battery. Choose
-        O(battery_percent) above that, or have C(upsmon) run C(systemctl hibernate).
+      - Name of the UPS as for C(upsc), C(NAME@HOST).
+      - If C(upsmon) monitors the UPS, it shuts the machine down when the UPS reports a low battery. Set O(battery_percent)
+        above that charge, or configure C(upsmon) to run C(systemctl hibernate).
     type: str
   press:
     description:
-      - Whether a short or a long press of the power key hibernates. The other one keeps its meaning.
-      - V(long) needs systemd 251.
+      - Whether a short or a long press of the power key hibernates the machine. The other one keeps its function.
+      - V(long) requires systemd 251 or later.
     type: str
     choices: [short, long]
     default: short
   state:
     description:
-      - V(present) sets the trigger up, V(absent) removes everything of it.
+      - V(present) sets the trigger up. V(absent) removes it.
     type: str
     choices: [present, absent]
     default: present
@@ -81,8 +82,8 @@ attributes:
     platforms: linux
     support: full
 notes:
-  - Needs root on the machine, and systemd 247 or later.
-  - A desktop session may take the power key for itself with an inhibitor; then its own setting counts.
+  - Requires root on the machine, and systemd 247 or later.
+  - A desktop session may handle the power key itself, with an inhibitor. Its own setting then applies.
 seealso:
   - module: nvm.fastboot.hibernate
   - module: nvm.fastboot.nvm_info
@@ -97,7 +98,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Hibernate at ten in the evening on working days
+- name: Hibernate on working days at 22:00
   nvm.fastboot.hibernate_trigger:
     condition: schedule
     schedule: Mon..Fri 22:00
@@ -106,18 +107,18 @@ EXAMPLES = r"""
   nvm.fastboot.hibernate_trigger:
     condition: power_key
 
-- name: Hibernate after half an hour without anybody
+- name: Hibernate after all sessions were idle for 30 minutes
   nvm.fastboot.hibernate_trigger:
     condition: idle
     idle: 30min
 
-- name: Hibernate before the UPS gives out
+- name: Hibernate when the UPS is at 40 percent
   nvm.fastboot.hibernate_trigger:
     condition: ups
     ups: rack1@localhost
     battery_percent: 40
 
-- name: Two schedules side by side
+- name: Set up two schedules
   nvm.fastboot.hibernate_trigger:
     condition: schedule
     name: "{{ item.name }}"
@@ -126,25 +127,25 @@ EXAMPLES = r"""
     - {name: weekdays, at: "Mon..Fri 22:00"}
     - {name: weekend, at: "Sat,Sun 20:00"}
 
-- name: No longer on the power key
+- name: Remove the trigger on the power key
   nvm.fastboot.hibernate_trigger:
     name: power_key
     state: absent
 
-- name: Hibernate by itself no more
+- name: Remove all triggers
   nvm.fastboot.hibernate_trigger:
     state: absent
 """
 
 RETURN = r"""
 names:
-  description: Names of the triggers that were looked after.
+  description: Names of the managed triggers.
   returned: success
   type: list
   elements: str
   sample: [schedule]
 files:
-  description: The files the trigger consists of; none with O(state=absent).
+  description: Files of the triggers; empty with O(state=absent).
   returned: success
   type: list
   elements: str
@@ -153,15 +154,20 @@ files:
     - /etc/systemd/system/nvm-fastboot-schedule.timer
     - /usr/local/lib/nvm-fastboot/trigger
 code:
-  description: A word for the error.
+  description: Stable word for the error.
   returned: failure
   type: str
   sample: schedule_invalid
-remedy:
-  description: What helps.
+message:
+  description: What failed and why.
   returned: failure
   type: str
-  sample: See systemd.time(7), CALENDAR EVENTS; 'systemd-analyze calendar' tries a value.
+  sample: "systemd cannot parse schedule 'never'."
+remedy:
+  description: How to fix it.
+  returned: failure
+  type: str
+  sample: See systemd.time(7), CALENDAR EVENTS. Run 'systemd-analyze calendar' to test a value.
 """
 
 from ansible.module_utils.basic import AnsibleModule

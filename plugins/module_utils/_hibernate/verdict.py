@@ -35,7 +35,7 @@ REASONS = (
     (
         r"Cannot find swap device|Swap header not found|No (?:swap space|possible swap)|resume device is missing",
         "swap_missing",
-        "Enable the swap area on the device and set resume=. Run nvm_info to list the blockers.",
+        "Activate the swap area on the device and set resume=. Run nvm_info to list the blockers.",
     ),
     (r"[Nn]ot enough.* swap|No space left", "swap_too_small", "Reserve more NVM, or free memory first."),
     (

@@ -182,7 +182,7 @@ def _not_in_use(host, device):
         raise Refused(
             "device_in_use",
             "%s is in use as swap, and changes while it is read." % device,
-            "Disable the swap area first (nvm_swap with active: false), and enable it again afterwards.",
+            "Deactivate the swap area first (nvm_swap with active: false), and activate it again afterwards.",
         )
 
 

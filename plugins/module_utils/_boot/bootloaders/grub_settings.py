@@ -4,7 +4,7 @@
 grub-mkconfig sources these files under C(/bin/sh) with C(set -e), after C(/etc/default/grub), in the order of their names
 (Debian's patches mkconfig-nonexistent-loopback and C(default-grub-d)). Each of our files is therefore a shell script. The
 script removes the arguments that must not reach the kernel from the variables that earlier files set, without changing
-any other byte, and appends ours for all entries. That includes recovery entries: a boot without C(resume=) enables the
+any other byte, and appends ours for all entries. That includes recovery entries: a boot without C(resume=) activates the
 swap area, which destroys the image in it.
 """
 
