@@ -163,7 +163,7 @@ message:
   description: What failed and why.
   returned: failure
   type: str
-  sample: /dev/NVM_SWAP holds a hibernation image that was not resumed. The boot configuration is not changed.
+  sample: /dev/NVM_SWAP holds a hibernation image that was not resumed; the boot configuration was not changed.
 remedy:
   description: How to fix it.
   returned: failure
@@ -174,7 +174,8 @@ remedy:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import resume
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import COMPRESSIONS
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_state
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import DEFAULT_DEVICE
 
 
@@ -183,17 +184,13 @@ def main():
         argument_spec={
             "device": {"type": "str", "default": DEFAULT_DEVICE},
             "uuid": {"type": "str"},
-            "compression": {"type": "str", "choices": list(resume.COMPRESSIONS)},
+            "compression": {"type": "str", "choices": list(COMPRESSIONS)},
             "force": {"type": "bool", "default": False},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
         supports_check_mode=True,
     )
-    options = dict(module.params)
-    if options.pop("state") == "present":
-        carry_out(module, lambda transaction: resume.present(transaction, **options))
-    else:
-        carry_out(module, lambda transaction: resume.absent(transaction, options["device"], options["force"]))
+    carry_out_state(module, resume.present, resume.absent, absent_options=("device", "force"))
 
 
 if __name__ == "__main__":

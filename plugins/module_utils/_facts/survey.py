@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, initramfs, resume
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, compression, drivers, initramfs
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import sizing
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
@@ -273,8 +273,8 @@ class Survey:
         kernel/power/hibernate.c, hibernate(): the parameter sets the compressor of the image. If the resuming kernel
         lacks it, the image is lost, because the kernel removes the signature before it looks for the compressor.
         """
-        modules = resume.drivers_for(self.host, self.device)
-        name = self.host.attribute(resume.COMPRESSOR_PARAMETER)
+        modules = drivers.drivers_for(self.host, self.device)
+        name = self.host.attribute(compression.COMPRESSOR_PARAMETER)
         if name is None or "hibernate=nocompress" in self.cmdline:
             return modules
         loadable = self.host.glob("/lib/modules/%s/kernel/crypto/%s.ko*" % (self.release, name))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import resume
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import compression as image_compression
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import drivers, resume
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 
 UUID = "6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
@@ -386,20 +387,20 @@ def test_lz4_needs_every_kernel(machine, host, plant):
 )  # fmt: skip
 def test_modules_that_decompress(machine, host, plant, configs, compression, expected):
     plant({"/boot/config-" + kernel: text for kernel, text in configs.items()})
-    assert resume._compression(host, KERNELS, compression) == expected
+    assert image_compression.select(host, KERNELS, compression) == expected
 
 
 def test_kernels_without_their_configuration_are_known_by_version(machine, host):
     for kernel in KERNELS:
         os.unlink(host.path("/boot/config-" + kernel))
-    assert [resume._selects(host, kernel) for kernel in KERNELS] == [False, True]
+    assert [image_compression.has_selection(host, kernel) for kernel in KERNELS] == [False, True]
 
 
 # drivers -------------------------------------------------------------------------------------------------------------
 
 
 def test_drivers_of_an_nfit_namespace(machine, host):
-    assert resume.drivers_for(host, "/dev/NVM_SWAP") == ["nd_pmem", "libnvdimm", "nfit"]
+    assert drivers.drivers_for(host, "/dev/NVM_SWAP") == ["nd_pmem", "libnvdimm", "nfit"]
 
 
 def test_drivers_of_a_sector_namespace_on_memmap(host, bind, block):
@@ -409,7 +410,7 @@ def test_drivers_of_a_sector_namespace_on_memmap(host, bind, block):
     bind(path + "/ndbus1/region1/btt1.0", "nd_pmem")
     (Path(host.path("/sys/module/nd_btt"))).mkdir()
     (Path(host.path("/sys/module/nd_btt/initstate"))).write_text("live\n")
-    assert resume.drivers_for(host, "/dev/pmem1s") == ["nd_btt", "nd_pmem", "nd_e820"]
+    assert drivers.drivers_for(host, "/dev/pmem1s") == ["nd_btt", "nd_pmem", "nd_e820"]
 
 
 def test_drivers_of_a_mapping_are_those_below_it(host, bind, block):
@@ -419,4 +420,4 @@ def test_drivers_of_a_mapping_are_those_below_it(host, bind, block):
     Path(host.path("/sys/class/block/dm-0/slaves/vda2")).mkdir(parents=True)
     bind(path, "virtio_pci", loadable=False)
     bind(path + "/virtio1", "virtio_blk")
-    assert resume.drivers_for(host, "/dev/dm-0") == ["virtio_blk"]
+    assert drivers.drivers_for(host, "/dev/dm-0") == ["virtio_blk"]

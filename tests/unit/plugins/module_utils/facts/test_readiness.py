@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, initramfs
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import resume as boot_resume
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import drivers as boot_drivers
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm, readiness, report, survey
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.nvm import Namespace, Region
@@ -173,7 +173,7 @@ def machine(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Simple
     os.symlink("pmem0", host.path(DEVICE))
     boot = Boot()
     regions = [REGION]
-    monkeypatch.setattr(boot_resume, "drivers_for", lambda host, device: ["nd_pmem", "libnvdimm", "nfit"])
+    monkeypatch.setattr(boot_drivers, "drivers_for", lambda host, device: ["nd_pmem", "libnvdimm", "nfit"])
     monkeypatch.setattr(bootloaders, "detect", lambda host: boot)
     monkeypatch.setattr(initramfs, "detect", lambda host: boot)
     monkeypatch.setattr(nvm, "read_regions", lambda host: regions)
