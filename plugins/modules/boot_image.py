@@ -65,23 +65,15 @@ options:
     elements: str
 extends_documentation_fragment:
   - nvm.fastboot.image_store
+  - nvm.fastboot.attributes
 attributes:
   check_mode:
-    description:
-      - Reports what would change and changes nothing. Assumes that verification succeeds, and that V(staged) writes to the
-        device.
-    support: full
+    details: Assumes that verification succeeds, and that V(staged) writes to the device.
   diff_mode:
-    description: Returns the changed states of versions and devices.
-    support: full
+    details: Shows the states of versions and devices.
   idempotent:
-    description:
-      - V(captured) creates a version in each run. For all other states, a second run changes nothing.
     support: partial
-  platform:
-    description: Where it works.
-    platforms: linux
-    support: full
+    details: V(captured) creates a version in each run. For all other states, a second run changes nothing.
 notes:
   - The version is O(image), or the newest one that matches O(machine), O(application), O(kind), O(event), O(before) and
     O(with_state). With O(state=armed) and neither O(image) nor O(machine), the version is the one that was last staged on

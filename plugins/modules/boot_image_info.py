@@ -24,20 +24,7 @@ options:
     choices: [captured, verified, staged, armed, resumed, failed]
 extends_documentation_fragment:
   - nvm.fastboot.image_store
-attributes:
-  check_mode:
-    description: Does the same in check mode, for it changes nothing.
-    support: full
-  diff_mode:
-    description: There is never a difference.
-    support: none
-  idempotent:
-    description: It changes nothing.
-    support: full
-  platform:
-    description: Where it works.
-    platforms: linux
-    support: full
+  - nvm.fastboot.attributes.info
 seealso:
   - module: nvm.fastboot.boot_image
 author:
@@ -135,20 +122,13 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import answer
 from ansible_collections.nvm.fastboot.plugins.module_utils._store import boot_image
 
 
 def main():
     module = AnsibleModule(argument_spec=boot_image.COMMON, supports_check_mode=True)
-    try:
-        found = boot_image.look(Host.of(module), module.params)
-    except Refused as refused:
-        refuse(module, refused)
-    for warning in found.pop("warnings"):
-        module.warn(warning)
-    module.exit_json(changed=False, **found)
+    answer(module, lambda host: boot_image.look(host, module.params))
 
 
 if __name__ == "__main__":

@@ -47,21 +47,16 @@ options:
     type: str
     choices: [present, absent]
     default: present
+extends_documentation_fragment:
+  - nvm.fastboot.attributes
 attributes:
   check_mode:
-    description: Says what would change without changing it. A swap area that does not exist yet is assumed to be
-      made; its drivers are then known only in part.
-    support: full
+    details: If the swap area does not exist, assumes that an earlier task would create it. The list of drivers is then
+      incomplete.
   diff_mode:
-    description: Shows the settings and the bootloader's configuration before and after, and names the images.
-    support: full
+    details: Shows the settings and the bootloader's configuration, and names the images.
   idempotent:
-    description: A second run changes nothing, and starts no command.
-    support: full
-  platform:
-    description: Where it works.
-    platforms: linux
-    support: full
+    details: A second run starts no commands.
 notes:
   - Requires root on the machine, and free space in C(/boot) for the new images beside the old ones.
   - The running kernel uses the configuration only after the next boot, see RV(reboot_required).

@@ -78,23 +78,23 @@ options:
   marker:
     description: Marker from the step V(prepare). Set by the action plugin; not for playbooks.
     type: dict
+extends_documentation_fragment:
+  - nvm.fastboot.attributes
 attributes:
   check_mode:
-    support: full
-    description: Only checks for blockers, and fails if there are any.
+    details: Only checks for blockers, and fails if there are any.
   diff_mode:
     support: none
-    description: Not applicable, because there is no state to compare.
+    details: There is no state to compare.
   idempotent:
     support: none
-    description: Each run hibernates the machine.
+    details: Each run hibernates the machine.
   async:
+    description: Supports being run with the C(async) keyword.
     support: none
-    description: The task follows the machine until it answers again, and must run in the foreground.
+    details: The task follows the machine until it answers again, and must run in the foreground.
   platform:
-    support: full
-    platforms: linux
-    description: Linux with systemd.
+    details: Linux with systemd.
 notes:
   - Requires root on the machine (C(become)). Works with all connection plugins. With P(ansible.builtin.ssh#connection) no
     attempt hangs on a machine that went down with the connection open.
@@ -214,8 +214,7 @@ kernel:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import answer
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import options, steps
 
 
@@ -229,32 +228,23 @@ def main():
         ],
         supports_check_mode=True,
     )
-    given = module.params
-    if given["step"] is None:
+    if module.params["step"] is None:
         module.fail_json(
             code="no_step",
             msg="The option step is not set: the module ran without its action plugin. Call it as nvm.fastboot.hibernate.",
             remedy="Call it as nvm.fastboot.hibernate.",
         )
-    host = Host.of(module)
-    try:
-        if given["step"] == "prepare":
-            answer = steps.prepare(
-                host,
-                given["device"],
-                given["token"],
-                given["ignore_blockers"],
-                given["ignore_inhibitors"],
-                module.check_mode,
-            )
-        elif given["step"] == "start":
-            steps.start(host, given["token"], given["ignore_inhibitors"])
-            answer = {"changed": True}
-        else:
-            answer = steps.check(host, given["device"], given["token"], given["marker"])
-    except Refused as refused:
-        refuse(module, refused)
-    module.exit_json(**dict({"changed": False}, **answer))
+    answer(module, lambda host: _run_step(host, module.params, module.check_mode))
+
+
+def _run_step(host, given, check_mode):
+    if given["step"] == "prepare":
+        skip, ignore_inhibitors = given["ignore_blockers"], given["ignore_inhibitors"]
+        return steps.prepare(host, given["device"], given["token"], skip, ignore_inhibitors, check_mode)
+    if given["step"] == "start":
+        steps.start(host, given["token"], given["ignore_inhibitors"])
+        return {"changed": True}
+    return steps.check(host, given["device"], given["token"], given["marker"])
 
 
 if __name__ == "__main__":

@@ -67,20 +67,13 @@ options:
     type: str
     choices: [present, absent]
     default: present
+extends_documentation_fragment:
+  - nvm.fastboot.attributes
 attributes:
-  check_mode:
-    description: Says what would change without changing it.
-    support: full
   diff_mode:
-    description: Shows the files before and after.
-    support: full
+    details: Shows the files.
   idempotent:
-    description: A second run changes nothing. A timer stopped by hand, but still enabled, is left stopped.
-    support: full
-  platform:
-    description: Where it works.
-    platforms: linux
-    support: full
+    details: A timer that is enabled but was stopped by hand is not started.
 notes:
   - Requires root on the machine, and systemd 247 or later.
   - A desktop session may handle the power key itself, with an inhibitor. Its own setting then applies.
@@ -172,8 +165,7 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import refuse
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import answer
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import triggers
 
 
@@ -194,25 +186,7 @@ def main():
     )
     options = dict(module.params)
     present = options.pop("state") == "present"
-    host = Host.of(module)
-    name = options["name"] or options["condition"]
-    names = [name] if name else triggers.installed(host)
-    outcomes = []
-    try:
-        for each in names:
-            trigger = triggers.Trigger(**dict(options, name=each))
-            outcomes.append(triggers.apply(host, trigger, present, module.check_mode))
-    except Refused as refused:
-        refuse(module, refused)
-    for outcome in outcomes:
-        for warning in outcome.warnings:
-            module.warn(warning)
-    module.exit_json(
-        changed=any(outcome.changed for outcome in outcomes),
-        diff=[part for outcome in outcomes for part in outcome.diff],
-        names=names,
-        files=[path for outcome in outcomes for path in outcome.files],
-    )
+    answer(module, lambda host: triggers.apply_all(host, options, present, module.check_mode))
 
 
 if __name__ == "__main__":

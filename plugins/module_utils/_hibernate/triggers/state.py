@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers import conditions, units
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.conditions import Trigger
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.script import SCRIPT
 
 
@@ -53,6 +54,23 @@ class Plan:
     @property
     def removes_script(self):
         return SCRIPT in self.stale and SCRIPT not in self.wanted
+
+
+def apply_all(host, options, present, check_mode):
+    """Apply the module's options to one trigger, or, to remove triggers without a name, to all on the machine.
+
+    Returns the module's result.
+    """
+    name = options["name"] or options["condition"]
+    names = [name] if name else units.installed(host)
+    outcomes = [apply(host, Trigger(**dict(options, name=name)), present, check_mode) for name in names]
+    return {
+        "changed": any(outcome.changed for outcome in outcomes),
+        "diff": [change for outcome in outcomes for change in outcome.diff],
+        "names": names,
+        "files": [path for outcome in outcomes for path in outcome.files],
+        "warnings": [text for outcome in outcomes for text in outcome.warnings],
+    }
 
 
 def apply(host, trigger, present=True, check_mode=False):

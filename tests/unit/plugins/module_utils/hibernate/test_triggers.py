@@ -10,7 +10,13 @@ import subprocess
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers import Trigger, apply, installed, units
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers import (
+    Trigger,
+    apply,
+    apply_all,
+    installed,
+    units,
+)
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.script import SCRIPT, SCRIPT_TEXT
 
 SERVICE = "/etc/systemd/system/nvm-fastboot-%s.service"
@@ -421,3 +427,25 @@ def test_the_names_of_what_is_there(host, plant):
         "/etc/systemd/system/other.service": "",
     })
     assert installed(host) == ["night", "power_key"]
+
+
+OPTIONS = {
+    "condition": None, "name": None, "schedule": None, "idle": None, "battery_percent": 10, "ups": None, "press": "short",
+}  # fmt: skip
+
+
+def test_absent_without_a_name_removes_every_trigger(host, systemd):
+    apply(host, NIGHT)
+    apply(host, KEY)
+    result = apply_all(host, OPTIONS, present=False, check_mode=False)
+    assert result["changed"] and result["names"] == ["power_key", "schedule"] and result["files"] == []
+    assert files(host) == []
+    assert not apply_all(host, OPTIONS, present=False, check_mode=False)["changed"]
+
+
+def test_the_condition_is_the_default_of_the_name(host, systemd):
+    result = apply_all(host, dict(OPTIONS, condition="power_key"), present=True, check_mode=False)
+    assert result["names"] == ["power_key"] and result["files"] == [DROP_IN % "power_key"]
+    apply(host, NIGHT)
+    apply_all(host, dict(OPTIONS, condition="power_key"), present=False, check_mode=False)
+    assert installed(host) == ["schedule"]
