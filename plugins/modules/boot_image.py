@@ -20,10 +20,10 @@ options:
       - V(captured) - stores the image on O(device), or the output of O(source_command), as a new version.
       - V(verified) - reads every page of the version and compares it with its digest, and verifies the kernel's checksum.
       - V(staged) - writes the version to O(device), not armed. Only pages that differ are written, and the header last.
-      - V(armed) - arms the staged image on O(device): the next boot resumes it. The image is compared with the store first.
+      - V(armed) - arms the staged image on O(device), so that the next boot resumes it. The image is compared with the store first.
         Refused if the kernel would reject the image, or if the filesystems were written to since the image was created,
         because resuming would corrupt them.
-      - V(disarmed) - disarms the image on O(device): the next boot does not resume it.
+      - V(disarmed) - disarms the image on O(device), so that the next boot does not resume it.
       - V(resumed) or V(failed) - reports the outcome of an armed version to the store. Until a failure is reported, an armed
         version counts as resumed, and is not armed again.
       - V(absent) - removes the version. Run C(fuse-store gc) to reclaim disk space.

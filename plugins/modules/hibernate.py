@@ -99,7 +99,7 @@ notes:
   - Requires root on the machine (C(become)). Works with all connection plugins. With P(ansible.builtin.ssh#connection) no
     attempt hangs on a machine that went down with the connection open.
   - With a local connection the controller itself hibernates. O(wake_command) is then refused.
-  - Hosts are independent of each other: a play hibernates as many hosts at once as it has forks.
+  - Hosts are independent of each other. A play hibernates as many hosts at once as it has forks.
 seealso:
   - module: nvm.fastboot.nvm_info
   - module: nvm.fastboot.boot_resume

@@ -95,6 +95,18 @@ def test_examples_of_a_module(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         _check_task(module, options, monkeypatch)
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_documentation_of_a_module_is_yaml(name: str) -> None:
+    """A colon or a number sign in a sentence makes something else of it."""
+    module = _module(name)
+    documentation = yaml.safe_load(module.DOCUMENTATION)
+    texts = [documentation["description"], documentation.get("notes", [])]
+    texts += [option["description"] for option in documentation["options"].values()]
+    for text in texts:
+        assert all(isinstance(line, str) for line in ([text] if isinstance(text, str) else text)), text
+    assert all("description" in value for value in yaml.safe_load(module.RETURN).values())
+
+
 @pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda path: path.stem)
 def test_tasks_of_a_playbook(playbook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plays = yaml.safe_load(playbook.read_text())
