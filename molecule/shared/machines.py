@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The machines of a scenario in the laboratory.
+"""The machines of a scenario in the lab.
 
-As an inventory script (``--list``, through the link in a scenario's folder) it says how to reach those machines of the
-scenario that exist; ``create.yml``, ``verify.yml`` and ``destroy.yml`` call the other verbs, for one machine each:
-``create`` (what it is made of stands on the standard input as JSON, see Lab.create), ``wake``, ``destroy``.
+As an inventory script (``--list``, through the link in a scenario's directory), lists the existing machines of the scenario
+with their addresses. ``create.yml``, ``verify.yml`` and ``destroy.yml`` call the other verbs for one machine: ``create``
+(with the options of Lab.create as JSON on standard input), ``wake``, ``destroy``.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def main() -> int:
 
 
 def inventory(lab: Lab, scenario: str) -> dict[str, object]:
-    """What an inventory script prints. ``lab_folder`` is where a machine keeps its QEMU's process id."""
+    """The output of an inventory script. ``lab_folder`` is the directory with the process id of a machine's QEMU."""
     mine = [machine for machine in lab.machines() if machine.name.startswith(f"molecule-{scenario}-")]
     hostvars = {machine.name: {**machine.inventory(), "lab_folder": str(machine.folder)} for machine in mine}
     return {"_meta": {"hostvars": hostvars}, "all": {"hosts": list(hostvars)}}
 
 
 def create(lab: Lab, name: str) -> None:
-    """Make it unless it exists, switch it on unless it is on, and wait until it answers."""
+    """Create the machine and power it on, if necessary, and wait until it answers."""
     made_of = json.load(sys.stdin)
     machine = find(lab, name) or lab.create(name, **made_of)
     if not machine.is_on():
@@ -53,14 +53,14 @@ def create(lab: Lab, name: str) -> None:
 
 
 def wake(lab: Lab, name: str) -> None:
-    """Wait until it has switched itself off, then switch it on."""
+    """Wait until the machine powered itself off, then power it on."""
     machine = lab.machine(name)
     machine.wait_off()
     machine.power_on()
 
 
 def destroy(lab: Lab, name: str) -> None:
-    """Cut its power and remove it; what it printed on its console goes to ``build/logs/NAME-console.log``."""
+    """Power the machine off and remove it. Saves its console log as ``build/logs/NAME-console.log``."""
     machine = find(lab, name)
     if machine is None:
         return

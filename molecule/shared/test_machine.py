@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a machine is once it is configured and has booted: run by ``verify.yml`` over the scenario's inventory.
+"""Tests of a configured machine after a boot: run by ``verify.yml`` with the scenario's inventory.
 
-What a scenario expects stands in its ``machines.yml``; ``/var/lib/molecule`` on a machine holds what was there before.
+``machines.yml`` has the expectations of a scenario; ``/var/lib/molecule`` on a machine has copies of its original files.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ def expected(host):
 
 @pytest.fixture(scope="module")
 def block_device(host):
-    """Where the link leads, for example /dev/pmem0."""
+    """The target of the link, for example /dev/pmem0."""
     return host.check_output("readlink -e %s", DEVICE)
 
 
 @pytest.fixture(scope="module")
 def uuid(host, block_device):
-    """Of the swap area, read from its header."""
+    """The UUID of the swap area, from its header."""
     return host.check_output("blkid -p -o value -s UUID %s", block_device)
 
 
 @pytest.fixture(scope="module")
 def command_line(host):
-    """The running kernel's arguments: what the bootloader really handed over."""
+    """The running kernel's arguments, as passed by the bootloader."""
     return host.check_output("cat /proc/cmdline").split()
 
 
@@ -119,14 +119,14 @@ def test_every_initramfs_has_the_drivers(host, expected):
 
 
 def test_namespace(info, expected, block_device):
-    found = [
+    namespaces = [
         {"labelled": region["labelled"], **namespace}
         for region in info["regions"]
         for namespace in region["namespaces"]
         if namespace["blockdev"] == block_device.removeprefix("/dev/")
     ]
-    assert len(found) == 1
-    assert {key: found[0][key] for key in expected["expected_namespace"]} == expected["expected_namespace"]
+    assert len(namespaces) == 1
+    assert {key: namespaces[0][key] for key in expected["expected_namespace"]} == expected["expected_namespace"]
 
 
 def test_it_is_ready_to_hibernate(info):

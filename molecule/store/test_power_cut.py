@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The power goes at a random moment while something is stored (invariant 1: a version is there whole, or not at all).
+"""A power cut at a random moment during a put (invariant 1: a version exists completely, or not at all).
 
-Run by ``verify.yml`` after test_store.py. Drives the machine through the laboratory. What the guest had not forced onto
-its disk is lost: QEMU is killed, and the guest's memory with it. The seed of the moment is printed, see
-``tests.vm.evidence.moments``.
+Run by ``verify.yml`` after test_store.py. Controls the machine through the lab. QEMU is killed, and the guest loses all data
+that was not synced to its disk. The seed of the moment is printed, see ``tests.vm.evidence.moments``.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ def machine() -> Machine:
 
 
 def versions(machine: Machine) -> set[str]:
-    return {one["id"] for one in json.loads(machine.ssh(f"{COMMAND} list --json"))["versions"]}
+    return {version["id"] for version in json.loads(machine.ssh(f"{COMMAND} list --json"))["versions"]}
 
 
 def store_until_cut(machine: Machine, delay: float) -> tuple[int, set[str]]:
-    """Store one version after the other, and pull the plug ``delay`` seconds after the first begins.
+    """Store versions one after another, and cut the power ``delay`` seconds after the first put begins.
 
-    How many were begun, and the ids of those that the command said were stored.
+    Returns the number of puts that began, and the ids of the versions that were reported as stored.
     """
     command = ["ssh", *machine.ssh_options(), "root@127.0.0.1", LOOP]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as loop:

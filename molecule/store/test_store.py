@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role image_store made of a machine: run by ``verify.yml`` over the scenario's inventory."""
+"""Tests of a machine with the role image_store: run by ``verify.yml`` with the scenario's inventory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STORE, KEY, MOUNT = "/var/lib/fuse-store", "/etc/fuse-store/key", "/srv/images"
 SERVICE = "fuse-store-mount.service"
 AS_USER = f"runuser -u {USER} -- env FUSE_STORE={STORE} FUSE_STORE_KEY_FILE={KEY}"
 LATEST = f"{MOUNT}/machines/web01/disk/latest"
-# Data that does not compress, a hole, text, and an end within a page.
+# Incompressible data, a hole, text, and an end that is not aligned to a page.
 SOURCE = "/var/tmp/source"
 MAKE = "head -c 6M /dev/urandom >{0}; truncate -s 20M {0}; seq 200000 >>{0}; chmod 644 {0}"
 ATTRIBUTES = "import json, os, sys; f = sys.argv[1]; print(json.dumps({n: os.getxattr(f, n).decode() for n in os.listxattr(f)}))"
@@ -24,7 +24,7 @@ ATTRIBUTES = "import json, os, sys; f = sys.argv[1]; print(json.dumps({n: os.get
 
 @pytest.fixture(scope="module")
 def version(host):
-    """A version that was stored by the command, as the store's user; what ``put --json`` says of it."""
+    """The output of ``put --json`` for a version that the store's user stored."""
     host.check_output("sh -c %s", MAKE.format(SOURCE))
     return json.loads(
         host.check_output(f"{AS_USER} fuse-store put --json {SOURCE} --machine web01 --application disk --kind disk --event molecule")
@@ -62,8 +62,8 @@ def test_user_cannot_log_in(host):
 
 
 def test_store_and_key_are_the_users_alone(host, version):
-    found = host.check_output(f"find {STORE} {KEY} /etc/fuse-store ! -user {USER} -o ! -group {USER} -o -perm /077")
-    assert found == ""
+    others = host.check_output(f"find {STORE} {KEY} /etc/fuse-store ! -user {USER} -o ! -group {USER} -o -perm /077")
+    assert others == ""
     assert host.file(KEY).mode == 0o600
     assert host.file(STORE).mode == 0o700
 
@@ -105,7 +105,7 @@ def test_jobs_run_and_keep_what_they_shall(host, version):
         assert host.service(f"fuse-store-{job}.timer").is_enabled
         host.check_output("systemctl start fuse-store-%s.service", job)
     kept = json.loads(host.check_output(f"{AS_USER} fuse-store list --json"))["versions"]
-    assert version["id"] in [one["id"] for one in kept]
+    assert version["id"] in [entry["id"] for entry in kept]
 
 
 def test_it_comes_back_when_it_is_killed(host, version):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes a folder of wheels for a guest that has no network: this checkout's fuse-store, and what it needs from PyPI.
+"""Build a directory of wheels for a guest without a network: fuse-store from this checkout, and its dependencies from PyPI.
 
-``prepare.yml`` calls it with the folder and the guest's Python, ``3.11``. The wheel of fuse-store is built from a copy
-of the project, because setuptools would leave its own files among them, and find those of removed modules again.
+``prepare.yml`` passes the directory and the guest's Python version, ``3.11``. The wheel of fuse-store is built from a copy of
+the project, because setuptools leaves files in its source directory, and includes files of removed modules again.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 
 from project_files import project_files  # noqa: E402
 
-# Tags of what glibc 2.36 (Debian 12) runs; pip takes them one by one.
+# Platform tags that glibc 2.36 (Debian 12) supports; pip needs each one.
 PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-# Later wheels want an instruction (cx16) that the laboratory's emulated processor does not have.
+# Later wheels require an instruction (cx16) that the lab's emulated processor does not have.
 CONSTRAINTS = "numpy<2.4\n"
 
 
-def main(folder: Path, python: str) -> None:
-    """Fill ``folder`` with wheels; what was in it is gone, also if this fails."""
-    shutil.rmtree(folder, ignore_errors=True)
+def main(directory: Path, python: str) -> None:
+    """Fill ``directory`` with wheels. Removes its previous content, also on failure."""
+    shutil.rmtree(directory, ignore_errors=True)
     with tempfile.TemporaryDirectory() as made:
         temporary = Path(made)
         for name in project_files():
             target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, target, follow_symlinks=False)
-        pip("wheel", "--no-deps", f"--wheel-dir={folder}", str(temporary))
+        pip("wheel", "--no-deps", f"--wheel-dir={directory}", str(temporary))
         constraints = temporary / "constraints"
         constraints.write_text(CONSTRAINTS)
         pip(
             "download", "--only-binary=:all:", f"--python-version={python}", "--implementation=cp", f"--constraint={constraints}",
-            *(f"--platform={each}" for each in PLATFORMS), f"--dest={folder}", *map(str, folder.glob("fuse_store-*.whl")),
+            *(f"--platform={each}" for each in PLATFORMS), f"--dest={directory}", *map(str, directory.glob("fuse_store-*.whl")),
         )  # fmt: skip
 
 

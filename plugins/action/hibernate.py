@@ -84,7 +84,7 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return dict(result, changed=True, msg="The machine would hibernate: there are no blockers.")
 
-        timeline.told = time.monotonic()
+        timeline.requested = time.monotonic()
         refused = self._start(given["ignore_inhibitors"])
         if refused:
             return dict(result, verdict="never_slept", **refused)
@@ -151,7 +151,7 @@ class ActionModule(ActionBase):
         except NO_ANSWER as error:
             display.vv("%s: no answer to the check: %s" % (MODULE, error))
             _reset(self._connection)
-            self._connection._shell.tmpdir = None  # may be gone; the next attempt creates another
+            self._connection._shell.tmpdir = None  # may no longer exist; the next attempt creates another
             return None
         if checked.get("failed") or "state" not in checked:
             self._connection._shell.tmpdir = None
@@ -168,7 +168,7 @@ class ActionModule(ActionBase):
             if outcome.get(name):
                 answer[name] = outcome[name]
         if outcome.get("verdict") == "resumed":
-            elapsed = self._timeline.ended - self._timeline.told
+            elapsed = self._timeline.ended - self._timeline.requested
             answer["msg"] = "Resumed with its memory intact, %.1f seconds after the request to hibernate." % elapsed
             return answer
         message = "%s %s" % (outcome["message"].strip(), outcome["remedy"])

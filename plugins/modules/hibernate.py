@@ -53,7 +53,7 @@ options:
     type: int
     default: 5
   ignore_inhibitors:
-    description: Hibernate in spite of sleep inhibitors, like C(systemctl hibernate -i).
+    description: Hibernate despite sleep inhibitors, like C(systemctl hibernate -i).
     type: bool
     default: false
   ignore_blockers:
@@ -125,7 +125,7 @@ EXAMPLES = r"""
     wait: false
   become: true
 
-- name: Hibernate in spite of a blocker
+- name: Hibernate despite a blocker
   nvm.fastboot.hibernate:
     ignore_blockers: [other_swap_first]
   become: true

@@ -25,7 +25,7 @@ class Follower:
 
     C(look()) returns the machine's C((boot id, units)), or None without an answer. C(check()) returns what the step
     C(check) returned, or None without an answer. C(options) are the module's, C(wake) a WakeCommand, C(timeline) a
-    Timeline with C(told) set.
+    Timeline with C(requested) set.
     """
 
     def __init__(self, look, check, token, marker, options, wake, timeline):
@@ -37,9 +37,9 @@ class Follower:
         self._wake = wake
         self._timeline = timeline
         self._boot_id, self._units = marker["boot_id"], {}
-        self._misses, self._first_miss = 0, timeline.told
-        self._last_check, self._answer = timeline.told, {}
-        self._deadline = timeline.told + options["hibernate_timeout"]
+        self._misses, self._first_miss = 0, timeline.requested
+        self._last_check, self._answer = timeline.requested, {}
+        self._deadline = timeline.requested + options["hibernate_timeout"]
         self._limit = self._deadline + options["resume_timeout"]
 
     def run(self):
@@ -66,9 +66,9 @@ class Follower:
         self._misses = 0
         timeline = self._timeline
         if timeline.is_down:
-            timeline.back = time.monotonic()
+            timeline.up = time.monotonic()
         due = looked - self._last_check >= CHECK_INTERVAL
-        if due or timeline.back is not None or self._is_new_boot() or self._systemd_has_ended():
+        if due or timeline.up is not None or self._is_new_boot() or self._systemd_has_ended():
             self._last_check = time.monotonic()
             self._answer = self._check() or self._answer
             if self._answer.get("state") == "ended":
@@ -82,12 +82,12 @@ class Follower:
         timeline = self._timeline
         if self._misses >= MISSES and not timeline.is_down:
             # Down, or down again: a short network outage makes a machine seem down before it is.
-            timeline.gone, timeline.back = self._first_miss, None
+            timeline.down, timeline.up = self._first_miss, None
             self._deadline = min(time.monotonic() + self._options["resume_timeout"], self._limit)
             if not self._is_new_boot():
                 timeline.woken = None
                 self._wake.arm(self._first_miss + self._options["wake_delay"])
-        if timeline.gone is not None and not self._options["wait"]:
+        if timeline.down is not None and not self._options["wait"]:
             return {"state": "asleep"}
         return None
 
@@ -105,9 +105,9 @@ class Follower:
         timeline = self._timeline
         if self._is_new_boot():
             return self._timed_out("no_evidence", LOST + ".", "See the kernel log of this boot.", "cold_booted")
-        if timeline.gone is None:
+        if timeline.down is None:
             return self._still_awake()
-        if timeline.back is not None:
+        if timeline.up is not None:
             message = "The machine answers again, but the state of its memory is unknown."
             return self._timed_out(self._answer.get("code") or "no_evidence", message, SEE_JOURNAL)
         seconds = self._options["resume_timeout"]

@@ -9,27 +9,27 @@ class Timeline:
 
     def __init__(self):
         self.prepared: float | None = None  # duration of the preparation, seconds
-        self.told: float = 0.0  # the machine was told to hibernate
-        self.gone: float | None = None  # the first look without an answer; set only once the machine counts as down
+        self.requested: float = 0.0  # the hibernation was requested
+        self.down: float | None = None  # the first look without an answer; set only once the machine counts as down
         self.woken: float | None = None  # the wake command succeeded
-        self.back: float | None = None  # the machine answered again
+        self.up: float | None = None  # the machine answered again
         self.ended: float = 0.0
         self.slept: float | None = None  # duration, seconds, measured by the machine
 
     @property
     def is_down(self):
-        return self.gone is not None and self.back is None
+        return self.down is not None and self.up is None
 
     def seconds(self):
         """The duration of each phase, as the module returns it; None for a phase that did not take place."""
-        off_until = self.back if self.woken is None else self.woken
+        off_end = self.up if self.woken is None else self.woken
         return {
             "prepare": _rounded(self.prepared),
-            "down": _between(self.told, self.gone),
-            "off": _between(self.gone, off_until),
-            "up": _between(self.woken, self.back),
+            "down": _between(self.requested, self.down),
+            "off": _between(self.down, off_end),
+            "up": _between(self.woken, self.up),
             "slept": _rounded(self.slept),
-            "total": _between(self.told, self.ended),
+            "total": _between(self.requested, self.ended),
         }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The verdict on a hibernation: did the machine sleep, and is its memory back? Pure functions of an Observation.
+"""The verdict on a hibernation: did the machine sleep, and was its memory restored? Pure functions of an Observation.
 
 Proof of a resume. The kernel copies its memory at one moment. All that it logs later (image created, being written,
 written: C(swsusp_save) in kernel/power/snapshot.c, C(swsusp_write) in kernel/power/swap.c) is not in the copy. If the
