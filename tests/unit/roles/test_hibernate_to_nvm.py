@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ PLAYBOOK = [
 class Role:
     """C(role(**variables)) runs the role and returns C([(module, options), ...])."""
 
-    def __init__(self, directory):
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.log = directory / "log"
         collection = directory / "ansible_collections" / "nvm" / "fastboot"
@@ -44,12 +45,12 @@ class Role:
             (collection / "plugins" / "modules" / (name + ".py")).write_text(text)
         (directory / "play.yml").write_text(json.dumps(PLAYBOOK))
 
-    def __call__(self, **variables):
+    def __call__(self, **variables: Any) -> list[tuple[Any, ...]]:
         done = self.run(**variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return [tuple(json.loads(line)) for line in self.log.read_text().splitlines()]
 
-    def run(self, **variables):
+    def run(self, **variables: Any) -> Any:
         self.log.write_text("")
         environment = dict(
             os.environ,
@@ -66,7 +67,7 @@ class Role:
         )
 
 
-def _options(module):
+def _options(module: str) -> list[str]:
     import yaml
 
     text = (REPOSITORY / "plugins" / "modules" / (module + ".py")).read_text()
@@ -75,12 +76,12 @@ def _options(module):
 
 
 @pytest.fixture
-def role(tmp_path):
+def role(tmp_path: Path) -> Role:
     pytest.importorskip("ansible.cli")
     return Role(tmp_path)
 
 
-def triggers(calls):
+def triggers(calls: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
     return [options for module, options in calls if module == "hibernate_trigger"]
 
 
@@ -91,7 +92,7 @@ TRIGGERS = [
 ]
 
 
-def test_present_passes_every_option_of_a_trigger_on(role):
+def test_present_passes_every_option_of_a_trigger_on(role: Role) -> None:
     assert triggers(role(nvm_triggers=TRIGGERS)) == [
         {"condition": "schedule", "name": "night", "schedule": "*-*-* 23:00"},
         {"condition": "power_key", "name": "power_key"},
@@ -99,20 +100,20 @@ def test_present_passes_every_option_of_a_trigger_on(role):
     ]
 
 
-def test_absent_removes_the_triggers_in_the_list_first_and_no_other(role):
+def test_absent_removes_the_triggers_in_the_list_first_and_no_other(role: Role) -> None:
     calls = role(nvm_state="absent", nvm_triggers=TRIGGERS)
     assert triggers(calls) == [{"name": name, "state": "absent"} for name in ("night", "power_key", "away")]
     modules = [module for module, _options in calls]
     assert modules[3:] == ["boot_resume", "fstab_swap", "nvm_swap", "nvm_reservation"]
 
 
-def test_absent_without_a_list_removes_no_trigger(role):
+def test_absent_without_a_list_removes_no_trigger(role: Role) -> None:
     assert triggers(role(nvm_state="absent")) == []
 
 
 @pytest.mark.parametrize("state", ["present", "absent"])
 @pytest.mark.parametrize("trigger", [{"state": "absent"}, {"condition": "lid"}, {"condition": "idle", "idel": "30min"}])
-def test_a_trigger_that_names_nothing_fails_the_role(role, state, trigger):
+def test_a_trigger_that_names_nothing_fails_the_role(role: Role, state: str, trigger: dict[str, Any]) -> None:
     """Without a name and a condition the module removes every trigger of the machine."""
     assert role.run(nvm_state=state, nvm_triggers=[trigger]).returncode != 0
     assert "hibernate_trigger" not in role.log.read_text()

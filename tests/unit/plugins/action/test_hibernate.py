@@ -7,8 +7,10 @@ C(Machine) answers as the real one would at a moment of a clock that only C(slee
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
@@ -18,6 +20,13 @@ from ansible_collections.nvm.fastboot.plugins.action import hibernate
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import follow, status, wake
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import options as hibernate_options
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.alarm import Unanswered, bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Act = Callable[..., dict[str, Any]]
+    Button = Callable[..., list[tuple[Any, float]]]
+    from pathlib import Path
 
 BOOT = "7d0d1a5c-2c0f-4a3e-9a2b-3f1b1c1f8b1e"
 OTHER_BOOT = "11111111-2222-4333-8444-555555555555"
@@ -34,7 +43,15 @@ PENDING = {
 }
 
 
-def ended(verdict, code=None, message="", remedy="", boot_id=BOOT, slept=20.0, blockers=()):
+def ended(
+    verdict: str,
+    code: str | None = None,
+    message: str = "",
+    remedy: str = "",
+    boot_id: str = BOOT,
+    slept: float | None = 20.0,
+    blockers: list[dict[str, Any]] | tuple[Any, ...] = (),
+) -> dict[str, Any]:
     return {
         "state": "ended",
         "verdict": verdict,
@@ -63,18 +80,18 @@ class Connection:
 
     transport = "ssh"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._shell = SimpleNamespace(tmpdir=None)
-        self.options = {"timeout": 10, "reconnection_retries": 3, "ssh_common_args": "-o ProxyJump=gate"}
-        self.history = []
+        self.options: dict[str, Any] = {"timeout": 10, "reconnection_retries": 3, "ssh_common_args": "-o ProxyJump=gate"}
+        self.history: list[tuple[str, dict[str, Any]]] = []
 
-    def get_option(self, name):
+    def get_option(self, name: str) -> Any:
         return self.options[name]
 
-    def set_option(self, name, value):
+    def set_option(self, name: str, value: Any) -> None:
         self.options[name] = value
 
-    def reset(self):
+    def reset(self) -> None:
         self.history.append(("reset", dict(self.options)))
 
 
@@ -85,28 +102,36 @@ class Machine:
     connection stands and nothing comes back). C(checks) are what the check step answers in turn; the last one stays.
     """
 
-    def __init__(self, timetable=(), checks=(RESUMED,), prepared=None, started=None):
+    def __init__(
+        self,
+        timetable: Sequence[tuple[float, str]] = (),
+        checks: Sequence[Any] = (RESUMED,),
+        prepared: dict[str, Any] | None = None,
+        started: Any = None,
+    ) -> None:
         self.timetable = list(timetable)
         self.checks = list(checks)
         self.prepared = prepared or {"boot_id": BOOT, "blockers": [], "marker": MARKER}
         self.started = started or {"changed": True}
         self.now = 100.0
-        self.told = None
-        self.steps = []
-        self.timeouts = []
+        self.told: float | None = None
+        self.steps: list[dict[str, Any]] = []
+        self.timeouts: list[int] = []
+        self.connection = Connection()
 
-    def mode(self):
+    def mode(self) -> str:
         current = "up"
         for moment, mode in self.timetable:
             if self.told is not None and self.now - self.told >= moment:
                 current = mode
         return current
 
-    def wakes(self, after=10):
+    def wakes(self, after: int = 10) -> None:
         """The power button: up again C(after) seconds from now."""
+        assert self.told is not None
         self.timetable.append((self.now - self.told + after, "ended"))
 
-    def reach(self):
+    def reach(self) -> None:
         self.timeouts.append(self.connection.options["timeout"])
         if self.mode() == "dead":
             self.now += 1
@@ -114,7 +139,7 @@ class Machine:
         if self.mode() == "silent":
             raise Unanswered("no answer")
 
-    def low_level(self, command, sudoable=True):
+    def low_level(self, command: str, sudoable: bool = True) -> dict[str, Any]:
         self.reach()
         if command.startswith("rm"):
             return {"rc": 0, "stdout": ""}
@@ -132,7 +157,7 @@ class Machine:
             ),
         }
 
-    def module(self, module_name, module_args, task_vars):
+    def module(self, module_name: str, module_args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         assert module_name == "nvm.fastboot.hibernate"
         self.steps.append(module_args)
         self.token = module_args["token"]
@@ -149,21 +174,21 @@ class Machine:
         return self._give(answer)
 
     @staticmethod
-    def _give(answer):
+    def _give(answer: Any) -> dict[str, Any]:
         if isinstance(answer, Exception):
             raise answer
         return dict(answer)
 
-    def names(self):
+    def names(self) -> list[str]:
         return [step["step"] for step in self.steps]
 
 
 @pytest.fixture
-def act(monkeypatch, tmp_path):
-    """C(act(machine, **options)) runs the action on it and returns the result; C(act.connection) is what it used."""
+def act(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Act:
+    """C(act(machine, **options)) runs the action on the machine, over machine.connection, and returns the result."""
 
-    def _act(machine, check_mode=False, transport="ssh", **options):
-        machine.connection = connection = _act.connection = Connection()
+    def _act(machine: Machine, check_mode: bool = False, transport: str = "ssh", **options: Any) -> dict[str, Any]:
+        connection = machine.connection
         connection.transport = transport
         task = SimpleNamespace(
             action="nvm.fastboot.hibernate",
@@ -186,34 +211,36 @@ def act(monkeypatch, tmp_path):
         )
         for module in (hibernate, follow, wake):
             monkeypatch.setattr(module, "time", clock)
-        return plugin.run(task_vars={})
+        result: dict[str, Any] = plugin.run(task_vars={})
+        return result
 
     return _act
 
 
 @pytest.fixture
-def button(monkeypatch):
+def button(monkeypatch: pytest.MonkeyPatch) -> Button:
     """C(button(machine, [1, 0])) makes wake_command a button: it exits with each code in turn; 0 wakes the machine."""
-    pressed = []
+    pressed: list[tuple[Any, float]] = []
 
-    def _button(machine, codes, after=10):
+    def _button(machine: Machine, codes: list[int], after: int = 10) -> list[tuple[Any, float]]:
         codes = list(codes)
 
         class Process:
             pid = 1
 
-            def __init__(self, command, **options):
-                assert options["stdin"] == wake.subprocess.DEVNULL and options["start_new_session"]
+            def __init__(self, command: list[str] | str, **options: Any) -> None:
+                assert options["stdin"] == subprocess.DEVNULL and options["start_new_session"]
+                assert machine.told is not None
                 pressed.append((command, machine.now - machine.told))
                 options["stdout"].write(b"no carrier")
 
-            def wait(self, timeout):
+            def wait(self, timeout: float) -> int:
                 code = codes.pop(0) if len(codes) > 1 else codes[0]
                 if code == 0:
                     machine.wakes(after)
                 return code
 
-        monkeypatch.setattr(wake.subprocess, "Popen", Process)
+        monkeypatch.setattr(subprocess, "Popen", Process)
         return pressed
 
     return _button
@@ -273,7 +300,9 @@ def button(monkeypatch):
         ),
     ],
 )
-def test_verdicts(act, timetable, checks, verdict, code):
+def test_verdicts(
+    act: Act, timetable: list[tuple[Any, ...]], checks: list[Any], verdict: str | None, code: str
+) -> None:
     machine = Machine(timetable, checks)
     result = act(machine, hibernate_timeout=60, resume_timeout=120)
     assert result.get("verdict") == verdict
@@ -284,7 +313,7 @@ def test_verdicts(act, timetable, checks, verdict, code):
     assert machine.now < 100 + 60 + 120 + 40
 
 
-def test_the_phases_of_a_resume(act, button):
+def test_the_phases_of_a_resume(act: Act, button: Button) -> None:
     machine = Machine([(8, "dead")])
     pressed = button(machine, [1, 1, 0], after=12)
     result = act(machine, wake_command="press", wake_delay=5, wake_interval=4)
@@ -301,7 +330,7 @@ def test_the_phases_of_a_resume(act, button):
     assert result["boot_id"] == BOOT and result["kernel"] == RESUMED["kernel"] and result["blockers"] == []
 
 
-def test_a_wake_command_that_never_succeeds(act, button):
+def test_a_wake_command_that_never_succeeds(act: Act, button: Button) -> None:
     machine = Machine([(4, "dead")])
     pressed = button(machine, [3])
     result = act(machine, wake_command=["/bin/sh", "wake"], resume_timeout=60, wake_interval=20)
@@ -310,35 +339,37 @@ def test_a_wake_command_that_never_succeeds(act, button):
     assert 3 <= len(pressed) <= 4 and pressed[0][0] == ["/bin/sh", "wake"]
 
 
-def test_a_machine_that_hiccuped_is_woken_again_once_it_is_really_down(act, button):
+def test_a_machine_that_hiccuped_is_woken_again_once_it_is_really_down(
+    act: Act, button: Button, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = Machine([(4, "dead"), (8, "up"), (14, "dead")], [PENDING, PENDING, RESUMED])
     pressed = []
 
     class Process:
-        def __init__(self, command, **options):
+        def __init__(self, command: str, **options: Any) -> None:
             pressed.append(machine.now)
 
-        def wait(self, timeout):
+        def wait(self, timeout: float) -> int:
             if len(pressed) == 2:
                 machine.wakes()
             return 0
 
     button(machine, [0])
-    wake.subprocess.Popen = Process  # undone by the fixture
+    monkeypatch.setattr(subprocess, "Popen", Process)
     assert act(machine, wake_command="press")["verdict"] == "resumed"
     assert len(pressed) == 2
 
 
-def test_without_waiting(act):
+def test_without_waiting(act: Act) -> None:
     machine = Machine([(4, "dead")])
     result = act(machine, wait=False, wake_command="press")
     assert result["changed"] and "verdict" not in result and not result.get("failed")
     assert result["code"] == "asleep" and result["seconds"]["down"] is not None and result["seconds"]["up"] is None
     assert machine.names() == ["prepare", "start"]
-    assert act.connection._shell.tmpdir is None  # or Ansible's own cleaning up would find the host unreachable
+    assert machine.connection._shell.tmpdir is None  # or Ansible's own cleaning up would find the host unreachable
 
 
-def test_without_waiting_a_failure_is_still_one(act):
+def test_without_waiting_a_failure_is_still_one(act: Act) -> None:
     result = act(Machine([(2, "ended")], [WRITE_FAILED]), wait=False)
     assert result["failed"] and result["verdict"] == "never_slept"
 
@@ -351,7 +382,7 @@ def test_without_waiting_a_failure_is_still_one(act):
     ("blockers", "verdict"),
     [([BLOCKER], "never_slept"), ([INHIBITOR], "inhibited"), ([INHIBITOR, BLOCKER], "never_slept")],
 )
-def test_blockers(act, check_mode, blockers, verdict):
+def test_blockers(act: Act, check_mode: bool, blockers: list[dict[str, Any]], verdict: str) -> None:
     machine = Machine(prepared={"boot_id": BOOT, "blockers": blockers, "marker": None})
     result = act(machine, check_mode=check_mode)
     assert result["failed"] and not result["changed"]
@@ -360,14 +391,14 @@ def test_blockers(act, check_mode, blockers, verdict):
     assert machine.names() == ["prepare"]
 
 
-def test_check_mode(act):
+def test_check_mode(act: Act) -> None:
     machine = Machine(prepared={"boot_id": BOOT, "blockers": [], "marker": None})
     result = act(machine, check_mode=True)
     assert result["changed"] and not result.get("failed") and "verdict" not in result
     assert machine.names() == ["prepare"]
 
 
-def test_options_reach_the_steps(act):
+def test_options_reach_the_steps(act: Act) -> None:
     machine = Machine([(4, "dead"), (9, "ended")])
     act(machine, device="/dev/NVM_B", ignore_inhibitors=True, ignore_blockers=["pm_test"])
     prepare, start, check = machine.steps
@@ -381,7 +412,7 @@ def test_options_reach_the_steps(act):
     assert set(prepare) | set(start) | set(check) <= set(hibernate_options.OPTIONS) | set(hibernate_options.STEP_OPTIONS)
 
 
-def test_a_preparation_that_fails(act):
+def test_a_preparation_that_fails(act: Act) -> None:
     machine = Machine(
         prepared={"failed": True, "msg": "busctl is broken.", "code": "command_failed", "remedy": "Mend it."}
     )
@@ -390,7 +421,7 @@ def test_a_preparation_that_fails(act):
     assert machine.names() == ["prepare"]
 
 
-def test_a_start_that_fails(act):
+def test_a_start_that_fails(act: Act) -> None:
     machine = Machine(
         started={"failed": True, "msg": "systemd-run exited with 1.", "code": "command_failed", "remedy": "Look."}
     )
@@ -398,7 +429,7 @@ def test_a_start_that_fails(act):
     assert result["failed"] and result["verdict"] == "never_slept" and not result["changed"]
 
 
-def test_a_start_whose_answer_is_lost(act):
+def test_a_start_whose_answer_is_lost(act: Act) -> None:
     machine = Machine([(0, "dead"), (9, "ended")], started=AnsibleConnectionFailure("gone"))
     assert act(machine)["verdict"] == "resumed"
 
@@ -414,13 +445,13 @@ def test_a_start_whose_answer_is_lost(act):
         ({"wake_command": "press", "transport": "local"}, "cannot wake itself"),
     ],
 )
-def test_usage(act, options, told):
+def test_usage(act: Act, options: dict[str, Any], told: str) -> None:
     machine = Machine()
     result = act(machine, **options)
     assert result["failed"] and told in result["msg"] and machine.steps == []
 
 
-def test_what_only_the_action_plugin_may_set(act):
+def test_what_only_the_action_plugin_may_set(act: Act) -> None:
     with pytest.raises(Exception, match="step"):
         act(Machine(), step="start")
 
@@ -428,12 +459,12 @@ def test_what_only_the_action_plugin_may_set(act):
 # the connection ------------------------------------------------------------------------------------------------------
 
 
-def test_the_connection_is_impatient_only_while_it_matters(act):
+def test_the_connection_is_impatient_only_while_it_matters(act: Act) -> None:
     machine = Machine([(4, "dead"), (20, "ended")])
     act(machine, connect_timeout=3)
-    assert act.connection.options == Connection().options
+    assert machine.connection.options == Connection().options
     assert set(machine.timeouts) == {10, 3}
-    first, *during, last = [options for _what, options in act.connection.history]
+    first, *during, last = [options for _what, options in machine.connection.history]
     assert first == Connection().options, "the old master must be found by the old options"
     for options in [*during, last]:
         assert options["reconnection_retries"] == 0 and options["timeout"] == 3
@@ -441,23 +472,23 @@ def test_the_connection_is_impatient_only_while_it_matters(act):
         assert "ControlPath=none" in options["ssh_common_args"]
 
 
-def test_options_come_back_when_it_ends_by_an_exception(act):
+def test_options_come_back_when_it_ends_by_an_exception(act: Act, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine([(4, "dead")], [RESUMED])
 
-    def interrupted(*_arguments, **_more):
+    def interrupted(*_arguments: Any, **_more: Any) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(machine, "low_level", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        machine.low_level = interrupted
         act(machine)
-    assert act.connection.options == Connection().options
+    assert machine.connection.options == Connection().options
 
 
-def test_a_connection_without_such_options():
+def test_a_connection_without_such_options() -> None:
     class Bare:
         reset = ConnectionBase.reset  # only warns
 
-        def get_option(self, name):
+        def get_option(self, name: str) -> None:
             raise KeyError(name)
 
     with hibernate._impatient(Bare(), 5):
@@ -467,7 +498,7 @@ def test_a_connection_without_such_options():
 # what hangs ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_hanging_call_is_ended():
+def test_a_hanging_call_is_ended() -> None:
     began = time.monotonic()
     with pytest.raises(Unanswered), bounded(0.1):
         time.sleep(30)
@@ -475,8 +506,8 @@ def test_a_hanging_call_is_ended():
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_the_alarm_of_a_task_survives():
-    def theirs(*_arguments):
+def test_the_alarm_of_a_task_survives() -> None:
+    def theirs(*_arguments: Any) -> None:
         raise TimeoutError("the task's own")
 
     before = signal.signal(signal.SIGALRM, theirs)
@@ -504,13 +535,13 @@ def test_the_alarm_of_a_task_survives():
         (["/nonexistent"], False, "No such file"),
     ],
 )
-def test_wake_command(tmp_path, command, succeeds, output):
-    command = wake.WakeCommand(command, 5, str(tmp_path))
-    assert not command.is_due(time.monotonic())
-    command.arm(0)
-    assert command.is_due(time.monotonic())
+def test_wake_command(tmp_path: Path, command: list[str] | str, succeeds: bool, output: str) -> None:
+    wake_command = wake.WakeCommand(command, 5, str(tmp_path))
+    assert not wake_command.is_due(time.monotonic())
+    wake_command.arm(0)
+    assert wake_command.is_due(time.monotonic())
     began = time.monotonic()
-    assert command.run(0.5) is succeeds
+    assert wake_command.run(0.5) is succeeds
     assert time.monotonic() - began < 10
-    assert output in command.output
-    assert not command.is_due(time.monotonic())
+    assert output in wake_command.output
+    assert not wake_command.is_due(time.monotonic())

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +15,13 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import grub_script, grub_settings
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import matches
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import Grub
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 UUID = "6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
 RESUME = "resume=UUID=" + UUID
@@ -77,19 +85,19 @@ fi
 """.replace("    ", "\t")
 
 
-def generated(arguments):
+def generated(arguments: str) -> str:
     return GRUB_CFG.replace("ARGS", arguments)
 
 
 @pytest.fixture(autouse=True)
-def flushed(monkeypatch):
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     paths = []
     monkeypatch.setattr(Host, "flush_filesystem", lambda self, path: paths.append(path))
     return paths
 
 
 @pytest.fixture
-def grub(host, plant):
+def grub(host: Host, plant: Plant) -> Grub:
     plant(
         {
             "/usr/sbin/grub-mkconfig": MKCONFIG,
@@ -101,13 +109,14 @@ def grub(host, plant):
         }
     )
     os.chmod(host.path("/usr/sbin/grub-mkconfig"), 0o755)
-    return bootloaders.detect(host)
+    bootloader: Grub = bootloaders.detect(host)
+    return bootloader
 
 
-def writes(host, text):
+def writes(host: Host, text: str) -> Callable[..., Any]:
     """The effect of grub-mkconfig -o."""
 
-    def effect():
+    def effect() -> None:
         with open(host.path(CONFIGURATION + ".nvm-fastboot"), "w") as file:
             file.write(text)
 
@@ -120,7 +129,7 @@ SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 NAMES = ("GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT", "GRUB_CMDLINE_LINUX_RECOVERY")
 
 
-def source(shell, tmp_path, variables, *files):
+def source(shell: str, tmp_path: Path, variables: dict[str, Any], *files: Any) -> dict[str, Any]:
     """The variables after sourcing C(files) as grub-mkconfig does, and what else the shell then has of ours."""
     script = tmp_path / "run"
     lines = ["set -e"] + ["%s=%s" % (name, shlex.quote(value)) for name, value in variables.items()]
@@ -157,7 +166,7 @@ KEPT = [
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("value", KEPT)
-def test_settings_keep_what_others_set(shell, value, tmp_path):
+def test_settings_keep_what_others_set(shell: str, value: str, tmp_path: Path) -> None:
     text = grub_settings.render([RESUME], DROP, False)
     after = source(shell, tmp_path, dict.fromkeys(NAMES, value), text)
     assert after["GRUB_CMDLINE_LINUX"] == (value + " " if value else "") + RESUME
@@ -180,7 +189,7 @@ def test_settings_keep_what_others_set(shell, value, tmp_path):
         ("a resume b ", "a b "),
     ],
 )
-def test_settings_take_dropped_arguments_out(shell, before, after, tmp_path):
+def test_settings_take_dropped_arguments_out(shell: str, before: str, after: str, tmp_path: Path) -> None:
     text = grub_settings.render([RESUME], DROP, False)
     found = source(shell, tmp_path, {"GRUB_CMDLINE_LINUX_DEFAULT": before}, text)
     assert found["GRUB_CMDLINE_LINUX_DEFAULT"] == after
@@ -189,7 +198,7 @@ def test_settings_take_dropped_arguments_out(shell, before, after, tmp_path):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_settings_of_several_purposes_add_up(shell, tmp_path):
+def test_settings_of_several_purposes_add_up(shell: str, tmp_path: Path) -> None:
     memmap = grub_settings.render(["memmap=512M!1G", "memmap=4G$12G"], (), False)
     resume = grub_settings.render([RESUME, "hibernate=nocompress"], DROP + ("hibernate=nocompress",), False)
     before = {"GRUB_CMDLINE_LINUX": "memmap=1G!8G memmap=512M!1G hibernate=nocompress hibernate=protect_image"}
@@ -200,13 +209,13 @@ def test_settings_of_several_purposes_add_up(shell, tmp_path):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_settings_that_are_removed_set_nothing(shell, tmp_path):
+def test_settings_that_are_removed_set_nothing(shell: str, tmp_path: Path) -> None:
     before = {"GRUB_CMDLINE_LINUX": "a resume=/dev/sda5"}
     found = source(shell, tmp_path, before, grub_settings.render_removed(False))
     assert found["GRUB_CMDLINE_LINUX"] == "a resume=/dev/sda5"
 
 
-def test_settings_sort_after_those_of_cloud_images(grub, host):
+def test_settings_sort_after_those_of_cloud_images(grub: Grub, host: Host) -> None:
     with Transaction(host) as tx:
         grub.set(tx, "resume", [RESUME])
         grub.set(tx, "memmap-NVM_SWAP", ["memmap=512M!1G"])
@@ -222,17 +231,17 @@ def test_settings_sort_after_those_of_cloud_images(grub, host):
 @pytest.mark.parametrize(
     "word", [RESUME, "memmap=512M!1G", "memmap=4G$12G", "a b", 'x="y z"', "it's", "a;b|c&d<e>f{g}h#i\\j", "tab\there"]
 )
-def test_a_quoted_word_reads_back_as_one(word):
+def test_a_quoted_word_reads_back_as_one(word: str) -> None:
     text = "menuentry 'x' {\n linux /boot/vmlinuz-1 %s end\n}\n" % grub_script.quote(word)
     assert [line[3] for line in grub_script.linux_lines(text)] == [[word, "end"]]
 
 
-def test_plain_arguments_need_no_quoting():
+def test_plain_arguments_need_no_quoting() -> None:
     assert grub_script.quote("memmap=512M!1G") == "memmap=512M!1G"
     assert grub_script.quote("memmap=4G$12G") == "memmap=4G\\$12G"
 
 
-def test_comments_continuations_and_device_prefixes():
+def test_comments_continuations_and_device_prefixes() -> None:
     text = """
 # linux /boot/vmlinuz-0 no
 menuentry "two words" --id 'the id' { linuxefi (hd0,gpt2)/vmlinuz-1 a#b \\
@@ -247,7 +256,7 @@ linux16 /vmlinuz-2 x; linux /vmlinuz-3
     ]
 
 
-def test_entries_are_those_of_kernels_of_this_machine(grub):
+def test_entries_are_those_of_kernels_of_this_machine(grub: Grub) -> None:
     entries = grub.entries()
     assert [(entry.title, entry.kernel) for entry in entries] == [
         ("Debian GNU/Linux", "/boot/vmlinuz-6.12.107+deb13-amd64"),
@@ -259,20 +268,20 @@ def test_entries_are_those_of_kernels_of_this_machine(grub):
     ]  # fmt: skip
 
 
-def test_entries_with_boot_on_a_filesystem_of_its_own(grub, plant):
+def test_entries_with_boot_on_a_filesystem_of_its_own(grub: Grub, plant: Plant) -> None:
     plant({CONFIGURATION: generated("a").replace("/boot/vmlinuz", "/vmlinuz")})
     assert {entry.kernel for entry in grub.entries()} == {"/boot/vmlinuz-6.12.107+deb13-amd64"}
     plant({CONFIGURATION: generated("a").replace("/boot/vmlinuz", "/@/boot/vmlinuz")})
     assert len(grub.entries()) == 3
 
 
-def test_entries_of_custom_cfg_count(grub, plant):
+def test_entries_of_custom_cfg_count(grub: Grub, plant: Plant) -> None:
     plant({"/boot/grub/custom.cfg": "menuentry mine {\n linux /boot/vmlinuz-6.12.107+deb13-amd64 root=/dev/x\n}\n"})
     assert grub.entries()[-1].title == "mine"
     assert grub.check(grub.entries(), ["root=UUID=1111"]) == ["the entry 'mine' lacks root=UUID=1111"]
 
 
-def test_check_names_what_is_wrong(grub):
+def test_check_names_what_is_wrong(grub: Grub) -> None:
     entries = grub.entries()
     assert grub.check(entries, ["console=ttyS0"], ["noresume"]) == []
     assert grub.check(entries, [], ["resume"])[0] == "the entry 'Debian GNU/Linux' has resume=/dev/sda5"
@@ -286,11 +295,11 @@ def test_check_names_what_is_wrong(grub):
 # detection -----------------------------------------------------------------------------------------------------------
 
 
-def test_grub_is_detected(grub):
+def test_grub_is_detected(grub: Grub) -> None:
     assert (grub.name, grub.command, grub.configuration) == ("grub", "/usr/sbin/grub-mkconfig", CONFIGURATION)
 
 
-def test_nothing_is_detected_on_an_empty_machine(host):
+def test_nothing_is_detected_on_an_empty_machine(host: Host) -> None:
     with pytest.raises(Refused) as refused:
         bootloaders.detect(host)
     assert refused.value.code == "bootloader_unknown"
@@ -309,7 +318,7 @@ LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b
         ({LOADER_INFO: b"\6\0\0\0" + "systemd-boot 257.13\0".encode("utf-16-le"), CONFIGURATION: ""}, "LoaderInfo"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(host, plant, files, named):
+def test_what_is_not_supported_is_refused_by_name(host: Host, plant: Plant, files: dict[str, Any], named: str) -> None:
     plant(files)
     with pytest.raises(Refused) as refused:
         bootloaders.detect(host)
@@ -317,12 +326,12 @@ def test_what_is_not_supported_is_refused_by_name(host, plant, files, named):
     assert named in refused.value.message
 
 
-def test_grub_that_announces_itself_is_supported(grub, host, plant):
+def test_grub_that_announces_itself_is_supported(grub: Grub, host: Host, plant: Plant) -> None:
     plant({LOADER_INFO: b"\6\0\0\0" + "GRUB 2.12-9\0".encode("utf-16-le"), "/boot/efi/loader/loader.conf": ""})
     assert bootloaders.detect(host).name == "grub"
 
 
-def test_a_grub_mkconfig_without_folder_of_settings_is_refused(grub, host, plant):
+def test_a_grub_mkconfig_without_folder_of_settings_is_refused(grub: Grub, host: Host, plant: Plant) -> None:
     plant({"/usr/sbin/grub-mkconfig": "#!/bin/sh\n. /etc/default/grub\n"})
     with pytest.raises(Refused) as refused:
         bootloaders.detect(host)
@@ -332,7 +341,7 @@ def test_a_grub_mkconfig_without_folder_of_settings_is_refused(grub, host, plant
 # changing ------------------------------------------------------------------------------------------------------------
 
 
-def test_ensure_sets_generates_and_replaces(grub, host, transcript, flushed):
+def test_ensure_sets_generates_and_replaces(grub: Grub, host: Host, transcript: Transcript, flushed: list[Any]) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
     with Transaction(host) as tx:
         assert grub.ensure(tx, "resume", [RESUME], DROP)
@@ -348,7 +357,7 @@ def test_ensure_sets_generates_and_replaces(grub, host, transcript, flushed):
     assert transcript.calls == [GENERATE]
 
 
-def test_check_mode_changes_and_runs_nothing(grub, host, transcript):
+def test_check_mode_changes_and_runs_nothing(grub: Grub, host: Host, transcript: Transcript) -> None:
     with Transaction(host, check_mode=True) as tx:
         assert grub.ensure(tx, "resume", [RESUME], DROP)
     assert tx.changed
@@ -356,7 +365,7 @@ def test_check_mode_changes_and_runs_nothing(grub, host, transcript):
     assert not host.exists(SETTINGS)
 
 
-def test_a_run_cut_short_before_generating_is_completed(grub, host, transcript):
+def test_a_run_cut_short_before_generating_is_completed(grub: Grub, host: Host, transcript: Transcript) -> None:
     with Transaction(host) as tx:
         grub.set(tx, "resume", [RESUME], DROP)
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
@@ -365,7 +374,9 @@ def test_a_run_cut_short_before_generating_is_completed(grub, host, transcript):
     assert RESUME in grub.entries()[0].arguments
 
 
-def test_a_configuration_that_lacks_the_arguments_is_not_put_in_place(grub, host, transcript):
+def test_a_configuration_that_lacks_the_arguments_is_not_put_in_place(
+    grub: Grub, host: Host, transcript: Transcript
+) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME + " resume=/dev/sda5")))
     with pytest.raises(Refused) as refused, Transaction(host) as tx:
         grub.ensure(tx, "resume", [RESUME], DROP)
@@ -376,10 +387,12 @@ def test_a_configuration_that_lacks_the_arguments_is_not_put_in_place(grub, host
     assert os.listdir(host.path("/boot/grub")) == ["grub.cfg"]
 
 
-def test_a_failing_or_empty_generation_leaves_nothing_behind(grub, host, transcript, plant):
+def test_a_failing_or_empty_generation_leaves_nothing_behind(
+    grub: Grub, host: Host, transcript: Transcript, plant: Plant
+) -> None:
     plant({CONFIGURATION + ".nvm-fastboot": "from a run that was cut short"})
 
-    def half():
+    def half() -> None:
         plant({CONFIGURATION + ".nvm-fastboot.new": "half"})
 
     transcript.record(GENERATE, rc=1, err="/usr/sbin/grub-probe: error: cannot find a device for /", effect=half)
@@ -391,7 +404,9 @@ def test_a_failing_or_empty_generation_leaves_nothing_behind(grub, host, transcr
     assert not host.exists(SETTINGS)
 
 
-def test_a_later_failure_puts_the_configuration_back(grub, host, transcript, flushed):
+def test_a_later_failure_puts_the_configuration_back(
+    grub: Grub, host: Host, transcript: Transcript, flushed: list[Any]
+) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
     with pytest.raises(ValueError), Transaction(host) as tx:
         grub.ensure(tx, "resume", [RESUME], DROP)
@@ -401,7 +416,7 @@ def test_a_later_failure_puts_the_configuration_back(grub, host, transcript, flu
     assert len(flushed) == 2
 
 
-def test_forget_restores_and_survives_being_cut_short(grub, host, transcript):
+def test_forget_restores_and_survives_being_cut_short(grub: Grub, host: Host, transcript: Transcript) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
     with Transaction(host) as tx:
         grub.ensure(tx, "resume", [RESUME], DROP)
@@ -420,7 +435,7 @@ def test_forget_restores_and_survives_being_cut_short(grub, host, transcript):
     assert not tx.changed
 
 
-def test_a_failing_forget_puts_the_settings_back(grub, host, transcript):
+def test_a_failing_forget_puts_the_settings_back(grub: Grub, host: Host, transcript: Transcript) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
     with Transaction(host) as tx:
         grub.ensure(tx, "resume", [RESUME], DROP)
@@ -431,7 +446,7 @@ def test_a_failing_forget_puts_the_settings_back(grub, host, transcript):
     assert host.read(SETTINGS) == before
 
 
-def test_a_folder_that_was_made_goes_again(grub, host, transcript):
+def test_a_folder_that_was_made_goes_again(grub: Grub, host: Host, transcript: Transcript) -> None:
     shutil.rmtree(host.path("/etc/default/grub.d"))
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
     with Transaction(host) as tx:
@@ -441,7 +456,7 @@ def test_a_folder_that_was_made_goes_again(grub, host, transcript):
     assert not host.exists("/etc/default/grub.d")
 
 
-def test_settings_changed_by_somebody_are_refused_and_can_be_replaced(grub, host, plant):
+def test_settings_changed_by_somebody_are_refused_and_can_be_replaced(grub: Grub, host: Host, plant: Plant) -> None:
     with Transaction(host) as tx:
         grub.set(tx, "resume", [RESUME], DROP)
     plant({SETTINGS: host.read(SETTINGS).replace('"\'resume=UUID=', '"\'resume=UUID=0')})
@@ -463,7 +478,7 @@ def test_settings_changed_by_somebody_are_refused_and_can_be_replaced(grub, host
         ('GRUB_CMDLINE_LINUX="hibernate=nocompress xnoresume noresume=x"', None),
     ],
 )
-def test_find_setting(grub, plant, line, found):
+def test_find_setting(grub: Grub, plant: Plant, line: str, found: str | None) -> None:
     plant({"/etc/default/grub.d/60-site.cfg": line + "\n"})
     answer = grub.find_setting(("nohibernate", "noresume", "hibernate=no", "hibernate=noresume"))
     assert answer == (found and ("/etc/default/grub.d/60-site.cfg", found))

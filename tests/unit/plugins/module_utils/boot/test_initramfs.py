@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +14,13 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import initramf
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modules import KernelModules
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.dracut import Dracut
+    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.initramfs_tools import InitramfsTools
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 UUID = "6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
 RESUME = "UUID=" + UUID
@@ -33,7 +41,9 @@ BUILTIN = "kernel/lib/lzo/lzo_compress.ko\nkernel/drivers/virtio/virtio-ring.ko\
 DRIVERS = ("acpi/nfit/nfit", "nvdimm/libnvdimm", "nvdimm/nd_pmem", "nvdimm/nd_btt")
 
 
-def tools_listing(kernel, uuid=UUID, drivers=DRIVERS, extra=()):
+def tools_listing(
+    kernel: str, uuid: str | None = UUID, drivers: tuple[str, ...] = DRIVERS, extra: list[str] | tuple[Any, ...] = ()
+) -> str:
     """What lsinitramfs prints."""
     names = [".", "bin", "conf", "conf/conf.d", "init", "scripts/local-premount/resume", "usr/bin/resume", *extra]
     if uuid:
@@ -42,7 +52,7 @@ def tools_listing(kernel, uuid=UUID, drivers=DRIVERS, extra=()):
     return "".join(name + "\n" for name in names)
 
 
-def dracut_listing(kernel, drivers=DRIVERS, resume=True):
+def dracut_listing(kernel: str, drivers: tuple[str, ...] = DRIVERS, resume: bool = True) -> str:
     """What lsinitrd prints (Debian 13, systemd 257)."""
     lines = [
         "Image: /boot/initrd.img-%s: 21M" % kernel,
@@ -68,14 +78,14 @@ def dracut_listing(kernel, drivers=DRIVERS, resume=True):
 
 
 @pytest.fixture(autouse=True)
-def flushed(monkeypatch):
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     paths = []
     monkeypatch.setattr(Host, "flush_filesystem", lambda self, path: paths.append(path))
     return paths
 
 
 @pytest.fixture
-def kernels(plant):
+def kernels(plant: Plant) -> None:
     for kernel in (OLD, NEW):
         plant(
             {
@@ -87,14 +97,14 @@ def kernels(plant):
         )
 
 
-def install(host, plant, files):
+def install(host: Host, plant: Plant, files: dict[str, Any]) -> None:
     plant(files)
     for path in files:
         os.chmod(host.path(path), 0o755)
 
 
 @pytest.fixture
-def tools(host, plant, kernels):
+def tools(host: Host, plant: Plant, kernels: None) -> InitramfsTools:
     install(
         host,
         plant,
@@ -106,11 +116,12 @@ def tools(host, plant, kernels):
         },
     )
     plant({"/etc/initramfs-tools/conf.d/resume": "RESUME=/dev/sda5\n", "/etc/initramfs-tools/hooks/other": ""})
-    return initramfs.detect(host)
+    tool: InitramfsTools = initramfs.detect(host)
+    return tool
 
 
 @pytest.fixture
-def dracut(host, plant, kernels):
+def dracut(host: Host, plant: Plant, kernels: None) -> Dracut:
     install(
         host,
         plant,
@@ -121,16 +132,17 @@ def dracut(host, plant, kernels):
             "/etc/kernel/postinst.d/dracut": "",
         },
     )
-    return initramfs.detect(host)
+    tool: Dracut = initramfs.detect(host)
+    return tool
 
 
 class Built:
     """Records the commands of one kernel's build: the new image appears, and lists what it is told to."""
 
-    def __init__(self, host, transcript, tool):
+    def __init__(self, host: Host, transcript: Transcript, tool: str) -> None:
         self.host, self.transcript, self.tool = host, transcript, tool
 
-    def __call__(self, kernel, listing, rc=0):
+    def __call__(self, kernel: str, listing: str, rc: int = 0) -> str:
         target = "/boot/initrd.img-%s.nvm-fastboot-new" % kernel
         if self.tool == "dracut":
             build = "env NO_POST_UPDATE_HOOKS=1 /usr/bin/dracut --quiet --force %s %s" % (target, kernel)
@@ -138,7 +150,7 @@ class Built:
         else:
             build, look = "/usr/sbin/mkinitramfs -o %s %s" % (target, kernel), "/usr/bin/lsinitramfs "
 
-        def effect():
+        def effect() -> None:
             with open(self.host.path(target), "w") as file:
                 file.write("new")
 
@@ -148,31 +160,31 @@ class Built:
 
 
 @pytest.fixture
-def built(host, transcript):
+def built(host: Host, transcript: Transcript) -> Built:
     return Built(host, transcript, "initramfs-tools")
 
 
-def contents(host):
+def contents(host: Host) -> dict[str, Any]:
     return {os.path.basename(path): host.read(path) for path in host.glob("/boot/init*")}
 
 
 # detection and kernels -----------------------------------------------------------------------------------------------
 
 
-def test_detection(tools):
+def test_detection(tools: InitramfsTools) -> None:
     assert tools.name == "initramfs-tools"
 
 
-def test_detection_of_dracut(dracut):
+def test_detection_of_dracut(dracut: Dracut) -> None:
     assert dracut.name == "dracut"
 
 
-def test_configuration_that_a_removed_package_left_does_not_count(dracut, host, plant):
+def test_configuration_that_a_removed_package_left_does_not_count(dracut: Dracut, host: Host, plant: Plant) -> None:
     plant({"/etc/kernel/postinst.d/initramfs-tools": "", "/etc/initramfs-tools/conf.d/resume": ""})
     assert initramfs.detect(host).name == "dracut"
 
 
-def test_two_tools_the_one_that_new_kernels_call_counts(tools, host, plant):
+def test_two_tools_the_one_that_new_kernels_call_counts(tools: InitramfsTools, host: Host, plant: Plant) -> None:
     plant({"/usr/bin/dracut": "", "/usr/lib/dracut/dracut-functions.sh": "", "/etc/kernel/postinst.d/dracut": ""})
     with pytest.raises(Refused) as refused:
         initramfs.detect(host)
@@ -181,19 +193,19 @@ def test_two_tools_the_one_that_new_kernels_call_counts(tools, host, plant):
     assert initramfs.detect(host).name == "dracut"
 
 
-def test_no_tool(host):
+def test_no_tool(host: Host) -> None:
     with pytest.raises(Refused) as refused:
         initramfs.detect(host)
     assert refused.value.code == "initramfs_unknown"
 
 
-def test_kernels_and_images(tools, plant):
+def test_kernels_and_images(tools: InitramfsTools, plant: Plant) -> None:
     plant({"/boot/vmlinuz-1.old": "", "/boot/vmlinuz-2.dpkg-new": "", "/boot/vmlinux-6.9": "", "/boot/memtest86+": ""})
     assert tools.kernels() == ["6.9", OLD, NEW]
     assert tools.image(NEW) == "/boot/initrd.img-" + NEW
 
 
-def test_modules_of_a_kernel(host, kernels):
+def test_modules_of_a_kernel(host: Host, kernels: None) -> None:
     modules = KernelModules(host, NEW)
     assert modules.files("nd-pmem") == [
         "kernel/drivers/nvdimm/nd_pmem.ko", "kernel/drivers/nvdimm/nd_btt.ko", "kernel/drivers/nvdimm/libnvdimm.ko",
@@ -205,7 +217,7 @@ def test_modules_of_a_kernel(host, kernels):
 # settings ------------------------------------------------------------------------------------------------------------
 
 
-def test_initramfs_tools_settings(tools, host, tmp_path):
+def test_initramfs_tools_settings(tools: InitramfsTools, host: Host, tmp_path: Path) -> None:
     with Transaction(host) as tx:
         assert tools.configure(tx, RESUME, ["nfit", "nd_pmem"])
     conf = "/etc/initramfs-tools/conf.d/zz-nvm-fastboot-resume-" + UUID
@@ -236,7 +248,9 @@ def test_initramfs_tools_settings(tools, host, tmp_path):
         ("", "", "/dev/pmem0", "swsuspend", False),  # noresume
     ],
 )
-def test_the_early_resume_acts_on_an_image_on_nvm_alone(tools, host, tmp_path, resume, offset, found, kind, resumed):
+def test_the_early_resume_acts_on_an_image_on_nvm_alone(
+    tools: InitramfsTools, host: Host, tmp_path: Path, resume: str, offset: str, found: str, kind: str, resumed: bool
+) -> None:
     with Transaction(host) as tx:
         tools.configure(tx, RESUME, MODULES)
     script = host.read("/etc/initramfs-tools/scripts/init-top/nvm-fastboot")
@@ -262,7 +276,7 @@ def test_the_early_resume_acts_on_an_image_on_nvm_alone(tools, host, tmp_path, r
     assert not resumed or log.startswith("modprobe -a -q ")
 
 
-def test_settings_for_another_swap_area_replace_the_earlier_ones(tools, host):
+def test_settings_for_another_swap_area_replace_the_earlier_ones(tools: InitramfsTools, host: Host) -> None:
     with Transaction(host) as tx:
         tools.configure(tx, "UUID=0000", MODULES)
     with Transaction(host) as tx:
@@ -272,7 +286,7 @@ def test_settings_for_another_swap_area_replace_the_earlier_ones(tools, host):
     ]
 
 
-def test_dracut_settings(dracut, host):
+def test_dracut_settings(dracut: Dracut, host: Host) -> None:
     with Transaction(host) as tx:
         assert dracut.configure(tx, RESUME, MODULES)
     text = host.read("/etc/dracut.conf.d/99-nvm-fastboot.conf")
@@ -303,12 +317,14 @@ def test_dracut_settings(dracut, host):
         ),
     ],
 )
-def test_missing_from_an_image_of_initramfs_tools(tools, transcript, listing, lacking):
+def test_missing_from_an_image_of_initramfs_tools(
+    tools: InitramfsTools, transcript: Transcript, listing: str, lacking: list[str]
+) -> None:
     transcript.record("/usr/bin/lsinitramfs /boot/initrd.img-" + NEW, out=listing)
     assert tools.missing(NEW, RESUME, MODULES) == lacking
 
 
-def test_missing_in_general(tools, host, transcript):
+def test_missing_in_general(tools: InitramfsTools, host: Host, transcript: Transcript) -> None:
     transcript.record("/usr/bin/lsinitramfs /boot/initrd.img-" + NEW, out="")
     found = tools.missing(NEW, RESUME, ["nd_e820", "virtio_ring"])
     assert found[0].startswith("init ") and "module nd_e820, which this kernel does not have" in found
@@ -332,12 +348,14 @@ def test_missing_in_general(tools, host, transcript):
         (dracut_listing(NEW, resume=False).replace("usr/lib/systemd/systemd", "usr/bin/x"), ["lib/dracut/resume.sh"]),
     ],
 )
-def test_missing_from_an_image_of_dracut(dracut, transcript, listing, lacking):
+def test_missing_from_an_image_of_dracut(
+    dracut: Dracut, transcript: Transcript, listing: str, lacking: list[str]
+) -> None:
     transcript.record("/usr/bin/lsinitrd /boot/initrd.img-" + NEW, out=listing, rc=1)
     assert dracut.missing(NEW, RESUME, MODULES) == lacking
 
 
-def test_an_image_that_lsinitrd_cannot_read(dracut, transcript):
+def test_an_image_that_lsinitrd_cannot_read(dracut: Dracut, transcript: Transcript) -> None:
     transcript.record("/usr/bin/lsinitrd /boot/initrd.img-" + NEW, out="Need 'zstd' to unpack the initramfs.\n", rc=1)
     with pytest.raises(Refused) as refused:
         dracut.missing(NEW, RESUME, MODULES)
@@ -347,19 +365,21 @@ def test_an_image_that_lsinitrd_cannot_read(dracut, transcript):
 DAMAGED = ["init (the image is damaged or empty)", "module nd_pmem", "module nfit"]
 
 
-def test_a_damaged_image_lacks_everything(tools, transcript):
+def test_a_damaged_image_lacks_everything(tools: InitramfsTools, transcript: Transcript) -> None:
     listing = tools_listing(NEW)
     transcript.record("/usr/bin/lsinitramfs /boot/initrd.img-" + NEW, listing, "cpio: premature end of archive", rc=2)
     assert set(DAMAGED) < set(tools.missing(NEW, RESUME, MODULES))
 
 
-def test_a_damaged_image_of_dracut_lacks_everything(dracut, transcript):
+def test_a_damaged_image_of_dracut_lacks_everything(dracut: Dracut, transcript: Transcript) -> None:
     listing = dracut_listing(NEW)
     transcript.record("/usr/bin/lsinitrd /boot/initrd.img-" + NEW, listing, "cpio: premature end of archive")
     assert set(DAMAGED) < set(dracut.missing(NEW, RESUME, MODULES))
 
 
-def test_what_was_verified_is_kept_for_exactly_that_image(tools, host, transcript):
+def test_what_was_verified_is_kept_for_exactly_that_image(
+    tools: InitramfsTools, host: Host, transcript: Transcript
+) -> None:
     look = "/usr/bin/lsinitramfs /boot/initrd.img-" + NEW
     transcript.record(look, out=tools_listing(NEW))
     assert tools.missing(NEW, RESUME, MODULES) == []
@@ -377,7 +397,9 @@ def test_what_was_verified_is_kept_for_exactly_that_image(tools, host, transcrip
 
 
 @pytest.mark.parametrize("state", ["", "[]", "{", '{"images": {"/boot/initrd.img-%s": 1}}' % NEW, '{"images": []}'])
-def test_a_damaged_state_file_counts_as_nothing_known(tools, host, plant, transcript, state):
+def test_a_damaged_state_file_counts_as_nothing_known(
+    tools: InitramfsTools, host: Host, plant: Plant, transcript: Transcript, state: str
+) -> None:
     plant({STATE: state})
     transcript.record("/usr/bin/lsinitramfs /boot/initrd.img-" + NEW, out=tools_listing(NEW))
     assert initramfs.detect(host).missing(NEW, RESUME, MODULES) == []
@@ -387,7 +409,9 @@ def test_a_damaged_state_file_counts_as_nothing_known(tools, host, plant, transc
 # building ------------------------------------------------------------------------------------------------------------
 
 
-def test_rebuild_replaces_by_verified_images(tools, host, built, transcript, flushed):
+def test_rebuild_replaces_by_verified_images(
+    tools: InitramfsTools, host: Host, built: Built, transcript: Transcript, flushed: list[Any]
+) -> None:
     os.chmod(host.path("/boot/initrd.img-" + NEW), 0o640)
     for kernel in (OLD, NEW):
         built(kernel, tools_listing(kernel))
@@ -404,20 +428,20 @@ def test_rebuild_replaces_by_verified_images(tools, host, built, transcript, flu
     assert transcript.calls == before
 
 
-def test_dracut_builds_beside_the_old_image(dracut, host, transcript):
+def test_dracut_builds_beside_the_old_image(dracut: Dracut, host: Host, transcript: Transcript) -> None:
     Built(host, transcript, "dracut")(NEW, dracut_listing(NEW))
     with Transaction(host) as tx:
         dracut.rebuild(tx, [NEW], RESUME, MODULES)
     assert contents(host)["initrd.img-" + NEW] == "new"
 
 
-def test_check_mode_builds_nothing(tools, host, transcript):
+def test_check_mode_builds_nothing(tools: InitramfsTools, host: Host, transcript: Transcript) -> None:
     with Transaction(host, check_mode=True) as tx:
         tools.rebuild(tx, [NEW], RESUME, MODULES)
     assert tx.changed and transcript.calls == []
 
 
-def test_an_incomplete_image_never_replaces_one(tools, host, built):
+def test_an_incomplete_image_never_replaces_one(tools: InitramfsTools, host: Host, built: Built) -> None:
     built(OLD, tools_listing(OLD))
     built(NEW, tools_listing(NEW, drivers=DRIVERS[:1]))
     with pytest.raises(Refused) as refused, Transaction(host) as tx:
@@ -426,7 +450,7 @@ def test_an_incomplete_image_never_replaces_one(tools, host, built):
     assert contents(host) == {"initrd.img-" + OLD: "old", "initrd.img-" + NEW: "old"}
 
 
-def test_a_failing_build_leaves_everything_as_it_was(tools, host, built):
+def test_a_failing_build_leaves_everything_as_it_was(tools: InitramfsTools, host: Host, built: Built) -> None:
     built(NEW, "", rc=1)
     with pytest.raises(Refused) as refused, Transaction(host) as tx:
         tools.rebuild(tx, [NEW], RESUME, MODULES)
@@ -434,7 +458,7 @@ def test_a_failing_build_leaves_everything_as_it_was(tools, host, built):
     assert contents(host) == {"initrd.img-" + OLD: "old", "initrd.img-" + NEW: "old"}
 
 
-def test_a_later_failure_puts_the_images_back(tools, host, built):
+def test_a_later_failure_puts_the_images_back(tools: InitramfsTools, host: Host, built: Built) -> None:
     os.unlink(host.path("/boot/initrd.img-" + OLD))  # one that had no image has none again
     built(OLD, tools_listing(OLD))
     built(NEW, tools_listing(NEW))
@@ -444,13 +468,15 @@ def test_a_later_failure_puts_the_images_back(tools, host, built):
     assert contents(host) == {"initrd.img-" + NEW: "old"}
 
 
-def test_leftovers_of_a_power_cut_go(tools, host, plant, built):
+def test_leftovers_of_a_power_cut_go(tools: InitramfsTools, host: Host, plant: Plant, built: Built) -> None:
     plant({"/boot/initrd.img-%s.nvm-fastboot-new" % OLD: "half", "/boot/initrd.img-%s.nvm-fastboot-old" % OLD: "old"})
     tools.settle()
     assert contents(host) == {"initrd.img-" + OLD: "old", "initrd.img-" + NEW: "old"}
 
 
-def test_too_little_room(tools, host, monkeypatch, transcript):
+def test_too_little_room(
+    tools: InitramfsTools, host: Host, monkeypatch: pytest.MonkeyPatch, transcript: Transcript
+) -> None:
     os.truncate(host.path("/boot/initrd.img-" + NEW), 40 << 20)
     os.truncate(host.path("/boot/initrd.img-" + OLD), 40 << 20)
     monkeypatch.setattr(Initramfs, "_free", lambda self: 80 << 20)
@@ -460,7 +486,7 @@ def test_too_little_room(tools, host, monkeypatch, transcript):
     assert transcript.calls == []
 
 
-def test_a_kernel_without_the_driver_or_without_modules(tools, host, plant):
+def test_a_kernel_without_the_driver_or_without_modules(tools: InitramfsTools, host: Host, plant: Plant) -> None:
     with pytest.raises(Refused) as refused, Transaction(host) as tx:
         tools.rebuild(tx, [NEW], RESUME, ["nd_e820"])
     assert refused.value.code == "driver_missing" and "nd_e820" in refused.value.message
@@ -469,18 +495,20 @@ def test_a_kernel_without_the_driver_or_without_modules(tools, host, plant):
     assert refused.value.code == "kernel_modules_missing"
 
 
-def test_hooks_of_bootloaders_get_the_image_in_its_place(tools, host, plant, built, transcript):
+def test_hooks_of_bootloaders_get_the_image_in_its_place(
+    tools: InitramfsTools, host: Host, plant: Plant, built: Built, transcript: Transcript
+) -> None:
     plant({"/etc/initramfs/post-update.d/systemd-boot": ""})
     built(NEW, tools_listing(NEW))
     hooks = "run-parts --arg=%s --arg=/boot/initrd.img-%s /etc/initramfs/post-update.d" % (NEW, NEW)
     transcript.record(hooks, effect=lambda: seen.append(contents(host)["initrd.img-" + NEW]))
-    seen = []
+    seen: list[Any] = []
     with Transaction(host) as tx:
         tools.rebuild(tx, [NEW], RESUME, MODULES)
     assert seen == ["new"]
 
 
-def test_removal_is_completed_after_a_power_cut(tools, host, built):
+def test_removal_is_completed_after_a_power_cut(tools: InitramfsTools, host: Host, built: Built) -> None:
     with Transaction(host) as tx:
         tools.configure(tx, RESUME, MODULES)
     with Transaction(host) as tx:

@@ -7,12 +7,18 @@ import os
 import struct
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import compression as image_compression
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import drivers, resume
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 UUID = "6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
 RESUME = "resume=UUID=" + UUID
@@ -32,7 +38,7 @@ kernel/drivers/nvdimm/nd_btt.ko: kernel/drivers/nvdimm/libnvdimm.ko
 """
 
 
-def header(signature=b"SWAPSPACE2"):
+def header(signature: bytes = b"SWAPSPACE2") -> bytes:
     page = bytearray(4096)
     struct.pack_into("=II", page, 1024, 1, 1000)
     page[1036:1052] = uuid.UUID(UUID).bytes
@@ -43,23 +49,25 @@ def header(signature=b"SWAPSPACE2"):
 class Machine:
     """A machine whose grub-mkconfig and mkinitramfs do what the settings they find say."""
 
-    def __init__(self, host, transcript):
+    def __init__(self, host: Host, transcript: Transcript) -> None:
         self.host = host
         self.calls = transcript.calls
         self.theirs = "console=ttyS0 resume=/dev/sda5"
         self.drivers = ["acpi/nfit/nfit", "nvdimm/libnvdimm", "nvdimm/nd_pmem", "nvdimm/nd_btt"]
-        self.fail = {}
+        self.fail: dict[str, str] = {}
         host._run = self.run
 
-    def run(self, argv, data=None):
+    def run(self, argv: list[str], data: str | None = None) -> tuple[int, str, str]:
         self.calls.append(" ".join(argv))
         name = os.path.basename(argv[0])
         if name in self.fail:
             return 1, "", self.fail[name]
-        return 0, {"grub-mkconfig": self.mkconfig, "mkinitramfs": self.mkinitramfs, "lsinitramfs": self.list}[name](
-            *argv[1:]), ""
+        commands: dict[str, Callable[..., str]] = {
+            "grub-mkconfig": self.mkconfig, "mkinitramfs": self.mkinitramfs, "lsinitramfs": self.list,
+        }  # fmt: skip
+        return 0, commands[name](*argv[1:]), ""
 
-    def mkconfig(self, option, target):
+    def mkconfig(self, option: str, target: str) -> str:
         arguments = self.theirs
         settings = self.host.read(SETTINGS, "")
         if RESUME in settings:
@@ -72,7 +80,7 @@ class Machine:
         Path(self.host.path(target)).write_text(text)
         return ""
 
-    def mkinitramfs(self, option, target, kernel):
+    def mkinitramfs(self, option: str, target: str, kernel: str) -> str:
         names = ["init", "scripts/local-premount/resume", "usr/bin/resume"]
         names += ["conf/conf.d/" + os.path.basename(path) for path in self.host.glob("/etc/initramfs-tools/conf.d/*")]
         names += ["scripts/init-top/" + os.path.basename(path)
@@ -85,40 +93,40 @@ class Machine:
         Path(self.host.path(target)).write_text("\n".join(names) + "\n")
         return ""
 
-    def list(self, image):
+    def list(self, image: str) -> str:
         return Path(self.host.path(image)).read_text()
 
-    def present(self, check_mode=False, **options):
+    def present(self, check_mode: bool = False, **options: Any) -> tuple[Any, ...]:
         return self.go(resume.present, check_mode, options)
 
-    def absent(self, check_mode=False, **options):
+    def absent(self, check_mode: bool = False, **options: Any) -> tuple[Any, ...]:
         return self.go(resume.absent, check_mode, options)
 
-    def go(self, function, check_mode, options):
+    def go(self, function: Callable[..., Any], check_mode: bool, options: dict[str, Any]) -> tuple[Any, ...]:
         """(changed, result) of one run; C(calls) afterwards holds its commands alone."""
         del self.calls[:]
         with Transaction(self.host, check_mode) as tx:
             result = function(tx, **options)
         return tx.changed, result
 
-    def state(self):
+    def state(self) -> dict[str, bytes | None]:
         """Every file that a run could change."""
         root = self.host.path("")
-        found = {}
+        contents: dict[str, bytes | None] = {}
         for top in ("etc", "boot", "var"):
             for folder, _folders, files in os.walk(os.path.join(root, top)):
-                found[folder[len(root):]] = None
+                contents[folder[len(root):]] = None
                 for name in files:
                     path = os.path.join(folder, name)
-                    found[path[len(root):]] = Path(path).read_bytes()
-        return found
+                    contents[path[len(root):]] = Path(path).read_bytes()
+        return contents
 
 
 @pytest.fixture
-def bind(host):
+def bind(host: Host) -> Callable[..., Any]:
     """C(bind(path, module))): the device at C(path) has a driver of that loadable module, or of a built-in one."""
 
-    def _bind(path, module, loadable=True):
+    def _bind(path: str, module: str, loadable: bool = True) -> None:
         driver = Path(host.path("/sys/bus/any/drivers/" + module))
         sysfs = Path(host.path("/sys/module/" + module))
         for each in (Path(host.path(path)), driver, sysfs):
@@ -133,10 +141,10 @@ def bind(host):
 
 
 @pytest.fixture
-def block(host, plant):
+def block(host: Host, plant: Plant) -> Callable[..., Any]:
     """C(block(name, path)): a block device at C(path) of /sys."""
 
-    def _block(name, path, content=b""):
+    def _block(name: str, path: str, content: bytes = b"") -> None:
         plant({path + "/dev": "259:0\n", path + "/size": "2097152\n", "/dev/" + name: content})
         link = Path(host.path("/sys/class/block/" + name))
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +154,14 @@ def block(host, plant):
 
 
 @pytest.fixture
-def machine(host, plant, transcript, bind, block, monkeypatch):
+def machine(
+    host: Host,
+    plant: Plant,
+    transcript: Transcript,
+    bind: Callable[..., Any],
+    block: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Machine:
     monkeypatch.setattr(Host, "flush_filesystem", lambda self, path: None)
     block("pmem0", NFIT + "/ndbus0/region0/namespace0.0/block/pmem0", header())
     bind(NFIT, "nfit")
@@ -184,7 +199,7 @@ def machine(host, plant, transcript, bind, block, monkeypatch):
     return made
 
 
-def test_the_whole_way_and_back(machine, host):
+def test_the_whole_way_and_back(machine: Machine, host: Host) -> None:
     before = machine.state()
     changed, result = machine.present()
     assert changed
@@ -218,7 +233,7 @@ def test_the_whole_way_and_back(machine, host):
     assert machine.absent(check_mode=True)[0] is False
 
 
-def test_check_mode_changes_nothing(machine):
+def test_check_mode_changes_nothing(machine: Machine) -> None:
     before = machine.state()
     changed, result = machine.present(check_mode=True)
     assert changed and machine.state() == before
@@ -227,7 +242,7 @@ def test_check_mode_changes_nothing(machine):
 
 
 @pytest.mark.parametrize("program", ["mkinitramfs", "grub-mkconfig"])
-def test_a_failure_puts_everything_back(machine, program):
+def test_a_failure_puts_everything_back(machine: Machine, program: str) -> None:
     before = machine.state()
     machine.fail[program] = "no"
     with pytest.raises(Refused) as refused:
@@ -239,7 +254,7 @@ def test_a_failure_puts_everything_back(machine, program):
 
 
 @pytest.mark.parametrize("program", ["mkinitramfs", "grub-mkconfig"])
-def test_a_failing_removal_puts_everything_back(machine, host, program):
+def test_a_failing_removal_puts_everything_back(machine: Machine, host: Host, program: str) -> None:
     machine.present()
     before = machine.state()
     machine.fail[program] = "no"
@@ -252,7 +267,7 @@ def test_a_failing_removal_puts_everything_back(machine, host, program):
     assert not host.glob("/etc/*/*/*nvm-fastboot*") and not host.exists("/var/lib/nvm-fastboot")
 
 
-def test_an_image_that_lacks_a_driver_is_never_booted(machine, host):
+def test_an_image_that_lacks_a_driver_is_never_booted(machine: Machine, host: Host) -> None:
     before = machine.state()
     machine.drivers.remove("nvdimm/nd_btt")
     with pytest.raises(Refused) as refused:
@@ -261,7 +276,7 @@ def test_an_image_that_lacks_a_driver_is_never_booted(machine, host):
     assert machine.state() == before
 
 
-def test_an_image_rebuilt_by_others_is_looked_into_again(machine, host):
+def test_an_image_rebuilt_by_others_is_looked_into_again(machine: Machine, host: Host) -> None:
     machine.present()
     machine.mkinitramfs("-o", "/boot/initrd.img-" + KERNELS[0], KERNELS[0])
     assert machine.present()[0] is False
@@ -270,7 +285,7 @@ def test_an_image_rebuilt_by_others_is_looked_into_again(machine, host):
     assert machine.present()[0] is True
 
 
-def test_a_new_kernel_without_the_settings_is_noticed(machine, host):
+def test_a_new_kernel_without_the_settings_is_noticed(machine: Machine, host: Host) -> None:
     machine.present()
     machine.theirs = "console=ttyS0"
     text = host.read(CONFIGURATION).replace(RESUME, "", 1)
@@ -279,7 +294,7 @@ def test_a_new_kernel_without_the_settings_is_noticed(machine, host):
     assert host.read(CONFIGURATION).count(RESUME) == 2
 
 
-def test_a_pending_image_is_left_alone(machine, host, plant):
+def test_a_pending_image_is_left_alone(machine: Machine, host: Host, plant: Plant) -> None:
     plant({"/dev/pmem0": header(b"S1SUSPEND")})
     before = machine.state()
     with pytest.raises(Refused) as refused:
@@ -294,7 +309,7 @@ def test_a_pending_image_is_left_alone(machine, host, plant):
     assert machine.absent(force=True)[0] is True
 
 
-def test_removal_after_the_device_is_gone(machine, host):
+def test_removal_after_the_device_is_gone(machine: Machine, host: Host) -> None:
     machine.present()
     os.unlink(host.path("/dev/NVM_SWAP"))
     assert machine.absent()[0] is True
@@ -309,21 +324,23 @@ def test_removal_after_the_device_is_gone(machine, host):
         (bytes(65536), {}, "not_swap"),
     ],
 )
-def test_refused(machine, plant, content, options, code, monkeypatch):
+def test_refused(
+    machine: Machine, plant: Plant, content: bytes, options: dict[str, Any], code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant({"/dev/pmem0": content})
     with pytest.raises(Refused) as refused:
         machine.present(**options)
     assert refused.value.code == code and refused.value.remedy
 
 
-def test_check_mode_assumes_the_device_that_is_to_be_made(machine, host):
+def test_check_mode_assumes_the_device_that_is_to_be_made(machine: Machine, host: Host) -> None:
     os.unlink(host.path("/dev/NVM_SWAP"))
     changed, result = machine.present(check_mode=True)
     assert changed and result["resume"].startswith("UUID=") and result["drivers"] == ["libnvdimm", "nd_pmem"]
 
 
 @pytest.mark.parametrize("word", ["nohibernate", "noresume", "hibernate=no", "hibernate=noresume"])
-def test_a_decision_against_hibernation_is_not_overridden(machine, plant, word):
+def test_a_decision_against_hibernation_is_not_overridden(machine: Machine, plant: Plant, word: str) -> None:
     plant({"/etc/default/grub": 'GRUB_CMDLINE_LINUX="%s"\n' % word})
     with pytest.raises(Refused) as refused:
         machine.present()
@@ -331,17 +348,19 @@ def test_a_decision_against_hibernation_is_not_overridden(machine, plant, word):
     assert "/etc/default/grub" in refused.value.message and word in refused.value.message
 
 
-def test_a_conflict_that_only_the_result_shows_is_put_back(machine, host, plant):
+def test_a_conflict_that_only_the_result_shows_is_put_back(
+    machine: Machine, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = "menuentry rescue { linux /vmlinuz-%s %s noresume }\n" % (KERNELS[0], RESUME)
     generate = machine.mkconfig
 
-    def mkconfig(option, target):
+    def mkconfig(option: str, target: str) -> str:
         generate(option, target)
         path = Path(host.path(target))
         path.write_text(path.read_text() + entry)
         return ""
 
-    machine.mkconfig = mkconfig
+    monkeypatch.setattr(machine, "mkconfig", mkconfig)
     before = machine.state()
     with pytest.raises(Refused) as refused:
         machine.present()
@@ -349,7 +368,7 @@ def test_a_conflict_that_only_the_result_shows_is_put_back(machine, host, plant)
     assert machine.state() == before
 
 
-def test_reboot_required_until_the_kernel_was_told(machine, plant):
+def test_reboot_required_until_the_kernel_was_told(machine: Machine, plant: Plant) -> None:
     plant({"/proc/cmdline": "root=/dev/sda1 ro %s quiet\n" % RESUME})
     assert machine.present()[1]["reboot_required"] is False
     assert machine.absent()[1]["reboot_required"] is True
@@ -358,14 +377,14 @@ def test_reboot_required_until_the_kernel_was_told(machine, plant):
 # compression ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_compression(machine):
+def test_no_compression(machine: Machine) -> None:
     assert machine.present(compression="none")[1]["arguments"] == [RESUME, "hibernate=nocompress"]
     assert machine.present(compression="none")[0] is False
     assert machine.present()[0] is True  # back to the kernel's choice
     assert machine.present()[1]["arguments"] == [RESUME]
 
 
-def test_lz4_needs_every_kernel(machine, host, plant):
+def test_lz4_needs_every_kernel(machine: Machine, host: Host, plant: Plant) -> None:
     with pytest.raises(Refused) as refused:
         machine.present(compression="lz4")
     assert refused.value.code == "compressor_unsupported" and KERNELS[0] in refused.value.message
@@ -385,12 +404,19 @@ def test_lz4_needs_every_kernel(machine, host, plant):
         ({KERNELS[1]: ""}, "lzo", ([], [])),
     ],
 )  # fmt: skip
-def test_modules_that_decompress(machine, host, plant, configs, compression, expected):
+def test_modules_that_decompress(
+    machine: Machine,
+    host: Host,
+    plant: Plant,
+    configs: dict[str, Any],
+    compression: str | None,
+    expected: tuple[list[Any], ...],
+) -> None:
     plant({"/boot/config-" + kernel: text for kernel, text in configs.items()})
     assert image_compression.select(host, KERNELS, compression) == expected
 
 
-def test_kernels_without_their_configuration_are_known_by_version(machine, host):
+def test_kernels_without_their_configuration_are_known_by_version(machine: Machine, host: Host) -> None:
     for kernel in KERNELS:
         os.unlink(host.path("/boot/config-" + kernel))
     assert [image_compression.has_selection(host, kernel) for kernel in KERNELS] == [False, True]
@@ -399,11 +425,13 @@ def test_kernels_without_their_configuration_are_known_by_version(machine, host)
 # drivers -------------------------------------------------------------------------------------------------------------
 
 
-def test_drivers_of_an_nfit_namespace(machine, host):
+def test_drivers_of_an_nfit_namespace(machine: Machine, host: Host) -> None:
     assert drivers.drivers_for(host, "/dev/NVM_SWAP") == ["nd_pmem", "libnvdimm", "nfit"]
 
 
-def test_drivers_of_a_sector_namespace_on_memmap(host, bind, block):
+def test_drivers_of_a_sector_namespace_on_memmap(
+    host: Host, bind: Callable[..., Any], block: Callable[..., Any]
+) -> None:
     path = "/sys/devices/platform/e820_pmem"
     block("pmem1s", path + "/ndbus1/region1/btt1.0/block/pmem1s")
     bind(path, "nd_e820")
@@ -413,7 +441,9 @@ def test_drivers_of_a_sector_namespace_on_memmap(host, bind, block):
     assert drivers.drivers_for(host, "/dev/pmem1s") == ["nd_btt", "nd_pmem", "nd_e820"]
 
 
-def test_drivers_of_a_mapping_are_those_below_it(host, bind, block):
+def test_drivers_of_a_mapping_are_those_below_it(
+    host: Host, bind: Callable[..., Any], block: Callable[..., Any]
+) -> None:
     path = "/sys/devices/pci0000:00/0000:00:05.0"
     block("vda2", path + "/virtio1/block/vda/vda2")
     block("dm-0", "/sys/devices/virtual/block/dm-0")

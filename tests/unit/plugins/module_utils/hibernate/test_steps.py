@@ -5,10 +5,17 @@ from __future__ import annotations
 
 import json
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import observation, status, steps
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 BOOT = "7d0d1a5c-2c0f-4a3e-9a2b-3f1b1c1f8b1e"
 OTHER_BOOT = "11111111-2222-4333-8444-555555555555"
@@ -45,7 +52,14 @@ WRITE_FAILED = [*BEFORE, *AFTER, "Write-error on swap-device (259:0:16384)", "PM
 QUIET = ["Restarting tasks ... done."]
 
 
-def unit(name, active="inactive", sub="dead", result="success", invocation="", status="0"):
+def unit(
+    name: str,
+    active: str = "inactive",
+    sub: str = "dead",
+    result: str = "success",
+    invocation: str = "",
+    status: str = "0",
+) -> str:
     return "Result=%s\nExecMainStatus=%s\nId=%s\nActiveState=%s\nSubState=%s\nInvocationID=%s\n" % (
         result,
         status,
@@ -75,7 +89,7 @@ MARKER = {
 }
 
 
-def kmsg(lines, first=701, facility=0):
+def kmsg(lines: list[str] | tuple[Any, ...], first: int = 701, facility: int = 0) -> str:
     return "".join(
         "%d,%d,%d,-;%s\n SUBSYSTEM=none\n" % (facility * 8 + 6, first + number, 1000000 + number, line)
         for number, line in enumerate(lines)
@@ -85,32 +99,42 @@ def kmsg(lines, first=701, facility=0):
 class Clock:
     """The machine's clocks; C(slept) seconds were spent asleep."""
 
-    def __init__(self, monotonic=1010.0, slept=0.0):
+    def __init__(self, monotonic: float = 1010.0, slept: float = 0.0) -> None:
         self.monotonic = monotonic
         self.slept = slept
 
-    def __call__(self, which):
+    def __call__(self, which: int) -> float:
         if which == time.CLOCK_BOOTTIME:
             return self.monotonic + self.slept
         return 1790000100.0 if which == time.CLOCK_REALTIME else self.monotonic
 
-    def sleep(self, seconds):
+    def sleep(self, seconds: int) -> None:
         self.monotonic += seconds
 
 
 @pytest.fixture
-def ready(monkeypatch):
+def ready(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The readiness check finds what the list holds."""
-    found = []
+    found: list[dict[str, str]] = []
 
-    def blockers(host, device, skip=(), **more):
+    def blockers(host: Host, device: str, skip: tuple[str, ...] = (), **more: Any) -> list[dict[str, Any]]:
         return [blocker for blocker in found if blocker["code"] not in skip]
 
     monkeypatch.setattr(steps, "find_blockers", blockers)
     return found
 
 
-def check(host, plant, transcript, log, units, clock, boot=BOOT, token=TOKEN, old=()):
+def check(
+    host: Host,
+    plant: Plant,
+    transcript: Transcript,
+    log: list[str],
+    units: str,
+    clock: Clock,
+    boot: str = BOOT,
+    token: str | None = TOKEN,
+    old: list[str] | tuple[Any, ...] = (),
+) -> dict[str, Any]:
     files = {status.BOOT_ID: boot + "\n", "/dev/kmsg": kmsg(old, 690) + kmsg(log)}
     if token is not None:
         files[status.marker_path(TOKEN)] = json.dumps(dict(MARKER, token=token)) + "\n"
@@ -118,7 +142,8 @@ def check(host, plant, transcript, log, units, clock, boot=BOOT, token=TOKEN, ol
     transcript.record(SHOW, units)
     transcript.record("systemctl stop " + UNIT)
     transcript.record("systemctl reset-failed " + UNIT)
-    return steps.check(host, "/dev/NVM_SWAP", TOKEN, MARKER, clock=clock, sleep=clock.sleep)
+    answer: dict[str, Any] = steps.check(host, "/dev/NVM_SWAP", TOKEN, MARKER, clock=clock, sleep=clock.sleep)
+    return answer
 
 
 JOURNAL = (
@@ -212,7 +237,17 @@ BUSCTL = (
         pytest.param([], [NEVER_RAN, INHIBITED], 0.0, "ended", "inhibited", "sleep_inhibited", id="inhibited"),
     ],
 )
-def test_verdict_on_the_same_boot(host, plant, transcript, log, units, slept, state, verdict, code):
+def test_verdict_on_the_same_boot(
+    host: Host,
+    plant: Plant,
+    transcript: Transcript,
+    log: list[str],
+    units: list[str],
+    slept: float,
+    state: str,
+    verdict: str,
+    code: str,
+) -> None:
     transcript.record(JOURNAL, "Starting systemd-hibernate.service - System Hibernate...\n")
     transcript.record(BUSCTL, rc=1)
     answer = check(host, plant, transcript, log, "\n".join(units), Clock(slept=slept))
@@ -222,22 +257,22 @@ def test_verdict_on_the_same_boot(host, plant, transcript, log, units, slept, st
     assert host.exists(status.marker_path(TOKEN)) is (state == "pending")
 
 
-def test_a_log_from_before_the_marker_proves_nothing(host, plant, transcript):
+def test_a_log_from_before_the_marker_proves_nothing(host: Host, plant: Plant, transcript: Transcript) -> None:
     transcript.record(JOURNAL)
     answer = check(host, plant, transcript, [], FAILED + "\n" + ASKED, Clock(slept=3.0), old=RESTORED[-8:])
     assert answer["verdict"] == "never_slept"
 
 
-def test_what_user_space_writes_into_the_kernel_log_proves_nothing(host, plant):
+def test_what_user_space_writes_into_the_kernel_log_proves_nothing(host: Host, plant: Plant) -> None:
     plant({"/dev/kmsg": kmsg(["PM: hibernation: Creating image:"], facility=3) + kmsg(["x"], 702)})
     assert observation.kernel_log(host) == [(702, "x")]
 
 
-def test_no_kernel_log(host):
+def test_no_kernel_log(host: Host) -> None:
     assert observation.kernel_log(host) == []
 
 
-def test_cold_boot(host, plant, transcript, ready):
+def test_cold_boot(host: Host, plant: Plant, transcript: Transcript, ready: list[Any]) -> None:
     ready.append(BLOCKER)
     answer = check(host, plant, transcript, ["Linux version 6.1.0"], "", Clock(50.0), boot=OTHER_BOOT, token=None)
     assert (answer["state"], answer["verdict"], answer["code"]) == ("ended", "cold_booted", "no_image_found")
@@ -255,7 +290,9 @@ def test_cold_boot(host, plant, transcript, ready):
         ("PM: Error -14 resuming", "image_refused"),
     ],
 )
-def test_cold_boot_with_an_image_that_the_kernel_refused(host, plant, transcript, ready, line, code):
+def test_cold_boot_with_an_image_that_the_kernel_refused(
+    host: Host, plant: Plant, transcript: Transcript, ready: list[Any], line: str, code: str
+) -> None:
     # The sequence numbers of a new boot begin at 0, below the marker's.
     plant({status.BOOT_ID: OTHER_BOOT + "\n", "/dev/kmsg": kmsg(["Linux version 6.1.0", line], 0)})
     answer = steps.check(host, "/dev/NVM_SWAP", TOKEN, MARKER, clock=Clock(50.0))
@@ -264,18 +301,18 @@ def test_cold_boot_with_an_image_that_the_kernel_refused(host, plant, transcript
     assert answer["kernel"] == [line]
 
 
-def test_an_older_image_of_the_same_boot_is_a_loss(host, plant, transcript):
+def test_an_older_image_of_the_same_boot_is_a_loss(host: Host, plant: Plant, transcript: Transcript) -> None:
     answer = check(host, plant, transcript, RESTORED, NEVER_RAN, Clock(monotonic=400.0, slept=700.0), token=None)
     assert (answer["verdict"], answer["code"]) == ("cold_booted", "older_image")
 
 
-def test_a_marker_that_was_cleaned_away_proves_nothing(host, plant, transcript):
+def test_a_marker_that_was_cleaned_away_proves_nothing(host: Host, plant: Plant, transcript: Transcript) -> None:
     transcript.record(JOURNAL)
     answer = check(host, plant, transcript, RESTORED, SUCCEEDED, Clock(slept=30.0), token=None)
     assert (answer["verdict"], answer["code"]) == ("never_slept", "marker_missing")
 
 
-def test_a_marker_of_another_hibernation_is_none(host, plant, transcript):
+def test_a_marker_of_another_hibernation_is_none(host: Host, plant: Plant, transcript: Transcript) -> None:
     transcript.record(JOURNAL)
     answer = check(host, plant, transcript, RESTORED, SUCCEEDED, Clock(slept=30.0), token="beef")
     assert answer["code"] == "marker_missing"
@@ -320,7 +357,9 @@ def test_a_marker_of_another_hibernation_is_none(host, plant, transcript):
         ("", "never_slept", "hibernation_failed", "neither the kernel nor systemd logged a reason"),
     ],
 )
-def test_the_reason_comes_from_the_journal(host, plant, transcript, journal, verdict, code, told):
+def test_the_reason_comes_from_the_journal(
+    host: Host, plant: Plant, transcript: Transcript, journal: str, verdict: str, code: str, told: str
+) -> None:
     transcript.record(JOURNAL, journal)
     row = ["sleep:idle", "backup", "nightly run", "block", 0, 812]
     plant({"/run/systemd/inhibit/4": "WHAT=sleep:idle\n"})
@@ -332,7 +371,7 @@ def test_the_reason_comes_from_the_journal(host, plant, transcript, journal, ver
     assert "systemctl reset-failed " + UNIT in transcript.calls
 
 
-def test_a_check_waits_for_the_hooks(host, plant, transcript):
+def test_a_check_waits_for_the_hooks(host: Host, plant: Plant, transcript: Transcript) -> None:
     transcript.record(SHOW, RUNNING + "\n" + ASKED)
     transcript.record(SHOW, RUNNING + "\n" + ASKED)
     clock = Clock(slept=20.0)
@@ -346,7 +385,7 @@ def test_a_check_waits_for_the_hooks(host, plant, transcript):
 SHOW_SERVICE = "systemctl show systemd-hibernate.service --property=Id,InvocationID"
 
 
-def test_prepare_leaves_the_marker(host, plant, transcript, ready):
+def test_prepare_leaves_the_marker(host: Host, plant: Plant, transcript: Transcript, ready: list[Any]) -> None:
     plant({status.BOOT_ID: BOOT + "\n", "/dev/kmsg": kmsg(["Linux version 6.1.0", "x"], 4)})
     transcript.record(SHOW_SERVICE, "Id=systemd-hibernate.service\nInvocationID=%s\n" % INVOCATION)
     answer = steps.prepare(host, "/dev/NVM_SWAP", TOKEN, clock=Clock(1000.5, 12.0))
@@ -363,7 +402,9 @@ def test_prepare_leaves_the_marker(host, plant, transcript, ready):
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
-def test_prepare_with_blockers_leaves_nothing(host, plant, transcript, ready, check_mode):
+def test_prepare_with_blockers_leaves_nothing(
+    host: Host, plant: Plant, transcript: Transcript, ready: list[Any], check_mode: bool
+) -> None:
     ready.append(BLOCKER)
     plant({status.BOOT_ID: BOOT + "\n"})
     answer = steps.prepare(host, "/dev/NVM_SWAP", TOKEN, check_mode=check_mode)
@@ -371,13 +412,15 @@ def test_prepare_with_blockers_leaves_nothing(host, plant, transcript, ready, ch
     assert transcript.calls == [] and not host.exists("/run")
 
 
-def test_prepare_in_check_mode_leaves_nothing(host, plant, transcript, ready):
+def test_prepare_in_check_mode_leaves_nothing(
+    host: Host, plant: Plant, transcript: Transcript, ready: list[Any]
+) -> None:
     plant({status.BOOT_ID: BOOT + "\n"})
     assert steps.prepare(host, "/dev/NVM_SWAP", TOKEN, check_mode=True)["blockers"] == []
     assert transcript.calls == [] and not host.exists("/run")
 
 
-def test_prepare_skips_what_it_is_told_to(host, plant, transcript, ready):
+def test_prepare_skips_what_it_is_told_to(host: Host, plant: Plant, transcript: Transcript, ready: list[Any]) -> None:
     ready.extend([BLOCKER, INHIBITOR])
     plant({status.BOOT_ID: BOOT + "\n"})
     transcript.record(SHOW_SERVICE, "Id=systemd-hibernate.service\nInvocationID=\n")
@@ -410,7 +453,15 @@ def test_prepare_skips_what_it_is_told_to(host, plant, transcript, ready):
         ),
     ],
 )
-def test_an_inhibitor_of_our_own_login_goes_with_it(host, plant, transcript, ready, holder, ours, blocked):
+def test_an_inhibitor_of_our_own_login_goes_with_it(
+    host: Host,
+    plant: Plant,
+    transcript: Transcript,
+    ready: list[Any],
+    holder: dict[str, Any],
+    ours: dict[str, Any],
+    blocked: bool,
+) -> None:
     ready.append(INHIBITOR)
     files = {status.BOOT_ID: BOOT + "\n"}
     files["/run/systemd/inhibit/4"] = "WHAT=shutdown:sleep\n"
@@ -429,9 +480,14 @@ def test_an_inhibitor_of_our_own_login_goes_with_it(host, plant, transcript, rea
 
 
 @pytest.mark.parametrize("ignore", [True, False])
-def test_start(host, monkeypatch, ignore):
+def test_start(host: Host, monkeypatch: pytest.MonkeyPatch, ignore: bool) -> None:
     calls = []
-    monkeypatch.setattr(host, "_run", lambda argv, data: calls.append(argv) or (0, "", ""))
+
+    def run(argv: list[str], data: str | None) -> tuple[int, str, str]:
+        calls.append(argv)
+        return 0, "", ""
+
+    monkeypatch.setattr(host, "_run", run)
     steps.start(host, TOKEN, ignore_inhibitors=ignore)
     (argv,) = calls
     assert argv[0] == "systemd-run" and "--unit=" + UNIT in argv and argv[-3:-1] == ["/bin/sh", "-c"]
@@ -451,7 +507,7 @@ def test_start(host, monkeypatch, ignore):
         ("", 0, True),
     ],
 )
-def test_the_start_script_in_a_shell(tmp_path, held, code, asked):
+def test_the_start_script_in_a_shell(tmp_path: Path, held: str, code: int, asked: bool) -> None:
     import subprocess
 
     for name, body in (
@@ -472,7 +528,7 @@ def test_the_start_script_in_a_shell(tmp_path, held, code, asked):
 # what the controller sees ---------------------------------------------------------------------------------------------
 
 
-def test_status():
+def test_status() -> None:
     text = "Welcome!\r\n%s\r\n%s\n%s" % (BOOT, FAILED.replace("\n", "\r\n"), ASKED.replace("\n", "\r\n"))
     boot_id, units = status.parse_status(text)
     assert boot_id == BOOT
@@ -493,6 +549,6 @@ def test_status():
         (NEVER_RAN, REFUSED, "", True),
     ],
 )
-def test_has_ended(service, unit_text, since, ended):
+def test_has_ended(service: str, unit_text: str, since: str, ended: bool) -> None:
     units = status.parse_units(service + "\n" + unit_text)
     assert status.has_ended(units["systemd-hibernate.service"], units[UNIT], since) is ended

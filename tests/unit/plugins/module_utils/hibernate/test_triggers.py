@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +21,12 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers i
 )
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.script import SCRIPT, SCRIPT_TEXT
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
+
 SERVICE = "/etc/systemd/system/nvm-fastboot-%s.service"
 TIMER = "/etc/systemd/system/nvm-fastboot-%s.timer"
 LINK = "/etc/systemd/system/timers.target.wants/nvm-fastboot-%s.timer"
@@ -29,10 +37,10 @@ KEY = Trigger("power_key", "power_key")
 
 
 @pytest.fixture
-def systemd(host, transcript):
+def systemd(host: Host, transcript: Transcript) -> Transcript:
     """A systemd that takes every command and makes the link of an enabled timer."""
 
-    def _link(name, there):
+    def _link(name: str, there: bool) -> None:
         path = host.path(LINK % name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if there:
@@ -49,13 +57,13 @@ def systemd(host, transcript):
     transcript.record("systemd-analyze calendar never", err="Failed to parse calendar specification 'never'", rc=1)
     for name in ("schedule", "late", "battery", "ups", "night"):
         unit = "nvm-fastboot-%s.timer" % name
-        transcript.record("systemctl enable " + unit, effect=lambda name=name: _link(name, True))
+        transcript.record("systemctl enable " + unit, effect=functools.partial(_link, name, True))
         transcript.record("systemctl restart " + unit)
-        transcript.record("systemctl disable --now " + unit, effect=lambda name=name: _link(name, False))
+        transcript.record("systemctl disable --now " + unit, effect=functools.partial(_link, name, False))
     return transcript
 
 
-def files(host):
+def files(host: Host) -> list[str]:
     """Everything below /etc and /usr, directories left out."""
     return sorted(
         os.path.join(folder, name)[len(host.root):]
@@ -63,7 +71,7 @@ def files(host):
     )
 
 
-def test_schedule(host, systemd):
+def test_schedule(host: Host, systemd: Transcript) -> None:
     outcome = apply(host, NIGHT)
     assert outcome.changed
     assert outcome.files == [SERVICE % "schedule", TIMER % "schedule", SCRIPT]
@@ -82,21 +90,21 @@ def test_schedule(host, systemd):
 
 
 @pytest.mark.parametrize("trigger", [NIGHT, KEY, Trigger("idle", "idle", idle="30min"), Trigger("battery", "battery")])
-def test_second_run_runs_nothing(host, systemd, trigger):
+def test_second_run_runs_nothing(host: Host, systemd: Transcript, trigger: Trigger) -> None:
     assert apply(host, trigger).changed
     del systemd.calls[:]
     outcome = apply(host, trigger)
     assert not outcome.changed and outcome.diff == [] and systemd.calls == []
 
 
-def test_power_key(host, systemd):
+def test_power_key(host: Host, systemd: Transcript) -> None:
     apply(host, KEY)
     assert files(host) == [DROP_IN % "power_key"]
     assert "[Login]\nHandlePowerKey=hibernate\n" in host.read(DROP_IN % "power_key")
     assert systemd.calls == [HUP]
 
 
-def test_long_press_needs_systemd_251(host, systemd):
+def test_long_press_needs_systemd_251(host: Host, systemd: Transcript) -> None:
     long = Trigger("power_key", "power_key", press="long")
     systemd.record("systemctl --version", "systemd 247 (247.3-7+deb11u5)\n+PAM +AUDIT\n")
     with pytest.raises(Refused) as refused:
@@ -109,7 +117,7 @@ def test_long_press_needs_systemd_251(host, systemd):
     assert "HandlePowerKeyLongPress=hibernate\n" in host.read(DROP_IN % "power_key")
 
 
-def test_idle(host, systemd):
+def test_idle(host: Host, systemd: Transcript) -> None:
     apply(host, Trigger("away", "idle", idle="30min"))
     assert "[Login]\nIdleAction=hibernate\nIdleActionSec=30min\n" in host.read(DROP_IN % "away")
     assert systemd.calls == ["systemd-analyze timespan 30min", HUP]
@@ -119,7 +127,7 @@ def test_idle(host, systemd):
     (Trigger("battery", "battery"), "battery 10"),
     (Trigger("ups", "ups", ups="rack1@localhost", battery_percent=40), "ups rack1@localhost 40"),
 ])
-def test_low_power(host, systemd, plant, trigger, arguments):
+def test_low_power(host: Host, systemd: Transcript, plant: Plant, trigger: Trigger, arguments: str) -> None:
     plant({"/usr/bin/upsc": "", "/usr/bin/upower": ""})
     for tool in ("upsc", "upower"):
         os.chmod(host.path("/usr/bin/" + tool), 0o755)
@@ -131,7 +139,7 @@ def test_low_power(host, systemd, plant, trigger, arguments):
     assert "OnUnitActiveSec=30s\n" in host.read(TIMER % trigger.name)
 
 
-def test_units_are_what_systemd_accepts(host, systemd, tmp_path):
+def test_units_are_what_systemd_accepts(host: Host, systemd: Transcript, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd here")
     apply(host, NIGHT)
@@ -148,7 +156,7 @@ def test_units_are_what_systemd_accepts(host, systemd, tmp_path):
     assert "nvm-fastboot" not in done.stderr, done.stderr
 
 
-def test_changed_schedule_restarts_the_timer(host, systemd):
+def test_changed_schedule_restarts_the_timer(host: Host, systemd: Transcript) -> None:
     apply(host, NIGHT)
     del systemd.calls[:]
     assert apply(host, Trigger("schedule", "schedule", schedule="daily")).changed
@@ -156,14 +164,14 @@ def test_changed_schedule_restarts_the_timer(host, systemd):
     assert "OnCalendar=daily\n" in host.read(TIMER % "schedule")
 
 
-def test_disabled_by_hand_is_enabled_again(host, systemd):
+def test_disabled_by_hand_is_enabled_again(host: Host, systemd: Transcript) -> None:
     apply(host, NIGHT)
     os.unlink(host.path(LINK % "schedule"))
     assert apply(host, NIGHT).changed
     assert host.exists(LINK % "schedule")
 
 
-def test_another_condition_takes_the_name_over(host, systemd):
+def test_another_condition_takes_the_name_over(host: Host, systemd: Transcript) -> None:
     apply(host, Trigger("night", "schedule", schedule="daily"))
     apply(host, Trigger("night", "power_key"))
     assert files(host) == [DROP_IN % "night"]
@@ -171,7 +179,7 @@ def test_another_condition_takes_the_name_over(host, systemd):
     assert files(host) == sorted([SERVICE % "night", TIMER % "night", LINK % "night", SCRIPT])
 
 
-def test_absent_removes_everything_and_again_nothing(host, systemd):
+def test_absent_removes_everything_and_again_nothing(host: Host, systemd: Transcript) -> None:
     apply(host, NIGHT)
     apply(host, KEY)
     apply(host, Trigger("late", "schedule", schedule="daily"))
@@ -188,7 +196,7 @@ def test_absent_removes_everything_and_again_nothing(host, systemd):
     assert systemd.calls == []
 
 
-def test_check_mode(host, systemd):
+def test_check_mode(host: Host, systemd: Transcript) -> None:
     outcome = apply(host, NIGHT, check_mode=True)
     assert outcome.changed and len(outcome.diff) == 4 and files(host) == []
     apply(host, NIGHT)
@@ -197,7 +205,7 @@ def test_check_mode(host, systemd):
     assert files(host) == before
 
 
-def test_a_failing_step_puts_everything_back(host, transcript):
+def test_a_failing_step_puts_everything_back(host: Host, transcript: Transcript) -> None:
     transcript.record("systemd-analyze calendar Mon..Fri 22:00")
     transcript.record("systemctl daemon-reload")
     transcript.record("systemctl enable nvm-fastboot-schedule.timer", err="Failed to enable unit", rc=1)
@@ -222,14 +230,14 @@ def test_a_failing_step_puts_everything_back(host, transcript):
     (Trigger("power_key\n", "power_key"), "name_invalid"),
     (Trigger("battery", "battery", battery_percent=0), "battery_percent_invalid"),
 ])
-def test_refusals(host, systemd, trigger, code):
+def test_refusals(host: Host, systemd: Transcript, trigger: Trigger, code: str) -> None:
     with pytest.raises(Refused) as refused:
         apply(host, trigger)
     assert refused.value.code == code and refused.value.remedy
     assert files(host) == []
 
 
-def test_warnings(host, systemd, plant):
+def test_warnings(host: Host, systemd: Transcript, plant: Plant) -> None:
     plant({"/etc/acpi/events/powerbtn-acpi-support": "event=button[ /]power\n"})
     assert "acpid" in apply(host, KEY).warnings[0]
     assert "UPower" in apply(host, Trigger("battery", "battery")).warnings[0]
@@ -254,24 +262,24 @@ AWAKE = {"busctl": "echo 'b false'", "journalctl": "true"}
 class Script:
     """The script under sh, with tools of the test's own on PATH before the machine's."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "trigger"
         self.path.write_text(SCRIPT_TEXT)
         (folder / "bin").mkdir()
 
-    def tool(self, name, body):
+    def tool(self, name: str, body: str) -> None:
         tool = self.folder / "bin" / name
         tool.write_text("#!/bin/sh\n%s\n" % body)
         tool.chmod(0o755)
 
-    def supply(self, name, **attributes):
+    def supply(self, name: str, **attributes: Any) -> None:
         for attribute, value in attributes.items():
             path = self.folder / "sys" / "class" / "power_supply" / name / attribute
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("%s\n" % value)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> int:
         environment = {"PATH": "%s/bin:/usr/bin:/bin" % self.folder, "NVM_FASTBOOT_SYS": str(self.folder / "sys")}
         done = subprocess.run(
             ["sh", str(self.path)] + list(arguments), env=environment, capture_output=True, text=True, check=False)
@@ -281,7 +289,7 @@ class Script:
 
 
 @pytest.fixture
-def script(tmp_path):
+def script(tmp_path: Path) -> Script:
     made = Script(tmp_path)
     for name, body in AWAKE.items():
         made.tool(name, body)
@@ -291,7 +299,7 @@ def script(tmp_path):
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 @pytest.mark.parametrize("minutes, code", [(-1, 0), (-4, 1), (+4, 1)])
-def test_scheduled_time_counts_for_two_minutes(script, minutes, code):
+def test_scheduled_time_counts_for_two_minutes(script: Script, minutes: int, code: int) -> None:
     """What systemd-analyze itself says of a time that was just now, long ago, or is still to come."""
     command = ["date", "--date=%+d min" % minutes, "+*-*-* %H:%M:%S"]
     at = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -305,7 +313,7 @@ def test_scheduled_time_counts_for_two_minutes(script, minutes, code):
     ("       From now: 23h left", 1),
     ("", 1),
 ])
-def test_scheduled(script, answer, code):
+def test_scheduled(script: Script, answer: str, code: int) -> None:
     script.tool("systemd-analyze", """[ "$*" = "--base-time=-120s calendar Mon..Fri 22:00" ] && echo '%s'""" % answer)
     assert script("schedule", "Mon..Fri 22:00") == code
 
@@ -314,7 +322,7 @@ def test_scheduled(script, answer, code):
     ("busctl", """[ "${5-}" = PreparingForSleep ] && echo 'b true'"""),
     ("journalctl", """[ "$1" = --sync ] || echo 'System returned from sleep state.'"""),
 ])
-def test_not_after_a_resume(script, tool, body):
+def test_not_after_a_resume(script: Script, tool: str, body: str) -> None:
     script.supply("BAT0", type="Battery", status="Discharging", capacity=5)
     assert script("battery", "10") == 0
     assert "hibernating" in script.said
@@ -324,7 +332,7 @@ def test_not_after_a_resume(script, tool, body):
 
 
 @pytest.mark.parametrize("inhibited, code", [('"shutdown:sleep"', 1), ('"sleep"', 1), ('"idle"', 0), ('""', 0)])
-def test_a_schedule_respects_inhibitors_and_a_low_battery_does_not(script, inhibited, code):
+def test_a_schedule_respects_inhibitors_and_a_low_battery_does_not(script: Script, inhibited: str, code: int) -> None:
     script.tool("busctl", "[ $5 = BlockInhibited ] && echo 's %s' || echo 'b false'" % inhibited)
     script.tool("systemd-analyze", "echo 'From now: 3ms ago'")
     script.supply("BAT0", type="Battery", status="Discharging", capacity=5)
@@ -332,7 +340,7 @@ def test_a_schedule_respects_inhibitors_and_a_low_battery_does_not(script, inhib
     assert script("battery", "10") == 0
 
 
-def test_the_journal_is_asked_for_the_last_two_minutes(script):
+def test_the_journal_is_asked_for_the_last_two_minutes(script: Script) -> None:
     script.supply("BAT0", type="Battery", status="Discharging", capacity=5)
     script.tool("journalctl", 'printf "%%s\\n" "$@" >>%s/asked' % script.folder)
     assert script("battery", "10") == 0
@@ -353,13 +361,13 @@ def test_the_journal_is_asked_for_the_last_two_minutes(script):
     ({"AC": ("Mains", "Discharging", 1)}, 1),
     ({}, 1),
 ])
-def test_battery(script, supplies, code):
+def test_battery(script: Script, supplies: dict[str, Any], code: int) -> None:
     for name, (kind, status, capacity) in supplies.items():
         script.supply(name, type=kind, status=status, capacity=capacity)
     assert script("battery", "10") == code
 
 
-def test_battery_of_a_mouse_does_not_count(script):
+def test_battery_of_a_mouse_does_not_count(script: Script) -> None:
     script.supply("hidpp_battery_0", type="Battery", status="Discharging", capacity=3, scope="Device")
     assert script("battery", "10") == 1
 
@@ -387,7 +395,7 @@ UPOWER = """\
     ("unknown", "0% (should be ignored)", 1),
     ("discharging", "0% (should be ignored)", 1),
 ])
-def test_upower_is_asked_without_a_battery(script, state, percentage, code):
+def test_upower_is_asked_without_a_battery(script: Script, state: str, percentage: str, code: int) -> None:
     script.tool("upower", "cat <<'END'\n%sEND" % (UPOWER % (state, percentage)))
     assert script("battery", "10") == code
 
@@ -401,7 +409,7 @@ def test_upower_is_asked_without_a_battery(script, state, percentage, code):
     ("OL CHRG LB", "5", 1),
     ("OL", "5", 1),
 ])
-def test_ups(script, status, charge, code):
+def test_ups(script: Script, status: str, charge: str, code: int) -> None:
     script.tool("upsc", """case "$1 $2" in
         "rack1@localhost ups.status") echo "%s" ;;
         "rack1@localhost battery.charge") echo "%s" ;;
@@ -409,16 +417,16 @@ def test_ups(script, status, charge, code):
     assert script("ups", "rack1@localhost", "40") == code
 
 
-def test_ups_out_of_reach(script):
+def test_ups_out_of_reach(script: Script) -> None:
     script.tool("upsc", "echo 'Error: Connection failure: Connection refused' >&2; exit 1")
     assert script("ups", "rack1@localhost", "40") == 1
 
 
-def test_a_condition_that_is_none_is_an_error(script):
+def test_a_condition_that_is_none_is_an_error(script: Script) -> None:
     assert script("weather") == 255
 
 
-def test_the_names_of_what_is_there(host, plant):
+def test_the_names_of_what_is_there(host: Host, plant: Plant) -> None:
     assert installed(host) == []
     plant({
         units.service_path("night"): "",
@@ -434,7 +442,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def test_absent_without_a_name_removes_every_trigger(host, systemd):
+def test_absent_without_a_name_removes_every_trigger(host: Host, systemd: Transcript) -> None:
     apply(host, NIGHT)
     apply(host, KEY)
     result = apply_all(host, OPTIONS, present=False, check_mode=False)
@@ -443,7 +451,7 @@ def test_absent_without_a_name_removes_every_trigger(host, systemd):
     assert not apply_all(host, OPTIONS, present=False, check_mode=False)["changed"]
 
 
-def test_the_condition_is_the_default_of_the_name(host, systemd):
+def test_the_condition_is_the_default_of_the_name(host: Host, systemd: Transcript) -> None:
     result = apply_all(host, dict(OPTIONS, condition="power_key"), present=True, check_mode=False)
     assert result["names"] == ["power_key"] and result["files"] == [DROP_IN % "power_key"]
     apply(host, NIGHT)

@@ -7,12 +7,18 @@ import json
 import os
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._store import boot_image
 from ansible_collections.nvm.fastboot.plugins.module_utils._store.pipe import TERMINATED, pipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 ID = "4f1c9a0d6be2417c8f5a1b2c3d4e5f60"
 CALL = "/usr/bin/fuse-store --json --store /srv/store "
@@ -24,7 +30,7 @@ OPTIONS = dict(
 
 
 @pytest.fixture
-def machine(host, plant, transcript):
+def machine(host: Host, plant: Plant, transcript: Transcript) -> Host:
     plant({"/usr/bin/fuse-store": "", "/dev/pmem0": "", "/proc/swaps": "Filename Type Size Used Priority\n"})
     os.chmod(host.path("/usr/bin/fuse-store"), 0o755)
     answer(transcript, "show " + ID, IMAGE)
@@ -32,13 +38,20 @@ def machine(host, plant, transcript):
     return host
 
 
-def answer(transcript, verb, record, rc=0, error=None, warning=None):
-    said = [{"warning": warning}] if warning else []
+def answer(
+    transcript: Transcript,
+    verb: str,
+    record: dict[str, Any] | None,
+    rc: int = 0,
+    error: dict[str, Any] | None = None,
+    warning: str | None = None,
+) -> None:
+    said: list[dict[str, Any]] = [{"warning": warning}] if warning else []
     said += [{"error": error}] if error else []
     transcript.record(CALL + verb, json.dumps(record) + "\n" if record else "", "\n".join(map(json.dumps, said)), rc)
 
 
-def apply(host, state, check_mode=False, **options):
+def apply(host: Host, state: str, check_mode: bool = False, **options: Any) -> tuple[bool, dict[str, Any]]:
     with Transaction(host, check_mode) as transaction:
         result = boot_image.apply(transaction, dict(OPTIONS, state=state, **options))
     return transaction.changed, result
@@ -47,10 +60,11 @@ def apply(host, state, check_mode=False, **options):
 # states --------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_device_is_captured(machine, transcript):
+def test_a_device_is_captured(machine: Host, transcript: Transcript) -> None:
     put = "put /dev/pmem0 --machine web01 --application system --kind hibernation --event nightly"
     answer(transcript, put + " --machine-disk /dev/vda --tag a=1 --tag b=x y", {"id": ID}, warning="no image was found")
-    options = {"machine": "web01", "device": "/dev/pmem0", "event": "nightly", "tags": {"b": "x y", "a": 1}, "evidence_disks": ["/dev/vda"]}
+    options: dict[str, Any] = {"machine": "web01", "device": "/dev/pmem0", "event": "nightly", "tags": {"b": "x y", "a": 1}}
+    options["evidence_disks"] = ["/dev/vda"]
     assert apply(machine, "captured", check_mode=True, **options) == (True, {"image": None, "answer": None, "warnings": []})
     assert transcript.calls == []
     changed, result = apply(machine, "captured", **options)
@@ -61,7 +75,9 @@ def test_a_device_is_captured(machine, transcript):
     ("store", "said"),
     [("s3://images/fleet/~a", "s3://images/fleet/~a"), ("~/store", "/home/admin/store"), ("$HOME/store", "/home/admin/store")],
 )
-def test_a_store_is_a_folder_or_a_url(machine, transcript, monkeypatch, store, said):
+def test_a_store_is_a_folder_or_a_url(
+    machine: Host, transcript: Transcript, monkeypatch: pytest.MonkeyPatch, store: str, said: str
+) -> None:
     monkeypatch.setenv("HOME", "/home/admin")
     for verb in ("verify ", "show "):
         transcript.record(CALL.replace("/srv/store", said) + verb + ID, json.dumps(dict(IMAGE, state="verified")))
@@ -69,7 +85,9 @@ def test_a_store_is_a_folder_or_a_url(machine, transcript, monkeypatch, store, s
 
 
 @pytest.mark.parametrize("swap", ["/dev/pmem0", "/dev/NVM_SWAP"])
-def test_a_device_in_use_as_swap_is_not_captured(machine, plant, transcript, swap):
+def test_a_device_in_use_as_swap_is_not_captured(
+    machine: Host, plant: Plant, transcript: Transcript, swap: str
+) -> None:
     plant({"/proc/swaps": "Filename Type Size Used Priority\n/dev/pmem0 partition 1048572 0 10\n"})
     os.symlink("pmem0", machine.path("/dev/NVM_SWAP"))
     with pytest.raises(Refused) as refused:
@@ -77,13 +95,13 @@ def test_a_device_in_use_as_swap_is_not_captured(machine, plant, transcript, swa
     assert refused.value.code == "device_in_use" and transcript.calls == []
 
 
-def test_what_is_not_there_is_not_captured(machine):
+def test_what_is_not_there_is_not_captured(machine: Host) -> None:
     with pytest.raises(Refused) as refused:
         apply(machine, "captured", check_mode=True, machine="web01", device="/dev/none")
     assert refused.value.code == "device_missing"
 
 
-def test_verified_changes_the_first_time(machine, transcript):
+def test_verified_changes_the_first_time(machine: Host, transcript: Transcript) -> None:
     answer(transcript, "verify " + ID, {"sound": 1})
     answer(transcript, "show m/a/latest", IMAGE)
     assert apply(machine, "verified", image="m/a/latest", check_mode=True)[0]
@@ -96,16 +114,17 @@ def test_verified_changes_the_first_time(machine, transcript):
     assert not apply(machine, "verified", image=ID, check_mode=True)[0]
 
 
-def test_the_version_is_selected(machine, transcript):
+def test_the_version_is_selected(machine: Host, transcript: Transcript) -> None:
     select = "select --machine web01 --kind hibernation --event nightly --before 2026-12-01 --state verified"
     answer(transcript, select, {"id": ID})
     answer(transcript, "verify " + ID, {"sound": 1})
-    wanted = {"machine": "web01", "kind": "hibernation", "event": "nightly", "before": "2026-12-01", "with_state": "verified"}
+    wanted: dict[str, Any] = {"machine": "web01", "kind": "hibernation", "event": "nightly", "before": "2026-12-01"}
+    wanted["with_state"] = "verified"
     assert apply(machine, "verified", **wanted)[1]["image"]["id"] == ID
     assert CALL + select in transcript.calls
 
 
-def test_staged_changes_what_was_written(machine, transcript):
+def test_staged_changes_what_was_written(machine: Host, transcript: Transcript) -> None:
     for written in (4096, 0):
         answer(transcript, "stage %s /dev/pmem0" % ID, {"id": ID, "written": written})
     assert apply(machine, "staged", image=ID, device="/dev/pmem0", check_mode=True)[0]
@@ -114,7 +133,7 @@ def test_staged_changes_what_was_written(machine, transcript):
     assert apply(machine, "staged", image=ID, device="/dev/pmem0", force=True)[0]
 
 
-def test_armed(machine, transcript):
+def test_armed(machine: Host, transcript: Transcript) -> None:
     for changed in (True, False):
         answer(transcript, "arm /dev/pmem0", {"id": ID, "changed": changed})
     assert [apply(machine, "armed", device="/dev/pmem0")[0] for _time in range(2)] == [True, False]
@@ -125,7 +144,7 @@ def test_armed(machine, transcript):
         assert apply(machine, "armed", device="/dev/" + state, check_mode=True)[0] == would
 
 
-def test_disarmed(machine, transcript):
+def test_disarmed(machine: Host, transcript: Transcript) -> None:
     answer(transcript, "disarm /dev/pmem0", {"changed": True, "id": None})
     assert apply(machine, "disarmed", device="/dev/pmem0") == (
         True, {"image": None, "answer": {"changed": True, "id": None}, "warnings": []},
@@ -135,7 +154,7 @@ def test_disarmed(machine, transcript):
 
 
 @pytest.mark.parametrize("outcome", ["resumed", "failed"])
-def test_an_outcome_is_noted_once(machine, transcript, outcome):
+def test_an_outcome_is_noted_once(machine: Host, transcript: Transcript, outcome: str) -> None:
     answer(transcript, "report %s %s" % (ID, outcome), {"id": ID, "state": outcome})
     assert apply(machine, outcome, image=ID, check_mode=True)[0]
     assert apply(machine, outcome, image=ID)[0]
@@ -143,7 +162,7 @@ def test_an_outcome_is_noted_once(machine, transcript, outcome):
     assert not apply(machine, outcome, image="noted")[0]
 
 
-def test_absent(machine, transcript):
+def test_absent(machine: Host, transcript: Transcript) -> None:
     answer(transcript, "remove " + ID, {"removed": [ID]})
     assert apply(machine, "absent", image=ID, check_mode=True)[0]
     assert apply(machine, "absent", image=ID)[0]
@@ -157,7 +176,7 @@ def test_absent(machine, transcript):
 # errors --------------------------------------------------------------------------------------------------------------------
 
 
-def test_an_error_is_passed_on(machine, transcript):
+def test_an_error_is_passed_on(machine: Host, transcript: Transcript) -> None:
     error = {"type": "refused", "thing": "image 4f1c", "cause": "filesystems_changed: it was.", "remedy": "Choose another."}
     answer(transcript, "arm /dev/pmem0", None, 5, error)
     with pytest.raises(Refused) as refused:
@@ -168,14 +187,14 @@ def test_an_error_is_passed_on(machine, transcript):
 
 
 @pytest.mark.parametrize("out, err, rc", [("", "Killed", 137), ("not json", "", 0), ("[]", "", 0), ("", '{"error": "odd"}', 1)])
-def test_an_answer_that_is_none(machine, transcript, out, err, rc):
+def test_an_answer_that_is_none(machine: Host, transcript: Transcript, out: str, err: str, rc: int) -> None:
     transcript.record(CALL + "arm /dev/pmem0", out, err, rc)
     with pytest.raises(Refused) as refused:
         apply(machine, "armed", device="/dev/pmem0")
     assert refused.value.code == "command_failed" and str(rc) in refused.value.message
 
 
-def test_a_missing_command(host):
+def test_a_missing_command(host: Host) -> None:
     for executable in ("no-such-store", "/usr/bin/no-such-store"):
         with pytest.raises(Refused) as refused:
             apply(host, "verified", image=ID, executable=executable)
@@ -185,7 +204,7 @@ def test_a_missing_command(host):
 # looking -------------------------------------------------------------------------------------------------------------------
 
 
-def test_look(machine, transcript):
+def test_look(machine: Host, transcript: Transcript) -> None:
     answer(transcript, "list --machine web01", {"versions": [IMAGE]})
     answer(transcript, "select --machine web01 --state armed", {"chosen": None, "passed_over": [IMAGE]}, 3, {"type": "not_found"})
     answer(transcript, "inspect /dev/pmem0", None, 3, {"type": "not_found"})
@@ -208,31 +227,31 @@ print(len(sys.stdin.buffer.read()))
 """]  # fmt: skip
 
 
-def test_pipe_passes_everything_on():
+def test_pipe_passes_everything_on() -> None:
     source, sink = pipe(["sh", "-c", "head -c 3000000 /dev/zero"], SINK)
     assert (source.rc, sink.rc, sink.out) == (0, 0, "3000000\n")
 
 
 @pytest.mark.parametrize("script, code", [("head -c 3000000 /dev/zero; echo broke >&2; exit 7", 7), ("kill -9 $$", -9)])
-def test_pipe_ends_what_broke_off(script, code):
+def test_pipe_ends_what_broke_off(script: str, code: int) -> None:
     source, sink = pipe(["sh", "-c", script], SINK)
     assert source.rc == code and sink.rc in TERMINATED and sink.out == ""
     assert code < 0 or source.err == "broke\n"
 
 
-def test_pipe_ends_a_source_that_nobody_listens_to():
+def test_pipe_ends_a_source_that_nobody_listens_to() -> None:
     began = time.monotonic()
     source, sink = pipe(["sh", "-c", "exec sleep 60"], ["sh", "-c", "echo '{}' >&2; exit 6"])
     assert (source.rc, sink.rc, sink.err) == (-15, 6, "{}\n") and time.monotonic() - began < 30
 
 
-def test_pipe_needs_both_programs():
+def test_pipe_needs_both_programs() -> None:
     with pytest.raises(OSError):
         pipe(["/no/such/program"], SINK)
 
 
 @pytest.fixture
-def real(tmp_path):
+def real(tmp_path: Path) -> Path:
     """The folder with a program that stands for fuse-store, and notes whether what it was to store came to its end."""
     program = tmp_path / "fuse-store"
     told = json.dumps({"id": ID})
@@ -241,7 +260,7 @@ def real(tmp_path):
     return tmp_path
 
 
-def test_a_source_that_fails_stores_nothing(real, transcript):
+def test_a_source_that_fails_stores_nothing(real: Path, transcript: Transcript) -> None:
     command = ["sh", "-c", "echo part; echo 'no route' >&2; exit 255"]
     with pytest.raises(Refused) as refused:
         apply(Host(transcript), "captured", machine="web01", source_command=command, executable=str(real / "fuse-store"))
@@ -250,7 +269,7 @@ def test_a_source_that_fails_stores_nothing(real, transcript):
     assert (real / "got").read_text() == "part\n"
 
 
-def test_a_source_that_succeeds_is_stored(real, transcript):
+def test_a_source_that_succeeds_is_stored(real: Path, transcript: Transcript) -> None:
     program = str(real / "fuse-store")
     transcript.record("%s --json --store /srv/store show %s" % (program, ID), json.dumps(IMAGE))
     changed, result = apply(Host(transcript), "captured", machine="web01", source_command=["echo", "all"], executable=program)
