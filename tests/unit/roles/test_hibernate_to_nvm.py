@@ -113,7 +113,7 @@ def test_absent_without_a_list_removes_no_trigger(role: Role) -> None:
 
 @pytest.mark.parametrize("state", ["present", "absent"])
 @pytest.mark.parametrize("trigger", [{"state": "absent"}, {"condition": "lid"}, {"condition": "idle", "idel": "30min"}])
-def test_a_trigger_that_names_nothing_fails_the_role(role: Role, state: str, trigger: dict[str, Any]) -> None:
+def test_an_entry_without_a_name_fails_the_role(role: Role, state: str, trigger: dict[str, Any]) -> None:
     """Without a name and a condition the module removes every trigger of the machine."""
     assert role.run(nvm_state=state, nvm_triggers=[trigger]).returncode != 0
     assert "hibernate_trigger" not in role.log.read_text()

@@ -339,7 +339,7 @@ def test_a_wake_command_that_never_succeeds(act: Act, button: Button) -> None:
     assert 3 <= len(pressed) <= 4 and pressed[0][0] == ["/bin/sh", "wake"]
 
 
-def test_a_machine_that_hiccuped_is_woken_again_once_it_is_really_down(
+def test_a_machine_that_is_down_after_a_network_outage_is_woken_again(
     act: Act, button: Button, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine([(4, "dead"), (8, "up"), (14, "dead")], [PENDING, PENDING, RESUMED])
@@ -451,7 +451,7 @@ def test_usage(act: Act, options: dict[str, Any], told: str) -> None:
     assert result["failed"] and told in result["msg"] and machine.steps == []
 
 
-def test_what_only_the_action_plugin_may_set(act: Act) -> None:
+def test_steps_are_refused_in_playbooks(act: Act) -> None:
     with pytest.raises(Exception, match="step"):
         act(Machine(), step="start")
 
@@ -459,7 +459,7 @@ def test_what_only_the_action_plugin_may_set(act: Act) -> None:
 # the connection ------------------------------------------------------------------------------------------------------
 
 
-def test_the_connection_is_impatient_only_while_it_matters(act: Act) -> None:
+def test_connection_options_change_only_while_the_plugin_waits(act: Act) -> None:
     machine = Machine([(4, "dead"), (20, "ended")])
     act(machine, connect_timeout=3)
     assert machine.connection.options == Connection().options
@@ -472,7 +472,7 @@ def test_the_connection_is_impatient_only_while_it_matters(act: Act) -> None:
         assert "ControlPath=none" in options["ssh_common_args"]
 
 
-def test_options_come_back_when_it_ends_by_an_exception(act: Act, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_options_are_restored_after_an_exception(act: Act, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine([(4, "dead")], [RESUMED])
 
     def interrupted(*_arguments: Any, **_more: Any) -> None:
@@ -506,19 +506,19 @@ def test_a_hanging_call_is_ended() -> None:
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_the_alarm_of_a_task_survives() -> None:
-    def theirs(*_arguments: Any) -> None:
+def test_the_alarm_of_a_task_is_restored() -> None:
+    def task_alarm(*_arguments: Any) -> None:
         raise TimeoutError("the task's own")
 
-    before = signal.signal(signal.SIGALRM, theirs)
+    before = signal.signal(signal.SIGALRM, task_alarm)
     try:
         signal.alarm(20)
         with bounded(5):
             pass
         assert 15 < signal.getitimer(signal.ITIMER_REAL)[0] <= 20
-        assert signal.getsignal(signal.SIGALRM) is theirs
+        assert signal.getsignal(signal.SIGALRM) is task_alarm
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(TimeoutError), bounded(10):  # theirs comes first
+        with pytest.raises(TimeoutError), bounded(10):  # task_alarm comes first
             time.sleep(30)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

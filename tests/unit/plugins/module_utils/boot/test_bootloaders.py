@@ -166,7 +166,7 @@ KEPT = [
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("value", KEPT)
-def test_settings_keep_what_others_set(shell: str, value: str, tmp_path: Path) -> None:
+def test_settings_keep_foreign_arguments(shell: str, value: str, tmp_path: Path) -> None:
     text = grub_settings.render([RESUME], DROP, False)
     after = source(shell, tmp_path, dict.fromkeys(NAMES, value), text)
     assert after["GRUB_CMDLINE_LINUX"] == (value + " " if value else "") + RESUME
@@ -189,12 +189,12 @@ def test_settings_keep_what_others_set(shell: str, value: str, tmp_path: Path) -
         ("a resume b ", "a b "),
     ],
 )
-def test_settings_take_dropped_arguments_out(shell: str, before: str, after: str, tmp_path: Path) -> None:
+def test_settings_remove_dropped_arguments(shell: str, before: str, after: str, tmp_path: Path) -> None:
     text = grub_settings.render([RESUME], DROP, False)
-    found = source(shell, tmp_path, {"GRUB_CMDLINE_LINUX_DEFAULT": before}, text)
-    assert found["GRUB_CMDLINE_LINUX_DEFAULT"] == after
-    assert found["GRUB_CMDLINE_LINUX"] == RESUME
-    assert found["GRUB_CMDLINE_LINUX_RECOVERY"] == "(unset)"
+    variables = source(shell, tmp_path, {"GRUB_CMDLINE_LINUX_DEFAULT": before}, text)
+    assert variables["GRUB_CMDLINE_LINUX_DEFAULT"] == after
+    assert variables["GRUB_CMDLINE_LINUX"] == RESUME
+    assert variables["GRUB_CMDLINE_LINUX_RECOVERY"] == "(unset)"
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -202,8 +202,8 @@ def test_settings_of_several_purposes_add_up(shell: str, tmp_path: Path) -> None
     memmap = grub_settings.render(["memmap=512M!1G", "memmap=4G$12G"], (), False)
     resume = grub_settings.render([RESUME, "hibernate=nocompress"], DROP + ("hibernate=nocompress",), False)
     before = {"GRUB_CMDLINE_LINUX": "memmap=1G!8G memmap=512M!1G hibernate=nocompress hibernate=protect_image"}
-    found = source(shell, tmp_path, before, memmap, resume)
-    assert found["GRUB_CMDLINE_LINUX"] == (
+    variables = source(shell, tmp_path, before, memmap, resume)
+    assert variables["GRUB_CMDLINE_LINUX"] == (
         "memmap=1G!8G hibernate=protect_image memmap=512M!1G memmap=4G\\$12G %s hibernate=nocompress" % RESUME
     )
 
@@ -211,8 +211,8 @@ def test_settings_of_several_purposes_add_up(shell: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("shell", SHELLS)
 def test_settings_that_are_removed_set_nothing(shell: str, tmp_path: Path) -> None:
     before = {"GRUB_CMDLINE_LINUX": "a resume=/dev/sda5"}
-    found = source(shell, tmp_path, before, grub_settings.render_removed(False))
-    assert found["GRUB_CMDLINE_LINUX"] == "a resume=/dev/sda5"
+    variables = source(shell, tmp_path, before, grub_settings.render_removed(False))
+    assert variables["GRUB_CMDLINE_LINUX"] == "a resume=/dev/sda5"
 
 
 def test_settings_sort_after_those_of_cloud_images(grub: Grub, host: Host) -> None:
@@ -231,7 +231,7 @@ def test_settings_sort_after_those_of_cloud_images(grub: Grub, host: Host) -> No
 @pytest.mark.parametrize(
     "word", [RESUME, "memmap=512M!1G", "memmap=4G$12G", "a b", 'x="y z"', "it's", "a;b|c&d<e>f{g}h#i\\j", "tab\there"]
 )
-def test_a_quoted_word_reads_back_as_one(word: str) -> None:
+def test_a_quoted_word_is_read_as_one_word(word: str) -> None:
     text = "menuentry 'x' {\n linux /boot/vmlinuz-1 %s end\n}\n" % grub_script.quote(word)
     assert [line[3] for line in grub_script.linux_lines(text)] == [[word, "end"]]
 
@@ -281,7 +281,7 @@ def test_entries_of_custom_cfg_count(grub: Grub, plant: Plant) -> None:
     assert grub.check(grub.entries(), ["root=UUID=1111"]) == ["the entry 'mine' lacks root=UUID=1111"]
 
 
-def test_check_names_what_is_wrong(grub: Grub) -> None:
+def test_check_names_the_problems(grub: Grub) -> None:
     entries = grub.entries()
     assert grub.check(entries, ["console=ttyS0"], ["noresume"]) == []
     assert grub.check(entries, [], ["resume"])[0] == "the entry 'Debian GNU/Linux' has resume=/dev/sda5"
@@ -318,7 +318,7 @@ LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b
         ({LOADER_INFO: b"\6\0\0\0" + "systemd-boot 257.13\0".encode("utf-16-le"), CONFIGURATION: ""}, "LoaderInfo"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(host: Host, plant: Plant, files: dict[str, Any], named: str) -> None:
+def test_unsupported_bootloaders_are_refused_by_name(host: Host, plant: Plant, files: dict[str, Any], named: str) -> None:
     plant(files)
     with pytest.raises(Refused) as refused:
         bootloaders.detect(host)
@@ -331,7 +331,7 @@ def test_grub_that_announces_itself_is_supported(grub: Grub, host: Host, plant: 
     assert bootloaders.detect(host).name == "grub"
 
 
-def test_a_grub_mkconfig_without_folder_of_settings_is_refused(grub: Grub, host: Host, plant: Plant) -> None:
+def test_a_grub_mkconfig_without_a_settings_directory_is_refused(grub: Grub, host: Host, plant: Plant) -> None:
     plant({"/usr/sbin/grub-mkconfig": "#!/bin/sh\n. /etc/default/grub\n"})
     with pytest.raises(Refused) as refused:
         bootloaders.detect(host)
@@ -365,7 +365,7 @@ def test_check_mode_changes_and_runs_nothing(grub: Grub, host: Host, transcript:
     assert not host.exists(SETTINGS)
 
 
-def test_a_run_cut_short_before_generating_is_completed(grub: Grub, host: Host, transcript: Transcript) -> None:
+def test_a_run_interrupted_before_generating_is_completed(grub: Grub, host: Host, transcript: Transcript) -> None:
     with Transaction(host) as tx:
         grub.set(tx, "resume", [RESUME], DROP)
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
@@ -374,7 +374,7 @@ def test_a_run_cut_short_before_generating_is_completed(grub: Grub, host: Host, 
     assert RESUME in grub.entries()[0].arguments
 
 
-def test_a_configuration_that_lacks_the_arguments_is_not_put_in_place(
+def test_a_configuration_without_the_arguments_is_not_installed(
     grub: Grub, host: Host, transcript: Transcript
 ) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME + " resume=/dev/sda5")))
@@ -404,7 +404,7 @@ def test_a_failing_or_empty_generation_leaves_nothing_behind(
     assert not host.exists(SETTINGS)
 
 
-def test_a_later_failure_puts_the_configuration_back(
+def test_a_later_failure_restores_the_configuration(
     grub: Grub, host: Host, transcript: Transcript, flushed: list[Any]
 ) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
@@ -416,7 +416,7 @@ def test_a_later_failure_puts_the_configuration_back(
     assert len(flushed) == 2
 
 
-def test_forget_restores_and_survives_being_cut_short(grub: Grub, host: Host, transcript: Transcript) -> None:
+def test_forget_restores_after_an_interruption(grub: Grub, host: Host, transcript: Transcript) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
     with Transaction(host) as tx:
         grub.ensure(tx, "resume", [RESUME], DROP)
@@ -435,7 +435,7 @@ def test_forget_restores_and_survives_being_cut_short(grub: Grub, host: Host, tr
     assert not tx.changed
 
 
-def test_a_failing_forget_puts_the_settings_back(grub: Grub, host: Host, transcript: Transcript) -> None:
+def test_a_failing_forget_restores_the_settings(grub: Grub, host: Host, transcript: Transcript) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
     with Transaction(host) as tx:
         grub.ensure(tx, "resume", [RESUME], DROP)
@@ -446,7 +446,7 @@ def test_a_failing_forget_puts_the_settings_back(grub: Grub, host: Host, transcr
     assert host.read(SETTINGS) == before
 
 
-def test_a_folder_that_was_made_goes_again(grub: Grub, host: Host, transcript: Transcript) -> None:
+def test_a_created_directory_is_removed(grub: Grub, host: Host, transcript: Transcript) -> None:
     shutil.rmtree(host.path("/etc/default/grub.d"))
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
     with Transaction(host) as tx:
@@ -456,7 +456,7 @@ def test_a_folder_that_was_made_goes_again(grub: Grub, host: Host, transcript: T
     assert not host.exists("/etc/default/grub.d")
 
 
-def test_settings_changed_by_somebody_are_refused_and_can_be_replaced(grub: Grub, host: Host, plant: Plant) -> None:
+def test_settings_changed_by_hand_are_refused_and_can_be_replaced(grub: Grub, host: Host, plant: Plant) -> None:
     with Transaction(host) as tx:
         grub.set(tx, "resume", [RESUME], DROP)
     plant({SETTINGS: host.read(SETTINGS).replace('"\'resume=UUID=', '"\'resume=UUID=0')})
@@ -469,7 +469,7 @@ def test_settings_changed_by_somebody_are_refused_and_can_be_replaced(grub: Grub
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "argument"),
     [
         ('GRUB_CMDLINE_LINUX="quiet nohibernate"', "nohibernate"),
         ("GRUB_CMDLINE_LINUX='hibernate=no'", "hibernate=no"),
@@ -478,7 +478,7 @@ def test_settings_changed_by_somebody_are_refused_and_can_be_replaced(grub: Grub
         ('GRUB_CMDLINE_LINUX="hibernate=nocompress xnoresume noresume=x"', None),
     ],
 )
-def test_find_setting(grub: Grub, plant: Plant, line: str, found: str | None) -> None:
+def test_find_setting(grub: Grub, plant: Plant, line: str, argument: str | None) -> None:
     plant({"/etc/default/grub.d/60-site.cfg": line + "\n"})
     answer = grub.find_setting(("nohibernate", "noresume", "hibernate=no", "hibernate=noresume"))
-    assert answer == (found and ("/etc/default/grub.d/60-site.cfg", found))
+    assert answer == (argument and ("/etc/default/grub.d/60-site.cfg", argument))

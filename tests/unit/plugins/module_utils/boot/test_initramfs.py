@@ -179,12 +179,12 @@ def test_detection_of_dracut(dracut: Dracut) -> None:
     assert dracut.name == "dracut"
 
 
-def test_configuration_that_a_removed_package_left_does_not_count(dracut: Dracut, host: Host, plant: Plant) -> None:
+def test_configuration_of_a_removed_package_is_ignored(dracut: Dracut, host: Host, plant: Plant) -> None:
     plant({"/etc/kernel/postinst.d/initramfs-tools": "", "/etc/initramfs-tools/conf.d/resume": ""})
     assert initramfs.detect(host).name == "dracut"
 
 
-def test_two_tools_the_one_that_new_kernels_call_counts(tools: InitramfsTools, host: Host, plant: Plant) -> None:
+def test_of_two_tools_the_one_with_kernel_hooks_is_used(tools: InitramfsTools, host: Host, plant: Plant) -> None:
     plant({"/usr/bin/dracut": "", "/usr/lib/dracut/dracut-functions.sh": "", "/etc/kernel/postinst.d/dracut": ""})
     with pytest.raises(Refused) as refused:
         initramfs.detect(host)
@@ -248,7 +248,7 @@ def test_initramfs_tools_settings(tools: InitramfsTools, host: Host, tmp_path: P
         ("", "", "/dev/pmem0", "swsuspend", False),  # noresume
     ],
 )
-def test_the_early_resume_acts_on_an_image_on_nvm_alone(
+def test_the_early_resume_acts_only_on_an_image_on_nvm(
     tools: InitramfsTools, host: Host, tmp_path: Path, resume: str, offset: str, found: str, kind: str, resumed: bool
 ) -> None:
     with Transaction(host) as tx:
@@ -377,7 +377,7 @@ def test_a_damaged_image_of_dracut_lacks_everything(dracut: Dracut, transcript: 
     assert set(DAMAGED) < set(dracut.missing(NEW, RESUME, MODULES))
 
 
-def test_what_was_verified_is_kept_for_exactly_that_image(
+def test_a_verification_is_recorded_for_the_same_file_only(
     tools: InitramfsTools, host: Host, transcript: Transcript
 ) -> None:
     look = "/usr/bin/lsinitramfs /boot/initrd.img-" + NEW
@@ -397,7 +397,7 @@ def test_what_was_verified_is_kept_for_exactly_that_image(
 
 
 @pytest.mark.parametrize("state", ["", "[]", "{", '{"images": {"/boot/initrd.img-%s": 1}}' % NEW, '{"images": []}'])
-def test_a_damaged_state_file_counts_as_nothing_known(
+def test_a_damaged_state_file_counts_as_empty(
     tools: InitramfsTools, host: Host, plant: Plant, transcript: Transcript, state: str
 ) -> None:
     plant({STATE: state})
@@ -450,7 +450,7 @@ def test_an_incomplete_image_never_replaces_one(tools: InitramfsTools, host: Hos
     assert contents(host) == {"initrd.img-" + OLD: "old", "initrd.img-" + NEW: "old"}
 
 
-def test_a_failing_build_leaves_everything_as_it_was(tools: InitramfsTools, host: Host, built: Built) -> None:
+def test_a_failing_build_changes_nothing(tools: InitramfsTools, host: Host, built: Built) -> None:
     built(NEW, "", rc=1)
     with pytest.raises(Refused) as refused, Transaction(host) as tx:
         tools.rebuild(tx, [NEW], RESUME, MODULES)
@@ -458,7 +458,7 @@ def test_a_failing_build_leaves_everything_as_it_was(tools: InitramfsTools, host
     assert contents(host) == {"initrd.img-" + OLD: "old", "initrd.img-" + NEW: "old"}
 
 
-def test_a_later_failure_puts_the_images_back(tools: InitramfsTools, host: Host, built: Built) -> None:
+def test_a_later_failure_restores_the_images(tools: InitramfsTools, host: Host, built: Built) -> None:
     os.unlink(host.path("/boot/initrd.img-" + OLD))  # one that had no image has none again
     built(OLD, tools_listing(OLD))
     built(NEW, tools_listing(NEW))
@@ -468,13 +468,13 @@ def test_a_later_failure_puts_the_images_back(tools: InitramfsTools, host: Host,
     assert contents(host) == {"initrd.img-" + NEW: "old"}
 
 
-def test_leftovers_of_a_power_cut_go(tools: InitramfsTools, host: Host, plant: Plant, built: Built) -> None:
+def test_leftovers_of_a_power_cut_are_removed(tools: InitramfsTools, host: Host, plant: Plant, built: Built) -> None:
     plant({"/boot/initrd.img-%s.nvm-fastboot-new" % OLD: "half", "/boot/initrd.img-%s.nvm-fastboot-old" % OLD: "old"})
     tools.settle()
     assert contents(host) == {"initrd.img-" + OLD: "old", "initrd.img-" + NEW: "old"}
 
 
-def test_too_little_room(
+def test_too_little_space(
     tools: InitramfsTools, host: Host, monkeypatch: pytest.MonkeyPatch, transcript: Transcript
 ) -> None:
     os.truncate(host.path("/boot/initrd.img-" + NEW), 40 << 20)
@@ -495,7 +495,7 @@ def test_a_kernel_without_the_driver_or_without_modules(tools: InitramfsTools, h
     assert refused.value.code == "kernel_modules_missing"
 
 
-def test_hooks_of_bootloaders_get_the_image_in_its_place(
+def test_hooks_of_bootloaders_run_with_the_image_at_its_final_path(
     tools: InitramfsTools, host: Host, plant: Plant, built: Built, transcript: Transcript
 ) -> None:
     plant({"/etc/initramfs/post-update.d/systemd-boot": ""})

@@ -52,7 +52,7 @@ class Machine:
     def __init__(self, host: Host, transcript: Transcript) -> None:
         self.host = host
         self.calls = transcript.calls
-        self.theirs = "console=ttyS0 resume=/dev/sda5"
+        self.foreign = "console=ttyS0 resume=/dev/sda5"
         self.drivers = ["acpi/nfit/nfit", "nvdimm/libnvdimm", "nvdimm/nd_pmem", "nvdimm/nd_btt"]
         self.fail: dict[str, str] = {}
         host._run = self.run
@@ -68,7 +68,7 @@ class Machine:
         return 0, commands[name](*argv[1:]), ""
 
     def mkconfig(self, option: str, target: str) -> str:
-        arguments = self.theirs
+        arguments = self.foreign
         settings = self.host.read(SETTINGS, "")
         if RESUME in settings:
             line = next(line for line in settings.splitlines() if line.startswith("GRUB_CMDLINE_LINUX=\"${"))
@@ -114,10 +114,10 @@ class Machine:
         root = self.host.path("")
         contents: dict[str, bytes | None] = {}
         for top in ("etc", "boot", "var"):
-            for folder, _folders, files in os.walk(os.path.join(root, top)):
-                contents[folder[len(root):]] = None
+            for directory, _directories, files in os.walk(os.path.join(root, top)):
+                contents[directory[len(root):]] = None
                 for name in files:
-                    path = os.path.join(folder, name)
+                    path = os.path.join(directory, name)
                     contents[path[len(root):]] = Path(path).read_bytes()
         return contents
 
@@ -199,7 +199,7 @@ def machine(
     return made
 
 
-def test_the_whole_way_and_back(machine: Machine, host: Host) -> None:
+def test_configuration_and_removal(machine: Machine, host: Host) -> None:
     before = machine.state()
     changed, result = machine.present()
     assert changed
@@ -242,7 +242,7 @@ def test_check_mode_changes_nothing(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("program", ["mkinitramfs", "grub-mkconfig"])
-def test_a_failure_puts_everything_back(machine: Machine, program: str) -> None:
+def test_a_failure_restores_everything(machine: Machine, program: str) -> None:
     before = machine.state()
     machine.fail[program] = "no"
     with pytest.raises(Refused) as refused:
@@ -254,7 +254,7 @@ def test_a_failure_puts_everything_back(machine: Machine, program: str) -> None:
 
 
 @pytest.mark.parametrize("program", ["mkinitramfs", "grub-mkconfig"])
-def test_a_failing_removal_puts_everything_back(machine: Machine, host: Host, program: str) -> None:
+def test_a_failing_removal_restores_everything(machine: Machine, host: Host, program: str) -> None:
     machine.present()
     before = machine.state()
     machine.fail[program] = "no"
@@ -276,7 +276,7 @@ def test_an_image_that_lacks_a_driver_is_never_booted(machine: Machine, host: Ho
     assert machine.state() == before
 
 
-def test_an_image_rebuilt_by_others_is_looked_into_again(machine: Machine, host: Host) -> None:
+def test_an_image_rebuilt_by_another_tool_is_verified_again(machine: Machine, host: Host) -> None:
     machine.present()
     machine.mkinitramfs("-o", "/boot/initrd.img-" + KERNELS[0], KERNELS[0])
     assert machine.present()[0] is False
@@ -287,14 +287,14 @@ def test_an_image_rebuilt_by_others_is_looked_into_again(machine: Machine, host:
 
 def test_a_new_kernel_without_the_settings_is_noticed(machine: Machine, host: Host) -> None:
     machine.present()
-    machine.theirs = "console=ttyS0"
+    machine.foreign = "console=ttyS0"
     text = host.read(CONFIGURATION).replace(RESUME, "", 1)
     Path(host.path(CONFIGURATION)).write_text(text)
     assert machine.present()[0] is True
     assert host.read(CONFIGURATION).count(RESUME) == 2
 
 
-def test_a_pending_image_is_left_alone(machine: Machine, host: Host, plant: Plant) -> None:
+def test_a_pending_image_refuses_changes(machine: Machine, host: Host, plant: Plant) -> None:
     plant({"/dev/pmem0": header(b"S1SUSPEND")})
     before = machine.state()
     with pytest.raises(Refused) as refused:
@@ -309,7 +309,7 @@ def test_a_pending_image_is_left_alone(machine: Machine, host: Host, plant: Plan
     assert machine.absent(force=True)[0] is True
 
 
-def test_removal_after_the_device_is_gone(machine: Machine, host: Host) -> None:
+def test_removal_without_the_device(machine: Machine, host: Host) -> None:
     machine.present()
     os.unlink(host.path("/dev/NVM_SWAP"))
     assert machine.absent()[0] is True
@@ -333,14 +333,14 @@ def test_refused(
     assert refused.value.code == code and refused.value.remedy
 
 
-def test_check_mode_assumes_the_device_that_is_to_be_made(machine: Machine, host: Host) -> None:
+def test_check_mode_assumes_that_the_device_will_exist(machine: Machine, host: Host) -> None:
     os.unlink(host.path("/dev/NVM_SWAP"))
     changed, result = machine.present(check_mode=True)
     assert changed and result["resume"].startswith("UUID=") and result["drivers"] == ["libnvdimm", "nd_pmem"]
 
 
 @pytest.mark.parametrize("word", ["nohibernate", "noresume", "hibernate=no", "hibernate=noresume"])
-def test_a_decision_against_hibernation_is_not_overridden(machine: Machine, plant: Plant, word: str) -> None:
+def test_arguments_against_hibernation_are_not_overridden(machine: Machine, plant: Plant, word: str) -> None:
     plant({"/etc/default/grub": 'GRUB_CMDLINE_LINUX="%s"\n' % word})
     with pytest.raises(Refused) as refused:
         machine.present()
@@ -348,7 +348,7 @@ def test_a_decision_against_hibernation_is_not_overridden(machine: Machine, plan
     assert "/etc/default/grub" in refused.value.message and word in refused.value.message
 
 
-def test_a_conflict_that_only_the_result_shows_is_put_back(
+def test_a_conflict_in_the_result_restores_everything(
     machine: Machine, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = "menuentry rescue { linux /vmlinuz-%s %s noresume }\n" % (KERNELS[0], RESUME)
@@ -368,7 +368,7 @@ def test_a_conflict_that_only_the_result_shows_is_put_back(
     assert machine.state() == before
 
 
-def test_reboot_required_until_the_kernel_was_told(machine: Machine, plant: Plant) -> None:
+def test_reboot_required_until_the_kernel_has_the_arguments(machine: Machine, plant: Plant) -> None:
     plant({"/proc/cmdline": "root=/dev/sda1 ro %s quiet\n" % RESUME})
     assert machine.present()[1]["reboot_required"] is False
     assert machine.absent()[1]["reboot_required"] is True

@@ -177,7 +177,7 @@ BUSCTL = (
             "ended",
             "never_slept",
             "write_failed",
-            id="write failed and nobody noticed",
+            id="write failed without an error",
         ),
         pytest.param(
             [*BEFORE, *AFTER, "PM: hibernation: Wakeup event detected during hibernation, rolling back."],
@@ -306,13 +306,13 @@ def test_an_older_image_of_the_same_boot_is_a_loss(host: Host, plant: Plant, tra
     assert (answer["verdict"], answer["code"]) == ("cold_booted", "older_image")
 
 
-def test_a_marker_that_was_cleaned_away_proves_nothing(host: Host, plant: Plant, transcript: Transcript) -> None:
+def test_a_removed_marker_proves_nothing(host: Host, plant: Plant, transcript: Transcript) -> None:
     transcript.record(JOURNAL)
     answer = check(host, plant, transcript, RESTORED, SUCCEEDED, Clock(slept=30.0), token=None)
     assert (answer["verdict"], answer["code"]) == ("never_slept", "marker_missing")
 
 
-def test_a_marker_of_another_hibernation_is_none(host: Host, plant: Plant, transcript: Transcript) -> None:
+def test_a_marker_of_another_hibernation_does_not_count(host: Host, plant: Plant, transcript: Transcript) -> None:
     transcript.record(JOURNAL)
     answer = check(host, plant, transcript, RESTORED, SUCCEEDED, Clock(slept=30.0), token="beef")
     assert answer["code"] == "marker_missing"
@@ -385,7 +385,7 @@ def test_a_check_waits_for_the_hooks(host: Host, plant: Plant, transcript: Trans
 SHOW_SERVICE = "systemctl show systemd-hibernate.service --property=Id,InvocationID"
 
 
-def test_prepare_leaves_the_marker(host: Host, plant: Plant, transcript: Transcript, ready: list[Any]) -> None:
+def test_prepare_writes_the_marker(host: Host, plant: Plant, transcript: Transcript, ready: list[Any]) -> None:
     plant({status.BOOT_ID: BOOT + "\n", "/dev/kmsg": kmsg(["Linux version 6.1.0", "x"], 4)})
     transcript.record(SHOW_SERVICE, "Id=systemd-hibernate.service\nInvocationID=%s\n" % INVOCATION)
     answer = steps.prepare(host, "/dev/NVM_SWAP", TOKEN, clock=Clock(1000.5, 12.0))
@@ -402,7 +402,7 @@ def test_prepare_leaves_the_marker(host: Host, plant: Plant, transcript: Transcr
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
-def test_prepare_with_blockers_leaves_nothing(
+def test_prepare_with_blockers_writes_nothing(
     host: Host, plant: Plant, transcript: Transcript, ready: list[Any], check_mode: bool
 ) -> None:
     ready.append(BLOCKER)
@@ -412,7 +412,7 @@ def test_prepare_with_blockers_leaves_nothing(
     assert transcript.calls == [] and not host.exists("/run")
 
 
-def test_prepare_in_check_mode_leaves_nothing(
+def test_prepare_in_check_mode_writes_nothing(
     host: Host, plant: Plant, transcript: Transcript, ready: list[Any]
 ) -> None:
     plant({status.BOOT_ID: BOOT + "\n"})
@@ -420,7 +420,7 @@ def test_prepare_in_check_mode_leaves_nothing(
     assert transcript.calls == [] and not host.exists("/run")
 
 
-def test_prepare_skips_what_it_is_told_to(host: Host, plant: Plant, transcript: Transcript, ready: list[Any]) -> None:
+def test_prepare_ignores_given_blockers(host: Host, plant: Plant, transcript: Transcript, ready: list[Any]) -> None:
     ready.extend([BLOCKER, INHIBITOR])
     plant({status.BOOT_ID: BOOT + "\n"})
     transcript.record(SHOW_SERVICE, "Id=systemd-hibernate.service\nInvocationID=\n")
@@ -453,7 +453,7 @@ def test_prepare_skips_what_it_is_told_to(host: Host, plant: Plant, transcript: 
         ),
     ],
 )
-def test_an_inhibitor_of_our_own_login_goes_with_it(
+def test_an_inhibitor_of_the_own_login_session_is_ignored(
     host: Host,
     plant: Plant,
     transcript: Transcript,
@@ -468,7 +468,7 @@ def test_an_inhibitor_of_our_own_login_goes_with_it(
     files.update({"/proc/812/" + name: text for name, text in holder.items()})
     files.update({"/proc/self/" + name: text for name, text in ours.items()})
     plant(files)
-    row = ["shutdown:sleep", "ssh", "somebody is logged in", "block", 0, 812]
+    row = ["shutdown:sleep", "ssh", "a user is logged in", "block", 0, 812]
     delay = ["sleep", "NetworkManager", "needs to turn off networks", "delay", 0, 400]
     transcript.record(BUSCTL, json.dumps({"type": "a(ssssuu)", "data": [[row, delay]]}))
     transcript.record(SHOW_SERVICE, "Id=systemd-hibernate.service\nInvocationID=\n")

@@ -66,8 +66,8 @@ def systemd(host: Host, transcript: Transcript) -> Transcript:
 def files(host: Host) -> list[str]:
     """Everything below /etc and /usr, directories left out."""
     return sorted(
-        os.path.join(folder, name)[len(host.root):]
-        for top in ("/etc", "/usr") for folder, _sub, names in os.walk(host.path(top)) for name in names
+        os.path.join(directory, name)[len(host.root):]
+        for top in ("/etc", "/usr") for directory, _sub, names in os.walk(host.path(top)) for name in names
     )
 
 
@@ -171,7 +171,7 @@ def test_disabled_by_hand_is_enabled_again(host: Host, systemd: Transcript) -> N
     assert host.exists(LINK % "schedule")
 
 
-def test_another_condition_takes_the_name_over(host: Host, systemd: Transcript) -> None:
+def test_another_condition_replaces_a_trigger_of_the_same_name(host: Host, systemd: Transcript) -> None:
     apply(host, Trigger("night", "schedule", schedule="daily"))
     apply(host, Trigger("night", "power_key"))
     assert files(host) == [DROP_IN % "night"]
@@ -179,7 +179,7 @@ def test_another_condition_takes_the_name_over(host: Host, systemd: Transcript) 
     assert files(host) == sorted([SERVICE % "night", TIMER % "night", LINK % "night", SCRIPT])
 
 
-def test_absent_removes_everything_and_again_nothing(host: Host, systemd: Transcript) -> None:
+def test_absent_is_idempotent_and_removes_everything(host: Host, systemd: Transcript) -> None:
     apply(host, NIGHT)
     apply(host, KEY)
     apply(host, Trigger("late", "schedule", schedule="daily"))
@@ -205,7 +205,7 @@ def test_check_mode(host: Host, systemd: Transcript) -> None:
     assert files(host) == before
 
 
-def test_a_failing_step_puts_everything_back(host: Host, transcript: Transcript) -> None:
+def test_a_failing_step_restores_everything(host: Host, transcript: Transcript) -> None:
     transcript.record("systemd-analyze calendar Mon..Fri 22:00")
     transcript.record("systemctl daemon-reload")
     transcript.record("systemctl enable nvm-fastboot-schedule.timer", err="Failed to enable unit", rc=1)
@@ -262,25 +262,25 @@ AWAKE = {"busctl": "echo 'b false'", "journalctl": "true"}
 class Script:
     """The script under sh, with tools of the test's own on PATH before the machine's."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / "trigger"
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / "trigger"
         self.path.write_text(SCRIPT_TEXT)
-        (folder / "bin").mkdir()
+        (directory / "bin").mkdir()
 
     def tool(self, name: str, body: str) -> None:
-        tool = self.folder / "bin" / name
+        tool = self.directory / "bin" / name
         tool.write_text("#!/bin/sh\n%s\n" % body)
         tool.chmod(0o755)
 
     def supply(self, name: str, **attributes: Any) -> None:
         for attribute, value in attributes.items():
-            path = self.folder / "sys" / "class" / "power_supply" / name / attribute
+            path = self.directory / "sys" / "class" / "power_supply" / name / attribute
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("%s\n" % value)
 
     def __call__(self, *arguments: Any) -> int:
-        environment = {"PATH": "%s/bin:/usr/bin:/bin" % self.folder, "NVM_FASTBOOT_SYS": str(self.folder / "sys")}
+        environment = {"PATH": "%s/bin:/usr/bin:/bin" % self.directory, "NVM_FASTBOOT_SYS": str(self.directory / "sys")}
         done = subprocess.run(
             ["sh", str(self.path)] + list(arguments), env=environment, capture_output=True, text=True, check=False)
         assert done.stderr == ""
@@ -342,9 +342,9 @@ def test_a_schedule_respects_inhibitors_and_a_low_battery_does_not(script: Scrip
 
 def test_the_journal_is_asked_for_the_last_two_minutes(script: Script) -> None:
     script.supply("BAT0", type="Battery", status="Discharging", capacity=5)
-    script.tool("journalctl", 'printf "%%s\\n" "$@" >>%s/asked' % script.folder)
+    script.tool("journalctl", 'printf "%%s\\n" "$@" >>%s/asked' % script.directory)
     assert script("battery", "10") == 0
-    asked = (script.folder / "asked").read_text().splitlines()
+    asked = (script.directory / "asked").read_text().splitlines()
     assert asked[0] == "--sync" and "--since=-120s" in asked
     assert "MESSAGE_ID=8811e6df2a8e40f58a94cea26f8ebf14" in asked
     assert "MESSAGE=PM: hibernation: hibernation exit" in asked
@@ -422,11 +422,11 @@ def test_ups_out_of_reach(script: Script) -> None:
     assert script("ups", "rack1@localhost", "40") == 1
 
 
-def test_a_condition_that_is_none_is_an_error(script: Script) -> None:
+def test_an_unknown_condition_is_an_error(script: Script) -> None:
     assert script("weather") == 255
 
 
-def test_the_names_of_what_is_there(host: Host, plant: Plant) -> None:
+def test_names_of_installed_triggers(host: Host, plant: Plant) -> None:
     assert installed(host) == []
     plant({
         units.service_path("night"): "",

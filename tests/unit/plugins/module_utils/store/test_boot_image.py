@@ -75,7 +75,7 @@ def test_a_device_is_captured(machine: Host, transcript: Transcript) -> None:
     ("store", "said"),
     [("s3://images/fleet/~a", "s3://images/fleet/~a"), ("~/store", "/home/admin/store"), ("$HOME/store", "/home/admin/store")],
 )
-def test_a_store_is_a_folder_or_a_url(
+def test_a_store_is_a_directory_or_a_url(
     machine: Host, transcript: Transcript, monkeypatch: pytest.MonkeyPatch, store: str, said: str
 ) -> None:
     monkeypatch.setenv("HOME", "/home/admin")
@@ -95,7 +95,7 @@ def test_a_device_in_use_as_swap_is_not_captured(
     assert refused.value.code == "device_in_use" and transcript.calls == []
 
 
-def test_what_is_not_there_is_not_captured(machine: Host) -> None:
+def test_a_missing_device_is_not_captured(machine: Host) -> None:
     with pytest.raises(Refused) as refused:
         apply(machine, "captured", check_mode=True, machine="web01", device="/dev/none")
     assert refused.value.code == "device_missing"
@@ -187,7 +187,7 @@ def test_an_error_is_passed_on(machine: Host, transcript: Transcript) -> None:
 
 
 @pytest.mark.parametrize("out, err, rc", [("", "Killed", 137), ("not json", "", 0), ("[]", "", 0), ("", '{"error": "odd"}', 1)])
-def test_an_answer_that_is_none(machine: Host, transcript: Transcript, out: str, err: str, rc: int) -> None:
+def test_an_invalid_answer(machine: Host, transcript: Transcript, out: str, err: str, rc: int) -> None:
     transcript.record(CALL + "arm /dev/pmem0", out, err, rc)
     with pytest.raises(Refused) as refused:
         apply(machine, "armed", device="/dev/pmem0")
@@ -233,13 +233,13 @@ def test_pipe_passes_everything_on() -> None:
 
 
 @pytest.mark.parametrize("script, code", [("head -c 3000000 /dev/zero; echo broke >&2; exit 7", 7), ("kill -9 $$", -9)])
-def test_pipe_ends_what_broke_off(script: str, code: int) -> None:
+def test_pipe_stops_the_sink_of_a_failed_source(script: str, code: int) -> None:
     source, sink = pipe(["sh", "-c", script], SINK)
     assert source.rc == code and sink.rc in TERMINATED and sink.out == ""
     assert code < 0 or source.err == "broke\n"
 
 
-def test_pipe_ends_a_source_that_nobody_listens_to() -> None:
+def test_pipe_stops_a_source_without_a_reader() -> None:
     began = time.monotonic()
     source, sink = pipe(["sh", "-c", "exec sleep 60"], ["sh", "-c", "echo '{}' >&2; exit 6"])
     assert (source.rc, sink.rc, sink.err) == (-15, 6, "{}\n") and time.monotonic() - began < 30
@@ -252,7 +252,7 @@ def test_pipe_needs_both_programs() -> None:
 
 @pytest.fixture
 def real(tmp_path: Path) -> Path:
-    """The folder with a program that stands for fuse-store, and notes whether what it was to store came to its end."""
+    """The directory with a program that stands for fuse-store, and notes whether what it was to store came to its end."""
     program = tmp_path / "fuse-store"
     told = json.dumps({"id": ID})
     program.write_text("#!/bin/sh\ncd %s\ntrap 'exit 143' TERM\ncat >got && touch stored && echo '%s'\n" % (tmp_path, told))
