@@ -152,6 +152,6 @@ def test_cold_booted(lab: Lab, machine: Machine) -> None:
     before = evidence.remember(machine)
     result = play.module(lab, machine, "hibernate", {"wake_command": evidence.spoiling_wake_command(lab, machine)})
     assert (result.get("verdict"), result.get("code")) == ("cold_booted", "no_image_found"), result
-    assert result["failed"] and "what it had in memory is lost" in result["msg"], result
+    assert result["failed"] and "its previous memory is lost" in result["msg"], result
     assert result["boot_id"] == evidence.boot_id(machine) != before.boot_id
     assert result["blockers"] == [], "nothing is amiss with the machine itself"
