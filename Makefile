@@ -44,11 +44,11 @@ bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 
 
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, in lanes side by side
-	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,build then \
-	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others ansible:sanity,units
+	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,galaxy-import,package then \
+	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others ansible:sanity,units,ansible-newest
 
 .PHONY: check
-check: lint types unit store-test ## lint, types, unit tests and tests of the store: a few minutes
+check: lint types unit store-test galaxy-import ## lint, types, unit tests and tests of the store: a few minutes
 
 .PHONY: setup
 setup: $(READY) ## install missing Debian packages and make .venv; the other targets do it by themselves
@@ -68,14 +68,14 @@ clean: ## remove what was built; .venv and the guests' disk images stay
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 ##@ Single checks
-LINT := ruff vermin shellcheck ansible-lint changelog-lint
+LINT := ruff vermin shellcheck ansible-lint changelog-lint docs-lint reuse import-lint
 empty :=
 comma := ,
 space := $(empty) $(empty)
 LINT_LIST := $(subst $(space),$(comma),$(LINT))
 
 .PHONY: lint
-lint: $(LINT) ## all of ruff, vermin, shellcheck, ansible-lint and changelog-lint
+lint: $(LINT) ## all of ruff, vermin, shellcheck, ansible-lint, changelog-lint, docs-lint, reuse and import-lint
 
 .PHONY: ruff
 ruff: $(READY) ## Python style and mistakes
@@ -90,12 +90,33 @@ shellcheck: $(READY) ## shell scripts
 	$(PYTHON) tools/project_files.py | xargs -d '\n' shellcheck -x
 
 .PHONY: ansible-lint
-ansible-lint: tree ## roles, playbooks and scenarios, profile production
-	cd $(TREE) && $(COLLECTIONS) ansible-lint --offline roles playbooks molecule
+ansible-lint: tree ## roles, playbooks, scenarios and metadata, profile production
+	cd $(TREE) && $(COLLECTIONS) ansible-lint --offline galaxy.yml meta roles playbooks molecule
 
 .PHONY: changelog-lint
 changelog-lint: $(READY) ## changelog fragments
 	antsibull-changelog lint
+	antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml
+
+.PHONY: docs-lint
+docs-lint: tree ## documentation of modules and roles, as docs.ansible.com renders it
+	cd $(TREE) && $(COLLECTIONS) antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs all .
+
+.PHONY: reuse
+reuse: $(READY) ## license and copyright of every file
+	reuse lint --lines
+
+.PHONY: galaxy-import
+galaxy-import: build ## what Galaxy says about the built collection; a warning fails
+	@mkdir -p build/galaxy-import
+	cd build/galaxy-import && GALAXY_IMPORTER_CHECK_REQUIRED_TAGS=true GALAXY_IMPORTER_REQUIRE_V1_OR_GREATER=true \
+	  python -m galaxy_importer.main ../nvm-fastboot-*.tar.gz | tee log
+	@! grep -E '^(WARNING|ERROR)' build/galaxy-import/log
+	@grep -q 'completed successfully' build/galaxy-import/log
+
+.PHONY: package
+package: $(READY) ## wheel and sdist of fuse-store, each installed into an empty environment and used
+	tools/check-package build/package
 
 .PHONY: types
 types: tree ## type checks: strict for the store, the lab and the tools
@@ -120,6 +141,16 @@ sanity: $(READY) ## ansible-test sanity
 .PHONY: units
 units: $(READY) ## the unit tests once more, as ansible-test runs them
 	$(PYTHON) tools/run_ansible_test.py units
+
+# .venv has 2.19, the newest for Debian 12's Python; make sanity and make units run that one.
+NEWER_ANSIBLE := 2.20 2.21
+.PHONY: ansible-versions
+ansible-versions: sanity units ## sanity and units with every ansible-core that is supported; about 5 minutes
+	$(PYTHON) tools/ansible_versions.py $(NEWER_ANSIBLE)
+
+.PHONY: ansible-newest
+ansible-newest: $(READY) ## sanity and units with the newest ansible-core
+	$(PYTHON) tools/ansible_versions.py $(lastword $(NEWER_ANSIBLE))
 
 .PHONY: molecule
 molecule: $(SCENARIOS:%=molecule-%) ## all Molecule scenarios; one of them: make molecule-default

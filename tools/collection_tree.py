@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Lays the collection out as build/ansible_collections/nvm/fastboot, where Ansible's own tools expect one.
 
-Used by the Makefile and by run_ansible_test.py. After C(sync()) the tree holds the project's files as they are now and
+$COLLECTION_TREES names another directory than build. After C(sync()) the tree holds the project's files as they are now and
 no other, except for what ansible-test keeps in tests/output. Only what differs is written, under a lock: a tree that is
 up to date can be in use by others meanwhile. The tree is a git repository of its own, without a commit, because the
 tools ask git for their files, and build/ is ignored in the project's.
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from project_files import ROOT, project_files
 
-TREE = ROOT / "build" / "ansible_collections" / "nvm" / "fastboot"
+# Several can stand side by side: ansible-test keeps what it makes in the tree it runs in.
+TREE = Path(os.environ.get("COLLECTION_TREES", ROOT / "build")) / "ansible_collections" / "nvm" / "fastboot"
 KEPT = (Path("tests/output"), Path(".git"))
 # Not of the collection (galaxy.yml leaves it out too), and checked by ruff and mypy: ansible-test's pylint knows neither
 # pytest's fixtures nor what a module that is no Ansible module may do.
@@ -28,7 +29,7 @@ LEFT_OUT = (Path("fuse_store"), Path("tests/fuzz"), Path("tests/store"), Path("t
 def sync() -> Path:
     """Bring the tree up to date and return its path."""
     TREE.mkdir(parents=True, exist_ok=True)
-    with open(ROOT / "build" / ".collection-tree.lock", "w") as lock:
+    with open(TREE.parent / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         wanted = {path for path in project_files() if not any(out in path.parents for out in LEFT_OUT)}
         _remove_others(wanted)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import types
+from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -48,9 +49,10 @@ def offer_get_pip() -> None:
 
 def outcomes(folder: Path) -> None:
     """Record every test case of the JUnit files in C(folder), but not a sanity test that has no file to look at."""
+    ansible_core = ".".join(metadata.version("ansible-core").split(".")[:2])
     for report in sorted(folder.glob("*.xml")):
         for case in ElementTree.parse(report).getroot().iter("testcase"):
-            name = f"{case.get('classname')}::{case.get('name')}"
+            name = f"{case.get('classname')}::{case.get('name')} (ansible-core {ansible_core})"
             skipped = case.find("skipped")
             if case.find("failure") is not None or case.find("error") is not None:
                 check_results.record(name, "failed")
