@@ -58,6 +58,13 @@ build: tree ## the collection as build/nvm-fastboot-VERSION.tar.gz
 	rm -f build/nvm-fastboot-*.tar.gz
 	ansible-galaxy collection build $(TREE) --output-path build
 
+.PHONY: changelog
+changelog: tree ## CHANGELOG.rst of the version in galaxy.yml, out of changelogs/fragments
+	cd $(TREE) && $(COLLECTIONS) antsibull-changelog release --update-existing --reload-plugins --refresh-plugins
+	cp $(TREE)/CHANGELOG.rst .
+	cp $(TREE)/changelogs/changelog.yaml changelogs
+	rm -f changelogs/fragments/*.yml
+
 .PHONY: install
 install: build ## build the collection and install it for this user
 	ansible-galaxy collection install --force --offline build/nvm-fastboot-*.tar.gz
@@ -75,7 +82,7 @@ space := $(empty) $(empty)
 LINT_LIST := $(subst $(space),$(comma),$(LINT))
 
 .PHONY: lint
-lint: $(LINT) ## all of ruff, vermin, shellcheck, ansible-lint, changelog-lint, docs-lint, reuse and import-lint
+lint: $(LINT) ## style, licenses, metadata, layers and layout: all single checks of text and code
 
 .PHONY: ruff
 ruff: $(READY) ## Python style and mistakes
@@ -94,9 +101,10 @@ ansible-lint: tree ## roles, playbooks, scenarios and metadata, profile producti
 	cd $(TREE) && $(COLLECTIONS) ansible-lint --offline galaxy.yml meta roles playbooks molecule
 
 .PHONY: changelog-lint
-changelog-lint: $(READY) ## changelog fragments
+changelog-lint: $(READY) ## changelog and its fragments; one version everywhere
 	antsibull-changelog lint
 	antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml
+	$(PYTHON) tools/check_version.py
 
 .PHONY: docs-lint
 docs-lint: tree ## documentation of modules and roles, as docs.ansible.com renders it
@@ -105,6 +113,18 @@ docs-lint: tree ## documentation of modules and roles, as docs.ansible.com rende
 .PHONY: reuse
 reuse: $(READY) ## license and copyright of every file
 	reuse lint --lines
+
+.PHONY: import-lint
+import-lint: tree ## who imports whom: the layers in pyproject.toml
+	PYTHONPATH=build lint-imports --no-cache
+
+.PHONY: layout
+layout: $(READY) ## no directory with more files than one sees at a glance
+	$(PYTHON) tools/check_layout.py
+
+.PHONY: words
+words: $(READY) ## words that the project does not use, in what people read
+	$(PYTHON) tools/check_words.py
 
 .PHONY: galaxy-import
 galaxy-import: build ## what Galaxy says about the built collection; a warning fails
