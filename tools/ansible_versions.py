@@ -25,6 +25,8 @@ PYTHONS = {
     "2.20": ((3, 12), (3, 14)),
     "2.21": ((3, 12), (3, 14)),
 }
+# Tests that newer versions do not have any more. Galaxy would warn of an entry in tests/sanity/ignore-2.17.txt.
+SKIPPED = {("2.17", "sanity"): ["--skip-test", "empty-init"]}  # __init__ with a docstring
 
 
 def main() -> int:
@@ -46,7 +48,8 @@ def main() -> int:
         for command in COMMANDS:
             print(f"===== ansible-core {version}: {command}", flush=True)
             started = time.monotonic()
-            code = _run([str(python), str(ROOT / "tools" / "run_ansible_test.py"), command], newer)
+            arguments = SKIPPED.get((version, command), [])
+            code = _run([str(python), str(ROOT / "tools" / "run_ansible_test.py"), command, *arguments], newer)
             ended.append((f"ansible-core {version} {command}", code, time.monotonic() - started))
     for name, code, seconds in ended:
         print(f"{name:<28} {'FAILED' if code else 'passed'} in {seconds:.0f} s", flush=True)
