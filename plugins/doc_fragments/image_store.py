@@ -33,18 +33,18 @@ options:
   application:
     description:
       - Application name of the version.
-      - The default is any when a version is selected, and C(system) when one is captured.
+      - The default is any when a version is selected, and V(system) when one is captured.
     type: str
   kind:
     description:
       - Kind of image.
-      - The default is any when a version is selected, and C(hibernation) when one is captured.
+      - The default is any when a version is selected, and V(hibernation) when one is captured.
     type: str
   event:
     description: Event for which the version was taken.
     type: str
   before:
-    description: Select versions taken before this time only, C(2026-11-22) or C(2026-11-22T02:10:33Z), in UTC.
+    description: Select versions taken before this time only, V(2026-11-22) or V(2026-11-22T02:10:33Z), in UTC.
     type: str
   root:
     description:

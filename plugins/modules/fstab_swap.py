@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: fstab_swap
 short_description: Manage the line in fstab for a swap area on NVM
-version_added: "0.1.0"
+version_added: "1.0.0"
 description:
   - Keeps exactly one line for a swap area in C(/etc/fstab), which refers to it by UUID. All other bytes of the file,
     including comments, white space and malformed lines, are not changed.

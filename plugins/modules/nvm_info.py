@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: nvm_info
 short_description: Gather facts and blockers for hibernation to non-volatile memory
-version_added: "0.1.0"
+version_added: "1.0.0"
 description:
   - Reports the sizes of ordinary and non-volatile memory (NVM), regions and namespaces, swap areas, the boot
     configuration, a pending hibernation image, and the recommended size of a reservation.

@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: nvm_reservation
 short_description: Reserve non-volatile memory under a stable device name
-version_added: "0.1.0"
+version_added: "1.0.0"
 description:
   - Reserves non-volatile memory (NVM) as large as the memory of the machine, or of a given size, and gives it a device
     name that is the same at every boot, such as C(/dev/NVM_SWAP). M(nvm.fastboot.nvm_swap) creates a swap area on it.

@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: nvm_swap
 short_description: Create a swap area with a stable UUID on NVM
-version_added: "0.1.0"
+version_added: "1.0.0"
 description:
   - Creates a swap area with a stable UUID and label on a block device, by default C(/dev/NVM_SWAP), and activates it.
   - C(fstab) and C(resume=) refer to the swap area by its UUID. If the UUID changed, the machine would hibernate without
