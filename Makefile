@@ -75,7 +75,7 @@ clean: ## remove what was built; .venv and the guests' disk images stay
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 ##@ Single checks
-LINT := ruff vermin shellcheck ansible-lint changelog-lint docs-lint reuse import-lint
+LINT := ruff vermin shellcheck ansible-lint changelog-lint docs-lint reuse import-lint layout words
 empty :=
 comma := ,
 space := $(empty) $(empty)
