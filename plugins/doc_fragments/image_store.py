@@ -51,7 +51,7 @@ options:
       - Directory with C(/proc) and C(/sys) of the machine that will resume the image, if it is not the host where the
         module runs. C(docs/staging.md) lists the files.
     type: path
-  evidence_disks:
+  machine_disks:
     description:
       - Disks of the machine, as devices or raw images on the host where the module runs, if they are not its own disks.
       - The state of their filesystems is recorded when an image is captured, and compared before an image is armed.

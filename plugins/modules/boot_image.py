@@ -97,7 +97,7 @@ EXAMPLES = r"""
     store: /var/lib/fuse-store
     machine: "{{ inventory_hostname }}"
     device: /var/lib/machines/{{ inventory_hostname }}/nvdimm.img
-    evidence_disks: ["/dev/vg0/{{ inventory_hostname }}"]
+    machine_disks: ["/dev/vg0/{{ inventory_hostname }}"]
     event: nightly
   delegate_to: hypervisor
 

@@ -30,7 +30,7 @@ COMMON = {
     "with_state": {"type": "str", "choices": _VERSION_STATES},
     "device": {"type": "path"},
     "root": {"type": "path"},
-    "evidence_disks": {"type": "list", "elements": "path"},
+    "machine_disks": {"type": "list", "elements": "path"},
 }
 
 
@@ -165,7 +165,7 @@ def _name(image):
 
 
 def _disks(options):
-    return [word for disk in options["evidence_disks"] or () for word in ("--machine-disk", disk)]
+    return [word for disk in options["machine_disks"] or () for word in ("--machine-disk", disk)]
 
 
 def _target_machine(options):

@@ -140,11 +140,11 @@ def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
         assert changed.code == 4, changed
         assert evidence.signature(machine) == evidence.PLAIN
         assert refusals(case, chosen, case.tree, disk) == set()
-        situation = {"root": str(case.tree), "evidence_disks": [str(disk)]}
+        situation = {"root": str(case.tree), "machine_disks": [str(disk)]}
         brings_about(lab, case, "armed", device=str(nvdimm), image=chosen, **situation)
         assert looked_at(lab, case, device=str(nvdimm))["device"]["state"] == "armed"
         brings_about(lab, case, "disarmed", device=str(nvdimm))
-        place = {"nvm_image_file": str(nvdimm), "nvm_machine_root": str(case.tree), "nvm_evidence_disks": [str(disk)]}
+        place = {"nvm_image_file": str(nvdimm), "nvm_machine_root": str(case.tree), "nvm_machine_disks": [str(disk)]}
         played = play.play(lab, [machine], "nvm.fastboot.restore", {**store.variables, **place, "nvm_event": "second"}).ok()
         armed = played.result("boot_image")
     assert armed["image"]["id"] == chosen and armed["image"]["state"] == "armed", armed

@@ -64,7 +64,7 @@ def test_a_device_is_captured(machine: Host, transcript: Transcript) -> None:
     put = "put /dev/pmem0 --machine web01 --application system --kind hibernation --event nightly"
     answer(transcript, put + " --machine-disk /dev/vda --tag a=1 --tag b=x y", {"id": ID}, warning="no image was found")
     options: dict[str, Any] = {"machine": "web01", "device": "/dev/pmem0", "event": "nightly", "tags": {"b": "x y", "a": 1}}
-    options["evidence_disks"] = ["/dev/vda"]
+    options["machine_disks"] = ["/dev/vda"]
     assert apply(machine, "captured", check_mode=True, **options) == (True, {"image": None, "answer": None, "warnings": []})
     assert transcript.calls == []
     changed, result = apply(machine, "captured", **options)
@@ -138,7 +138,7 @@ def test_armed(machine: Host, transcript: Transcript) -> None:
         answer(transcript, "arm /dev/pmem0", {"id": ID, "changed": changed})
     assert [apply(machine, "armed", device="/dev/pmem0")[0] for _time in range(2)] == [True, False]
     answer(transcript, "arm f --root /srv/tree --machine-disk d --image %s --force a --force b" % ID, {"id": ID, "changed": True})
-    assert apply(machine, "armed", device="f", image=ID, root="/srv/tree", evidence_disks=["d"], ignore_refusals=["a", "b"])[0]
+    assert apply(machine, "armed", device="f", image=ID, root="/srv/tree", machine_disks=["d"], ignore_refusals=["a", "b"])[0]
     for state, would in (("disarmed", True), ("armed", False)):
         answer(transcript, "inspect /dev/%s" % state, {"state": state})
         assert apply(machine, "armed", device="/dev/" + state, check_mode=True)[0] == would
