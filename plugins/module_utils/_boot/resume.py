@@ -55,7 +55,7 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
     change(tx)
     if not tx.check_mode:
         _check_all(bootloader, initramfs, kernels, resume, modules, arguments, drop)
-        initramfs.settle()
+        initramfs.finish()
     return {
         "resume": resume,
         "arguments": arguments,
@@ -87,7 +87,7 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
     _guard(tx, device, header, force, change)
     change(tx)
     if initramfs and not tx.check_mode:
-        initramfs.settle()
+        initramfs.finish()
     return {
         "resume": None,
         "arguments": [],

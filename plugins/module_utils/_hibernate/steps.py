@@ -102,13 +102,13 @@ def start_script(ignore_inhibitors):
     )
 
 
-def check(host, device, token, marker, settle=HOOK_SECONDS, clock=time.clock_gettime, sleep=time.sleep):
-    """Observe the machine, wait up to C(settle) seconds while the attempt is in progress, and return the verdict.
+def check(host, device, token, marker, patience=HOOK_SECONDS, clock=time.clock_gettime, sleep=time.sleep):
+    """Observe the machine, wait up to C(patience) seconds while the attempt is in progress, and return the verdict.
 
     Returns C({state, verdict, code, message, remedy, boot_id, slept, blockers, kernel}); C(slept) in seconds by the
     machine's own clocks, C(kernel) the log lines that the verdict is based on. After the end, removes unit and marker.
     """
-    seen, verdict = _wait_for_end(host, token, marker, settle, clock, sleep)
+    seen, verdict = _wait_for_end(host, token, marker, patience, clock, sleep)
     if verdict.verdict == "never_slept" and not seen.journal:
         seen.journal = journal(host, token, marker)
         verdict = decide(marker, seen)
@@ -131,9 +131,9 @@ def check(host, device, token, marker, settle=HOOK_SECONDS, clock=time.clock_get
     }
 
 
-def _wait_for_end(host, token, marker, settle, clock, sleep):
+def _wait_for_end(host, token, marker, patience, clock, sleep):
     """The last Observation and the Verdict on it."""
-    until = clock(time.CLOCK_MONOTONIC) + settle
+    until = clock(time.CLOCK_MONOTONIC) + patience
     while True:
         seen = observe(host, token, marker, clock)
         verdict = decide(marker, seen)

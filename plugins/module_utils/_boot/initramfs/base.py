@@ -2,7 +2,7 @@
 """The parts that all initramfs tools share: build an image beside the old one, verify its content, then replace it.
 
 The tools themselves write in place, or do not verify the result. Here a new image replaces the old one by renaming, once
-it is complete, synced, and has the required content. The old image is kept under a second name until C(settle), so that a
+it is complete, synced, and has the required content. The old image is kept under a second name until C(finish), so that a
 failure of a later step can restore it.
 """
 
@@ -181,7 +181,7 @@ class Initramfs:
             self._build(tx, kernel, resume, modules)
         tx.host.flush_filesystem(BOOT)
 
-    def settle(self):
+    def finish(self):
         """Remove the old images, and record the new ones as verified. Called once nothing can fail any more."""
         self._discard_leftovers()
         for image in list(self._verified.known):

@@ -57,7 +57,7 @@ class Dracut(Initramfs):
 
     def listing(self, image):
         # The exit code also reports parts that an image need not have, and does not report damage that cpio finds.
-        result = self.host.run([self.host.which("lsinitrd") or "lsinitrd", image], ok=None)
+        result = self.host.run([self.host.tool("lsinitrd"), image], ok=None)
         missing = re.search(r"^Need '.*|^.*not found, cannot display.*", result.out + result.err, re.M)
         if missing:
             raise Refused(

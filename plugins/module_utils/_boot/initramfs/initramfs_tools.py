@@ -80,10 +80,10 @@ class InitramfsTools(Initramfs):
 
     def command(self, kernel, target):
         # The same as update-initramfs, but without replacing the image. The post-update hooks are run later.
-        return [self.host.which("mkinitramfs") or "mkinitramfs", "-o", target, kernel]
+        return [self.host.tool("mkinitramfs"), "-o", target, kernel]
 
     def listing(self, image):
-        result = self.host.run([self.host.which("lsinitramfs") or "lsinitramfs", image], ok=None)
+        result = self.host.run([self.host.tool("lsinitramfs"), image], ok=None)
         return {plain(name) for name in result.out.splitlines()} if result.rc == 0 else set()
 
     def lacking(self, names, resume):

@@ -383,7 +383,7 @@ def test_a_verification_is_recorded_for_the_same_file_only(
     look = "/usr/bin/lsinitramfs /boot/initrd.img-" + NEW
     transcript.record(look, out=tools_listing(NEW))
     assert tools.missing(NEW, RESUME, MODULES) == []
-    tools.settle()
+    tools.finish()
     again = initramfs.detect(host)
     assert again.missing(NEW, RESUME, MODULES) == [] and again.missing(NEW, RESUME, MODULES[:1]) == []
     assert transcript.calls == [look]
@@ -421,7 +421,7 @@ def test_rebuild_replaces_by_verified_images(
     assert contents(host)["initrd.img-%s.nvm-fastboot-old" % NEW] == "old"
     assert os.stat(host.path("/boot/initrd.img-" + NEW)).st_mode & 0o777 == 0o640
     assert flushed == ["/boot"] and len(tx.diff) == 2
-    tools.settle()
+    tools.finish()
     assert contents(host) == {"initrd.img-" + OLD: "new", "initrd.img-" + NEW: "new"}
     before = list(transcript.calls)
     assert initramfs.detect(host).missing(NEW, RESUME, MODULES) == []
@@ -470,7 +470,7 @@ def test_a_later_failure_restores_the_images(tools: InitramfsTools, host: Host, 
 
 def test_leftovers_of_a_power_cut_are_removed(tools: InitramfsTools, host: Host, plant: Plant, built: Built) -> None:
     plant({"/boot/initrd.img-%s.nvm-fastboot-new" % OLD: "half", "/boot/initrd.img-%s.nvm-fastboot-old" % OLD: "old"})
-    tools.settle()
+    tools.finish()
     assert contents(host) == {"initrd.img-" + OLD: "old", "initrd.img-" + NEW: "old"}
 
 
@@ -521,7 +521,7 @@ def test_removal_is_completed_after_a_power_cut(tools: InitramfsTools, host: Hos
     with Transaction(host) as tx:
         assert again.unconfigure(tx)
         again.rebuild(tx, again.stale())
-    again.settle()
+    again.finish()
     assert not host.exists("/var/lib/nvm-fastboot")
     assert contents(host) == {"initrd.img-" + OLD: "new", "initrd.img-" + NEW: "new"}
     assert not initramfs.detect(host).unconfigure(Transaction(host))
