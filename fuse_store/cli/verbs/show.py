@@ -24,11 +24,13 @@ def run(context: Context) -> int:
         head = image.head
         kind = kinds.load(version.kind)
         description = kind.describe(image)
+        entries = store.state_log.entries(version.id)
         if description is not None:
-            description = kind.shown(description, store.state_log.entries(version.id), brief=False)
+            description = kind.shown(description, entries, brief=False)
     record = {
         **version_record(version), "page_size": head.page_size, "pages": head.pages, "segments": len(head.segments),
         "contents": [_file(file) for file in head.files],
+        "history": [{**entry, "time": _iso(entry["time"])} for entry in entries],
         **kinds.by_kind(version.kind, description),
     }  # fmt: skip
     context.emit(record, "" if context.json else _human(record))
@@ -36,12 +38,21 @@ def run(context: Context) -> int:
 
 
 def _file(file: ImageFile) -> dict[str, Any]:
-    mtime = datetime.fromtimestamp(file.mtime / 1e9, UTC).isoformat(timespec="milliseconds") if file.mtime else None
+    mtime = _iso(file.mtime) if file.mtime else None
     return {"name": file.name, "size": file.size, "offset": file.offset, "mode": f"{file.mode:04o}", "mtime": mtime}
 
 
+def _iso(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
+
+
+def _second(iso: str) -> str:
+    """A time of ``_iso``, to the second."""
+    return iso[:19].replace("T", " ")
+
+
 def _human(record: dict[str, Any]) -> str:
-    """The record as lines of text, and a table of files."""
+    """The record as lines of text, a table of files, and one of the state log."""
     shown = {
         **record,
         **{key: f"{text.size(record[key])} ({record[key]} bytes)" for key in ("size", "allocated", "new", "stored")},
@@ -50,15 +61,24 @@ def _human(record: dict[str, Any]) -> str:
         "bases": ", ".join(base[:12] for base in record["bases"]) or "none",
         "page_size": text.size(record["page_size"]),
     }
-    contents, hibernation = shown.pop("contents"), shown.pop("hibernation")
+    contents, hibernation, history = shown.pop("contents"), shown.pop("hibernation"), shown.pop("history")
     lines = [f"{key.replace('_', ' '):12} {text.printable(str(value))}" for key, value in shown.items()]
     rows = [
-        (file["name"], text.size(file["size"]), file["mode"], (file["mtime"] or "")[:19].replace("T", " "))
+        (file["name"], text.size(file["size"]), file["mode"], _second(file["mtime"] or ""))
         for file in contents
     ]
     if hibernation:
         lines += ["", hibernation_text(hibernation)]
-    return "\n".join((*lines, "", text.table(("FILE", "SIZE", "MODE", "MODIFIED (UTC)"), rows, right=frozenset((1,)))))
+    lines += ["", text.table(("FILE", "SIZE", "MODE", "MODIFIED (UTC)"), rows, right=frozenset((1,)))]
+    if history:
+        log = [(entry["state"], _second(entry["time"]), _details(entry)) for entry in history]
+        lines += ["", text.table(("STATE", "RECORDED (UTC)", "DETAILS"), log)]
+    return "\n".join(lines)
+
+
+def _details(entry: dict[str, Any]) -> str:
+    """The fields and the remark of an entry of the state log."""
+    return ", ".join([*(f"{name} {value}" for name, value in entry["fields"].items()), *([entry["detail"]] if entry["detail"] else [])])
 
 
 VERB = Verb(
@@ -77,6 +97,11 @@ VERB = Verb(
         "  offset": "start in the image's address space, in bytes",
         "  mode": "permissions, octal",
         "  mtime": "time of last modification in UTC; null if unknown",
+        "history": "one object for each entry of the state log, oldest first:",
+        "  state": "as above",
+        "  time": "time of the entry in UTC",
+        "  detail": "remark given to report; may be empty",
+        "  fields": "object of texts, such as device, where a version was staged or armed",
         "hibernation": "object as printed by inspect; null if not a hibernation image",
     },
     examples=(

@@ -323,7 +323,7 @@ def test_commands_and_the_keys_of_their_json(case: Case, tmp_path: Path, capfd: 
     commands: list[tuple[int, list[str]]] = [
         (0, ["stage", case.ids[1], device]), (5, ["preflight", case.ids[1], "--device", device]), (0, ["arm", device, *forced]),
         (0, ["inspect", device]), (0, ["inspect", case.ids[1], "--check"]), (0, ["disarm", device]),
-        (0, ["report", case.ids[1], "failed", "--detail", "why"]),
+        (0, ["report", case.ids[1], "failed", "--detail", "why"]), (0, ["show", case.ids[1]]),
     ]  # fmt: skip
     for code, command in commands:
         capfd.readouterr()
@@ -332,6 +332,28 @@ def test_commands_and_the_keys_of_their_json(case: Case, tmp_path: Path, capfd: 
         (verb,) = load(command[0])
         assert list(record) == [name for key in verb.keys if not key.startswith(" ") for name in key.split(", ")]
     assert case.store.state_log.entries(case.ids[1])[-1]["detail"] == "why"
+
+
+def test_show_has_the_state_log(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    device = blank(tmp_path / "d; armed", SIZE)
+    put_on(case, device, 1)
+    options = ["--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key")]
+    assert main(["disarm", str(device), *options]) == 0
+    arm_it(case, device)
+    assert main(["disarm", str(device), *options]) == main(["report", case.ids[1], "failed", "--detail", "no power", *options]) == 0
+    capfd.readouterr()
+    assert main(["show", case.ids[1], *options, "--json"]) == 0
+    history = json.loads(capfd.readouterr().out)["history"]
+    assert [(entry["state"], entry["detail"], entry["fields"]) for entry in history] == [
+        ("staged", "", {"device": str(device)}), ("armed", "", {"device": str(device)}),
+        ("staged", "", {"device": str(device), "action": "disarmed"}), ("failed", "no power", {}),
+    ]  # fmt: skip
+    assert [entry["time"] for entry in history] == sorted(entry["time"] for entry in history)
+    assert main(["show", case.ids[1], *options]) == 0
+    *_, table = capfd.readouterr().out.split("\n\n")
+    assert [line.split(None, 3)[3:] for line in table.splitlines()[1:]] == [
+        [f"device {device}"], [f"device {device}"], [f"device {device}, action disarmed"], ["no power"],
+    ]  # fmt: skip
 
 
 def test_arm_knows_its_codes(case: Case, device: Path, capfd: pytest.CaptureFixture[str]) -> None:
