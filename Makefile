@@ -151,8 +151,8 @@ unit: $(READY) ## unit tests
 	$(PYTHON) -m pytest tests/unit -q
 
 .PHONY: store-test
-store-test: $(READY) ## tests of the store; they mount it, and need /dev/fuse
-	$(PYTHON) -m pytest tests/store -q -n 2 --dist worksteal
+store-test: $(READY) ## tests of the store and of what documents show; they mount it, and need /dev/fuse
+	$(PYTHON) -m pytest tests/store tests/docs -q -n 2 --dist worksteal
 
 .PHONY: sanity
 sanity: $(READY) ## ansible-test sanity
