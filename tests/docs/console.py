@@ -79,6 +79,7 @@ def run(commands: list[Command], home: Path) -> list[Result]:
     }
     done = subprocess.run(
         ["bash", "-c", "\n".join(script)],
+        check=False,
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
