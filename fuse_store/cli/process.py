@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Settings of the interpreter and its libraries for work on images. Call ``prepare`` in the main thread before anything is loaded.
 
-They affect speed, not results; docs/decisions.md, "Threads are given eight blocks at once", has the measurements.
+They affect speed, not results; docs/decisions/0044-give-threads-eight-blocks-at-once.md has the measurements.
 """
 
 from __future__ import annotations

@@ -44,3 +44,18 @@ def test_links_lead_somewhere(name: str) -> None:
 def test_links_of_the_readme_work_on_galaxy_too() -> None:
     links = _LINK.findall(_CODE.sub("", (ROOT / "README.md").read_text()))
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
+
+
+def test_documents_that_programs_refer_to_exist() -> None:
+    wrong = []
+    for path in (
+        path
+        for directory in ("fuse_store", "plugins", "tests", "tools")
+        for path in sorted((ROOT / directory).rglob("*.py"))
+    ):
+        for document, section in re.findall(r'(docs/[\w/.-]+\.md)(?:, "([^"\n]+)")?', path.read_text()):
+            file = ROOT / document
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE) if file.exists() else []
+            if not file.exists() or (section and section not in headings):
+                wrong.append((str(path.relative_to(ROOT)), document, section))
+    assert wrong == []

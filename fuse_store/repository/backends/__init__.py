@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where a store is: a folder (``posix``) or a bucket (``object``). Used by ``store`` and the modules below it, which ask a
-Backend for names of the layout (docs/format.md, "Layout") and never a file system. Threads may share one; what writes is
+Backend for names of the layout (docs/format.md, "Files") and never a file system. Threads may share one; what writes is
 for who holds the writer's lock, and ``lock`` for everybody.
 
 A backend raises FileNotFoundError for what is not there. What a disk does wrong is an OSError, as ever; a server that

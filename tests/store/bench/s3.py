@@ -58,7 +58,7 @@ def main(size: int) -> None:
         with s3_server.server(folder / "server") as endpoint:
             os.environ |= s3_server.environment(endpoint)
             far = _measure(f"s3://{s3_server.BUCKET}/store", folder)
-    print("| command | folder | bucket |\n|---|---|---|")
+    print("| command | directory | bucket |\n|---|---|---|")
     for step, *both in zip(STEPS, posix, far, strict=True):
         print(f"| {' '.join(step)} | {both[0]:.2f} s | {both[1]:.2f} s |")
 
