@@ -22,10 +22,11 @@ from fuse_store.image import kind as kinds
 from fuse_store.policy import names
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository import config as configuration
-from fuse_store.repository.aead import DIGEST, Aead, default_key_file, new_key, read_key, write_key
+from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.backends import Backend, Lock, backend
 from fuse_store.repository.config import COMPRESSIONS, DURABILITY, LEVEL, LEVELS, Config
+from fuse_store.repository.keyfile import default_key_file, new_key, read_key, write_key
 from fuse_store.repository.manifest import PAGE_SIZES, Head, ImageFile, Summary, image_name, summary, write_manifest
 from fuse_store.repository.state_log import StateLog
 from fuse_store.versions import Versions
@@ -235,7 +236,7 @@ class Store:
             try:
                 writer = ImageWriter(self.index, self.reader, packs, self.aead, settings, self.sync, base_packs)
                 written = writer.run(files, progress, stored_as)
-                self.index.compact(self.sync, lambda: self.settle(lock))
+                self.index.compact(self.sync, lambda: self.settle(lock), self.reader.has)
             finally:
                 packs.abandon()
         return written, packs.written

@@ -20,7 +20,7 @@ from fuse_store.errors import Damaged
 from fuse_store.image.kind import Transform
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
-from fuse_store.repository.block import LARGEST as MAX_BLOCK_SIZE
+from fuse_store.repository.block import MAX_BLOCK_SIZE
 from fuse_store.repository.extents import Extents, damaged_segment, read_segment
 from fuse_store.repository.index import Index, Located
 from fuse_store.repository.manifest import Head

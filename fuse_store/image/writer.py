@@ -28,8 +28,7 @@ from fuse_store.image.kind import Settings, StoredAs
 from fuse_store.image.page_table import PageTable
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST, Aead
-from fuse_store.repository.block import SIZE as BLOCK_SIZE
-from fuse_store.repository.block import Block, pack_block
+from fuse_store.repository.block import BLOCK_SIZE, Block, pack_block
 from fuse_store.repository.extents import MAX_EXTENTS, Extents, Rows, encrypt_segment, no_rows
 from fuse_store.repository.index import Index, Located
 from fuse_store.repository.manifest import Computed, Segment

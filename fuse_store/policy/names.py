@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What machines, applications, events and tags may be called. Checked once, where they come in; ``store`` uses it.
+"""Valid names of machines, applications, events and tags. Pure functions.
 
-They become folder names in the mount and go into references (``M/A/latest``), so neither a slash nor an ``@`` in them,
-nothing that a terminal would take for a command, and not longer than any filesystem takes.
+Names become directories in the mount and parts of references (``M/A/latest``). So they contain no slash, no ``@`` and no control
+character, and are not longer than a file name may be.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from collections.abc import Mapping
 from fuse_store.errors import UsageError
 from fuse_store.image.kind import KINDS
 
-LONGEST = 200  # bytes of UTF-8; a file name may have 255, and kinds/ puts a machine, an application and a version in one
-TAGS = 64
+MAX_NAME_SIZE = 200  # bytes of UTF-8; a file name has at most 255, and kinds/ joins machine, application and version
+MAX_TAGS = 64  # of a version
 
 
 def checked(what: str, name: str, empty: bool = False) -> str:
-    """``name`` in Unicode's NFC, or UsageError. ``what`` says in the error what it is the name of."""
+    """``name`` in Unicode's NFC. ``what``: the thing that has the name, for the error. Raises UsageError."""
     name = unicodedata.normalize("NFC", name)
     for wrong, cause in (
-        (not name and not empty, "is empty"),
-        (len(name.encode(errors="surrogatepass")) > LONGEST, f"is longer than {LONGEST} bytes"),
-        (name in (".", ".."), "is a name that every folder has"),
-        ("/" in name or "@" in name, "has a slash or an @ in it"),
-        (any(unicodedata.category(letter)[0] == "C" for letter in name), "has a control character in it"),
-        (name != name.strip(), "begins or ends with a space"),
+        (not name and not empty, "empty name."),
+        (len(name.encode(errors="surrogatepass")) > MAX_NAME_SIZE, f"longer than {MAX_NAME_SIZE} bytes."),
+        (name in (".", ".."), "reserved name."),
+        ("/" in name or "@" in name, "contains a slash or an @."),
+        (any(unicodedata.category(letter)[0] == "C" for letter in name), "contains a control character."),
+        (name != name.strip(), "begins or ends with a space."),
     ):
         if wrong:
-            raise UsageError(f"{what} {name[:40]!r}", f"it {cause}.", "Choose another name.")
+            raise UsageError(f"{what} {name[:40]!r}", cause, "Choose another name.")
     return name
 
 
 def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    if len(tags) > TAGS:
-        raise UsageError("tags", f"there are {len(tags)}, and {TAGS} is the most.")
+    if len(tags) > MAX_TAGS:
+        raise UsageError("tags", f"too many tags ({len(tags)}).", f"Use at most {MAX_TAGS}.")
     return {checked("the tag", key): checked(f"the value of tag {key}", value, empty=True) for key, value in tags.items()}
 
 
 def checked_kind(kind: str) -> str:
     if kind not in KINDS:
-        raise UsageError(f"kind {kind!r}", "there is no such kind.", f"There are {', '.join(KINDS)}.")
+        raise UsageError(f"kind {kind!r}", "no such kind.", f"Use one of {', '.join(KINDS)}.")
     return kind

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which versions stay and which go. Used by the verb ``prune``; a pure function of summaries, it touches no store.
+"""Retention: which versions are kept and which are removed. Pure functions of summaries.
 
-Versions are grouped by machine and application, and the rules look at each group by itself, newest version first. As in
-restic, every rule counts alone, so one version may be kept by several, and a rule that finds fewer periods than it may
-keep also keeps the oldest version: a history that is still short is not cut. All times are UTC, weeks are those of
-ISO 8601. Whatever the rules say, the newest version of a group that can be booted stays, and so does what a version that
-stays names as its base in another group: somebody chose it. A version's own predecessor is its base by default, and goes
-like any other; nobody needs it to read what follows.
+Versions are grouped by machine and application, and the rules apply to each group separately, newest version first. As in
+restic, every rule counts alone, so one version may be kept by several, and a rule that finds fewer periods than it may keep
+also keeps the oldest version: a history that is still short is not cut. All times are UTC, weeks are those of ISO 8601.
+Always kept: the newest bootable version of a group, and the base of a kept version of another group, because it was chosen
+explicitly. The previous version of the same group is the default base, and is removed like any other: no version needs
+another one to be read.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Raises ValueError if it is none, is nothing, or names a unit twice."""
-        parts = {unit: int(number) for number, unit in re.findall(r"(\d+)(\D)", text)} if _DURATION.match(text) else {}
+        """Raises ValueError if ``text`` is not a duration, is zero, or names a unit twice."""
+        parts = {unit: int(count) for count, unit in re.findall(r"(\d+)(\D)", text)} if _DURATION.match(text) else {}
         if len(parts) != len(re.findall(r"\D", text)) or not any(parts.values()):
-            raise ValueError(f"{text!r} is no duration like 2y5m7d3h (years, months, days, hours)")
+            raise ValueError(f"{text!r} is not a duration like 2y5m7d3h (years, months, days, hours)")
         return cls(*(parts.get(unit, 0) for unit in _UNITS))
 
     def before(self, moment: datetime) -> datetime:
-        """``moment`` less this. A day that the month does not have becomes its last one: 31 March less 1m is 28 February."""
+        """``moment`` minus this duration. A day that the month does not have becomes its last day: 31 March minus 1m is 28 February."""
         months = moment.year * 12 + moment.month - 1 - self.years * 12 - self.months
         try:
             first = moment.replace(year=months // 12, month=months % 12 + 1, day=1)
@@ -66,52 +66,54 @@ class Duration:
             return datetime.min.replace(tzinfo=UTC)
 
     def __str__(self) -> str:
-        numbers = zip((self.years, self.months, self.days, self.hours), _UNITS, strict=True)
-        return "".join(f"{number}{unit}" for number, unit in numbers if number)
+        parts = zip((self.years, self.months, self.days, self.hours), _UNITS, strict=True)
+        return "".join(f"{count}{unit}" for count, unit in parts if count)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """``counts``: rule of COUNTED to how many (ALL, or 0 for none). ``within``: of the newest version of the group.
-    ``tags``: any of these pairs keeps a version."""
+    """``counts``: for each rule of COUNTED how many to keep (ALL, or 0 for none). ``within``: before the newest version of the
+    group. ``tags``: any of these pairs keeps a version."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
     within: Duration | None = None
     tags: tuple[tuple[str, str], ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether there is any rule at all."""
+        """Whether there is any rule."""
         return any(self.counts.values()) or self.within is not None or bool(self.tags)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A version, and why it stays; no reason: it goes."""
+    """A version, and the reasons to keep it; without any it is removed."""
 
     version: Summary
     reasons: tuple[str, ...]
 
 
 def decide(versions: Iterable[Summary], policy: Policy, others: Iterable[Summary] = ()) -> list[Decision]:
-    """A Decision on each version, group by group, newest first. ``others`` are not up for it, and keep their bases."""
+    """A Decision on each version, by group, newest first. ``others``: versions that are not decided on, but keep their bases."""
     others = list(others)
     decisions = []
     for _group, members in groupby(sorted(versions, key=_group_of), key=_group_of):
-        newest_first = sorted(members, key=lambda one: (one.taken, one.id), reverse=True)
-        decisions += [
-            Decision(one, tuple(why)) for one, why in zip(newest_first, _reasons(newest_first, policy), strict=True)
-        ]
-    named: dict[str, list[Summary]] = {}  # base to the versions that name it
-    for one in [*(decision.version for decision in decisions if decision.reasons), *others]:
-        for base in one.bases:
-            named.setdefault(base, []).append(one)
-    return [decision if decision.reasons else Decision(decision.version, _chosen(decision.version, named)) for decision in decisions]
+        newest_first = sorted(members, key=lambda version: (version.taken, version.id), reverse=True)
+        reasons = _reasons(newest_first, policy)
+        decisions += [Decision(version, tuple(why)) for version, why in zip(newest_first, reasons, strict=True)]
+    based_on: dict[str, list[Summary]] = {}  # base to the versions that name it
+    for version in [*(decision.version for decision in decisions if decision.reasons), *others]:
+        for base in version.bases:
+            based_on.setdefault(base, []).append(version)
+    return [
+        decision if decision.reasons else Decision(decision.version, _base_reason(decision.version, based_on))
+        for decision in decisions
+    ]
 
 
-def _chosen(version: Summary, named: Mapping[str, list[Summary]]) -> tuple[str, ...]:
-    """The reason why a base stays, if there is one."""
-    of = [one for one in named.get(version.id, ()) if _group_of(one) != _group_of(version)]
-    return (f"base of {of[0].id[:12]}",) if of else ()
+def _base_reason(version: Summary, based_on: Mapping[str, list[Summary]]) -> tuple[str, ...]:
+    """The reason to keep a base of another group, if there is one."""
+    others = [other for other in based_on.get(version.id, ()) if _group_of(other) != _group_of(version)]
+    return (f"base of {others[0].id[:12]}",) if others else ()
 
 
 def _group_of(version: Summary) -> tuple[str, str]:
@@ -119,32 +121,32 @@ def _group_of(version: Summary) -> tuple[str, str]:
 
 
 def _reasons(newest_first: list[Summary], policy: Policy) -> list[list[str]]:
-    reasons: list[list[str]] = [[] for _one in newest_first]
+    reasons: list[list[str]] = [[] for _version in newest_first]
     for rule in COUNTED:
         for row, oldest in _by_count(rule, newest_first, policy.counts.get(rule, 0)):
             reasons[row].append(f"oldest {rule}" if oldest else rule)
     if policy.within is not None:
         start = policy.within.before(newest_first[0].taken)
-        for row, one in enumerate(newest_first):
-            if one.taken > start:
+        for row, version in enumerate(newest_first):
+            if version.taken > start:
                 reasons[row].append(f"within {policy.within}")
-    for row, one in enumerate(newest_first):
-        reasons[row] += [f"tag {key}={value}" for key, value in policy.tags if one.tags.get(key) == value]
-    bootable = next((row for row, one in enumerate(newest_first) if row_of(one.kind).bootable), None)
+    for row, version in enumerate(newest_first):
+        reasons[row] += [f"tag {key}={value}" for key, value in policy.tags if version.tags.get(key) == value]
+    bootable = next((row for row, version in enumerate(newest_first) if row_of(version.kind).bootable), None)
     if bootable is not None:
         reasons[bootable].append("newest bootable")
     return reasons
 
 
 def _by_count(rule: str, newest_first: list[Summary], count: int) -> Iterable[tuple[int, bool]]:
-    """(row, whether it stays only because it is the oldest) of what one rule keeps."""
+    """(row, whether it is kept only because it is the oldest) of each version that a rule keeps."""
     period: object = None
-    for row, one in enumerate(newest_first):
+    for row, version in enumerate(newest_first):
         if count == 0:
             return
-        own = row if rule == "last" else PERIODS[rule](one.taken)
-        oldest = own == period
+        current = row if rule == "last" else PERIODS[rule](version.taken)
+        oldest = current == period
         if not oldest or row == len(newest_first) - 1:
             yield row, oldest
             count -= count > 0
-        period = own
+        period = current

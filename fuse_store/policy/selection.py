@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which version fits: by machine, application, kind, event, time, state, and the hardware it shall run on.
+"""Selection: the newest version that matches, by machine, application, kind, event, time, state, and the target hardware.
 
-Used by the verb ``select``. A pure function of summaries: the newest version that every condition lets pass, and of each
-other one of that machine why it was passed over, as a code for programs and a sentence for people.
+Pure functions of summaries: the newest version that meets every condition, and for each other version of that machine the reasons
+why it was passed over, as codes for programs and sentences for people.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for; None: anything. ``before`` is exclusive. ``profile`` are facts of the machine it shall run on, such
-    as kernel and memory; each must stand in the version's tags with the same value."""
+    """The conditions; None: any. ``before`` is exclusive. ``profile``: facts of the target machine, such as kernel and memory, each
+    of which must be in the version's tags with the same value."""
 
     machine: str
     application: str | None = None
@@ -49,27 +49,25 @@ class PassedOver:
 
 @dataclass(frozen=True)
 class Selection:
-    """``chosen`` is None if no version fits. ``passed_over`` are the machine's other versions, newest first."""
+    """``chosen``: None if no version matches. ``passed_over``: the machine's other versions, newest first."""
 
     chosen: Summary | None
     passed_over: tuple[PassedOver, ...]
 
 
 def select(versions: Iterable[Summary], wanted: Wanted) -> Selection:
-    """The newest version that fits, and why the others of its machine were passed over."""
-    own = sorted(
-        (one for one in versions if one.machine == wanted.machine), key=lambda one: (one.taken, one.id), reverse=True
-    )
+    """The newest version that matches, and why the others of its machine were passed over."""
+    of_machine = [version for version in versions if version.machine == wanted.machine]
     chosen: Summary | None = None
     passed = []
-    for one in own:
-        reasons = tuple(reason for check in CHECKS for reason in check(one, wanted))
+    for version in sorted(of_machine, key=lambda version: (version.taken, version.id), reverse=True):
+        reasons = tuple(reason for check in CHECKS for reason in check(version, wanted))
         if not reasons and chosen is None:
-            chosen = one
+            chosen = version
             continue
         if not reasons and chosen is not None:
-            reasons = (Reason("older", f"it fits, and {chosen.id[:12]} is newer"),)
-        passed.append(PassedOver(one, reasons))
+            reasons = (Reason("older", f"matches, but {chosen.id[:12]} is newer"),)
+        passed.append(PassedOver(version, reasons))
     return Selection(chosen, tuple(passed))
 
 
@@ -77,33 +75,33 @@ def _same(what: str, value_of: Callable[[Summary], str]) -> Callable[[Summary, W
     def check(version: Summary, wanted: Wanted) -> Iterable[Reason]:
         value, asked = value_of(version), getattr(wanted, what)
         if asked is not None and value != asked:
-            yield Reason(f"other_{what}", f"its {what} is {value or 'not given'}, not {asked}")
+            yield Reason(f"other_{what}", f"{what} is {value or 'not set'}, not {asked}")
 
     return check
 
 
 def _before(version: Summary, wanted: Wanted) -> Iterable[Reason]:
     if wanted.before is not None and version.taken >= wanted.before:
-        yield Reason("too_new", f"it was taken at {version.taken:%Y-%m-%d %H:%M:%S} UTC")
+        yield Reason("too_new", f"captured at {version.taken:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _profile(version: Summary, wanted: Wanted) -> Iterable[Reason]:
     if wanted.profile is None:
         return
     if not row_of(version.kind).bootable:
-        yield Reason("not_bootable", f"nothing can be booted from its kind, {version.kind}")
+        yield Reason("not_bootable", f"kind {version.kind} is not bootable")
     for fact, value in wanted.profile.items():
         if fact not in version.tags:
-            yield Reason("fact_unknown", f"it does not say for which {fact} it is")
+            yield Reason("fact_unknown", f"has no tag {fact}")
         elif version.tags[fact] != value:
-            yield Reason("fact_differs", f"its {fact} is {version.tags[fact]}, and the profile's is {value}")
+            yield Reason("fact_differs", f"tag {fact} is {version.tags[fact]}, not {value} as in the profile")
 
 
 CHECKS = (
-    _same("application", lambda one: one.application),
-    _same("kind", lambda one: one.kind),
-    _same("event", lambda one: one.event),
-    _same("state", lambda one: one.state),
+    _same("application", lambda version: version.application),
+    _same("kind", lambda version: version.kind),
+    _same("event", lambda version: version.event),
+    _same("state", lambda version: version.state),
     _before,
     _profile,
 )

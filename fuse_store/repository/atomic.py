@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files that are there whole or not at all, also after a power cut. Used by whatever writes into a store.
+"""Atomic writes: a file appears complete or not at all, also after a power cut. Functions of paths; safe in threads.
 
-The order that matters (docs/format.md, "Commit"): content, fsync of the file, rename, fsync of the directory. ``fault_point``
+The order of a commit (docs/format.md, "Commit"): content, fsync of the file, rename, fsync of the directory. ``fault_point``
 names every step, for tests that kill the process there.
 """
 
@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-PARTIAL = ".partial"  # the end of names that the next writer sweeps away
-SETTLED = 20_000_000  # ns after which a folder's time tells whether it changed again
-BUFFER = 1 << 20  # bytes that are written at once
-FAULT_POINT = "FUSE_STORE_FAULT_POINT"  # for tests: the number, or the name, of the step at which the process kills itself
+PARTIAL_SUFFIX = ".partial"  # of files that the next writer removes
+MTIME_TRUSTED_AFTER = 20_000_000  # ns; a directory changed more recently may change again without a new mtime
+WRITE_BUFFER_SIZE = 1 << 20  # bytes
+FAULT_POINT = "FUSE_STORE_FAULT_POINT"  # for tests: number or name of the step at which the process kills itself
 _steps = itertools.count(1)
 
 
 def fault_point(step: str) -> None:
-    """A step of something that must survive being killed here. Does nothing but in tests."""
+    """A step at which a kill must do no harm. Does nothing except in tests."""
     wanted = os.environ.get(FAULT_POINT)
     if wanted is not None and wanted in (str(next(_steps)), step):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -32,17 +32,17 @@ def fault_point(step: str) -> None:
 
 @contextlib.contextmanager
 def new_file(
-    path: Path, sync: bool, before: Callable[[], None] | None = None, folder: Path | None = None
+    path: Path, sync: bool, before: Callable[[], None] | None = None, partial_dir: Path | None = None
 ) -> Iterator[BinaryIO]:
-    """A file to write, which appears under ``path`` when the block ends, and not at all if it raises.
+    """A file to write. It appears under ``path`` when the ``with`` block ends, and not at all if the block raises.
 
-    ``before`` is called when the content is durable under its partial name, right before it appears; it may raise. Until
-    then the file is in ``folder``, by default that of ``path``.
+    ``sync``: fsync the file and the directories. ``before`` is called when the content is durable in the partial file, right
+    before the rename; it may raise. The partial file is in ``partial_dir``, by default the directory of ``path``. Raises OSError.
     """
-    folder = folder or path.parent
-    partial = folder / f"{path.name}.{os.urandom(4).hex()}{PARTIAL}"
+    partial_dir = partial_dir or path.parent
+    partial = partial_dir / f"{path.name}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}"
     try:
-        with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb", BUFFER) as file:
+        with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb", WRITE_BUFFER_SIZE) as file:
             fault_point(f"write {path.suffix}")
             yield file
             file.flush()
@@ -57,18 +57,18 @@ def new_file(
         raise
     fault_point(f"renamed {path.suffix}")
     if sync:
-        for changed in {path.parent, folder}:
+        for changed in {path.parent, partial_dir}:
             sync_directory(changed)
 
 
 def write_file(path: Path, content: bytes, sync: bool, before: Callable[[], None] | None = None) -> None:
-    """A whole file; see ``new_file``."""
+    """Write a whole file; see ``new_file``."""
     with new_file(path, sync, before) as file:
         file.write(content)
 
 
 def sync_filesystem(path: Path) -> None:
-    """Have everything that was written to the file system of ``path`` on the disk (syncfs(2)). Raises OSError."""
+    """Make everything durable that was written to the file system of ``path`` (syncfs(2)). Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
@@ -78,7 +78,7 @@ def sync_filesystem(path: Path) -> None:
 
 
 def start_writing(file: BinaryIO, offset: int, length: int) -> None:
-    """Have the kernel begin to write a part of a file to the disk, so that a later fsync waits less (sync_file_range(2))."""
+    """Start to write back a part of a file, so that a later fsync is shorter (sync_file_range(2))."""
     file.flush()
     libc = ctypes.CDLL(None)
     libc.sync_file_range(file.fileno(), ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(2))  # …_WRITE
@@ -92,10 +92,7 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_partials(folder: Path) -> int:
-    """Remove what writers that were killed left in ``folder``; how many files. Only for who holds the writer's lock."""
-    swept = 0
-    for path in folder.glob("*" + PARTIAL):
+def remove_partials(directory: Path) -> None:
+    """Remove the partial files of killed writers. For the holder of the writer lock."""
+    for path in directory.glob("*" + PARTIAL_SUFFIX):
         path.unlink(missing_ok=True)
-        swept += 1
-    return swept

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Blocks: up to 128 KiB of pages, compressed and encrypted together. Used by ``packs`` and ``capture``.
+"""Blocks: up to 128 KiB of pages, compressed and encrypted together, named by the keyed digest of the pages.
 
-A block is named by the keyed digest of its pages, and everything here is a pure function of the pages, the store's
-Aead and its codec, so threads may do it at once: compressing, sealing and digesting release the interpreter's lock.
+Pure functions of the pages, the store's Aead and its codec; safe in threads, and parallel: compression, encryption and
+digests release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import zstandard
 
 from fuse_store.repository.aead import DIGEST, Aead
 
-SIZE = 128 << 10  # bytes of pages in the blocks that are written
-LARGEST = 256 << 10  # in those that are read
+BLOCK_SIZE = 128 << 10  # bytes of pages in a block that is written
+MAX_BLOCK_SIZE = 256 << 10  # bytes of pages in a block that is read
 MAGIC = b"FSBK"
 HEADER = struct.Struct("<4sB3xII16s")  # magic, codec, length encrypted, length of the pages, digest
 OVERHEAD = HEADER.size + 2 * DIGEST
 
-_local = threading.local()  # zstandard's objects must not be shared between threads
+_local = threading.local()  # zstandard's objects cannot be shared between threads
 
 
 def _zstd(pages: bytes, level: int) -> bytes:
@@ -33,8 +33,8 @@ def _zstd(pages: bytes, level: int) -> bytes:
 
 
 def _unzstd(stored: bytes, length: int) -> bytes:
-    if zstandard.frame_content_size(stored) != length:  # what the frame says is what it is given room for
-        raise ValueError("its length is not the one it was given")
+    if zstandard.frame_content_size(stored) != length:  # the frame decides how much memory is allocated
+        raise ValueError("frame has the wrong length")
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor()
     return bytes(_local.decompressor.decompress(stored, max_output_size=length))
@@ -42,9 +42,9 @@ def _unzstd(stored: bytes, length: int) -> bytes:
 
 @dataclass(frozen=True)
 class Codec:
-    """One way to compress. ``number`` is what a block's header says."""
+    """A compression. ``code`` stands for it in block headers."""
 
-    number: int
+    code: int
     compress: Callable[[bytes, int], bytes]
     decompress: Callable[[bytes, int], bytes]
 
@@ -58,12 +58,12 @@ CODECS = {
         lambda stored, length: lz4.block.decompress(stored, uncompressed_size=length),
     ),
 }
-_BY_NUMBER = {codec.number: codec for codec in CODECS.values()}
+_BY_CODE = {codec.code: codec for codec in CODECS.values()}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block as it is stored: its name, how many bytes of pages it holds, and the bytes, header included."""
+    """A block as stored: its digest, the bytes of pages in it, and the stored bytes, header included."""
 
     digest: bytes
     length: int
@@ -73,45 +73,44 @@ class Block:
 def pack_block(pages: bytes, digest: bytes, aead: Aead, codec: str, level: int) -> Block:
     """The Block of ``pages``, whose digest is ``digest``. Compressed only if that makes it smaller."""
     compressed = CODECS[codec].compress(pages, level)
-    number = CODECS[codec].number
+    code = CODECS[codec].code
     if len(compressed) >= len(pages):
-        compressed, number = pages, CODECS["none"].number
-    name = _name(number, len(pages), digest)
-    one, other = aead.encrypt_parts(name, compressed)
-    header = HEADER.pack(MAGIC, number, len(one) + len(other), len(pages), digest)
-    return Block(digest, len(pages), b"".join((header, one, other)))
+        compressed, code = pages, CODECS["none"].code
+    parts = aead.encrypt_parts(_name(code, len(pages), digest), compressed)
+    header = HEADER.pack(MAGIC, code, sum(map(len, parts)), len(pages), digest)
+    return Block(digest, len(pages), b"".join((header, *parts)))
 
 
 def unpack_block(stored: bytes | memoryview, digest: bytes, aead: Aead) -> bytes:
-    """The pages of the block ``digest``. Raises ValueError, which says what is wrong with it."""
-    number, encrypted, length, found = parse_header(stored)
-    if found != digest:
-        raise ValueError("another block stands in its place")
+    """The pages of the block ``digest``. Raises ValueError, which names the damage."""
+    code, encrypted, length, actual = parse_header(stored)
+    if actual != digest:
+        raise ValueError("contains another block")
     if len(stored) != HEADER.size + encrypted:
-        raise ValueError("its length is wrong")
-    compressed = aead.decrypt(_name(number, length, digest), memoryview(stored)[HEADER.size :])
+        raise ValueError("wrong length")
+    compressed = aead.decrypt(_name(code, length, digest), memoryview(stored)[HEADER.size :])
     try:
-        pages = _BY_NUMBER[number].decompress(compressed, length)
+        pages = _BY_CODE[code].decompress(compressed, length)
     except (zstandard.ZstdError, lz4.block.LZ4BlockError, ValueError) as error:
-        raise ValueError(f"it does not decompress ({error})") from None
+        raise ValueError(f"decompression failed ({error})") from None
     if len(pages) != length:
-        raise ValueError("it decompresses to another length")
+        raise ValueError("decompresses to a wrong length")
     return pages
 
 
 def parse_header(stored: bytes | memoryview) -> tuple[int, int, int, bytes]:
     """(codec, length encrypted, length of the pages, digest) of the block that begins here. Raises ValueError."""
     if len(stored) < HEADER.size:
-        raise ValueError("it is cut off")
-    magic, number, encrypted, length, digest = HEADER.unpack_from(stored)
+        raise ValueError("truncated")
+    magic, code, encrypted, length, digest = HEADER.unpack_from(stored)
     if magic != MAGIC:
-        raise ValueError("there is no block where one should be")
-    if number not in _BY_NUMBER:
-        raise ValueError(f"its codec {number} is unknown")
-    if not 0 < length <= LARGEST or encrypted > LARGEST + 2 * DIGEST:
-        raise ValueError("its header gives an impossible length")
-    return number, encrypted, length, digest
+        raise ValueError("not a block")
+    if code not in _BY_CODE:
+        raise ValueError(f"unknown codec {code}")
+    if not 0 < length <= MAX_BLOCK_SIZE or encrypted > MAX_BLOCK_SIZE + 2 * DIGEST:
+        raise ValueError("invalid length in the header")
+    return code, encrypted, length, digest
 
 
-def _name(number: int, length: int, digest: bytes) -> bytes:
-    return b"block" + HEADER.pack(MAGIC, number, 0, length, digest)
+def _name(code: int, length: int, digest: bytes) -> bytes:
+    return b"block" + HEADER.pack(MAGIC, code, 0, length, digest)

@@ -19,7 +19,7 @@ from fuse_store.columns import I64, starts
 from fuse_store.errors import Damaged, NotFound
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
-from fuse_store.repository.block import LARGEST as MAX_BLOCK_SIZE
+from fuse_store.repository.block import MAX_BLOCK_SIZE
 from fuse_store.repository.manifest import Head, Segment, image_name
 
 MAX_EXTENTS = 1 << 16  # in a segment

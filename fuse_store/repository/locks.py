@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One writer per store. Used by ``store`` around everything that writes.
+"""The writer lock of a store in a local directory: one writer at a time. Not for threads; readers need no lock, because no file
+is changed in place and removed files go to the trash first.
 
-A lock is a file that names its holder: host, boot, process and the process's start. Machines that use this store
-hibernate, also while they hold the lock: a holder of another boot on this host is gone for ever and its lock is taken
-over; and a holder whose lock was taken over while it slept must not go on, which it finds out by ``check`` right before
-each commit. Readers need no lock: nothing they use is changed, and what is removed goes to the trash first.
+The lock is a file that names its holder: host, boot, process and start time of the process. Machines that use the store may
+hibernate while they hold the lock. A holder of an earlier boot of this machine has ended, and its lock is taken over. A holder
+whose lock was taken over while it was hibernated must not continue; it finds out by ``check``, right before each commit.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fuse_store.errors import Locked
 
 
 class WriterLock:
-    """``with WriterLock(folder) as lock``. Raises Locked, OSError."""
+    """``with WriterLock(directory) as lock``. Raises Locked, OSError."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "writer"
-        self._free = folder / "free"  # the file of the last lock: on a full disk there is no room for a new one
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "writer"
+        self._free = directory / "free"  # the file of the last lock: a full disk has no space for a new one
         self._content = json.dumps({**this_process(), "token": os.urandom(8).hex()}, sort_keys=True)
 
     def __enter__(self) -> WriterLock:
@@ -37,7 +37,7 @@ class WriterLock:
                 with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
                     file.write(self._content)
                     file.truncate()
-                os.link(partial, self._path)  # fails if it exists, which a rename would not
+                os.link(partial, self._path)  # fails if the lock exists, unlike a rename
                 return self
             except FileExistsError:
                 self._take_over()
@@ -50,26 +50,24 @@ class WriterLock:
             os.rename(self._path, self._free)
 
     def check(self) -> None:
-        """Raise Locked if the lock is no longer ours."""
+        """Raises Locked if another process took the lock over."""
         if self._holder_text() != self._content:
-            raise Locked(
-                "the writer's lock", "somebody else took it while this process slept.", "Nothing was changed. Run it again."
-            )
+            raise lost_lock()
 
     def _take_over(self) -> None:
-        """Remove the lock of a holder that is gone for certain; Locked otherwise."""
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        """Remove the lock of a holder that has certainly ended; raises Locked otherwise."""
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            # One at a time, or the second would remove what the first has just taken. Only this machine's processes do it.
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            # One at a time, or the second would remove the lock that the first has just taken. Only processes of this machine do it.
+            fcntl.flock(directory, fcntl.LOCK_EX)
             if self._holder_text() is None:
                 return
             holder = self._holder()
-            if not is_gone(holder):
+            if not has_ended(holder):
                 raise self._locked(holder)
             self._path.unlink(missing_ok=True)
         finally:
-            os.close(folder)
+            os.close(directory)
 
     def _holder_text(self) -> str | None:
         try:
@@ -78,20 +76,20 @@ class WriterLock:
             return None
 
     def _holder(self) -> dict[str, Any]:
-        return holder_in(self._holder_text() or "{}")
+        return parse_holder(self._holder_text() or "{}")
 
     def _locked(self, holder: dict[str, Any]) -> Locked:
-        remedy = f"Wait until it is done; if that machine is gone for ever, remove {self._path}."
-        return held(str(self._path.parent.parent), holder, remedy)
+        remedy = f"Wait until it is done; if that machine no longer exists, remove {self._path}."
+        return held_by(str(self._path.parent.parent), holder, remedy)
 
 
 def this_process() -> dict[str, Any]:
-    """What a lock says of who holds it."""
+    """The holder of a lock, as a lock file names it."""
     return {"host": os.uname().nodename, "machine": _machine_id(), "boot": _boot_id(), "pid": os.getpid(), "start": _start(os.getpid())}
 
 
-def holder_in(content: str | bytes) -> dict[str, Any]:
-    """Who holds a lock, by what stands in it; empty if that is nothing of ours."""
+def parse_holder(content: str | bytes) -> dict[str, Any]:
+    """The holder that a lock names; empty if the content is not of a lock."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
@@ -99,16 +97,21 @@ def holder_in(content: str | bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def held(store: str, holder: dict[str, Any], remedy: str) -> Locked:
-    """The error for who finds a store locked."""
-    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-    return Locked(f"store {store}", f"{who} is writing to it.", remedy)
+def held_by(store: str, holder: dict[str, Any], remedy: str) -> Locked:
+    """The error if another process holds the lock."""
+    process = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    return Locked(f"store {store}", f"locked by {process}.", remedy)
 
 
-def is_gone(holder: dict[str, Any]) -> bool:
-    """Whether a holder can't go on: its process, or its boot of this machine, has ended."""
+def lost_lock() -> Locked:
+    """The error if another process took the lock over."""
+    return Locked("writer lock", "taken over by another process while this one was stopped.", "Nothing was changed. Run the command again.")
+
+
+def has_ended(holder: dict[str, Any]) -> bool:
+    """Whether a holder cannot continue: its process, or its boot of this machine, has ended."""
     if not holder or holder.get("machine") != _machine_id():
-        return False  # of another machine nothing can be known
+        return False  # a lock held by another machine must not be broken
     if holder.get("boot") != _boot_id():
         return True
     return holder.get("start") != _start(holder.get("pid", 0))
@@ -126,7 +129,7 @@ def _boot_id() -> str:
 
 
 def _start(pid: Any) -> int | None:
-    """When a process began, in clock ticks since boot (proc_pid_stat(5), field 22); None if there is none."""
+    """The start of a process, in clock ticks since boot (proc_pid_stat(5), field 22); None if it does not exist."""
     try:
         text = Path(f"/proc/{int(pid)}/stat").read_text()
         return int(text.rsplit(")", 1)[1].split()[19])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happened to each version after it was captured: verified, staged, armed, resumed, failed. Used by ``store``.
+"""State logs: what happened to a version after it was captured (verified, staged, armed, resumed, failed).
 
-A version never changes; its state log does. It is one small encrypted file for each version that something happened to, replaced
-as a whole. A lost or damaged state log says that the version was captured, which is true.
+A version never changes, its state log does: a small encrypted file, replaced as a whole. A version without one, or with a
+damaged one, counts as captured. Reading is safe in threads; writing is for the holder of the writer lock.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from fuse_store.repository.aead import Aead
 from fuse_store.repository.backends import Backend
 
 STATES = ("captured", "verified", "staged", "armed", "resumed", "failed")
-MOST = 1000  # entries of a version; the oldest go first
+MAX_ENTRIES = 1000  # of a version; the oldest are dropped first
 _NAME = re.compile(r"[0-9a-f]{32}\.log")
 
 
 class StateEntry(TypedDict):
-    """``time`` is in ns since 1970; ``detail`` is a remark of the user's; ``fields`` is what programs read again."""
+    """``time``: ns since 1970; ``detail``: a remark of the user; ``fields``: values for programs."""
 
     state: str
     time: int
@@ -31,7 +31,7 @@ class StateEntry(TypedDict):
 
 
 class StateLog:
-    """The ledgers of a store. Writing is for who holds the writer's lock."""
+    """The state logs of a store."""
 
     def __init__(self, backend: Backend, aead: Aead, sync: bool) -> None:
         self._backend, self._aead, self._sync = backend, aead, sync
@@ -39,12 +39,12 @@ class StateLog:
     def record(self, image_id: str, state: str, detail: str = "", **fields: str) -> None:
         """Add an entry. Raises OSError."""
         entry: StateEntry = {"state": state, "time": time.time_ns(), "detail": detail, "fields": fields}
-        entries = [*self.entries(image_id), entry][-MOST:]
+        entries = [*self.entries(image_id), entry][-MAX_ENTRIES:]
         content = self._aead.encrypt(self._name(image_id), msgpack.packb(entries, unicode_errors="surrogateescape"))
         self._backend.write(f"states/{image_id}.log", content, self._sync)
 
     def entries(self, image_id: str) -> list[StateEntry]:
-        """What happened, oldest first; empty if the log is lost or damaged."""
+        """The entries of a version, oldest first; empty if there are none, or the log is damaged."""
         try:
             content = self._aead.decrypt(self._name(image_id), self._backend.read(f"states/{image_id}.log"))
             entries = msgpack.unpackb(content, unicode_errors="surrogateescape")
@@ -55,26 +55,26 @@ class StateLog:
         return []
 
     def state(self, image_id: str) -> str:
-        """The newest state; ``captured`` if nothing happened. A check hides nothing of what else happened."""
+        """The newest state other than ``verified``; else ``verified``; ``captured`` without entries."""
         states = [str(entry["state"]) for entry in self.entries(image_id)]
         return next((state for state in reversed(states) if state != "verified"), "verified" if states else "captured")
 
     def changed(self) -> tuple[int, bool]:
-        """``Backend.changed`` of the folder of the ledgers."""
+        """``Backend.changed`` of the directory of the state logs."""
         try:
             return self._backend.changed("states")
         except OSError:
             return 0, True
 
     def ids(self) -> list[str]:
-        """The versions that something happened to."""
+        """The ids of the versions with a state log."""
         try:
             return [name[:-4] for name in self._backend.names("states") if _NAME.fullmatch(name)]
         except OSError:
             return []
 
     def forget(self, image_id: str) -> None:
-        """The version is gone."""
+        """Remove the state log of a removed version."""
         self._backend.remove(f"states/{image_id}.log")
 
     def _name(self, image_id: str) -> bytes:

@@ -56,13 +56,13 @@ def config_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make_small(monkeypatch: pytest.MonkeyPatch, full: int = 64 << 10) -> None:
     """Limits so small that a few hundred pages make several batches, packs, segments, and merges of the index."""
-    monkeypatch.setattr(pack, "FULL", full)
+    monkeypatch.setattr(pack, "PACK_SIZE", full)
     monkeypatch.setattr(inputs, "BATCH_SIZE", 256 << 10)
     monkeypatch.setattr(writer, "MAX_GROUPS", 2)
     monkeypatch.setattr(writer, "MAX_EXTENTS", 8)
     monkeypatch.setattr(segments, "MAX_OPEN_SEGMENTS", 2)
     monkeypatch.setattr(block_cache, "CACHE_SIZE", 512 << 10)
-    monkeypatch.setattr(index, "MOST_ROWS", 64)
+    monkeypatch.setattr(index, "MAX_MERGED_ROWS", 64)
 
 
 @pytest.fixture

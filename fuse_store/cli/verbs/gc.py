@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 def run(context: Context) -> int:
     dry_run = context.options.dry_run
     with context.open_store() as store:
-        from fuse_store.maintenance import upkeep
+        from fuse_store.maintenance.gc import collect
+        from fuse_store.maintenance.trash import GRACE_PERIOD
 
-        grace = 0 if context.options.now else upkeep.GRACE
-        collected = upkeep.collect(store, dry_run=dry_run, progress=context.progress, grace=grace)
+        grace = 0 if context.options.now else GRACE_PERIOD
+        collected = collect(store, dry_run=dry_run, progress=context.progress, grace=grace)
     record = {
         "dry_run": dry_run, "versions": collected.versions_needed, "packs_kept": collected.packs_kept,
         "packs_removed": collected.packs_removed, "packs_copied": collected.packs_copied, "freed": collected.freed,

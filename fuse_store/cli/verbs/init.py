@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(context: Context) -> int:
-    from fuse_store.repository.aead import default_key_file
+    from fuse_store.repository.keyfile import default_key_file
     from fuse_store.store import Store
 
     options, location = context.options, context.store_location

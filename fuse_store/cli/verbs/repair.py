@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     with context.open_store() as store:
-        from fuse_store.maintenance import upkeep
+        from fuse_store.maintenance.repair import repair
 
-        repaired = upkeep.repair(store, context.progress)
+        repaired = repair(store, context.progress)
     record = {
         "packs_found": repaired.packs_found, "packs_rescued": repaired.packs_rescued, "packs_bad": repaired.packs_bad,
         "lost": repaired.lost,

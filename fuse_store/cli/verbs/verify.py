@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fuse_store.cli.context import Context
-    from fuse_store.maintenance.upkeep import Verdict
+    from fuse_store.maintenance.verify import Verdict
     from fuse_store.store import Store
 
 
@@ -22,14 +22,14 @@ def run(context: Context) -> int:
     options = context.options
     complete = options.sample >= 100
     with context.open_store() as store:
-        from fuse_store.maintenance import upkeep
+        from fuse_store.maintenance.verify import verify
 
         versions = store.summaries()
         ids = [store.find(reference).id for reference in options.image]
         if not options.image:  # all, also those with unreadable manifests
             readable = [version.id for version in versions]
             ids = [*readable, *sorted(set(store.ids()) - set(readable))]
-        verdicts = upkeep.verify(store, ids, options.sample, context.progress)
+        verdicts = verify(store, ids, options.sample, context.progress)
         checksums = _kernel_checksums(context, store, verdicts) if complete else {}
         sound = [verdict.id for verdict in verdicts if verdict.state == "sound"]
         recorded = complete and _record(context, store, sound, checksums)

@@ -38,8 +38,7 @@ from fuse_store.hibernation.lzo_chunks.layout import (
 )
 from fuse_store.image.inputs import Batch
 from fuse_store.image.kind import Settings
-from fuse_store.repository.block import CODECS
-from fuse_store.repository.block import SIZE as BLOCK_SIZE
+from fuse_store.repository.block import BLOCK_SIZE, CODECS
 from fuse_store.repository.manifest import Computed
 
 SAMPLE = 16  # chunks that tell whether the others are worth the work

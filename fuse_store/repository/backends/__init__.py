@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where a store is: a folder (``posix``) or a bucket (``object``). Used by ``store`` and the modules below it, which ask a
-Backend for names of the layout (docs/format.md, "Files") and never a file system. Threads may share one; what writes is
-for who holds the writer's lock, and ``lock`` for everybody.
-
-A backend raises FileNotFoundError for what is not there. What a disk does wrong is an OSError, as ever; a server that
-can't be reached, or refuses, is a StoreError, so that nobody takes it for damage.
+"""Backends: where the files of a store are, a local directory (``posix``) or an S3 bucket (``s3``). The layers above use the names
+of the layout (docs/format.md, "Files") with the Backend protocol (``base``), and never a file system. Threads may share a
+backend; writing is for the holder of the writer lock, except ``lock``. A missing file is a FileNotFoundError, a failing disk an
+OSError, a server that cannot be reached or refuses a StoreError, so that it is not mistaken for damage.
 """
 
 from __future__ import annotations
@@ -19,12 +17,13 @@ __all__ = ["Backend", "Entry", "Lock", "PosixBackend", "backend"]
 
 
 def backend(location: str | Path) -> Backend:
-    """The backend that ``--store`` names. Raises UsageError, StoreError."""
+    """The backend for ``--store``: a directory or an s3:// URL. Raises UsageError, StoreError."""
     if isinstance(location, str) and "://" in location:
         try:
             from fuse_store.repository.backends.s3 import S3Backend
         except ImportError as error:
-            raise StoreError(f"store {location}", f"{error.name} is not here, which talks to servers.", "pip install obstore.") from None
+            cause = f"Python package {error.name} is not installed."
+            raise StoreError(f"store {location}", cause, "Install it with 'pip install obstore'.") from None
 
         return S3Backend(location)
     return PosixBackend(Path(location))

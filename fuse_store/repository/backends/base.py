@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a backend owes: the Protocol that ``posix`` and ``object`` keep, and what they give out. Used through ``backends``."""
+"""The Backend protocol, implemented by ``posix`` and ``s3``, and the types it returns. Threads may share a backend.
+
+Names are those of the layout (docs/format.md, "Files"), relative to the store, with slashes. Unless stated otherwise, a missing
+file raises FileNotFoundError, a failing disk OSError, a failing server StoreError.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import BinaryIO, Protocol
 
 @dataclass(frozen=True)
 class Entry:
-    """Something in a backend: its name in the layout, bytes, and when it came to be where it is (s since 1970, ``now``)."""
+    """A file of a backend: its name, bytes, and when it was moved or written there (s since 1970, by ``Backend.now``)."""
 
     name: str
     size: int
@@ -21,17 +25,17 @@ class Entry:
 
 
 class Lock(Protocol):
-    """The writer's lock while it is held."""
+    """The writer lock, while it is held."""
 
     def check(self) -> None:
-        """Raise Locked if it is no longer ours."""
+        """Raises Locked if another process took the lock over."""
         ...
 
 
 class Backend(Protocol):
-    """What the domain asks for. ``url`` names it for people; ``local_dir`` is a local folder: the store itself, or what is kept
-    here of it; ``readers`` is how many blocks are worth being read at once; ``needs_fsync``: whether files have to be synced;
-    ``survives_fork``: whether a process that is forked can go on with it."""
+    """``url``: the location, for messages. ``local_dir``: the store itself, or the local cache of a remote store. ``readers``: how
+    many blocks are worth reading at once. ``needs_fsync``: whether written files must be synced. ``survives_fork``: whether a
+    forked process can use the backend."""
 
     url: str
     local_dir: Path
@@ -40,98 +44,99 @@ class Backend(Protocol):
     survives_fork: bool
 
     def bind(self, store_id: str) -> None:
-        """Tell which store it is, once that is known."""
+        """Set the id of the store (32 hex digits), once it is known; a remote store chooses its local cache by it."""
         ...
 
     def is_free(self) -> bool:
-        """Whether a store can be made here: nothing is there yet."""
+        """Whether a store can be created here: nothing exists yet."""
         ...
 
     def prepare(self) -> None:
-        """Make the folders of the layout."""
+        """Create the directories of the layout."""
         ...
 
     def read(self, name: str) -> bytes:
-        """The whole of something small."""
+        """The content of a small file."""
         ...
 
     def read_range(self, name: str, offset: int, length: int, *, trashed: bool) -> bytes:
-        """``length`` bytes, fewer at the end. ``trashed``: from the trash as well, for who knew it a moment ago."""
+        """``length`` bytes, fewer at the end of the file. ``trashed``: look in the trash too, for a reader that located the file
+        before it was removed."""
         ...
 
     def size(self, name: str) -> int:
-        """Bytes of something that is in its place; what is in the trash is not."""
+        """Bytes of a file; a file in the trash is a missing one."""
         ...
 
     def read_mmap(self, name: str, *, check: bool) -> bytes | mmap.mmap:
-        """The whole of something that never changes. ``check``: as it is in the store now, not as it is kept here."""
+        """The content of an immutable file. ``check``: as it is in the store now, not as it is in the local cache."""
         ...
 
     def cached(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """What ``make`` gives, which never changes; it is kept here if the store is far away."""
+        """The immutable result of ``make``, from the local cache of a remote store."""
         ...
 
     def stream(self, name: str) -> BinaryIO:
-        """To read and seek in."""
+        """A file to read and seek in."""
         ...
 
-    def names(self, folder: str) -> list[str]:
-        """What is in a folder, without the folder."""
+    def names(self, directory: str) -> list[str]:
+        """The names in a directory, without the directory."""
         ...
 
-    def entries(self, folder: str) -> Iterator[Entry]:
-        """Everything in a folder and in those in it; "" is the whole store. What goes meanwhile may be missing."""
+    def entries(self, directory: str) -> Iterator[Entry]:
+        """Every file below a directory; "" is the whole store. Files that are removed meanwhile may be missing."""
         ...
 
-    def changed(self, folder: str) -> tuple[int, bool]:
-        """(a number that is another one when something in a folder came or went: a time, ns since 1970; whether it can be
-        trusted: a folder that changes twice within one tick of its clock looks unchanged the second time)."""
+    def changed(self, directory: str) -> tuple[int, bool]:
+        """(a stamp in ns since 1970 that differs after a file of the directory was added or removed, whether it can be trusted: a
+        directory that changes twice within one tick of its clock has the same stamp)."""
         ...
 
-    def refresh(self, folder: str) -> None:
-        """Believe nothing that was known of a folder."""
+    def refresh(self, directory: str) -> None:
+        """Forget what is known about a directory."""
         ...
 
     def now(self) -> float:
-        """The time by the clock of ``Entry.changed``."""
+        """The current time by the clock of ``Entry.changed``, in s since 1970."""
         ...
 
     def write(self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None) -> None:
-        """Have it there whole, or not at all, in the place of what was there; ``before``: ``durable.new_file``."""
+        """Write a file atomically, or replace it. ``sync`` and ``before``: see ``atomic.new_file``."""
         ...
 
     def new(self, name: str, sync: bool) -> AbstractContextManager[BinaryIO]:
-        """A pack to write, which appears when the block ends, and not at all if it raises."""
+        """A pack to write, which appears when the ``with`` block ends, and not at all if the block raises."""
         ...
 
     def remove(self, name: str) -> None:
-        """Destroy it, if it is there."""
+        """Destroy a file, if it exists."""
         ...
 
     def to_trash(self, name: str) -> None:
-        """Out of its place at once; readers that knew it find it in the trash."""
+        """Move a file to the trash. Readers that located it before find it there."""
         ...
 
-    def sync(self, folder: str) -> None:
-        """Make durable what came and went in a folder."""
+    def sync(self, directory: str) -> None:
+        """Make additions to and removals from a directory durable."""
         ...
 
     def sync_all(self) -> None:
-        """Make durable everything that was written."""
+        """Make everything that was written durable."""
         ...
 
     def remove_partials(self) -> None:
-        """Remove what writers that were killed left behind."""
+        """Remove the partial files of killed writers, and forget what was known before the writer lock was taken."""
         ...
 
     def forget(self, name: str) -> None:
-        """Let go of something that was removed."""
+        """Close a removed file."""
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close all files and drop what is cached in memory."""
         ...
 
     def lock(self) -> AbstractContextManager[Lock]:
-        """The writer's lock. Raises Locked, Refused."""
+        """The writer lock. Entering raises Locked, Refused, OSError, StoreError."""
         ...

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One writer per store in a bucket. Used by ``object``; the counterpart of ``locks``, which tells what it is for.
+"""The lease: the writer lock of an S3 store, one writer at a time. ``locks`` has the writer lock of a local directory.
 
-The lock is an object that is created only if there is none (If-None-Match), names its holder, and is written anew by a
-thread of its holder as long as it works. It is taken over, by writing it only if nobody else did meanwhile (If-Match),
-from a holder that is gone for certain, as on a disk, and from any that has not renewed it for LEASE seconds by the
-server's clock: its machine is off, hibernates or is cut off. A holder that comes back finds it out by ``check``, which
-precedes each commit. A server that does not heed the conditions is found out when the lock is taken.
+The lock is an object that is created only if none exists (If-None-Match), names its holder, and is renewed by a thread
+of the holder. It is taken over, by a write that fails if the object changed meanwhile (If-Match), from a holder that has
+certainly ended, as in ``locks``, and from any holder that has not renewed it for LEASE_SECONDS by the server's clock: its
+machine is off, hibernated or disconnected. A holder that continues later finds out by ``check``, which precedes each
+commit. A server that ignores the conditions is detected when the lock is taken.
 """
 
 from __future__ import annotations
@@ -13,24 +13,41 @@ from __future__ import annotations
 import json
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from fuse_store.errors import Locked, Refused, StoreError
-from fuse_store.repository.locks import held, holder_in, is_gone, this_process
+from fuse_store.repository.locks import has_ended, held_by, lost_lock, parse_holder, this_process
 
-if TYPE_CHECKING:
-    from fuse_store.repository.backends.s3 import S3Backend
+LOCK_NAME = "locks/writer"
+LEASE_SECONDS = 300.0
+RENEWAL_SECONDS = 60.0
 
-NAME = "locks/writer"
-LEASE = 300.0  # seconds
-RENEWED = 60.0  # seconds between two renewals
+
+class ObjectStore(Protocol):
+    """The requests of an S3 store that a lease needs. ``url``: for messages. All raise StoreError."""
+
+    url: str
+
+    def put(self, name: str, content: bytes, mode: Any = "overwrite") -> str | None:
+        """Write an object; its e_tag, or None if the condition ``mode`` (obstore.PutMode) does not hold."""
+        ...
+
+    def get(self, name: str) -> tuple[bytes, str, float]:
+        """(content, e_tag, time of the last write by the server's clock). Raises FileNotFoundError."""
+        ...
+
+    def remove(self, name: str) -> None: ...
+
+    def now(self) -> float:
+        """The server's time, in s since 1970."""
+        ...
 
 
 class Lease:
-    """``with Lease(backend) as lock``. Raises Locked, Refused, StoreError."""
+    """``with Lease(objects) as lock``. Raises Locked, Refused, StoreError."""
 
-    def __init__(self, backend: S3Backend) -> None:
-        self._backend = backend
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
         self._token = os.urandom(8).hex()
         self._count = 0
         self._tag: str | None = None
@@ -39,18 +56,18 @@ class Lease:
 
     def __enter__(self) -> Lease:
         for _attempt in range(8):
-            self._tag = self._backend.put(NAME, self._content(), "create")
+            self._tag = self._objects.put(LOCK_NAME, self._content(), "create")
             if self._tag is None and not self._is_ours():
                 self._take_over()
             if self._tag is not None:
                 break
         else:
             raise self._locked({})
-        if self._backend.put(NAME, self._content(), "create") is not None:
-            self._backend.remove(NAME)
+        if self._objects.put(LOCK_NAME, self._content(), "create") is not None:
+            self._objects.remove(LOCK_NAME)
             raise Refused(
-                f"store {self._backend.url}", "the server does not heed conditions, so two writers could be at work at once.",
-                "Use a server with conditional writes (If-None-Match). Reading is possible.",
+                f"store {self._objects.url}", "the server ignores conditional writes, so two writers could write at once.",
+                "Use a server with conditional writes (If-None-Match); the store can still be read.",
             )  # fmt: skip
         self._thread.start()
         return self
@@ -60,54 +77,52 @@ class Lease:
         self._thread.join()
         try:
             if self._is_ours():
-                self._backend.remove(NAME)
+                self._objects.remove(LOCK_NAME)
         except StoreError:
-            pass  # it runs out by itself
+            pass  # the lease expires
 
     def check(self) -> None:
-        """Raise Locked if the lock is no longer ours."""
+        """Raises Locked if another process took the lock over."""
         if not self._is_ours():
-            raise Locked(
-                "the writer's lock", "somebody else took it while this process slept.", "Nothing was changed. Run it again."
-            )
+            raise lost_lock()
 
     def _content(self) -> bytes:
-        self._count += 1  # else a lock that was renewed would have the e_tag it had before
+        self._count += 1  # otherwise a renewed lock would have the same e_tag
         return json.dumps({**this_process(), "token": self._token, "count": self._count}, sort_keys=True).encode()
 
     def _is_ours(self) -> bool:
-        """Whether the lock is; a request that was sent twice fails the second time because of the first."""
+        """Whether this process holds the lock: a request that was sent twice fails the second time because of the first."""
         try:
-            content, tag, _written = self._backend.get(NAME)
+            content, tag, _written = self._objects.get(LOCK_NAME)
         except FileNotFoundError:
             return False
-        if holder_in(content).get("token") != self._token:
+        if parse_holder(content).get("token") != self._token:
             return False
         self._tag = tag
         return True
 
     def _renew(self) -> None:
-        while not self._end.wait(RENEWED):
+        while not self._end.wait(RENEWAL_SECONDS):
             try:
-                tag = self._backend.put(NAME, self._content(), {"e_tag": self._tag})
+                tag = self._objects.put(LOCK_NAME, self._content(), {"e_tag": self._tag})
                 if tag is not None:
                     self._tag = tag
                 elif not self._is_ours():
                     return
             except StoreError:
-                continue  # before a commit ``check`` asks
+                continue  # ``check`` decides before a commit
 
     def _take_over(self) -> None:
-        """Have the lock of a holder that is gone; Locked otherwise."""
+        """Take over the lock of a holder that has ended or not renewed it; raises Locked otherwise."""
         try:
-            content, tag, written = self._backend.get(NAME)
+            content, tag, written = self._objects.get(LOCK_NAME)
         except FileNotFoundError:
             return
-        holder = holder_in(content)
-        if not is_gone(holder) and self._backend.now() - written < LEASE:
+        holder = parse_holder(content)
+        if not has_ended(holder) and self._objects.now() - written < LEASE_SECONDS:
             raise self._locked(holder)
-        self._tag = self._backend.put(NAME, self._content(), {"e_tag": tag})
+        self._tag = self._objects.put(LOCK_NAME, self._content(), {"e_tag": tag})
 
     def _locked(self, holder: dict[str, Any]) -> Locked:
-        remedy = f"Wait until it is done; a machine that is gone loses it after {LEASE:.0f} seconds."
-        return held(self._backend.url, holder, remedy)
+        remedy = f"Wait until it is done; the lock of a machine that is off expires after {LEASE_SECONDS:.0f} seconds."
+        return held_by(self._objects.url, holder, remedy)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A store in a folder of a local file system. What is owed to whom says ``backends``; the steps of a commit are ``durable``'s.
+"""A store in a directory of a local file system. Threads may share a PosixBackend.
 
-Index fragments are mapped, packs are read by pread from files that stay open, and a rename is what makes a file appear.
+Index fragments are mapped, packs are read by pread from files that stay open, and a rename makes a file appear; ``atomic`` has
+the steps of a commit.
 """
 
 from __future__ import annotations
@@ -16,22 +17,29 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-from fuse_store.repository.atomic import SETTLED, new_file, remove_partials, sync_directory, sync_filesystem, write_file
+from fuse_store.repository.atomic import (
+    MTIME_TRUSTED_AFTER,
+    new_file,
+    remove_partials,
+    sync_directory,
+    sync_filesystem,
+    write_file,
+)
 from fuse_store.repository.backends.base import Entry
 from fuse_store.repository.locks import WriterLock
 
-FOLDERS = ("packs", "index", "images", "states", "trash", "locks")
-SWEPT = ("packs", "index", "images", "states", "locks")
-OPEN_FILES = 64
+DIRECTORIES = ("packs", "index", "images", "states", "trash", "locks")
+DIRECTORIES_WITH_PARTIALS = ("packs", "index", "images", "states", "locks")
+MAX_OPEN_PACKS = 64
 
 
 class _File:
-    """An open pack. Closed when nobody uses it any more, so one thread can forget it while another reads."""
+    """An open pack. Closed when it is no longer referenced, so one thread can forget it while another reads."""
 
     def __init__(self, path: Path, trash: Path) -> None:
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # who knew it a moment ago may finish
+        except FileNotFoundError:  # a reader that located it before may finish
             self.descriptor = os.open(trash / path.name, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -40,7 +48,7 @@ class _File:
 
 
 class PosixBackend:
-    """A Backend."""
+    """The Backend of a local directory."""
 
     def __init__(self, root: Path) -> None:
         self.local_dir, self.url = root, str(root)
@@ -57,8 +65,8 @@ class PosixBackend:
 
     def prepare(self) -> None:
         self.local_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in FOLDERS:
-            (self.local_dir / folder).mkdir(mode=0o700, exist_ok=True)
+        for directory in DIRECTORIES:
+            (self.local_dir / directory).mkdir(mode=0o700, exist_ok=True)
 
     def read(self, name: str) -> bytes:
         return (self.local_dir / name).read_bytes()
@@ -85,7 +93,7 @@ class PosixBackend:
             try:
                 return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
             except ValueError:
-                return b""  # an empty file can't be mapped
+                return b""  # an empty file cannot be mapped
 
     def cached(self, name: str, make: Callable[[], bytes]) -> bytes:
         return make()
@@ -93,33 +101,33 @@ class PosixBackend:
     def stream(self, name: str) -> BinaryIO:
         return open(self.local_dir / name, "rb")
 
-    def names(self, folder: str) -> list[str]:
-        return os.listdir(self.local_dir / folder)
+    def names(self, directory: str) -> list[str]:
+        return os.listdir(self.local_dir / directory)
 
-    def entries(self, folder: str) -> Iterator[Entry]:
+    def entries(self, directory: str) -> Iterator[Entry]:
         try:
-            with os.scandir(self.local_dir / folder) as found:
-                for one in found:
-                    name = f"{folder}/{one.name}" if folder else one.name
-                    if one.is_dir(follow_symlinks=False):
+            with os.scandir(self.local_dir / directory) as items:
+                for item in items:
+                    name = f"{directory}/{item.name}" if directory else item.name
+                    if item.is_dir(follow_symlinks=False):
                         yield from self.entries(name)
                         continue
                     try:
-                        status = one.stat(follow_symlinks=False)
+                        status = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
-                        continue  # a writer is at work
+                        continue  # removed by a writer
                     yield Entry(name, status.st_size, status.st_ctime)
         except FileNotFoundError:
             return
 
-    def changed(self, folder: str) -> tuple[int, bool]:
+    def changed(self, directory: str) -> tuple[int, bool]:
         try:
-            changed = os.stat(self.local_dir / folder).st_mtime_ns
+            changed = os.stat(self.local_dir / directory).st_mtime_ns
         except FileNotFoundError:
             return -1, True
-        return changed, time.time_ns() - changed > SETTLED
+        return changed, time.time_ns() - changed > MTIME_TRUSTED_AFTER
 
-    def refresh(self, folder: str) -> None:
+    def refresh(self, directory: str) -> None:
         pass
 
     def now(self) -> float:
@@ -131,25 +139,25 @@ class PosixBackend:
     def new(self, name: str, sync: bool) -> AbstractContextManager[BinaryIO]:
         path = self.local_dir / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        return new_file(path, sync, folder=self.local_dir / "packs")  # one folder to sweep, not 256
+        return new_file(path, sync, partial_dir=self.local_dir / "packs")  # partial files in one directory, not in 256
 
     def remove(self, name: str) -> None:
-        (self.local_dir / name).unlink(missing_ok=True)  # who has it mapped keeps it
+        (self.local_dir / name).unlink(missing_ok=True)  # a reader that mapped it keeps it
 
     def to_trash(self, name: str) -> None:
         path = self.local_dir / name
         os.utime(path)
         os.rename(path, self._trash / path.name)
 
-    def sync(self, folder: str) -> None:
-        sync_directory(self.local_dir / folder)
+    def sync(self, directory: str) -> None:
+        sync_directory(self.local_dir / directory)
 
     def sync_all(self) -> None:
         sync_filesystem(self.local_dir)
 
     def remove_partials(self) -> None:
-        for folder in SWEPT:
-            remove_partials(self.local_dir / folder)
+        for directory in DIRECTORIES_WITH_PARTIALS:
+            remove_partials(self.local_dir / directory)
 
     def forget(self, name: str) -> None:
         with self._lock:
@@ -167,7 +175,7 @@ class PosixBackend:
             file = self._files.get(name)
             if file is None:
                 file = self._files[name] = _File(self.local_dir / name, self._trash)
-                while len(self._files) > OPEN_FILES:
+                while len(self._files) > MAX_OPEN_PACKS:
                     self._files.popitem(last=False)
             else:
                 self._files.move_to_end(name)

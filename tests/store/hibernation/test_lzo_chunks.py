@@ -27,7 +27,9 @@ from fuse_store.hibernation.lzo_chunks import encode as lzo_encode
 from fuse_store.hibernation.lzo_chunks import layout as lzo_layout
 from fuse_store.hibernation.lzo_chunks import lzo
 from fuse_store.image import diff, restore
-from fuse_store.maintenance import upkeep
+from fuse_store.maintenance.gc import collect
+from fuse_store.maintenance.repair import repair
+from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
 from fuse_store.repository.atomic import FAULT_POINT
 from fuse_store.repository.block import HEADER
@@ -70,7 +72,7 @@ def whole(store: Store, version: Summary, device: bytes) -> None:
     restore.get(store.open_image(version.id), str(target), SILENT)
     assert target.read_bytes() == device
     target.unlink()
-    (verdict,) = upkeep.verify(store, [version.id], 100, SILENT)
+    (verdict,) = verify(store, [version.id], 100, SILENT)
     assert verdict.state == "sound", verdict.problems
     filled = np.frombuffer(device.ljust(-(-len(device) // store.config.page_size) * store.config.page_size, b"\0"), np.uint8)
     assert version.allocated == filled.reshape(-1, store.config.page_size).any(axis=1).sum() * store.config.page_size
@@ -331,8 +333,8 @@ def test_threads_and_collections(store: Store, tmp_path: Path) -> None:
     gone = put(store, encode(machine(pages=2000, seed=2), compression="lzo"), tmp_path / "source")
     version = put(store, encoded, tmp_path / "source")
     store.remove([gone.id])
-    upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
-    assert not upkeep.repair(store, SILENT).lost
+    collect(store, dry_run=False, progress=SILENT, grace=0.0)
+    assert not repair(store, SILENT).lost
     device, opened = bytes(encoded.device), store.open_image(version.id)
     with ThreadPoolExecutor(8) as pool:
         places = [random.Random(7).randrange(len(device)) for _read in range(400)]
@@ -359,7 +361,7 @@ def right_or_refused(path: Path, image_id: str, device: bytes) -> int:
             except Damaged as error:
                 assert error.image == image_id and error.extent
                 refused += 1
-        assert (upkeep.verify(store, [image_id], 100, SILENT)[0].state == "damaged") == bool(refused)
+        assert (verify(store, [image_id], 100, SILENT)[0].state == "damaged") == bool(refused)
     return refused
 
 
@@ -391,7 +393,7 @@ def test_another_compressor_is_told_from_damage(store: Store, tmp_path: Path, mo
         with pytest.raises(Damaged, match="this liblzo2 differs from the one used by 'put'") as caught:
             read_whole(again, version.id)
         assert caught.value.image == version.id and caught.value.extent and "liblzo2 (2.10)" in caught.value.remedy
-        assert upkeep.verify(again, [version.id], 100, SILENT)[0].state == "damaged"
+        assert verify(again, [version.id], 100, SILENT)[0].state == "damaged"
         with pytest.raises(Damaged):
             restore.get(again.open_image(version.id), str(tmp_path / "target"), SILENT)
         assert not (tmp_path / "target").exists()
@@ -407,7 +409,7 @@ def test_without_the_library_it_says_what_to_install(store: Store, tmp_path: Pat
             read_whole(again, version.id)
         assert not isinstance(caught.value, Damaged)
         with pytest.raises(StoreError, match="liblzo2-2"):  # nothing is damaged
-            upkeep.verify(again, [version.id], 100, SILENT)
+            verify(again, [version.id], 100, SILENT)
 
 
 def test_a_library_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,8 +462,8 @@ def test_killed_at_every_step_of_a_put(tmp_path: Path, monkeypatch: pytest.Monke
             if not found:
                 made = put(store, encoded, tmp_path / "second")
                 assert made.chunks == len(encoded.chunks) and read_whole(store, made.id) == bytes(encoded.device)
-            upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
-            assert {one.state for one in upkeep.verify(store, store.ids(), 100, SILENT)} == {"sound"}
+            collect(store, dry_run=False, progress=SILENT, grace=0.0)
+            assert {one.state for one in verify(store, store.ids(), 100, SILENT)} == {"sound"}
         if code == 0:
             break
         assert code == -signal.SIGKILL

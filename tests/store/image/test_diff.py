@@ -14,7 +14,7 @@ import pytest
 from fuse_store.errors import Damaged, UsageError
 from fuse_store.image import diff
 from fuse_store.image.diff import Range
-from fuse_store.maintenance import upkeep
+from fuse_store.maintenance.repair import repair
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 from tests.store.bench.corpus import versions
@@ -141,7 +141,7 @@ def test_what_is_lost_is_not_the_same(tmp_path: Path) -> None:
     for pack in path.glob("packs/*/*.pack"):
         pack.unlink()
     with Store.open(path) as store:
-        upkeep.repair(store, SILENT)
+        repair(store, SILENT)
     with Store.open(path) as store, pytest.raises(Damaged):
         list(diff.diff(store.open_image(ids[0]), store.open_image(ids[1]), SILENT))
 

@@ -19,7 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fuse_store.errors import NotFound, StoreError
 from fuse_store.image import restore
-from fuse_store.maintenance import upkeep
+from fuse_store.maintenance.gc import collect
+from fuse_store.maintenance.repair import repair
+from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 from tests.store.conftest import PAGE, make_small, packs_of, page, write_sparse
@@ -58,10 +60,10 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.store is not None:
             self.reopen_store()
-            upkeep.repair(self.store, SILENT)
+            repair(self.store, SILENT)
             for image_id, (_machine, data) in self.model.items():
                 self.compare(image_id, 0, len(data) + 1)
-            assert all(verdict.state == "sound" for verdict in upkeep.verify(self.store, list(self.model), 100, SILENT))
+            assert all(verdict.state == "sound" for verdict in verify(self.store, list(self.model), 100, SILENT))
             self.store.close()
         shutil.rmtree(self.folder)
 
@@ -114,7 +116,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.store is not None)
     def collect(self, grace: float) -> None:
         try:
-            upkeep.collect(self.opened(), dry_run=False, progress=SILENT, grace=grace)
+            collect(self.opened(), dry_run=False, progress=SILENT, grace=grace)
         except StoreError as error:
             assert not self.indexed and "Nothing was freed" in str(error)
             return
@@ -124,7 +126,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.store is not None)
     def repair(self) -> None:
-        done = upkeep.repair(self.opened(), SILENT)
+        done = repair(self.opened(), SILENT)
         assert not done.lost and not done.packs_bad
         self.indexed = True
 
@@ -156,7 +158,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.model and self.indexed)
     def verify(self) -> None:
-        assert all(not verdict.problems for verdict in upkeep.verify(self.opened(), list(self.model), 100, SILENT))
+        assert all(not verdict.problems for verdict in verify(self.opened(), list(self.model), 100, SILENT))
 
     @rule(choice=st.randoms(use_true_random=False))
     @precondition(lambda self: self.model)

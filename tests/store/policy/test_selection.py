@@ -83,11 +83,11 @@ def test_reasons_say_what_differs() -> None:
     found = select(VERSIONS, Wanted("web01", event="reboot", profile={"kernel": "6.12.10", "memory": "1"}))
     messages = {int(one.version.id, 16): [reason.message for reason in one.reasons] for one in found.passed_over}
     assert messages[1] == [
-        "its event is nightly, not reboot",
-        "its kernel is 6.12.9, and the profile's is 6.12.10",
-        "it does not say for which memory it is",
+        "event is nightly, not reboot",
+        "tag kernel is 6.12.9, not 6.12.10 as in the profile",
+        "has no tag memory",
     ]
-    assert messages[4][1] == "nothing can be booted from its kind, disk"
+    assert messages[4][1] == "kind disk is not bootable"
 
 
 def test_an_empty_profile_asks_for_a_bootable_kind_only() -> None:

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,12 @@ class SecondReader:
         assert magic == b"FSBK" and name == digest and stored == 32 + length
         sealed_as = b"block" + header[:8] + bytes(4) + header[12:]
         packed = self.open(sealed_as, content[offset + 32 : offset + 32 + length])
-        pages = {
+        decompress: dict[int, Callable[[], bytes]] = {
             0: lambda: packed,
             1: lambda: zstandard.ZstdDecompressor().decompress(packed),
             2: lambda: lz4.block.decompress(packed, uncompressed_size=size),
-        }[codec]()
+        }
+        pages = decompress[codec]()
         assert len(pages) == size and self.digest(pages) == digest
         return bytes(pages)
 
@@ -196,8 +198,10 @@ def test_a_reader_made_from_the_document_reads_the_store(tmp_path: Path, encrypt
     noise = os.urandom(SIZE // 3)
     (source / "a").write_bytes(noise + bytes(SIZE // 3) + noise[: SIZE // 3 - 5])
     (source / "b c").write_bytes(b"text " * 5000)
-    options = {"encryption": encryption, "compression": compression, "page_size": 16384 if compression == "lz4" else 4096}
-    with Store.create(tmp_path / "store", key_file=key_file, durability="none", **options) as store:
+    page_size = 16384 if compression == "lz4" else 4096
+    with Store.create(
+        tmp_path / "store", key_file=key_file, durability="none", encryption=encryption, compression=compression, page_size=page_size
+    ) as store:
         first = store.put(str(source), Label("m"))
         (source / "b c").write_bytes(b"other text " * 5000)
         second = store.put(str(source), Label("m"))
@@ -207,7 +211,7 @@ def test_a_reader_made_from_the_document_reads_the_store(tmp_path: Path, encrypt
     content = {path.name: path.read_bytes() for path in source.iterdir()}
     assert reader.image(second.id) == content
     assert reader.image(first.id) == {**content, "b c": b"text " * 5000}
-    page = noise[: options["page_size"]]
+    page = noise[:page_size]
     tables = []
     for digest in reader.where:
         reader.block(digest)

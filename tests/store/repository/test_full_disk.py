@@ -12,7 +12,9 @@ import pytest
 
 from fuse_store.errors import StoreError
 from fuse_store.image import restore
-from fuse_store.maintenance import upkeep
+from fuse_store.maintenance.gc import collect
+from fuse_store.maintenance.repair import repair
+from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 from tests.store.conftest import content, read_store, read_whole, run, small_filesystem
@@ -70,7 +72,7 @@ def test_a_put_to_a_full_disk(store: Store, disk: Path, tmp_path: Path, large: P
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert partials(store) == [] and os.statvfs(disk).f_bavail > free - 100
     assert read_store(store.path) == {old: content(range(1, 200))}
-    assert upkeep.verify(store, [old], 100, SILENT)[0].problems == []
+    assert verify(store, [old], 100, SILENT)[0].problems == []
     new = put(store, tmp_path, content(range(100, 300)))
     assert read_whole(store, new) == content(range(100, 300))
 
@@ -78,13 +80,13 @@ def test_a_put_to_a_full_disk(store: Store, disk: Path, tmp_path: Path, large: P
 def test_full_packs_are_kept_for_the_next_put_and_freed_by_gc(
     store: Store, disk: Path, tmp_path: Path, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fuse_store.repository.pack.FULL", 2 << 20)
+    monkeypatch.setattr("fuse_store.repository.pack.PACK_SIZE", 2 << 20)
     old = put(store, tmp_path, content(range(1, 200)))
     with pytest.raises(StoreError, match="No space left"):
         store.put(str(large), Label("m"))
     assert os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize < 6 << 20 and partials(store) == []
     assert read_store(store.path) == {old: content(range(1, 200))}
-    done = upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
+    done = collect(store, dry_run=False, progress=SILENT, grace=0.0)
     assert done.packs_removed >= 5
     assert os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize > 12 << 20
     new = put(store, tmp_path, content(range(100, 300)))
@@ -98,7 +100,7 @@ def test_a_collection_frees_a_disk_with_no_block_left(store: Store, disk: Path, 
     fill(disk)
     assert os.statvfs(disk).f_bavail == 0
     store.remove([old])
-    upkeep.collect(store, dry_run=False, progress=SILENT, grace=0)
+    collect(store, dry_run=False, progress=SILENT, grace=0)
     assert os.statvfs(disk).f_bavail > 0
     assert store.ids() == [kept] and read_whole(store, kept) == data
 
@@ -110,17 +112,17 @@ def test_a_disk_with_no_block_left(store: Store, disk: Path, tmp_path: Path) -> 
     filler = fill(disk)
     assert os.statvfs(disk).f_bavail == 0
     (tmp_path / "source").write_bytes(content(range(300, 500)))
-    for act in (lambda: store.put(str(tmp_path / "source"), Label("m")), lambda: upkeep.repair(store, SILENT)):
+    for act in (lambda: store.put(str(tmp_path / "source"), Label("m")), lambda: repair(store, SILENT)):
         with pytest.raises(StoreError, match="No space left on device") as caught:
             act()
         assert "\n" not in str(caught.value)
     assert [one.id for one in store.summaries()] == [old] and read_whole(store, old) == data
-    assert upkeep.verify(store, [old], 100, SILENT)[0].problems == []
+    assert verify(store, [old], 100, SILENT)[0].problems == []
     assert partials(store) == []
     filler.unlink()
     new = put(store, tmp_path, content(range(300, 500)))
     assert read_whole(store, new) == content(range(300, 500)) and read_whole(store, old) == data
-    assert upkeep.repair(store, SILENT).lost == {}
+    assert repair(store, SILENT).lost == {}
 
 
 def test_a_get_to_a_full_disk_leaves_the_old_file(store: Store, disk: Path, tmp_path: Path, large: Path) -> None:
@@ -142,12 +144,12 @@ def test_a_read_only_disk(store: Store, disk: Path, tmp_path: Path) -> None:
     with Store.open(path) as store:
         assert [one.id for one in store.summaries()] == [old] and store.find("m/system/latest").id == old
         assert read_whole(store, old) == data
-        assert upkeep.verify(store, [old], 100, SILENT)[0].problems == []
+        assert verify(store, [old], 100, SILENT)[0].problems == []
         restore.get(store.open_image(old), str(tmp_path / "got"), SILENT)
         assert (tmp_path / "got").read_bytes() == data
         for act in (
             lambda: put(store, tmp_path, b"new"), lambda: store.remove([old]), lambda: store.record([old], "verified"),
-            lambda: upkeep.collect(store, dry_run=False, progress=SILENT), lambda: upkeep.repair(store, SILENT),
+            lambda: collect(store, dry_run=False, progress=SILENT), lambda: repair(store, SILENT),
         ):  # fmt: skip
             with pytest.raises(StoreError, match=r"Read-only file system.*Nothing was changed"):
                 act()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Repair: rebuild the index from the packs, rescue readable blocks of damaged packs, and report damaged versions.
+
+Takes the writer lock; blocks are read by a pool of threads. Manifests and packs are never removed: a damaged one may be restored
+from a copy of the store later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+
+from fuse_store.errors import Damaged, NotFound
+from fuse_store.progress import Progress
+from fuse_store.repository.aead import DIGEST
+from fuse_store.repository.atomic import fault_point
+from fuse_store.repository.index import Rows, halves, merged
+from fuse_store.repository.pack import PackReader, PackWriter, Table, all_packs
+from fuse_store.store import Store
+
+MAX_PENDING_READS = 32  # blocks that are read at once
+ROWS_PER_FRAGMENT = 1 << 19  # a rebuilt fragment of the index is written with about as many
+
+
+@dataclass
+class Repaired:
+    """What ``repair`` did. ``lost``: versions with missing blocks, and the reason; ``packs_bad``: damaged packs, and how."""
+
+    packs_found: int = 0
+    packs_rescued: int = 0
+    packs_bad: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+
+
+def repair(store: Store, progress: Progress) -> Repaired:
+    """Rebuild the index from the packs, then find the versions with missing blocks.
+
+    Every block is read. The readable blocks of a damaged pack (a damaged block, or a lost pack table) are found by their block
+    headers and copied to a new pack; the new index does not name the damaged one. A later put stores the lost blocks again, and
+    makes the versions that need them whole. Raises Locked, StoreError.
+    """
+    result = Repaired()
+    with store.writing() as lock:
+        progress.start("repair", None, unit="packs")
+        old = [name for name, _rows in store.index.checked()]
+        new: list[Rows] = []
+        unmerged: list[Rows] = []
+        damaged: dict[bytes, str] = {}
+        for pack, _size in sorted(all_packs(store.backend)):
+            try:
+                unmerged.append(_checked_table(store, pack).rows())
+            except Damaged as error:
+                damaged[pack] = str(error)
+                continue
+            result.packs_found += 1
+            progress.at(result.packs_found)
+            if sum(map(len, unmerged)) > ROWS_PER_FRAGMENT:
+                new, unmerged = [*new, merged(unmerged)], []
+        if unmerged:
+            new = [*new, merged(unmerged)]
+        new += _rescue_blocks(store, damaged, new, result)
+        fault_point("repair index")
+        store.index.replace(old, new, store.sync, lambda: store.settle(lock))
+        store.versions.forget_cache()
+        _find_lost_versions(store, result)
+        progress.finish()
+    return result
+
+
+def _checked_table(store: Store, pack: bytes) -> Table:
+    """The table of a pack, every block of which was read. Raises Damaged."""
+    reader: PackReader = store.reader
+    table = reader.table(pack, check=True)
+    places = zip(table.offset.tolist(), table.stored.tolist(), strict=True)
+    pending: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1), "repair") as pool:
+        for row, (offset, stored) in enumerate(places):
+            if len(pending) >= MAX_PENDING_READS:
+                pending.popleft().result()
+            digest = table.digests[row * DIGEST : (row + 1) * DIGEST]
+            pending.append(pool.submit(reader.read, digest, pack, offset, stored))
+        for job in pending:
+            job.result()
+    return table
+
+
+def _rescue_blocks(store: Store, damaged: dict[bytes, str], known: Sequence[Rows], result: Repaired) -> list[Rows]:
+    """Copy the readable blocks of damaged packs that are in no other pack to new packs, which are durable when this returns.
+    A later collection frees the damaged packs once no version is damaged."""
+    page_size, seed = store.config.page_size, store.aead.page_seed
+    writer = PackWriter(store.backend, store.aead, store.sync)
+    written: list[Rows | None] = []
+    copied: set[bytes] = set()
+    try:
+        for pack, error in damaged.items():
+            readable = 0
+            for block, pages in store.reader.scan(pack):
+                readable += 1
+                high, low = halves(block.digest)
+                if block.digest in copied or any(rows.find(high, low)[0] >= 0 for rows in known):
+                    continue
+                copied.add(block.digest)
+                digests = [xxhash.xxh3_128_digest(pages[at : at + page_size], seed) for at in range(0, len(pages), page_size)]
+                written.append(writer.add(block, b"".join(digests)))
+            result.packs_rescued += bool(readable)
+            result.packs_bad.append(f"{error} {readable} readable blocks found.")
+        written.append(writer.finish())
+    finally:
+        writer.abandon()
+    return [rows for rows in written if rows is not None]
+
+
+def _find_lost_versions(store: Store, result: Repaired) -> None:
+    for image_id in store.ids():
+        try:
+            for _digests, located, first_pages in store.open_image(image_id).blocks():
+                missing = np.flatnonzero(located.pack < 0)
+                if len(missing):
+                    extent = f"{int(first_pages[missing].min()) * store.config.page_size:#x}"
+                    raise Damaged(f"{len(missing)} blocks", "not in any pack.", image=image_id, extent=extent)
+        except (Damaged, NotFound) as error:
+            result.lost[image_id] = str(error)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Verify: read versions and compare their blocks with the digests that name them. Only reads; runs beside any writer.
+
+Not thread-safe itself; blocks are read and decompressed by the threads of the store's block cache.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fuse_store.errors import Damaged, NotFound
+from fuse_store.progress import Progress
+from fuse_store.repository.aead import DIGEST
+from fuse_store.store import Store
+
+if TYPE_CHECKING:
+    from fuse_store.image.reader import Image
+
+MAX_PENDING_BLOCKS = 32  # blocks that are read and decompressed at once
+
+
+@dataclass
+class Verdict:
+    """The result of ``verify`` for one version. ``state``: sound or damaged; ``blocks``: how many were read."""
+
+    id: str
+    state: str = "sound"
+    blocks: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(store: Store, ids: Sequence[str], sample: float, progress: Progress) -> list[Verdict]:
+    """Read ``sample`` percent (0 to 100) of the blocks of each version, and compare their pages with their digests.
+
+    With 100 the checksums of the index and the pack tables are compared as well. A damaged index is a problem of every
+    version. Raises StoreError if the server of an S3 store fails.
+    """
+    verifier = _Verifier(store, sample, progress)
+    progress.start("verify", None)
+    try:
+        return [verifier.verify(image_id) for image_id in ids]
+    finally:
+        progress.finish()
+
+
+class _Verifier:
+    def __init__(self, store: Store, sample: float, progress: Progress) -> None:
+        self._store, self._sample, self._progress = store, sample, progress
+        self._random = random.Random(time.time_ns())
+        self._block_problems: dict[bytes, str] = {}  # by digest, of the blocks that were read; empty if sound
+        self._pack_problems: dict[bytes, str] = {}  # by pack id, of its table; empty if sound
+        self._bytes_read = 0
+        self._index_problems: list[str] = []
+        if sample >= 100:
+            damaged = [(name, problem) for name, problem in store.index.checked() if isinstance(problem, str)]
+            self._index_problems = [f"index {name}: {problem}. Run 'fuse-store repair'." for name, problem in damaged]
+
+    def verify(self, image_id: str) -> Verdict:
+        verdict = Verdict(image_id, problems=list(self._index_problems))
+        try:
+            image = self._store.open_image(image_id)
+            self._check_blocks(verdict, image)
+            self._check_computed_blocks(verdict, image)
+        except (Damaged, NotFound) as error:
+            verdict.problems.append(str(error))
+        if verdict.problems:
+            verdict.state = "damaged"
+        return verdict
+
+    def _check_blocks(self, verdict: Verdict, image: Image) -> None:
+        """The blocks that are stored in packs."""
+        pending: deque[tuple[bytes, int, Future[bytes]]] = deque()
+        for digests, located, first_pages in image.blocks():
+            if self._sample >= 100:
+                self._check_pack_tables(verdict, located.packs)
+            for row in range(len(first_pages)):
+                digest, offset = digests[row * DIGEST : (row + 1) * DIGEST], int(first_pages[row]) * image.head.page_size
+                if digest in self._block_problems:
+                    self._add_block_problem(verdict, digest, offset)
+                elif self._is_in_sample():
+                    verdict.blocks += 1
+                    pending.append((digest, offset, self._store.blocks.begin(digest, located, row)))
+                    if len(pending) >= MAX_PENDING_BLOCKS:
+                        self._finish_block(verdict, *pending.popleft())
+        while pending:
+            self._finish_block(verdict, *pending.popleft())
+
+    def _check_computed_blocks(self, verdict: Verdict, image: Image) -> None:
+        """The blocks that are in no pack: whether they are computed as they were."""
+        pending: deque[Future[bytes]] = deque()
+        for start in image.computed_blocks():
+            if self._is_in_sample():
+                pending.append(start())
+            if len(pending) >= MAX_PENDING_BLOCKS:
+                self._finish_computed_block(verdict, pending.popleft())
+        while pending:
+            self._finish_computed_block(verdict, pending.popleft())
+
+    def _check_pack_tables(self, verdict: Verdict, packs: Sequence[bytes]) -> None:
+        for pack in packs:
+            if pack not in self._pack_problems:
+                try:
+                    self._store.reader.table(pack, check=True)
+                    self._pack_problems[pack] = ""
+                except (Damaged, FileNotFoundError) as error:
+                    self._pack_problems[pack] = str(error)
+            if self._pack_problems[pack] and self._pack_problems[pack] not in verdict.problems:
+                verdict.problems.append(self._pack_problems[pack])
+
+    def _finish_block(self, verdict: Verdict, digest: bytes, offset: int, job: Future[bytes]) -> None:
+        try:
+            pages = job.result()
+            sound = self._store.aead.digest(pages) == digest
+            self._block_problems[digest] = "" if sound else f"block {digest.hex()}: pages do not match the digest."
+            self._count_read(pages)
+        except Damaged as error:
+            self._block_problems[digest] = str(error)
+        self._add_block_problem(verdict, digest, offset)
+
+    def _finish_computed_block(self, verdict: Verdict, job: Future[bytes]) -> None:
+        try:
+            self._count_read(job.result())
+        except Damaged as error:
+            verdict.problems.append(str(error))
+
+    def _add_block_problem(self, verdict: Verdict, digest: bytes, offset: int) -> None:
+        if self._block_problems[digest]:
+            verdict.problems.append(f"{self._block_problems[digest]} (image {verdict.id}, extent {offset:#x})")
+
+    def _is_in_sample(self) -> bool:
+        return self._random.random() * 100 < self._sample
+
+    def _count_read(self, content: bytes) -> None:
+        self._bytes_read += len(content)
+        self._progress.at(self._bytes_read)
