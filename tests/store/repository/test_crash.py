@@ -6,11 +6,13 @@ Every crash point is tried: a child kills itself at step 1, the next one at step
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +21,11 @@ import pytest
 
 from fuse_store.errors import Locked, NotFound
 from fuse_store.image import restore
-from fuse_store.maintenance import upkeep
+from fuse_store.maintenance.gc import collect
+from fuse_store.maintenance.repair import repair
+from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
-from fuse_store.repository.atomic import FAULT_POINT, PARTIAL
+from fuse_store.repository.atomic import FAULT_POINT, PARTIAL_SUFFIX
 from fuse_store.store import Label, Store
 from tests.store.conftest import clone, content, fork, make_small, packs_of, read_store, read_whole, wait, write_sparse
 
@@ -79,12 +83,12 @@ def remove(store: Store, prepared: Prepared) -> None:
     store.remove([image_id for image_id in prepared.images if image_id in store.ids()])
 
 
-def collect(store: Store, prepared: Prepared) -> None:
-    upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
+def run_gc(store: Store, prepared: Prepared) -> None:
+    collect(store, dry_run=False, progress=SILENT, grace=0.0)
 
 
-def repair(store: Store, prepared: Prepared) -> None:
-    upkeep.repair(store, SILENT)
+def run_repair(store: Store, prepared: Prepared) -> None:
+    repair(store, SILENT)
 
 
 def record(store: Store, prepared: Prepared) -> None:
@@ -105,8 +109,8 @@ VERBS = {
     "put": Verb(put, 18, comes=True),
     "replace": Verb(replace, 20, goes=True, comes=True),
     "remove": Verb(remove, 2, goes=True),
-    "gc": Verb(collect, 12),
-    "repair": Verb(repair, 5),
+    "gc": Verb(run_gc, 12),
+    "repair": Verb(run_repair, 5),
     "record": Verb(record, 6),
 }
 
@@ -142,14 +146,14 @@ def check(path: Path, verb: Verb, prepared: Prepared, done: bool) -> None:
 def check_no_leak(path: Path) -> None:
     """After a collection: every pack is needed, and nothing of a writer that was killed is left."""
     with Store.open(path) as store:
-        upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
+        collect(store, dry_run=False, progress=SILENT, grace=0.0)
         needed = {pack for image_id in store.ids() for pack in store.open_image(image_id).packs()}
         assert packs_of(path) == needed
-        again = upkeep.collect(store, dry_run=True, progress=SILENT)
+        again = collect(store, dry_run=True, progress=SILENT)
         assert again.packs_removed == 0
-        assert all(verdict.state == "sound" for verdict in upkeep.verify(store, store.ids(), 100, SILENT))
+        assert all(verdict.state == "sound" for verdict in verify(store, store.ids(), 100, SILENT))
         assert set(store.state_log.ids()) <= set(store.ids())
-    partial = [found for found in path.rglob("*") if PARTIAL in found.name]
+    partial = [found for found in path.rglob("*") if PARTIAL_SUFFIX in found.name]
     assert not partial and list((path / "trash").iterdir()) == []
     assert [found.name for found in (path / "locks").iterdir()] == ["free"]
 
@@ -177,7 +181,8 @@ def test_killed_at_every_step(name: str, prepared: Prepared, tmp_path: Path) -> 
 def test_every_kind_of_step_was_tried(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The points that the verbs above pass: one of each object that is written, and of each that goes."""
     seen: set[str] = set()
-    for module in ("repository.atomic", "repository.pack", "repository.index", "maintenance.upkeep", "store"):
+    maintenance = ("maintenance.gc", "maintenance.repair", "maintenance.trash")
+    for module in ("repository.atomic", "repository.pack", "repository.index", *maintenance, "store"):
         monkeypatch.setattr(f"fuse_store.{module}.fault_point", seen.add)
     path = clone(prepared.path, tmp_path / "store")
     with Store.open(path) as store:
@@ -200,13 +205,28 @@ def test_an_interrupted_put_does_not_begin_from_zero(prepared: Prepared, tmp_pat
     assert packs_of(path) == before | written
 
 
+@contextlib.contextmanager
+def logged(log: Path, verb: str) -> Iterator[None]:
+    """Note in ``log`` that a verb begins, and that it is finished."""
+    with open(log, "a") as file:
+        file.write(f"{verb}\n")
+        file.flush()
+        yield
+        file.write(f"{verb} finished\n")
+
+
 def test_killed_at_any_moment(prepared: Prepared, tmp_path: Path) -> None:
-    """A child puts, replaces, removes, collects and repairs, over and over, and is killed when nobody expects it."""
+    """A child puts, replaces, removes, collects and repairs, over and over, and is killed at a random time, until each of them
+    was finished, and five of them were interrupted."""
     path = clone(prepared.path, tmp_path / "store")
+    log = tmp_path / "log"
     chance = random.Random(1)
-    until = time.monotonic() + 4
-    killed = rounds = 0
-    while time.monotonic() < until or killed < 5:
+    finished: Counter[str] = Counter()
+    interrupted: Counter[str] = Counter()
+    until, give_up = time.monotonic() + 4, time.monotonic() + 120
+    while time.monotonic() < until or len(finished) < 4 or interrupted.total() < 5:
+        assert time.monotonic() < give_up, (finished, interrupted)
+        log.write_text("")
 
         def work() -> None:
             number = chance.randrange(1 << 30)
@@ -216,21 +236,27 @@ def test_killed_at_any_moment(prepared: Prepared, tmp_path: Path) -> None:
                     numbers = [number, *np.random.default_rng(number).integers(1, 500, 100).tolist()]
                     data = content(numbers)
                     source = str(write_sparse(tmp_path / "source", data))
-                    store.put(source, Label("m", tags={"numbers": ""}, event=f"{hash(data) & 0xFFFF}"), replace=bool(number & 1))
-                    if len(store.ids()) > 4:
-                        store.remove([one.id for one in store.summaries() if one.id not in prepared.images][:2])
-                    upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
+                    event, replaces = f"{hash(data) & 0xFFFF}", bool(number & 1)
+                    with logged(log, "put"):
+                        store.put(source, Label("m", event=event), replace=replaces)
                     if number % 3 == 0:
-                        upkeep.repair(store, SILENT)
+                        added = [version.id for version in store.summaries() if version.id not in prepared.images]
+                        with logged(log, "remove"):
+                            store.remove(added[:2])
+                    with logged(log, "gc"):
+                        collect(store, dry_run=False, progress=SILENT, grace=0.0)
+                    if number % 3 == 1:
+                        with logged(log, "repair"):
+                            repair(store, SILENT)
 
         child = fork(work)
         chance.random()
         time.sleep(0.02 + 0.25 * chance.random())
         os.kill(child, signal.SIGKILL)
-        code = wait(child)
-        assert code == -signal.SIGKILL
-        killed += 1
-        rounds += 1
+        assert wait(child) == -signal.SIGKILL
+        steps = log.read_text().splitlines()
+        finished.update(step.removesuffix(" finished") for step in steps if step.endswith(" finished"))
+        interrupted.update(step for step in steps[-1:] if not step.endswith(" finished"))
         with Store.open(path) as store:
             for one in store.summaries():
                 data = read_whole(store, one.id)
@@ -244,20 +270,20 @@ def test_killed_at_any_moment(prepared: Prepared, tmp_path: Path) -> None:
 
 def check_no_leak_but_locks(path: Path) -> None:
     with Store.open(path) as store:
-        upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
-        upkeep.collect(store, dry_run=False, progress=SILENT, grace=0.0)
+        collect(store, dry_run=False, progress=SILENT, grace=0.0)
+        collect(store, dry_run=False, progress=SILENT, grace=0.0)
         needed = {pack for image_id in store.ids() for pack in store.open_image(image_id).packs()}
         assert packs_of(path) == needed
-        assert all(verdict.state == "sound" for verdict in upkeep.verify(store, store.ids(), 100, SILENT))
+        assert all(verdict.state == "sound" for verdict in verify(store, store.ids(), 100, SILENT))
 
 
 def test_what_a_writer_that_was_killed_left_is_swept_by_the_next(prepared: Prepared, tmp_path: Path) -> None:
     path = clone(prepared.path, tmp_path / "store")
     for step in ("rename .pack", "rename .idx", "rename .img"):
         assert act(path, VERBS["put"], prepared, step) == -signal.SIGKILL
-        assert [found for found in path.rglob("*") if found.name.endswith(PARTIAL)], step
+        assert [found for found in path.rglob("*") if found.name.endswith(PARTIAL_SUFFIX)], step
         with Store.open(path) as store, store.writing():
-            assert not [found for found in path.rglob("*") if found.name.endswith(PARTIAL)], step
+            assert not [found for found in path.rglob("*") if found.name.endswith(PARTIAL_SUFFIX)], step
 
 
 def test_a_get_that_is_killed_leaves_the_old_file(prepared: Prepared, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ Every kind of object is flipped, cut off, emptied, swapped and lost, in an encry
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +19,15 @@ import pytest
 
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, WrongKey
 from fuse_store.image import restore
-from fuse_store.maintenance import upkeep
+from fuse_store.maintenance.gc import collect
+from fuse_store.maintenance.repair import Repaired, repair
+from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
+from fuse_store.repository.atomic import MTIME_TRUSTED_AFTER
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.block import HEADER
-from fuse_store.repository.index import _START, ROW, halves
-from fuse_store.repository.manifest import _FILE, read_head
+from fuse_store.repository.index import _START, ROW_SIZE, halves
+from fuse_store.repository.manifest import _FILE, Summary, read_head
 from fuse_store.repository.pack import PACK_HEADER, TRAILER
 from fuse_store.store import Label, Store
 from tests.store.conftest import clone, content, make_small, read_store, replace_content, write_sparse
@@ -31,7 +36,7 @@ PIECE = 64 << 10  # what is read at once
 VERSIONS = [
     content(range(1, 330), cut=5),
     content([*range(100, 330), 0, 0, 0, *range(400, 500)]),
-    content(x for pair in zip(range(600, 700), range(1, 101), strict=True) for x in pair),
+    content([number for pair in zip(range(600, 700), range(1, 101), strict=True) for number in pair]),
 ]
 OTHER = content(range(1000, 1100))  # shares nothing with those
 
@@ -67,11 +72,13 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
         make_small(monkeypatch)
         options = {"encryption": request.param == "encrypted", "durability": "none", "level": 1}  # so a pack has several blocks
-        with Store.create(folder / "store", **options) as store:  # type: ignore[arg-type]
+        with Store.create(folder / "store", **options) as store:
             ids = [store.put(str(write_sparse(folder / "source", data)), Label("m")).id for data in VERSIONS]
             ids.append(store.put(str(write_sparse(folder / "source", OTHER)), Label("other")).id)
             store.record(ids[:2], "verified")
-            store.versions._cache({one.id: one for one in store.summaries()}, store.state_log.changed(), {})
+            time.sleep(2 * MTIME_TRUSTED_AFTER / 1e9)  # else the cache has no states
+            monkeypatch.setattr("fuse_store.versions.MIN_STALE", 0)
+            store.summaries()  # writes the cache
         images = read_store(folder / "store")
     assert images == dict(zip(ids, [*VERSIONS, OTHER], strict=True)) and len(list((folder / "store").glob("packs/*/*"))) >= 5
     return Sound(folder / "store", {image_id: images[image_id] for image_id in ids}, folder)
@@ -105,14 +112,14 @@ def survey(path: Path, images: dict[str, bytes]) -> list[Damaged]:
 def verdicts(path: Path, images: dict[str, bytes]) -> list[str]:
     """The problems that a full verification finds."""
     with Store.open(path) as store:
-        found = upkeep.verify(store, list(images), 100, SILENT)
+        found = verify(store, list(images), 100, SILENT)
         assert all((verdict.state == "damaged") == bool(verdict.problems) for verdict in found)
         return [problem for verdict in found for problem in verdict.problems]
 
 
-def repaired(path: Path) -> upkeep.Repaired:
+def repaired(path: Path) -> Repaired:
     with Store.open(path) as store:
-        return upkeep.repair(store, SILENT)
+        return repair(store, SILENT)
 
 
 def put_again(path: Path, folder: Path, data: bytes, read: bool = True) -> None:
@@ -120,7 +127,7 @@ def put_again(path: Path, folder: Path, data: bytes, read: bool = True) -> None:
     with Store.open(path) as store:
         made = store.put(str(write_sparse(folder / "again", data)), Label("m"))
         if not read:
-            upkeep.repair(store, SILENT)
+            repair(store, SILENT)
         image = store.open_image(made.id)
         assert b"".join(image.read(at, PIECE) for at in range(0, len(data), PIECE)) == data
 
@@ -219,8 +226,8 @@ def whole_again(sound: Sound, path: Path) -> None:
             image = store.open_image(image_id)
             for place in image.places(0, image.head.pages):
                 image.page_digests(place)
-        upkeep.collect(store, dry_run=False, progress=SILENT)  # frees the packs whose blocks were copied to others
-        assert upkeep.repair(store, SILENT).packs_bad == []
+        collect(store, dry_run=False, progress=SILENT)  # frees the packs whose blocks were copied to others
+        assert repair(store, SILENT).packs_bad == []
     assert survey(path, sound.images) == []
 
 
@@ -290,7 +297,7 @@ def columns(path: Path) -> tuple[int, int]:
     """Where the columns of a fragment begin, and how many rows there are."""
     data = path.read_bytes()
     begin = _START.unpack_from(data)[2]
-    return begin, (len(data) - begin) // ROW
+    return begin, (len(data) - begin) // ROW_SIZE
 
 
 @pytest.mark.parametrize("part", ["start", "header", "digests", "offset", "pack", "stored", "length"])
@@ -310,7 +317,7 @@ def test_a_flipped_bit_in_the_index(sound: Sound, tmp_path: Path, part: str) -> 
         problems = verdicts(path, sound.images)
         assert any(name.name in problem and "repair" in problem for problem in problems)
         with Store.open(path) as store, pytest.raises(StoreError, match="Nothing was freed"):
-            upkeep.collect(store, dry_run=False, progress=SILENT)
+            collect(store, dry_run=False, progress=SILENT)
         put_again(path, tmp_path, VERSIONS[0], read=False)
         assert repaired(path).lost == {}
         whole_again(sound, path)
@@ -321,7 +328,7 @@ def test_an_index_that_is_cut_off(sound: Sound, tmp_path: Path, how: str) -> Non
     for name in sound.files("index/*.idx"):
         path = sound.clone()
         data = (path / name).read_bytes()
-        cut = {"empty": b"", "half": data[: len(data) // 2], "last byte": data[:-1], "one row less": data[:-ROW]}
+        cut = {"empty": b"", "half": data[: len(data) // 2], "last byte": data[:-1], "one row less": data[:-ROW_SIZE]}
         replace_content(path / name, cut.get(how, sound.bits.randbytes(len(data))))
         survey(path, sound.images)
         assert any(name.name in problem for problem in verdicts(path, sound.images))
@@ -356,7 +363,7 @@ def test_an_old_index_brought_back(sound: Sound) -> None:
     path = sound.clone()
     with Store.open(path) as store:
         store.remove(list(sound.images)[:1])
-        upkeep.collect(store, dry_run=False, progress=SILENT)
+        collect(store, dry_run=False, progress=SILENT)
     rest = {image_id: data for image_id, data in sound.images.items() if image_id != next(iter(sound.images))}
     for name in (path / "index").glob("*.idx"):
         name.unlink()
@@ -392,7 +399,7 @@ def test_a_flipped_bit_in_a_manifest(sound: Sound, tmp_path: Path, part: str) ->
             listed = {one.id for one in store.summaries()}
             assert listed == set(sound.images) - ({name.stem} if part != "segments" else set())
             with pytest.raises(StoreError, match="Nothing was freed"):
-                upkeep.collect(store, dry_run=False, progress=SILENT)
+                collect(store, dry_run=False, progress=SILENT)
             with pytest.raises(Damaged, match=name.stem):
                 restore.get(store.open_image(name.stem), str(tmp_path / "got"), SILENT)
             assert not (tmp_path / "got").exists()
@@ -476,7 +483,8 @@ def test_a_store_json_that_is_something_else(sound: Sound, text: str) -> None:
 def test_a_store_json_with_a_value_of_another_kind(sound: Sound, key: str) -> None:
     path = sound.clone()
     config = json.loads((sound.path / "store.json").read_text())
-    for value in (None, 77, -77, 10**30, "zz", "ü", [], {}, 1.5):
+    values: list[object] = [None, 77, -77, 10**30, "zz", "ü", [], {}, 1.5]
+    for value in values:
         replace_content(path / "store.json", json.dumps({**config, key: value}).encode())
         with pytest.raises((Damaged, Refused, WrongKey)) as caught:
             Store.open(path)
@@ -492,7 +500,7 @@ def test_a_store_of_a_later_format_says_so(sound: Sound) -> None:
     assert caught.value.exit_code == 5
 
 
-def test_a_flipped_bit_in_a_ledger_is_a_version_that_was_captured(sound: Sound) -> None:
+def test_a_flipped_bit_in_a_state_log_is_a_version_that_was_captured(sound: Sound) -> None:
     name = sound.files("states/*.log")[0]
     for _try in range(20):
         path = sound.flipped(name, 0, (sound.path / name).stat().st_size)
@@ -504,12 +512,33 @@ def test_a_flipped_bit_in_a_ledger_is_a_version_that_was_captured(sound: Sound) 
             assert [entry["state"] for entry in store.state_log.entries(name.stem)] == ["staged"]
 
 
+def summaries_without_cache(sound: Sound) -> list[Summary]:
+    path = sound.clone()
+    (path / "index" / "summaries").unlink()
+    with Store.open(path) as store:
+        return store.summaries()
+
+
+def test_the_cache_of_summaries_is_read(sound: Sound) -> None:
+    """The tests of a damaged cache say something only if the one they damage is used: no manifest and no state log is read."""
+    before = summaries_without_cache(sound)
+    path = sound.clone()
+    for name in (*sound.files("images/*.img"), *sound.files("states/*.log")):
+        replace_content(path / name, b"damaged")
+    os.utime(path / "states", ns=(0, (sound.path / "states").stat().st_mtime_ns))
+    with Store.open(path) as store:
+        assert store.summaries() == before
+
+
 def test_a_flipped_bit_in_the_cache_of_summaries_changes_nothing(sound: Sound) -> None:
-    with Store.open(sound.path) as store:
-        before = store.summaries()
+    before = summaries_without_cache(sound)
     size = (sound.path / "index" / "summaries").stat().st_size
-    for _try in range(20):
-        with Store.open(sound.flipped(Path("index/summaries"), 0, size)) as store:
+    for at in range(0, size, 3):  # every third byte, and each bit in turn
+        path = sound.clone()
+        flipped = bytearray((path / "index" / "summaries").read_bytes())
+        flipped[at] ^= 1 << at % 8
+        replace_content(path / "index" / "summaries", bytes(flipped))
+        with Store.open(path) as store:
             assert store.summaries() == before
     for data in (b"", b"x", bytes(100)):
         path = sound.clone()
@@ -569,8 +598,8 @@ def test_names_that_are_not_the_stores_are_passed_over(sound: Sound) -> None:
     with Store.open(path) as store:
         assert len(store.summaries()) == len(sound.images)
         assert store.state_log.ids() != []
-        upkeep.collect(store, dry_run=False, progress=SILENT)
-        assert upkeep.repair(store, SILENT).packs_bad == []
+        collect(store, dry_run=False, progress=SILENT)
+        assert repair(store, SILENT).packs_bad == []
     assert (path / "packs" / "x.pack").exists() and (path / "images" / "x.img").exists()
 
 
