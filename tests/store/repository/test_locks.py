@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -97,7 +99,7 @@ def test_the_lock_of_who_may_be_there_is_left_alone(folder: Path, text: str) -> 
 def test_who_lost_the_lock_neither_commits_nor_removes_the_new_ones(folder: Path) -> None:
     with WriterLock(folder) as sleeper:
         (folder / "writer").write_text(holder(token="new"))
-        with pytest.raises(Locked, match="somebody else took it"):
+        with pytest.raises(Locked, match="taken over by another process"):
             sleeper.check()
     assert json.loads((folder / "writer").read_text())["token"] == "new"
 
@@ -175,3 +177,103 @@ def test_of_many_that_find_a_stale_lock_one_gets_it_at_a_time(folder: Path) -> N
     children = [fork(work) for _number in range(4)]
     assert [wait(child) for child in children] == [0] * 4
     assert len(log.read_text()) > 20
+
+
+def test_two_that_find_a_stale_lock_do_not_both_take_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second must not remove the lock that the first has just taken, though it saw the stale one."""
+    (folder / "writer").write_text(holder(boot="earlier"))
+    seen = threading.Event()
+    has_ended = locks.has_ended
+    taken: list[str] = []
+
+    def slowly(held: dict[str, object]) -> bool:
+        ended = has_ended(held)
+        if threading.current_thread().name == "slow":
+            seen.set()
+            time.sleep(0.3)
+        return ended
+
+    def take() -> None:
+        try:
+            with WriterLock(folder) as lock:
+                taken.append(threading.current_thread().name)
+                time.sleep(0.6)
+                lock.check()
+        except Locked:
+            taken.append("locked")
+
+    monkeypatch.setattr(locks, "has_ended", slowly)
+    slow, quick = threading.Thread(target=take, name="slow"), threading.Thread(target=take, name="quick")
+    slow.start()
+    assert seen.wait(10)
+    quick.start()
+    slow.join()
+    quick.join()
+    assert len(taken) == 2 and taken[1] == "locked" and taken[0] in ("slow", "quick")
+    assert [path.name for path in folder.iterdir()] == ["free"]
+
+
+def test_the_lock_of_a_process_with_an_odd_name_is_left_alone(folder: Path) -> None:
+    """In proc_pid_stat(5) the name stands in parentheses, and may have some itself."""
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        Path("/proc/self/comm").write_text("a) S 1 (b) 2")
+        with WriterLock(folder):
+            os.write(writer, b"x")
+            time.sleep(30)
+
+    child = fork(work)
+    try:
+        os.read(reader, 1)
+        assert json.loads((folder / "writer").read_text())["start"] == locks._start(child)
+        with pytest.raises(Locked, match=f"process {child} "), WriterLock(folder):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        wait(child)
+    with WriterLock(folder) as lock:
+        lock.check()
+
+
+def test_a_lock_has_nothing_of_the_longer_one_before(folder: Path) -> None:
+    """The file of the last lock is written again."""
+    (folder / "free").write_text("x" * 5000)
+    number = (folder / "free").stat().st_ino
+    with WriterLock(folder) as lock:
+        lock.check()
+        assert json.loads((folder / "writer").read_text())["pid"] == os.getpid()
+        assert (folder / "writer").stat().st_ino == number  # no new file, for which a full disk has no space
+    assert (folder / "free").stat().st_ino == number
+
+
+def test_a_machine_without_an_id_is_known_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_text = Path.read_text
+    for text in ("\n", "0123\n", None):
+
+        def read(path: Path, *given: str, text: str | None = text, **named: str) -> str:
+            if str(path) != "/etc/machine-id":
+                return read_text(path, *given, **named)
+            if text is None:
+                raise FileNotFoundError
+            return text
+
+        monkeypatch.setattr(Path, "read_text", read)
+        assert locks.this_process()["machine"] == ("0123" if text == "0123\n" else socket.gethostname())
+        with WriterLock(folder) as lock:
+            lock.check()
+
+
+def test_a_lock_that_is_taken_again_and_again_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of holders that have all ended, each time another."""
+    attempts: list[int] = []
+
+    def refuse(source: Path, target: Path) -> None:
+        attempts.append(1)
+        (folder / "writer").write_text(holder(boot="earlier", pid=len(attempts)))
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(Locked), WriterLock(folder):
+        pass
+    assert 2 <= len(attempts) < 100 and not list(folder.glob("*.partial"))

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Packs by themselves: what a writer makes of blocks, what a reader accepts, and what a scan finds."""
+
+from __future__ import annotations
+
+import errno
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fuse_store.errors import Damaged
+from fuse_store.repository import pack
+from fuse_store.repository.aead import Aead
+from fuse_store.repository.backends import PosixBackend
+from fuse_store.repository.block import HEADER, MAGIC, MAX_BLOCK_SIZE, OVERHEAD, Block, pack_block
+from fuse_store.repository.pack import (
+    PACK_HEADER,
+    TRAILER,
+    PackReader,
+    PackWriter,
+    all_packs,
+    pack_name,
+    pack_table,
+    parse_table,
+)
+
+AEAD = Aead(bytes(16), bytes(32), encrypted=True)
+PAGE = 4096
+
+
+def block(number: int, pages: int = 2, cut: int = 0) -> Block:
+    """A block that does not compress."""
+    content = np.random.default_rng(number).bytes(pages * PAGE - cut)
+    return pack_block(content, AEAD.digest(content), AEAD, "none", 1)
+
+
+def content(number: int, pages: int = 2, cut: int = 0) -> bytes:
+    return np.random.default_rng(number).bytes(pages * PAGE - cut)
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> PosixBackend:
+    backend = PosixBackend(tmp_path / "store")
+    backend.prepare()
+    return backend
+
+
+def write(backend: PosixBackend, blocks: list[Block], sync: bool = False) -> bytes:
+    """The id of a pack with these blocks."""
+    writer = PackWriter(backend, AEAD, sync)
+    for number, one in enumerate(blocks):
+        assert writer.add(one, bytes([number]) * 16 * -(-one.length // PAGE)) is None
+    rows = writer.finish()
+    assert rows is not None and len(rows.packs) == 16
+    return rows.packs
+
+
+def test_a_pack_comes_back_as_it_was_written(backend: PosixBackend) -> None:
+    blocks = [block(1), block(2, 3, cut=100), block(3, 1)]
+    pack_id = write(backend, blocks)
+    assert list(all_packs(backend)) == [(pack_id, (backend.local_dir / pack_name(pack_id)).stat().st_size)]
+    reader = PackReader(backend, AEAD)
+    table = reader.table(pack_id, check=True)
+    assert table.digests == b"".join(one.digest for one in blocks) and table.length.tolist() == [8192, 12188, 4096]
+    assert table.offset.tolist() == [24, 24 + len(blocks[0].stored), 24 + len(blocks[0].stored) + len(blocks[1].stored)]
+    assert table.counts(PAGE).tolist() == [2, 3, 1] and table.pages.shape == (6, 2)
+    assert table.pages.tobytes() == bytes([0]) * 32 + bytes([1]) * 48 + bytes([2]) * 16
+    rows = table.rows()
+    assert [rows.digest(row) for row in range(3)] == sorted(
+        (one.digest for one in blocks), key=lambda digest: struct.unpack("<QQ", digest)
+    )
+    for row in range(3):
+        pack_of, offset, stored = rows.place(row)
+        number = [one.digest for one in blocks].index(rows.digest(row))
+        assert pack_of == pack_id and reader.stored(pack_of, offset, stored) == blocks[number].stored
+        assert reader.read(rows.digest(row), pack_of, offset, stored) == content(number + 1, *((2,), (3, 100), (1,))[number])
+        assert rows.length[row] == blocks[number].length
+
+
+def test_a_pack_is_full_at_its_size_or_at_its_number_of_blocks(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = block(1)
+    monkeypatch.setattr(pack, "PACK_SIZE", PACK_HEADER.size + 2 * len(one.stored))
+    writer = PackWriter(backend, AEAD, sync=False)
+    assert writer.finish() is None
+    assert writer.add(one, bytes(32)) is None
+    full = writer.add(block(2), bytes(32))
+    assert full is not None and len(full) == 2 and writer.finish() is None
+    assert writer.written == 2 * len(one.stored)
+    monkeypatch.setattr(pack, "PACK_SIZE", PACK_HEADER.size + 2 * len(one.stored) + 1)
+    monkeypatch.setattr(pack, "MAX_BLOCKS_PER_PACK", 3)
+    assert [writer.add(block(number), bytes(32)) is None for number in range(3)] == [True, True, False]
+    monkeypatch.setattr(pack, "PACK_SIZE", 1 << 30)
+    assert [writer.add(block(number), bytes(32)) is None for number in range(7)] == [True, True, False, True, True, False, True]
+    last = writer.finish()
+    assert last is not None and len(last) == 1 and len(list(all_packs(backend))) == 5
+    assert writer.written == 12 * len(one.stored)
+
+
+def test_an_abandoned_pack_leaves_nothing(backend: PosixBackend) -> None:
+    writer = PackWriter(backend, AEAD, sync=False)
+    writer.abandon()
+    writer.add(block(1), bytes(32))
+    writer.abandon()
+    writer.abandon()
+    assert not [path for path in (backend.local_dir / "packs").rglob("*") if path.is_file()]
+    assert writer.finish() is None
+
+
+def test_the_writing_of_a_pack_to_the_disk_begins_early(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(block(1).stored)
+    parts: list[tuple[int, int]] = []
+    monkeypatch.setattr(pack, "WRITEBACK_SIZE", 24 + 2 * size)
+    monkeypatch.setattr(pack, "start_writing", lambda _file, offset, length: parts.append((offset, length)))
+    write(backend, [block(number) for number in range(6)], sync=True)
+    assert parts == [(0, 24 + 2 * size), (24 + 2 * size, 3 * size)]
+    write(backend, [block(number) for number in range(6)])
+    assert len(parts) == 2  # what is not synced needs no early start
+
+
+def test_packs_are_known_by_their_names(backend: PosixBackend) -> None:
+    pack_id = write(backend, [block(1)])
+    for name in ("00/" + "1" * 32, "11/" + "1" * 31, "11/" + "G" * 32):
+        path = backend.local_dir / "packs" / f"{name}.pack"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    assert [found for found, _size in all_packs(backend)] == [pack_id]
+
+
+def test_tables_that_are_refused() -> None:
+    rows = [(bytes(16), 24, MAX_BLOCK_SIZE + OVERHEAD, MAX_BLOCK_SIZE), (bytes(16), 9, 1, 1)]
+    assert len(parse_table(pack_table(rows, bytes(48)), bytes(16)).offset) == 2
+    assert len(parse_table(pack_table([], b""), bytes(16)).rows()) == 0 and parse_table(pack_table([], b""), bytes(16)).rows().packs == b""
+    for table, problem in (
+        (b"", "truncated"), (b"\0\0\0", "truncated"), (pack_table(rows, bytes(47)), "truncated"), (pack_table(rows, b"")[:-1], "truncated"),
+        (pack_table([(bytes(16), 24, 1, MAX_BLOCK_SIZE + 1)], b""), "invalid values"),
+        (pack_table([(bytes(16), 24, MAX_BLOCK_SIZE + OVERHEAD + 1, 1)], b""), "invalid values"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=problem):
+            parse_table(table, bytes(16))
+    with pytest.raises(ValueError, match="truncated"):
+        parse_table(pack_table([(bytes(16), 0, 1, 1)] * (pack.MAX_BLOCKS_PER_PACK + 1), b""), bytes(16))
+    parse_table(pack_table([(bytes(16), 0, 1, 1)] * pack.MAX_BLOCKS_PER_PACK, b""), bytes(16))
+
+
+def test_whether_a_block_is_where_the_index_says(backend: PosixBackend) -> None:
+    blocks = [block(1), block(2)]
+    pack_id = write(backend, blocks)
+    reader = PackReader(backend, AEAD)
+    first, size = blocks[0], len(blocks[0].stored)
+    assert reader.has(first.digest, pack_id, 24, size) and reader.has(blocks[1].digest, pack_id, 24 + size, size)
+    for digest, name, offset, stored in (
+        (blocks[1].digest, pack_id, 24, size), (first.digest, bytes(16), 24, size), (first.digest, pack_id, 25, size),
+        (first.digest, pack_id, 24, size - 1), (first.digest, pack_id, 24, size + 1), (first.digest, pack_id, 1 << 63, size),
+    ):  # fmt: skip
+        assert not reader.has(digest, name, offset, stored)
+    path = backend.local_dir / pack_name(pack_id)
+    whole = path.read_bytes()
+    for cut, there in ((24 + size, True), (24 + size - 1, False), (24 + HEADER.size, False), (30, False)):
+        path.write_bytes(whole[:cut])
+        assert reader.has(first.digest, pack_id, 24, size) == there
+    path.write_bytes(whole)
+    backend.to_trash(pack_name(pack_id))
+    assert not reader.has(first.digest, pack_id, 24, size)
+    assert reader.read(first.digest, pack_id, 24, size) == content(1)  # who knows it may finish
+
+
+def test_bytes_of_a_pack_that_are_refused(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [block(1)]
+    pack_id = write(backend, blocks)
+    reader = PackReader(backend, AEAD)
+    end = (backend.local_dir / pack_name(pack_id)).stat().st_size
+    assert reader.stored(pack_id, end - 5, 5) and reader.stored(pack_id, end, 0) == b""
+    for offset, length, problem in (
+        (0, -1, "invalid length"), (0, MAX_BLOCK_SIZE + OVERHEAD + 1, "invalid length"), (0, MAX_BLOCK_SIZE + OVERHEAD, "truncated"),
+        (end - 5, 6, "truncated"), (1 << 64, 1, "pack"),
+    ):  # fmt: skip
+        with pytest.raises(Damaged, match=problem) as caught:
+            reader.stored(pack_id, offset, length)
+        assert caught.value.pack == pack_id.hex()
+    with pytest.raises(FileNotFoundError):
+        reader.stored(bytes(16), 0, 1)
+    with pytest.raises(Damaged, match=rf"block {bytes(16).hex()}: contains another block"):
+        reader.read(bytes(16), pack_id, 24, len(blocks[0].stored))
+
+    def fail(name: str, offset: int, length: int, *, trashed: bool) -> bytes:
+        raise OSError(errno.EIO, "disk")
+
+    monkeypatch.setattr(backend, "read_range", fail)
+    with pytest.raises(Damaged, match="Input/output error"):
+        reader.stored(pack_id, 0, 1)
+
+
+@pytest.mark.parametrize("tail", [1 << 16, 16, 17, 300])
+def test_tables_of_any_length_are_read(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch, tail: int) -> None:
+    """Also those that the first read from the end does not have whole."""
+    monkeypatch.setattr(pack, "_TAIL_SIZE", tail)
+    pack_id = write(backend, [block(number, 1) for number in range(5)])
+    assert len(PackReader(backend, AEAD).table(pack_id).offset) == 5
+
+
+def test_ends_and_headers_of_packs_that_are_refused(backend: PosixBackend) -> None:
+    pack_id = write(backend, [block(1)])
+    path = backend.local_dir / pack_name(pack_id)
+    whole = path.read_bytes()
+    length = TRAILER.unpack(whole[-TRAILER.size :])[0]
+    for data, problem in (
+        (whole[:-1], "trailer"), (whole[-TRAILER.size + 1 :], "trailer"), (b"", "trailer"), (whole[:-8] + b"FSPKEND2", "trailer"),
+        (whole[: -TRAILER.size] + TRAILER.pack(len(whole) - TRAILER.size + 1, b"FSPKEND1"), "trailer"),
+        (whole[: -TRAILER.size] + TRAILER.pack(len(whole) - TRAILER.size, b"FSPKEND1"), "decryption"),
+        (whole[: -TRAILER.size] + TRAILER.pack(length - 1, b"FSPKEND1"), "decryption"),
+    ):  # fmt: skip
+        path.write_bytes(data)
+        with pytest.raises(Damaged, match=problem):
+            PackReader(backend, AEAD).table(pack_id)
+    path.write_bytes(whole[:8] + bytes(16) + whole[24:])
+    assert len(PackReader(backend, AEAD).table(pack_id).offset) == 1
+    with pytest.raises(Damaged, match="wrong pack header"):
+        PackReader(backend, AEAD).table(pack_id, check=True)
+    with pytest.raises(FileNotFoundError):
+        PackReader(backend, AEAD).table(bytes(16))
+
+
+def test_a_scan_finds_every_whole_block(backend: PosixBackend) -> None:
+    """Between any bytes, and after a damaged block whose header gives a wrong length."""
+    blocks = [block(number, 1) for number in range(4)]
+    pack_id = write(backend, blocks)
+    damaged = bytearray(blocks[1].stored)
+    damaged[-1] ^= 1
+    long = HEADER.pack(MAGIC, 0, 5000, 4096, bytes(16))  # reaches into the next one
+    data = b"x" * 24 + b"noise" + blocks[0].stored + bytes(damaged) + MAGIC + long + blocks[2].stored + MAGIC[:3] + blocks[3].stored + MAGIC
+    path = backend.local_dir / pack_name(pack_id)
+    path.unlink()
+    path.write_bytes(data)
+    found = list(PackReader(backend, AEAD).scan(pack_id))
+    assert [(one.digest, one.length, one.stored) for one, _pages in found] == [
+        (one.digest, 4096, one.stored) for one in (blocks[0], blocks[2], blocks[3])
+    ]
+    assert [pages for _one, pages in found] == [content(number, 1) for number in (0, 2, 3)]
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, (1 << 20) - 4, (1 << 20) - 3, (1 << 20) - 1, 1 << 20, (2 << 20) - 5, (2 << 20) - 4])
+def test_the_start_of_a_block_is_found_wherever_it_is(at: int) -> None:
+    """Also across the pieces in which a pack is read."""
+    file = io.BytesIO(bytes(at) + MAGIC + bytes(3))
+    assert pack._next_block(file, 0) == at
+    assert pack._next_block(file, at) == at and pack._next_block(file, at + 1) is None
+
+
+def test_a_removed_pack_is_closed(backend: PosixBackend) -> None:
+    blocks = [block(1)]
+    pack_id = write(backend, blocks)
+    reader = PackReader(backend, AEAD)
+    assert reader.stored(pack_id, 0, 8) == b"FSPACK01"
+    (backend.local_dir / pack_name(pack_id)).unlink()
+    assert reader.stored(pack_id, 0, 8) == b"FSPACK01"
+    reader.forget(pack_id)
+    with pytest.raises(FileNotFoundError):
+        reader.stored(pack_id, 0, 8)
