@@ -102,7 +102,7 @@ def read_whole(store: Store, image_id: str) -> bytes:
 
 
 def packs_of(path: Path) -> set[bytes]:
-    """The ids of the packs of a store in a folder."""
+    """The ids of the packs of a store in a directory."""
     return {pack for pack, _size in pack.all_packs(PosixBackend(path))}
 
 
@@ -178,22 +178,22 @@ def loop_device(file: Path, size: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def small_filesystem(folder: Path, size: int) -> Iterator[Path]:
+def small_filesystem(directory: Path, size: int) -> Iterator[Path]:
     """A filesystem with ``size`` bytes: ext4 on a loop device, or a tmpfs where there are no loop devices."""
     needs_root()
-    folder.mkdir()
-    backing = folder.with_suffix(".ext4")
+    directory.mkdir()
+    backing = directory.with_suffix(".ext4")
     with open(backing, "wb") as file:
         file.truncate(size)
     run("mkfs.ext4", "-q", "-m", "0", "-b", "4096", "-O", "^has_journal", str(backing))
-    mounted = subprocess.run(["mount", "-o", "loop", str(backing), str(folder)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(["mount", "-o", "loop", str(backing), str(directory)], capture_output=True, text=True, check=False)
     if mounted.returncode:
-        tmpfs = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        tmpfs = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
         second = subprocess.run(tmpfs, capture_output=True, text=True, check=False)
         if second.returncode:
             pytest.fail(f"neither ext4 on a loop device ({mounted.stderr}) nor a tmpfs ({second.stderr}) can be mounted")
     try:
-        yield folder
+        yield directory
     finally:
         gc.collect()  # what a failed test's traceback holds may have files of it mapped
-        run("umount", str(folder))
+        run("umount", str(directory))

@@ -295,3 +295,33 @@ def test_without_grace_the_disk_space_is_free_at_once(store: Store) -> None:
     store.remove(store.ids())
     assert run(store, grace=0).packs_removed == 1
     assert not packs_of(store.path) and not list((store.path / "trash").iterdir())
+
+
+def test_removed_packs_are_closed(store: Store) -> None:
+    """As long as a process has one open, its disk space is not free."""
+    both, part = two_in_one_pack(store, 640, 64)
+    assert read_whole(store, both)
+    store.remove([both])
+    assert run(store, grace=0).packs_copied == 1
+    opened = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert not [name for name in opened if str(store.path) in name and ".pack" in name and "deleted" in name]
+    assert read_whole(store, part) == content(range(641, 705))
+
+
+def test_progress_counts_the_versions_that_were_asked(store: Store) -> None:
+    seen: list[object] = []
+
+    class Seen:
+        def start(self, label: str, total: int | None, unit: str = "bytes") -> None:
+            seen.append((label, total, unit))
+
+        def at(self, done: int) -> None:
+            seen.append(done)
+
+        def finish(self) -> None:
+            seen.append("finished")
+
+    for number in range(3):
+        put(store, 1000 * number + 1)
+    collect(store, dry_run=True, progress=Seen())
+    assert seen == [("gc", None, "versions"), 1, 2, 3, "finished"]

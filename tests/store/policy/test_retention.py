@@ -22,7 +22,7 @@ def version(
 
 
 def kept(versions: list[Summary], policy: Policy) -> set[str]:
-    return {one.version.id for one in decide(versions, policy) if one.reasons}
+    return {decision.version.id for decision in decide(versions, policy) if decision.reasons}
 
 
 # a model ------------------------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_a_second_run_removes_nothing_more(taken: list[datetime], policy: Policy
         for number, one in enumerate(taken)
     ]
     stays = kept(versions, policy)
-    left = [one for one in versions if one.id in stays]
+    left = [candidate for candidate in versions if candidate.id in stays]
     assert kept(left, policy) == stays
 
 
@@ -188,14 +188,14 @@ def test_the_newest_bootable_version_of_each_group_stays() -> None:
         version(day(0), 3, kind="hibernation", application="db"),
         version(day(1), 4, application="db"),
     ]
-    decisions = {int(one.version.id, 16): one.reasons for one in decide(versions, Policy({"last": 1}))}
+    decisions = {int(decision.version.id, 16): decision.reasons for decision in decide(versions, Policy({"last": 1}))}
     assert decisions == {0: (), 1: ("newest bootable",), 2: ("last",), 3: ("newest bootable",), 4: ("last",)}
 
 
 def test_the_version_before_a_kept_one_goes_though_it_is_its_base() -> None:
     """Every version has the one before it as its base unless told otherwise: a chain kept whole would keep everything."""
     versions = [version(day(number), number, bases=(f"{number - 1:032x}",) if number else ()) for number in range(5)]
-    decisions = {int(one.version.id, 16): one.reasons for one in decide(versions, Policy({"last": 2}))}
+    decisions = {int(decision.version.id, 16): decision.reasons for decision in decide(versions, Policy({"last": 2}))}
     assert decisions == {4: ("last",), 3: ("last",), 2: (), 1: (), 0: ()}
 
 
@@ -208,13 +208,13 @@ def test_versions_that_are_not_up_for_it_keep_their_bases() -> None:
 
 def test_groups_do_not_count_for_each_other() -> None:
     versions = [version(day(number), number, application="ab"[number % 2]) for number in range(6)]
-    assert {int(one, 16) for one in kept(versions, Policy({"last": 1}))} == {4, 5}
+    assert {int(candidate, 16) for candidate in kept(versions, Policy({"last": 1}))} == {4, 5}
 
 
 def test_reasons_name_every_rule() -> None:
     versions = [version(day(0), 0, tags={"keep": "yes"}), version(day(0) + timedelta(hours=1), 1)]
     policy = Policy({"last": 1, "daily": 3}, Duration.parse("2h"), (("keep", "yes"),))
-    reasons = {int(one.version.id, 16): one.reasons for one in decide(versions, policy)}
+    reasons = {int(decision.version.id, 16): decision.reasons for decision in decide(versions, policy)}
     assert reasons == {1: ("last", "daily", "within 2h"), 0: ("oldest daily", "within 2h", "tag keep=yes")}
 
 
@@ -239,7 +239,7 @@ def test_periods_with_the_same_number_are_not_the_same(rule: str, one: str, othe
 
 def test_within_leaves_out_what_is_exactly_that_old() -> None:
     versions = [version(day(0), 0), version(day(0) + timedelta(seconds=1), 1), version(day(2), 2)]
-    assert {int(one, 16) for one in kept(versions, Policy({}, Duration(days=2)))} == {1, 2}
+    assert {int(candidate, 16) for candidate in kept(versions, Policy({}, Duration(days=2)))} == {1, 2}
 
 
 # durations -----------------------------------------------------------------------------------------------------------

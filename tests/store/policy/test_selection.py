@@ -33,7 +33,7 @@ VERSIONS = [
 
 def numbers(selection: Selection) -> tuple[int | None, dict[int, list[str]]]:
     chosen = int(selection.chosen.id, 16) if selection.chosen else None
-    return chosen, {int(one.version.id, 16): [reason.code for reason in one.reasons] for one in selection.passed_over}
+    return chosen, {int(passed.version.id, 16): [reason.code for reason in passed.reasons] for passed in selection.passed_over}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_select(wanted: Wanted, chosen: int | None, passed: dict[int, list[str]]
 
 def test_reasons_say_what_differs() -> None:
     found = select(VERSIONS, Wanted("web01", event="reboot", profile={"kernel": "6.12.10", "memory": "1"}))
-    messages = {int(one.version.id, 16): [reason.message for reason in one.reasons] for one in found.passed_over}
+    messages = {int(passed.version.id, 16): [reason.message for reason in passed.reasons] for passed in found.passed_over}
     assert messages[1] == [
         "event is nightly, not reboot",
         "tag kernel is 6.12.9, not 6.12.10 as in the profile",

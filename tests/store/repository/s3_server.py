@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real S3-compatible server (SeaweedFS) with a folder as its storage, on 127.0.0.1. Used by ``test_object``."""
+"""A real S3-compatible server (SeaweedFS) with a directory as its storage, on 127.0.0.1. Used by ``test_object``."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def environment(endpoint: str, keys: tuple[str, str] = OWNER) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def server(folder: Path) -> Iterator[str]:
+def server(directory: Path) -> Iterator[str]:
     """A server with one empty bucket; its endpoint."""
     beside = Path(sys.executable).parent / "weed"
     program = str(beside) if beside.exists() else shutil.which("weed")
     assert program, "weed is not here: pip install -r requirements-dev.txt"
     keys = [
-        {"name": one[0], "credentials": [{"accessKey": one[0], "secretKey": one[1]}], "actions": actions}
-        for one, actions in ACTIONS.items()
+        {"name": account[0], "credentials": [{"accessKey": account[0], "secretKey": account[1]}], "actions": actions}
+        for account, actions in ACTIONS.items()
     ]
-    (folder / "keys.json").write_text(json.dumps({"identities": keys}))
-    (folder / "data").mkdir()
-    for _attempt in range(3):  # somebody else may take a port that was free a moment ago
+    (directory / "keys.json").write_text(json.dumps({"identities": keys}))
+    (directory / "data").mkdir()
+    for _attempt in range(3):  # another process may take a port that was free a moment ago
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         endpoint = f"http://127.0.0.1:{ports['s3.port']}"
         command = [
-            program, "-logtostderr=true", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
-            f"-s3.config={folder / 'keys.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
+            program, "-logtostderr=true", "server", f"-dir={directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
+            f"-s3.config={directory / 'keys.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
             "-master.telemetry=false", "-master.volumeSizeLimitMB=128", "-volume.max=100",
             *(f"-{name}={port}" for name, port in ports.items()),
         ]  # fmt: skip
-        with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process:
+        with open(directory / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process:
             try:
                 if _make_bucket(endpoint, process, time.monotonic() + 40):
                     yield endpoint
@@ -65,16 +65,16 @@ def server(folder: Path) -> Iterator[str]:
                 for port in ports.values():  # sockets that it makes there, whatever TMPDIR says
                     for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                         left.unlink(missing_ok=True)
-    raise AssertionError(f"the server does not come up: {(folder / 'log').read_text(errors='replace')[-2000:]}")
+    raise AssertionError(f"the server does not come up: {(directory / 'log').read_text(errors='replace')[-2000:]}")
 
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
     return ports
 
 

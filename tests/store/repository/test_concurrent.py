@@ -32,8 +32,8 @@ def version(number: int) -> bytes:
     return content([number + 100_000, *numbers, 0, 0])
 
 
-def put(store: Store, folder: Path, number: int) -> str:
-    source = str(write_sparse(folder / f"source{number}", version(number)))
+def put(store: Store, directory: Path, number: int) -> str:
+    source = str(write_sparse(directory / f"source{number}", version(number)))
     return store.put(source, Label("m", event=str(number))).id
 
 
@@ -72,8 +72,8 @@ def test_the_second_of_two_writers_is_told_at_once(path: Path, tmp_path: Path) -
                     act()
                 assert caught.value.exit_code == 6 and time.monotonic() - began < 2
             assert sorted(store.ids()) == sorted(ids)
-            for number, one in enumerate(store.summaries()):  # reading needs no lock
-                assert read_whole(store, one.id) == version(number)
+            for number, summary in enumerate(store.summaries()):  # reading needs no lock
+                assert read_whole(store, summary.id) == version(number)
             assert [verdict.state for verdict in verify(store, ids, 100, SILENT)] == ["sound"] * 3
     finally:
         os.kill(child, signal.SIGKILL)
@@ -88,18 +88,18 @@ def read_for(path: Path, seconds: float) -> None:
     read = 0
     with Store.open(path) as store:
         while time.monotonic() < until or not read:
-            for one in store.summaries():
+            for summary in store.summaries():
                 try:
-                    image = store.open_image(one.id)
+                    image = store.open_image(summary.id)
                 except NotFound:
                     continue  # removed since the list was made
                 data = b"".join(image.read(at, 30_000) for at in range(0, image.size, 30_000))
-                assert data == version(int(one.event)), one.event
+                assert data == version(int(summary.event)), summary.event
                 read += 1
 
 
 def test_readers_beside_a_writer(path: Path, tmp_path: Path) -> None:
-    """Two processes and two threads read, while versions are put, replaced, removed, moved to other packs, indexed anew."""
+    """Two processes and two threads read, while versions are put, replaced, removed, moved to other packs, and the index is rebuilt."""
     children = [fork(lambda: read_for(path, 5)) for _number in range(2)]
     failures: list[BaseException] = []
     moved = 0
@@ -133,8 +133,8 @@ def test_readers_beside_a_writer(path: Path, tmp_path: Path) -> None:
 
 def test_who_has_an_image_open_reads_it_while_its_packs_are_copied(path: Path, tmp_path: Path) -> None:
     with Store.open(path) as reader, Store.open(path) as writer:
-        first, second, third = [one.id for one in reader.summaries()]
-        images = [reader.open_image(one) for one in (second, third)]
+        first, second, third = [summary.id for summary in reader.summaries()]
+        images = [reader.open_image(image_id) for image_id in (second, third)]
         half = images[0].size // 2
         start = images[0].read(0, half)
         list(images[1].blocks())  # it knows where its blocks were
@@ -170,7 +170,7 @@ def test_what_is_in_the_trash_is_not_built_upon(path: Path, tmp_path: Path) -> N
         old_index = {name: name.read_bytes() for name in (path / "index").glob("*.idx")}
         store.remove(store.ids())
         collect(store)
-        for name, data in old_index.items():  # and not even if somebody brings the old index back
+        for name, data in old_index.items():  # not even with the old index restored
             name.write_bytes(data)
         made = put(store, tmp_path, 0)
         for entry in (path / "trash").iterdir():
@@ -182,7 +182,7 @@ def test_what_is_in_the_trash_is_not_built_upon(path: Path, tmp_path: Path) -> N
 def test_threads_share_one_image(path: Path) -> None:
     failures: list[BaseException] = []
     with Store.open(path) as store:
-        images = [store.open_image(one.id) for one in store.summaries()]
+        images = [store.open_image(summary.id) for summary in store.summaries()]
 
         def work(seed: int) -> None:
             chance = random.Random(seed)
@@ -234,7 +234,7 @@ def test_a_collection_of_a_store_with_a_lost_pack_frees_nothing(path: Path, tmp_
     """A pack is lost; a put stores its pages again, in other blocks. What is there stays readable; a repair loses none of it."""
     with Store.open(path) as store:
         newest = store.summaries()[-1]
-        store.remove([one.id for one in store.summaries()][:-1])
+        store.remove([summary.id for summary in store.summaries()][:-1])
         collect(store)
         data = version(2)
         for pack in packs_of(path):
@@ -283,9 +283,9 @@ def test_a_collection_that_finds_each_block_in_two_fragments_copies_all_of_them(
         first, *rest = store.summaries()
         store.remove([first.id])
         assert collect(store, grace=0.0).packs_copied
-        for one in rest:
-            assert read_whole(store, one.id) == version(int(one.event))
+        for listed in rest:
+            assert read_whole(store, listed.id) == version(int(listed.event))
     with Store.open(path) as store:
         assert repair(store, SILENT).lost == {}
-        for one in rest:
-            assert read_whole(store, one.id) == version(int(one.event))
+        for listed in rest:
+            assert read_whole(store, listed.id) == version(int(listed.event))

@@ -46,19 +46,19 @@ class Prepared:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    folder = tmp_path_factory.mktemp("prepared")
+    directory = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(directory / "config"))
         make_small(monkeypatch, FULL)
-        with Store.create(folder / "store", durability="none") as store:
-            ids = [store.put(str(write_sparse(folder / "source", data)), Label("m")).id for data in OLD]
+        with Store.create(directory / "store", durability="none") as store:
+            ids = [store.put(str(write_sparse(directory / "source", data)), Label("m")).id for data in OLD]
             store.record(ids[:2], "verified")
-            gone = store.put(str(write_sparse(folder / "source", content(range(600, 660)))), Label("other")).id
+            gone = store.put(str(write_sparse(directory / "source", content(range(600, 660)))), Label("other")).id
             store.remove([ids[0], gone])
-        write_sparse(folder / "source", NEW)
-        images = read_store(folder / "store")
+        write_sparse(directory / "source", NEW)
+        images = read_store(directory / "store")
     assert images == {ids[1]: OLD[1], ids[2]: OLD[2]}
-    return Prepared(folder / "store", images, {ids[0]: OLD[0]}, folder / "source")
+    return Prepared(directory / "store", images, {ids[0]: OLD[0]}, directory / "source")
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,7 @@ def check(path: Path, verb: Verb, prepared: Prepared, done: bool) -> None:
         assert len(new) == verb.comes
         assert len(kept) == (len(prepared.images) if not verb.goes else len(prepared.images) - 1 if verb.comes else 0)
     with Store.open(path) as store:
-        assert sorted(one.id for one in store.summaries()) == sorted(found)
+        assert sorted(summary.id for summary in store.summaries()) == sorted(found)
 
 
 def check_no_leak(path: Path) -> None:
@@ -258,12 +258,12 @@ def test_killed_at_any_moment(prepared: Prepared, tmp_path: Path) -> None:
         finished.update(step.removesuffix(" finished") for step in steps if step.endswith(" finished"))
         interrupted.update(step for step in steps[-1:] if not step.endswith(" finished"))
         with Store.open(path) as store:
-            for one in store.summaries():
-                data = read_whole(store, one.id)
-                if one.id in prepared.images:
-                    assert data == prepared.images[one.id]
+            for summary in store.summaries():
+                data = read_whole(store, summary.id)
+                if summary.id in prepared.images:
+                    assert data == prepared.images[summary.id]
                 else:
-                    assert one.event == f"{hash(data) & 0xFFFF}"
+                    assert summary.event == f"{hash(data) & 0xFFFF}"
             assert len(store.summaries()) == len(store.ids())
     check_no_leak_but_locks(path)
 

@@ -47,11 +47,11 @@ class Sound:
 
     path: Path
     images: dict[str, bytes]
-    folder: Path
+    directory: Path
     bits: random.Random = field(default_factory=lambda: random.Random(7))
 
     def clone(self) -> Path:
-        return clone(self.path, self.folder / "damaged")
+        return clone(self.path, self.directory / "damaged")
 
     def files(self, pattern: str) -> list[Path]:
         return sorted(path.relative_to(self.path) for path in self.path.glob(pattern))
@@ -67,26 +67,26 @@ class Sound:
 
 @pytest.fixture(scope="module", params=["encrypted", "plain"])
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sound:
-    folder = tmp_path_factory.mktemp("sound")
+    directory = tmp_path_factory.mktemp("sound")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(directory / "config"))
         make_small(monkeypatch)
         options = {"encryption": request.param == "encrypted", "durability": "none", "level": 1}  # so a pack has several blocks
-        with Store.create(folder / "store", **options) as store:
-            ids = [store.put(str(write_sparse(folder / "source", data)), Label("m")).id for data in VERSIONS]
-            ids.append(store.put(str(write_sparse(folder / "source", OTHER)), Label("other")).id)
+        with Store.create(directory / "store", **options) as store:
+            ids = [store.put(str(write_sparse(directory / "source", data)), Label("m")).id for data in VERSIONS]
+            ids.append(store.put(str(write_sparse(directory / "source", OTHER)), Label("other")).id)
             store.record(ids[:2], "verified")
             time.sleep(2 * MTIME_TRUSTED_AFTER / 1e9)  # else the cache has no states
             monkeypatch.setattr("fuse_store.versions.MIN_STALE", 0)
             store.summaries()  # writes the cache
-        images = read_store(folder / "store")
-    assert images == dict(zip(ids, [*VERSIONS, OTHER], strict=True)) and len(list((folder / "store").glob("packs/*/*"))) >= 5
-    return Sound(folder / "store", {image_id: images[image_id] for image_id in ids}, folder)
+        images = read_store(directory / "store")
+    assert images == dict(zip(ids, [*VERSIONS, OTHER], strict=True)) and len(list((directory / "store").glob("packs/*/*"))) >= 5
+    return Sound(directory / "store", {image_id: images[image_id] for image_id in ids}, directory)
 
 
 @pytest.fixture(autouse=True)
 def as_made(sound: Sound, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(sound.folder / "config"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(sound.directory / "config"))
 
 
 def survey(path: Path, images: dict[str, bytes]) -> list[Damaged]:
@@ -122,10 +122,10 @@ def repaired(path: Path) -> Repaired:
         return repair(store, SILENT)
 
 
-def put_again(path: Path, folder: Path, data: bytes, read: bool = True) -> None:
+def put_again(path: Path, directory: Path, data: bytes, read: bool = True) -> None:
     """Whatever the damage, a put stores a version that can be read (once the index is as it should be)."""
     with Store.open(path) as store:
-        made = store.put(str(write_sparse(folder / "again", data)), Label("m"))
+        made = store.put(str(write_sparse(directory / "again", data)), Label("m"))
         if not read:
             repair(store, SILENT)
         image = store.open_image(made.id)
@@ -187,7 +187,7 @@ def test_a_damaged_block_fails_to_go_to_a_file_and_nothing_is_left(sound: Sound,
             else:
                 restore.get(store.open_image(image_id), str(target), SILENT)
                 assert target.read_bytes() == data
-    assert {one.name for one in tmp_path.iterdir()} - {"config"} == set(sound.images) - bad
+    assert {file.name for file in tmp_path.iterdir()} - {"config"} == set(sound.images) - bad
 
 
 def test_a_block_of_a_pack_in_the_place_of_another(sound: Sound) -> None:
@@ -277,13 +277,13 @@ def test_a_pack_that_is_cut_off_or_gone(sound: Sound, tmp_path: Path, how: str) 
 
 
 def test_two_packs_under_each_others_names(sound: Sound, tmp_path: Path) -> None:
-    one, other = sound.files("packs/*/*.pack")[:2]
+    first, second = sound.files("packs/*/*.pack")[:2]
     path = sound.clone()
-    data = (path / one).read_bytes(), (path / other).read_bytes()
-    replace_content(path / one, data[1])
-    replace_content(path / other, data[0])
+    data = (path / first).read_bytes(), (path / second).read_bytes()
+    replace_content(path / first, data[1])
+    replace_content(path / second, data[0])
     errors = survey(path, sound.images)
-    assert errors and {error.pack for error in errors} <= {one.stem, other.stem}
+    assert errors and {error.pack for error in errors} <= {first.stem, second.stem}
     assert verdicts(path, sound.images)
     put_again(path, tmp_path, VERSIONS[0])
     assert len(repaired(path).packs_bad) == 2
@@ -338,7 +338,7 @@ def test_an_index_that_is_cut_off(sound: Sound, tmp_path: Path, how: str) -> Non
 
 
 def test_an_index_whose_rows_point_at_each_others_blocks(sound: Sound) -> None:
-    """Not by chance, but by somebody: a device that holds the wrong version must not pass for the right one."""
+    """On purpose, not by chance: a device with the wrong version must not pass for the right one."""
     path = sound.clone()
     for name in sound.files("index/*.idx"):
         begin, rows = columns(path / name)
@@ -396,7 +396,7 @@ def test_a_flipped_bit_in_a_manifest(sound: Sound, tmp_path: Path, part: str) ->
         assert problems and all(name.stem in problem for problem in problems)
         with Store.open(path) as store:
             (path / "index" / "summaries").unlink(missing_ok=True)
-            listed = {one.id for one in store.summaries()}
+            listed = {summary.id for summary in store.summaries()}
             assert listed == set(sound.images) - ({name.stem} if part != "segments" else set())
             with pytest.raises(StoreError, match="Nothing was freed"):
                 collect(store, dry_run=False, progress=SILENT)
@@ -421,12 +421,12 @@ def test_a_manifest_that_is_cut_off(sound: Sound, how: str) -> None:
 
 
 def test_two_manifests_under_each_others_names(sound: Sound) -> None:
-    one, other = sound.files("images/*.img")[:2]
+    first, second = sound.files("images/*.img")[:2]
     path = sound.clone()
-    data = (path / one).read_bytes(), (path / other).read_bytes()
-    replace_content(path / one, data[1])
-    replace_content(path / other, data[0])
-    assert {error.image for error in survey(path, sound.images)} == {one.stem, other.stem}
+    data = (path / first).read_bytes(), (path / second).read_bytes()
+    replace_content(path / first, data[1])
+    replace_content(path / second, data[0])
+    assert {error.image for error in survey(path, sound.images)} == {first.stem, second.stem}
     assert len(verdicts(path, sound.images)) >= 2
 
 
@@ -507,7 +507,7 @@ def test_a_flipped_bit_in_a_state_log_is_a_version_that_was_captured(sound: Soun
         with Store.open(path) as store:
             assert store.state_log.entries(name.stem) == [] and store.state_log.state(name.stem) == "captured"
             (path / "index" / "summaries").unlink()
-            assert {one.id: one.state for one in store.summaries()}[name.stem] == "captured"
+            assert {summary.id: summary.state for summary in store.summaries()}[name.stem] == "captured"
             store.record([name.stem], "staged")
             assert [entry["state"] for entry in store.state_log.entries(name.stem)] == ["staged"]
 
@@ -566,7 +566,7 @@ def test_files_of_a_power_cut_without_durability(sound: Sound, tmp_path: Path) -
     path = sound.clone()
     with Store.open(path) as store:
         made = store.put(str(write_sparse(tmp_path / "source", content([5, *range(2000, 2100)]))), Label("m"))
-    new = [one.relative_to(path) for one in path.rglob("*") if one.is_file() and not (sound.path / one.relative_to(path)).exists()]
+    new = [file.relative_to(path) for file in path.rglob("*") if file.is_file() and not (sound.path / file.relative_to(path)).exists()]
     assert {one.suffix for one in new} == {".pack", ".idx", ".img"}
     saved = {name: (path / name).read_bytes() for name in new}
     for round_ in range(10):
@@ -575,7 +575,7 @@ def test_files_of_a_power_cut_without_durability(sound: Sound, tmp_path: Path) -
             torn = data[:keep] + bytes((len(data) - keep) * (round_ & 1))
             replace_content(path / name, torn)
         old = [error for error in survey(path, sound.images) if "repair" not in str(error)]
-        assert old == []  # what can't be had until the index is made anew says so
+        assert old == []  # other errors say that the index must be rebuilt
         survey(path, {made.id: content([5, *range(2000, 2100)])})
         done = repaired(path)
         assert set(done.lost) <= {made.id}
@@ -622,7 +622,7 @@ def test_halves_and_rows_agree_with_the_format() -> None:
 
 
 def test_a_store_with_a_key_does_not_become_one_without(tmp_path: Path) -> None:
-    """Whoever can write to the folder must not get the next put to store in clear text."""
+    """Whoever can write to the directory must not get the next put to store in clear text."""
     path = tmp_path / "store"
     with Store.create(path) as store:
         store_id = store.config.id

@@ -28,9 +28,9 @@ SIZE = 3 << 20
 class SecondReader:
     """Reads versions from the files of a store. Every digest and seal on the way is checked."""
 
-    def __init__(self, folder: Path, key_file: Path | None) -> None:
-        self.folder = folder
-        config = json.loads((folder / "store.json").read_text())
+    def __init__(self, directory: Path, key_file: Path | None) -> None:
+        self.directory = directory
+        config = json.loads((directory / "store.json").read_text())
         assert config["format"] == 1
         self.store_id = bytes.fromhex(config["id"])
         if key_file is None:
@@ -47,7 +47,7 @@ class SecondReader:
         assert self.keys["check"][:16].hex() == config["check"]
         self.page_seed = int.from_bytes(self.keys["page seed"][:8], "little")
         self.where = {}
-        for fragment in folder.glob("index/*.idx"):
+        for fragment in directory.glob("index/*.idx"):
             self.where.update(self._fragment(fragment.read_bytes()))
 
     def digest(self, content: bytes) -> bytes:
@@ -82,14 +82,14 @@ class SecondReader:
 
     def block(self, digest: bytes) -> bytes:
         pack, offset, stored = self.where[digest]
-        content = (self.folder / "packs" / pack.hex()[:2] / f"{pack.hex()}.pack").read_bytes()
+        content = (self.directory / "packs" / pack.hex()[:2] / f"{pack.hex()}.pack").read_bytes()
         assert content[:24] == b"FSPACK01" + pack
         self._check_table(content, pack, digest, offset, stored)
         header = content[offset : offset + 32]
         magic, codec, length, size, name = struct.unpack("<4sB3xII16s", header)
         assert magic == b"FSBK" and name == digest and stored == 32 + length
-        sealed_as = b"block" + header[:8] + bytes(4) + header[12:]
-        packed = self.open(sealed_as, content[offset + 32 : offset + 32 + length])
+        encrypted_as = b"block" + header[:8] + bytes(4) + header[12:]
+        packed = self.open(encrypted_as, content[offset + 32 : offset + 32 + length])
         decompress: dict[int, Callable[[], bytes]] = {
             0: lambda: packed,
             1: lambda: zstandard.ZstdDecompressor().decompress(packed),
@@ -109,7 +109,7 @@ class SecondReader:
         self.page_digests = table[4 + 32 * count :]
 
     def image(self, image_id: str) -> dict[str, bytes]:
-        content = (self.folder / "images" / f"{image_id}.img").read_bytes()
+        content = (self.directory / "images" / f"{image_id}.img").read_bytes()
         magic, length = struct.unpack_from("<8sI", content)
         assert magic == b"FSIMAGE1"
         packed = self.open(b"image" + bytes.fromhex(image_id), content[12 : 12 + length])

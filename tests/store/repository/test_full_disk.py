@@ -24,8 +24,8 @@ SIZE = 24 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_filesystem(tmp_path / "disk", SIZE) as folder:
-        yield folder
+    with small_filesystem(tmp_path / "disk", SIZE) as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def large(tmp_path: Path) -> Path:
     return path
 
 
-def put(store: Store, folder: Path, data: bytes) -> str:
-    (folder / "source").write_bytes(data)
-    return store.put(str(folder / "source"), Label("m")).id
+def put(store: Store, directory: Path, data: bytes) -> str:
+    (directory / "source").write_bytes(data)
+    return store.put(str(directory / "source"), Label("m")).id
 
 
 def fill(disk: Path) -> Path:
@@ -116,7 +116,7 @@ def test_a_disk_with_no_block_left(store: Store, disk: Path, tmp_path: Path) -> 
         with pytest.raises(StoreError, match="No space left on device") as caught:
             act()
         assert "\n" not in str(caught.value)
-    assert [one.id for one in store.summaries()] == [old] and read_whole(store, old) == data
+    assert [summary.id for summary in store.summaries()] == [old] and read_whole(store, old) == data
     assert verify(store, [old], 100, SILENT)[0].problems == []
     assert partials(store) == []
     filler.unlink()
@@ -142,7 +142,7 @@ def test_a_read_only_disk(store: Store, disk: Path, tmp_path: Path) -> None:
     store.close()
     run("mount", "-o", "remount,ro", str(disk))
     with Store.open(path) as store:
-        assert [one.id for one in store.summaries()] == [old] and store.find("m/system/latest").id == old
+        assert [summary.id for summary in store.summaries()] == [old] and store.find("m/system/latest").id == old
         assert read_whole(store, old) == data
         assert verify(store, [old], 100, SILENT)[0].problems == []
         restore.get(store.open_image(old), str(tmp_path / "got"), SILENT)

@@ -57,7 +57,7 @@ def test_a_row_gives_its_digest_and_its_place() -> None:
 def test_rows_are_found_by_their_whole_digest() -> None:
     """Also among several with the same first half, at both ends, and not beyond."""
     asked = [(2, 9), (1, 5), (2, 1), (2, 3), (2, 2), (2, 10), (0, 0), (1, 4), (3, 0), ((1 << 64) - 1, 0), ((1 << 64) - 1, (1 << 64) - 1)]
-    high, low = halves(b"".join(digest(*one) for one in asked))
+    high, low = halves(b"".join(digest(*key) for key in asked))
     assert ROWS.find(high, low).tolist() == [3, 0, 1, 2, -1, -1, -1, -1, -1, -1, 5]
     assert make_rows([(1, 1, 0)]).find(*halves(digest(1, 2) + digest(2, 1) + digest(1, 1))).tolist() == [-1, -1, 0]
 
@@ -173,7 +173,7 @@ def test_blocks_are_located_over_all_fragments(own: Index) -> None:
     own.add(ROWS.select(np.zeros(6, bool)), sync=False)  # of nothing there is no fragment
     assert len(own.fragments()) == 3
     asked = [(4, 0), (1, 5), (2, 3), (7, 7), (2, 9), (2, 1)]
-    located = own.locate(b"".join(digest(*one) for one in asked))
+    located = own.locate(b"".join(digest(*key) for key in asked))
     assert located.pack[2] == -1
     found = [None if pack < 0 else located.packs[pack] for pack in located.pack.tolist()]
     assert found == [PACKS[0], PACKS[0], None, PACKS[2], PACKS[1], PACKS[1]]
@@ -302,3 +302,11 @@ def test_what_goes_from_the_index_is_durable_if_the_store_is(own: Index, monkeyp
         monkeypatch.setattr(backend, "sync", lambda directory: steps.append(f"sync {directory}"))
         own.replace(list(own.fragments()), [], sync, lambda: steps.append("checked"))
         assert steps == wanted and own.fragments() == {}
+
+
+def test_a_fragment_may_name_many_packs() -> None:
+    """A store of 8 TiB has so many; the limit of a header is far above."""
+    packs = b"".join(struct.pack("<QQ", 0, number) for number in range(1 << 15))
+    one = make_rows([(1, 1, 0)], [b""])
+    rows = Rows(one.high, one.low, one.offset, np.array([(1 << 15) - 1], "u4"), one.stored, one.length, packs)
+    assert parse_fragment(fragment_bytes(rows, AEAD), AEAD, check=True).place(0)[0] == struct.pack("<QQ", 0, (1 << 15) - 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Invariant 5, the writer's lock: one holder, also after crashes, other boots and sleep."""
+"""Invariant 5, the writer lock: one holder, also after crashes, other boots and hibernation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.store.conftest import content, fork, wait
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Path:
     path = tmp_path / "locks"
     path.mkdir()
     return path
@@ -40,23 +40,23 @@ def ended_process() -> int:
     return child
 
 
-def test_the_lock_is_there_while_it_is_held_and_private(folder: Path) -> None:
-    with WriterLock(folder) as lock:
+def test_the_lock_is_there_while_it_is_held_and_private(directory: Path) -> None:
+    with WriterLock(directory) as lock:
         lock.check()
-        named = json.loads((folder / "writer").read_text())
+        named = json.loads((directory / "writer").read_text())
         assert named["pid"] == os.getpid() and named["host"] == socket.gethostname() and named["boot"] and named["start"]
-        assert stat.S_IMODE((folder / "writer").stat().st_mode) == 0o600
-    assert [path.name for path in folder.iterdir()] == ["free"]
+        assert stat.S_IMODE((directory / "writer").stat().st_mode) == 0o600
+    assert [path.name for path in directory.iterdir()] == ["free"]
 
 
-def test_a_second_writer_is_told_who_has_it(folder: Path) -> None:
-    with WriterLock(folder) as lock:
-        with pytest.raises(Locked, match=rf"process {os.getpid()} on {socket.gethostname()}.*Wait") as caught, WriterLock(folder):
+def test_a_second_writer_is_told_who_has_it(directory: Path) -> None:
+    with WriterLock(directory) as lock:
+        with pytest.raises(Locked, match=rf"process {os.getpid()} on {socket.gethostname()}.*Wait") as caught, WriterLock(directory):
             pass
         assert caught.value.exit_code == 6
         lock.check()
-        assert [path.name for path in folder.iterdir()] == ["writer"]
-    with WriterLock(folder):
+        assert [path.name for path in directory.iterdir()] == ["writer"]
+    with WriterLock(directory):
         pass
 
 
@@ -68,13 +68,13 @@ def test_a_second_writer_is_told_who_has_it(folder: Path) -> None:
         pytest.param({"start": 1}, id="a process number that was used again"),
     ],
 )
-def test_the_lock_of_who_is_gone_is_taken_over(folder: Path, changes: dict[str, object]) -> None:
+def test_the_lock_of_who_is_gone_is_taken_over(directory: Path, changes: dict[str, object]) -> None:
     if changes.get("pid") == "ended":
         changes = {"pid": ended_process()}
-    (folder / "writer").write_text(holder(**changes))
-    with WriterLock(folder) as lock:
+    (directory / "writer").write_text(holder(**changes))
+    with WriterLock(directory) as lock:
         lock.check()
-    assert [path.name for path in folder.iterdir()] == ["free"]
+    assert [path.name for path in directory.iterdir()] == ["free"]
 
 
 @pytest.mark.parametrize(
@@ -85,23 +85,23 @@ def test_the_lock_of_who_is_gone_is_taken_over(folder: Path, changes: dict[str, 
         pytest.param("", id="empty"),
         pytest.param("{", id="no JSON"),
         pytest.param("[]", id="no object"),
-        pytest.param("{}", id="names nobody"),
+        pytest.param("{}", id="names no process"),
     ],
 )
-def test_the_lock_of_who_may_be_there_is_left_alone(folder: Path, text: str) -> None:
-    (folder / "writer").write_text(text)
-    with pytest.raises(Locked, match=r"remove .*writer"), WriterLock(folder):
+def test_the_lock_of_who_may_be_there_is_left_alone(directory: Path, text: str) -> None:
+    (directory / "writer").write_text(text)
+    with pytest.raises(Locked, match=r"remove .*writer"), WriterLock(directory):
         pass
-    assert (folder / "writer").read_text() == text
-    assert len(list(folder.iterdir())) == 1
+    assert (directory / "writer").read_text() == text
+    assert len(list(directory.iterdir())) == 1
 
 
-def test_who_lost_the_lock_neither_commits_nor_removes_the_new_ones(folder: Path) -> None:
-    with WriterLock(folder) as sleeper:
-        (folder / "writer").write_text(holder(token="new"))
+def test_who_lost_the_lock_neither_commits_nor_removes_the_new_ones(directory: Path) -> None:
+    with WriterLock(directory) as sleeper:
+        (directory / "writer").write_text(holder(token="new"))
         with pytest.raises(Locked, match="taken over by another process"):
             sleeper.check()
-    assert json.loads((folder / "writer").read_text())["token"] == "new"
+    assert json.loads((directory / "writer").read_text())["token"] == "new"
 
 
 def test_a_put_that_lost_its_lock_makes_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,15 +153,15 @@ def test_who_loses_the_lock_while_removing_removes_no_more(tmp_path: Path, monke
         assert newest.exists() and len(store.ids()) == 3
 
 
-def test_of_many_that_find_a_stale_lock_one_gets_it_at_a_time(folder: Path) -> None:
-    inside = folder.parent / "inside"
-    log = folder.parent / "log"
+def test_of_many_that_find_a_stale_lock_one_gets_it_at_a_time(directory: Path) -> None:
+    inside = directory.parent / "inside"
+    log = directory.parent / "log"
 
     def work() -> None:
         until = time.monotonic() + 1.0
         while time.monotonic() < until:
             try:
-                with WriterLock(folder) as lock:
+                with WriterLock(directory) as lock:
                     descriptor = os.open(inside, os.O_CREAT | os.O_EXCL)  # fails if two are in here
                     lock.check()
                     os.close(descriptor)
@@ -170,7 +170,7 @@ def test_of_many_that_find_a_stale_lock_one_gets_it_at_a_time(folder: Path) -> N
                         file.write("x")
                     # Half of the time the holder dies instead of giving it back.
                     if os.urandom(1)[0] & 1:
-                        (folder / "writer").write_text(holder(boot="earlier"))
+                        (directory / "writer").write_text(holder(boot="earlier"))
             except Locked:
                 time.sleep(0.001)
 
@@ -179,9 +179,9 @@ def test_of_many_that_find_a_stale_lock_one_gets_it_at_a_time(folder: Path) -> N
     assert len(log.read_text()) > 20
 
 
-def test_two_that_find_a_stale_lock_do_not_both_take_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_that_find_a_stale_lock_do_not_both_take_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second must not remove the lock that the first has just taken, though it saw the stale one."""
-    (folder / "writer").write_text(holder(boot="earlier"))
+    (directory / "writer").write_text(holder(boot="earlier"))
     seen = threading.Event()
     has_ended = locks.has_ended
     taken: list[str] = []
@@ -195,7 +195,7 @@ def test_two_that_find_a_stale_lock_do_not_both_take_it(folder: Path, monkeypatc
 
     def take() -> None:
         try:
-            with WriterLock(folder) as lock:
+            with WriterLock(directory) as lock:
                 taken.append(threading.current_thread().name)
                 time.sleep(0.6)
                 lock.check()
@@ -210,44 +210,44 @@ def test_two_that_find_a_stale_lock_do_not_both_take_it(folder: Path, monkeypatc
     slow.join()
     quick.join()
     assert len(taken) == 2 and taken[1] == "locked" and taken[0] in ("slow", "quick")
-    assert [path.name for path in folder.iterdir()] == ["free"]
+    assert [path.name for path in directory.iterdir()] == ["free"]
 
 
-def test_the_lock_of_a_process_with_an_odd_name_is_left_alone(folder: Path) -> None:
+def test_the_lock_of_a_process_with_an_odd_name_is_left_alone(directory: Path) -> None:
     """In proc_pid_stat(5) the name stands in parentheses, and may have some itself."""
     reader, writer = os.pipe()
 
     def work() -> None:
         Path("/proc/self/comm").write_text("a) S 1 (b) 2")
-        with WriterLock(folder):
+        with WriterLock(directory):
             os.write(writer, b"x")
             time.sleep(30)
 
     child = fork(work)
     try:
         os.read(reader, 1)
-        assert json.loads((folder / "writer").read_text())["start"] == locks._start(child)
-        with pytest.raises(Locked, match=f"process {child} "), WriterLock(folder):
+        assert json.loads((directory / "writer").read_text())["start"] == locks._start(child)
+        with pytest.raises(Locked, match=f"process {child} "), WriterLock(directory):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
         wait(child)
-    with WriterLock(folder) as lock:
+    with WriterLock(directory) as lock:
         lock.check()
 
 
-def test_a_lock_has_nothing_of_the_longer_one_before(folder: Path) -> None:
+def test_a_lock_has_nothing_of_the_longer_one_before(directory: Path) -> None:
     """The file of the last lock is written again."""
-    (folder / "free").write_text("x" * 5000)
-    number = (folder / "free").stat().st_ino
-    with WriterLock(folder) as lock:
+    (directory / "free").write_text("x" * 5000)
+    number = (directory / "free").stat().st_ino
+    with WriterLock(directory) as lock:
         lock.check()
-        assert json.loads((folder / "writer").read_text())["pid"] == os.getpid()
-        assert (folder / "writer").stat().st_ino == number  # no new file, for which a full disk has no space
-    assert (folder / "free").stat().st_ino == number
+        assert json.loads((directory / "writer").read_text())["pid"] == os.getpid()
+        assert (directory / "writer").stat().st_ino == number  # no new file, for which a full disk has no space
+    assert (directory / "free").stat().st_ino == number
 
 
-def test_a_machine_without_an_id_is_known_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_an_id_is_known_by_its_name(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_text = Path.read_text
     for text in ("\n", "0123\n", None):
 
@@ -260,20 +260,20 @@ def test_a_machine_without_an_id_is_known_by_its_name(folder: Path, monkeypatch:
 
         monkeypatch.setattr(Path, "read_text", read)
         assert locks.this_process()["machine"] == ("0123" if text == "0123\n" else socket.gethostname())
-        with WriterLock(folder) as lock:
+        with WriterLock(directory) as lock:
             lock.check()
 
 
-def test_a_lock_that_is_taken_again_and_again_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_taken_again_and_again_is_given_up(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of holders that have all ended, each time another."""
     attempts: list[int] = []
 
     def refuse(source: Path, target: Path) -> None:
         attempts.append(1)
-        (folder / "writer").write_text(holder(boot="earlier", pid=len(attempts)))
+        (directory / "writer").write_text(holder(boot="earlier", pid=len(attempts)))
         raise FileExistsError
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(Locked), WriterLock(folder):
+    with pytest.raises(Locked), WriterLock(directory):
         pass
-    assert 2 <= len(attempts) < 100 and not list(folder.glob("*.partial"))
+    assert 2 <= len(attempts) < 100 and not list(directory.glob("*.partial"))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Parsers of stored bytes, fed with bytes that were changed: what comes out is right, or a ValueError or StoreError.
 
-What is encrypted is changed before it is encrypted as well: only whoever has the key could, and even that must not make a
-reader fail otherwise, or take memory without bounds.
+Encrypted content is also changed before it is encrypted: that needs the key, and even then a reader must neither fail with another
+error nor use unbounded memory.
 """
 
 from __future__ import annotations
@@ -409,7 +409,7 @@ def test_a_block_that_was_changed(data: st.DataObject, codec: str, aead: Aead) -
     assert found is None or found == pages
 
 
-def sealed_block(number: int, compressed: bytes, length: int) -> bytes:
+def encrypted_block(number: int, compressed: bytes, length: int) -> bytes:
     """A block as it is stored, whatever is in it, with every seal right."""
     digest = DIGESTS[:16]
     encrypted = PLAIN.encrypt(b"block" + HEADER.pack(MAGIC, number, 0, length, digest), compressed)
@@ -418,14 +418,14 @@ def sealed_block(number: int, compressed: bytes, length: int) -> bytes:
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 255])
 def test_a_block_whose_content_is_not_what_its_header_says(number: int) -> None:
-    """As only whoever has the key can make one."""
+    """Only with the key such a block can be made."""
     zstd = zstandard.ZstdCompressor()
     bombs = [zstd.compress(bytes(200 << 20)), lz4.block.compress(bytes(100 << 20), store_size=False), frame_of(1 << 40), frame_of(0)]
     for compressed in (*bombs, b"", b"x", bytes(4096), zstd.compress(bytes(4096)) * 2):
         if len(compressed) > block.MAX_BLOCK_SIZE:
             compressed = compressed[: block.MAX_BLOCK_SIZE]
         for length in (1, 4096, 8192, block.MAX_BLOCK_SIZE):
-            stored = sealed_block(number, compressed, length)
+            stored = encrypted_block(number, compressed, length)
             found = bounded(partial(unpack_block, stored, DIGESTS[:16], PLAIN))
             assert found is None or len(found) == length
 
@@ -440,7 +440,7 @@ def test_a_header_of_a_block(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("aead", [ENCRYPTED, PLAIN])
-def test_what_is_sealed_opens_only_as_it_was(aead: Aead) -> None:
+def test_encrypted_content_is_decrypted_only_unchanged(aead: Aead) -> None:
     encrypted = aead.encrypt(b"name", b"content")
     assert aead.decrypt(b"name", encrypted) == b"content"
     for at in range(len(encrypted)):
@@ -457,56 +457,56 @@ def test_what_is_sealed_opens_only_as_it_was(aead: Aead) -> None:
 
 
 @dataclass(frozen=True)
-class Folder:
+class Directory:
     path: Path
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return Folder(tmp_path_factory.mktemp("parsers"))
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Directory:
+    return Directory(tmp_path_factory.mktemp("parsers"))
 
 
 @fewer
 @given(data=st.data())
-def test_a_ledger_that_was_changed(folder: Folder, data: st.DataObject) -> None:
-    state_log = StateLog(PosixBackend(folder.path), ENCRYPTED, sync=False)
+def test_a_state_log_that_was_changed(directory: Directory, data: st.DataObject) -> None:
+    state_log = StateLog(PosixBackend(directory.path), ENCRYPTED, sync=False)
     name = "0" * 32
-    (folder.path / "states").mkdir(exist_ok=True)
+    (directory.path / "states").mkdir(exist_ok=True)
     entries = msgpack.packb([{"state": "verified", "time": 1, "detail": "x", "fields": {"checksum": "right"}}] * 2)
     inner = ENCRYPTED.encrypt(b"state" + bytes(16), data.draw(changed(entries)))
     outer = data.draw(changed(ENCRYPTED.encrypt(b"state" + bytes(16), entries)))
     for stored in (inner, outer):
-        (folder.path / "states" / f"{name}.log").write_bytes(stored)
+        (directory.path / "states" / f"{name}.log").write_bytes(stored)
         assert isinstance(bounded(lambda: state_log.state(name)), str)
         assert isinstance(bounded(lambda: state_log.entries(name)), list)
 
 
 @pytest.fixture(scope="module")
-def store_json(folder: Folder) -> bytes:
-    with Store.create(folder.path / "store", encryption=False, durability="none") as store:
-        store.put(str(write_sparse(folder.path / "source", b"x")), Label("m"))
-    return (folder.path / "store" / "store.json").read_bytes()
+def store_json(directory: Directory) -> bytes:
+    with Store.create(directory.path / "store", encryption=False, durability="none") as store:
+        store.put(str(write_sparse(directory.path / "source", b"x")), Label("m"))
+    return (directory.path / "store" / "store.json").read_bytes()
 
 
 @few
 @given(data=st.data())
-def test_a_store_json_that_was_changed(folder: Folder, store_json: bytes, data: st.DataObject) -> None:
-    (folder.path / "store" / "store.json").write_bytes(data.draw(changed(store_json)))
+def test_a_store_json_that_was_changed(directory: Directory, store_json: bytes, data: st.DataObject) -> None:
+    (directory.path / "store" / "store.json").write_bytes(data.draw(changed(store_json)))
 
     def read() -> bytes:
-        with Store.open(folder.path / "store") as store:
+        with Store.open(directory.path / "store") as store:
             return bytes(store.open_image(store.ids()[0]).read(0, 1))
 
     try:
         assert bounded(read) in (None, b"x")
     finally:
-        (folder.path / "store" / "store.json").write_bytes(store_json)
+        (directory.path / "store" / "store.json").write_bytes(store_json)
 
 
 @few
 @given(data=st.data())
-def test_a_key_file_that_was_changed(folder: Folder, data: st.DataObject) -> None:
-    path = folder.path / "key"
+def test_a_key_file_that_was_changed(directory: Directory, data: st.DataObject) -> None:
+    path = directory.path / "key"
     path.write_bytes(data.draw(changed(f"fuse-store key 1\nstore {bytes(16).hex()}\nkey {'ab' * 32}\n".encode())))
     try:
         assert len(read_key(path, bytes(16))) == 32
@@ -516,12 +516,12 @@ def test_a_key_file_that_was_changed(folder: Folder, data: st.DataObject) -> Non
 
 @few
 @given(data=st.data())
-def test_a_lock_file_that_was_changed(folder: Folder, data: st.DataObject) -> None:
-    (folder.path / "locks").mkdir(exist_ok=True)
-    path = folder.path / "locks" / "writer"
+def test_a_lock_file_that_was_changed(directory: Directory, data: st.DataObject) -> None:
+    (directory.path / "locks").mkdir(exist_ok=True)
+    path = directory.path / "locks" / "writer"
     path.write_bytes(data.draw(changed(json.dumps({**locks.this_process(), "token": "0"}).encode())))
     try:
-        with locks.WriterLock(folder.path / "locks") as lock:
+        with locks.WriterLock(directory.path / "locks") as lock:
             lock.check()
     except Locked:
         path.unlink()

@@ -166,7 +166,7 @@ def test_packs_are_read_in_pieces(there: Backend) -> None:
     with there.new("packs/ab/a.pack", sync=False) as file:
         file.write(data[:100])
         file.write(data[100:])
-    assert [(one.name, one.size) for one in there.entries("packs")] == [("packs/ab/a.pack", len(data))]
+    assert [(entry.name, entry.size) for entry in there.entries("packs")] == [("packs/ab/a.pack", len(data))]
     wrong: list[int] = []
 
     def read(seed: int) -> None:
@@ -177,10 +177,10 @@ def test_packs_are_read_in_pieces(there: Backend) -> None:
                 wrong.append(at)
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert wrong == []
     with there.stream("packs/ab/a.pack") as stream:
         assert stream.seek(-10, os.SEEK_END) == len(data) - 10 and stream.read(20) == data[-10:]
@@ -188,7 +188,7 @@ def test_packs_are_read_in_pieces(there: Backend) -> None:
     there.close()
 
 
-def test_changes_of_a_folder_are_seen(there: Backend) -> None:
+def test_changes_of_a_directory_are_seen(there: Backend) -> None:
     def number() -> int:
         there.refresh("images")
         time.sleep(0.02)
@@ -224,7 +224,7 @@ def test_every_verb(place: str, tmp_path: Path) -> None:
     assert made.code == 0 and made.json["store"] == place and made.json["encryption"] == "aes-256-gcm"
     assert run(place, "init").code == 5
     ids = [run(place, "put", source, "--machine", "m", "--json").json["id"] for source in (first, second)]
-    assert [one["id"] for one in run(place, "list", "--json").json["versions"]] == ids
+    assert [version["id"] for version in run(place, "list", "--json").json["versions"]] == ids
     assert run(place, "show", "m/system/latest", "--json").json["id"] == ids[1]
     for image_id, data in zip(ids, (FIRST, SECOND), strict=True):
         assert run(place, "get", image_id, str(tmp_path / "out")).code == 0
@@ -312,16 +312,16 @@ def test_killed_at_any_step(url: str, tmp_path: Path, verb: str) -> None:
         code = subprocess.run(command, env={**os.environ, FAULT_POINT: str(step)}, check=False, timeout=60).returncode
         assert code in (0, -signal.SIGKILL)
         with Store.open(place) as store:
-            found = {one.id: one for one in store.summaries()}
-            came = [one for one in found.values() if one.application == "new"]
-            assert read_whole(store, newest) == SECOND and all(read_whole(store, one.id) == new for one in came)
+            found = {summary.id: summary for summary in store.summaries()}
+            came = [summary for summary in found.values() if summary.application == "new"]
+            assert read_whole(store, newest) == SECOND and all(read_whole(store, summary.id) == new for summary in came)
             assert oldest not in found or read_whole(store, oldest) == FIRST
         if code == 0:
             break
         if not came and (verb != "remove" or oldest in found):
             assert subprocess.run(command, check=False, timeout=60).returncode == 0
         with Store.open(place) as store:
-            assert all(one.state == "sound" for one in verify(store, store.ids(), 100, SILENT))
+            assert all(verdict.state == "sound" for verdict in verify(store, store.ids(), 100, SILENT))
             collect(store, dry_run=False, progress=SILENT, grace=0.0)
             assert read_whole(store, newest) == SECOND
             assert len(store.ids()) == {"put": 3, "gc": 1, "remove": 1, "record": 2}[verb]
@@ -371,7 +371,7 @@ def test_the_mount(place: str, tmp_path: Path) -> None:
     try:
         machine = point / "machines/m/system"
         assert (machine / "latest/image").read_bytes() == SECOND
-        assert sorted((one / "image").read_bytes() == FIRST for one in machine.iterdir() if not one.is_symlink()) == [False, True]
+        assert sorted((path / "image").read_bytes() == FIRST for path in machine.iterdir() if not path.is_symlink()) == [False, True]
         third = content(range(3001, 3101))
         assert run(place, "put", str(write_sparse(tmp_path / "third", third)), "--machine", "m").code == 0
         until = time.monotonic() + 10
@@ -401,13 +401,13 @@ def test_what_is_kept_here_is_checked(url: str, tmp_path: Path) -> None:
     prepared(url, tmp_path)
     (kept,) = (tmp_path / "cache/fuse-store").iterdir()
     assert run(url, "get", "m/system/latest", str(tmp_path / "out")).code == 0
-    files = [one for one in kept.rglob("*") if one.is_file()]
-    assert {one.suffix for one in files} >= {".idx", ".table"}
-    assert all(one.stat().st_mode & 0o077 == 0 for one in [kept, *files])
-    for one in files:
-        data = bytearray(one.read_bytes())
+    files = [path for path in kept.rglob("*") if path.is_file()]
+    assert {file.suffix for file in files} >= {".idx", ".table"}
+    assert all(file.stat().st_mode & 0o077 == 0 for file in [kept, *files])
+    for file in files:
+        data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
-        one.write_bytes(data)
+        file.write_bytes(data)
     assert run(url, "get", "m/system/latest", str(tmp_path / "again")).code == 0
     assert (tmp_path / "again").read_bytes() == SECOND
     assert run(url, "put", str(tmp_path / "first"), "--machine", "m").code == 0
@@ -517,10 +517,10 @@ def test_many_want_the_lock_of_one_who_is_gone(url: str) -> None:
                 time.sleep(0.01)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert set(most) == {1} and holders == []
 
 
@@ -569,7 +569,7 @@ def test_many_versions_are_listed_without_asking_for_each(url: str, monkeypatch:
         monkeypatch.setattr(obstore, verb, counted)
     with Store.open(url) as store:
         assert len(store.summaries()) == 1100
-    assert sorted(asked) == ["get", "list", "list"]  # store.json; the ledgers, the manifests
+    assert sorted(asked) == ["get", "list", "list"]  # store.json; the state logs, the manifests
 
 
 # what goes wrong ------------------------------------------------------------------------------------------------------
@@ -608,10 +608,10 @@ def test_errors_are_told(url: str, tmp_path: Path) -> None:
 
 def test_a_server_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a read: it is no damage, and no byte that was not read is given."""
-    folder = tmp_path / "server"
-    folder.mkdir()
+    directory = tmp_path / "server"
+    directory.mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with s3_server.server(folder) as where:
+    with s3_server.server(directory) as where:
         for key, value in s3_server.environment(where).items():
             monkeypatch.setenv(key, value)
         place = f"s3://{s3_server.BUCKET}/x"
@@ -644,7 +644,7 @@ def test_a_manifest_that_is_cut_off(url: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [b"", b"{", b"[]", b"[" * 100_000, b"\xff\xfe", b"{\"pid\": {}, \"machine\": 1}", b"null"])
 def test_a_lock_that_is_none(url: str, code: bytes) -> None:
-    """It is somebody's as long as it does not run out."""
+    """It counts as held until it expires."""
     where = backend(url)
     where.write(lease.LOCK_NAME, code, sync=False)
     with pytest.raises(Locked), where.lock():
