@@ -115,6 +115,22 @@ def test_extents_are_parsed_as_they_were_packed() -> None:
     assert found.digests == DIGESTS
 
 
+@pytest.mark.parametrize(
+    ("columns", "valid"),
+    [
+        (([0, 5], [5, 1], [0, 2], [0, 0]), True), (([0, 4], [5, 1], [0, 2], [0, 0]), False), (([0, 5], [0, 1], [0, 2], [0, 0]), False),
+        (([0], [1], [2], [0]), True), (([0], [1], [3], [0]), False), (([1000], [1], [0], [0]), True), (([1000], [2], [0], [0]), False),
+        (([1001], [1], [0], [0]), False), (([0], [1], [0], [63]), True), (([0], [1], [0], [64]), False), (([0], [64], [0], [0]), True),
+        (([0], [65], [0], [0]), False), (([], [], [], []), True),
+    ],
+)  # fmt: skip
+def test_extents_at_their_bounds(columns: tuple[list[int], ...], valid: bool) -> None:
+    """Of an image of 1001 pages and three blocks of up to 64 pages."""
+    page, count, block_, slot = (np.array(column, np.int64) for column in columns)
+    parsed = bounded(partial(parse_extents, pack_extents(Extents(page, count, block_, slot, DIGESTS, no_rows())), head_of(1001)))
+    assert (parsed is not None) == valid
+
+
 @few
 @given(data=st.data(), pages=st.sampled_from([1001, 1000, 1, 1 << 38]))
 def test_extents_that_were_changed(data: st.DataObject, pages: int) -> None:
@@ -242,6 +258,28 @@ def a_head_with_computed_blocks() -> dict[str, Any]:
     computed = Layout(4096, 4096, 32, 40).computed(7)
     segments = [asdict(Segment(0, 18, 0, 100, DIGESTS[:16])), asdict(Segment(64, 2000, 100, 80, DIGESTS[16:32]))]
     return {**head, "files": [asdict(ImageFile("image", 75000, 0))], "segments": segments, "computed": asdict(computed)}
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "changes", "valid"),
+    [
+        ("files", 0, {"size": 8192}, True), ("files", 0, {"size": 8193}, False), ("files", 0, {"size": -1}, False),
+        ("files", 0, {"size": 0}, True), ("files", 1, {"offset": 8191}, False), ("files", 1, {"offset": 4096}, False),
+        ("files", 1, {"size": manifest.MAX_IMAGE_SIZE}, True), ("files", 1, {"size": manifest.MAX_IMAGE_SIZE + 1}, False),
+        ("segments", 0, {"last": 0}, False), ("segments", 1, {"first": 1}, False), ("segments", 1, {"first": 3}, True),
+        ("segments", 1, {"last": 3}, True), ("segments", 1, {"last": 2}, False), ("segments", 1, {"last": 21}, False),
+        ("segments", 0, {"offset": -1}, False), ("segments", 0, {"length": -1}, False), ("segments", 0, {"length": 0}, True),
+    ],
+)  # fmt: skip
+def test_heads_at_their_bounds(part: str, row: int, changes: dict[str, int], valid: bool) -> None:
+    """Of two files and two segments, which cover 20 pages."""
+    head = some_head()
+    head[part][row].update(changes)
+    assert (bounded(partial(parse_head, msgpack.packb(head))) is not None) == valid
+
+
+def test_the_address_space_ends_with_the_last_file() -> None:
+    assert parse_head(msgpack.packb(some_head())).pages == 20 and head_of(1001).pages == 1001
 
 
 def use(head: Head) -> None:
