@@ -280,7 +280,7 @@ class Store:
         return _Writing(self)
 
     def _packs(self, image_id: str) -> list[bytes]:
-        """The packs of a base; none if it cannot be read: then nothing is shared with it, and all is stored anew."""
+        """The packs of a base; none if it cannot be read: then nothing is shared with it."""
         try:
             return list(self.open_image(image_id).packs())
         except (NotFound, Damaged):

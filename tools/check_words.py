@@ -28,8 +28,8 @@ WORDS = {
     r"in spite of": "overrides, despite",
     r"makes? no sense(?: of)?": "cannot parse, is not valid",
     r"is owed|are owed|was owed|owes": "say who must do what",
-    r"(?<=: )it (?:is|does|has|was|cannot)|it does not exist": "verb or state alone: 'does not exist'",
-    r"there is none(?: like this)?": "no such …",
+    r"(?<=: )it (?:is|does|has|was|cannot)|(?<!if )it does not exist": "verb or state alone: 'does not exist'",
+    r"(?<!if )(?<!where )there is none(?: like this)?": "no such …",  # "None if there is none" is right
     r"for ever": "permanently",
     r"aimed at": "say what it does",
     r"evidence": "filesystem state",

@@ -20,7 +20,7 @@ from fuse_store.columns import runs
 from fuse_store.errors import NotFound, Refused, StoreError
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
 from fuse_store.hibernation.swap_device import SwapDevice, contents_of
-from fuse_store.image import restore
+from fuse_store.image import page_io
 from fuse_store.image.reader import Image
 from fuse_store.image.segments import Place
 from fuse_store.progress import SILENT, Progress
@@ -127,19 +127,19 @@ def _write_difference(image: Image, target: SwapDevice, difference: Difference) 
     _end, places, holes = difference
     written = 0
     for start, end in holes:
-        for at in range(start, end, restore.WINDOW):
-            target.write(at, restore.ZEROS[: min(restore.WINDOW, end - at)])
+        for at in range(start, end, page_io.COMPARE_WINDOW):
+            target.write(at, page_io.ZEROS[: min(page_io.COMPARE_WINDOW, end - at)])
         written += end - start
     for place in places:
-        written += sum(restore.scatter(image, image.files[0], place, target.descriptor))
+        written += sum(page_io.scatter(image, image.files[0], place, target.descriptor))
     return written
 
 
 def differences(image: Image, target: SwapDevice, head: int) -> Iterator[Difference]:
     """How the device differs from the image behind its first ``head`` bytes, window by window."""
     first = head // image.head.page_size
-    for end, places, holes in restore.differing(image, image.files[0], target.direct):
-        if end - restore.WINDOW < head:
+    for end, places, holes in page_io.differing(image, image.files[0], target.direct):
+        if end - page_io.COMPARE_WINDOW < head:
             places = [kept for place in places if len((kept := place.select(place.page >= first)).page)]
             holes = [(max(start, head), stop) for start, stop in holes if stop > head]
         yield end, places, holes
@@ -160,8 +160,8 @@ def _sync_and_check(image: Image, target: SwapDevice, unsynced: list[Difference]
         for place in places:
             _check_pages(image, target, place)
         for start, end in holes:
-            for at in range(start, end, restore.WINDOW):
-                if any(target.read(at, min(restore.WINDOW, end - at))):
+            for at in range(start, end, page_io.COMPARE_WINDOW):
+                if any(target.read(at, min(page_io.COMPARE_WINDOW, end - at))):
                     raise target.not_kept(at)
     unsynced.clear()
 

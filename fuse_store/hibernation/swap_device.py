@@ -18,7 +18,7 @@ from types import TracebackType
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 from fuse_store.formats.readable import Readable
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
-from fuse_store.image import restore
+from fuse_store.image import devices
 
 BLANK_EDGE = 1 << 20  # bytes: a device whose first and last bytes are zero, this many each, counts as blank
 _SWAPS = Path("/proc/swaps")
@@ -40,19 +40,19 @@ class SwapDevice:
             raise UsageError(f"device {path}", "not a block device or a regular file.")
         self.is_file = stat.S_ISREG(mode)
         self.name = str(self.path.resolve()) if self.is_file else stable_name(self.path)
-        self.descriptor = _open_file(self.path) if self.is_file else restore.open_device(self.path)
+        self.descriptor = _open_file(self.path) if self.is_file else devices.open_device(self.path)
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         self.direct = self._open_direct()
 
     def read(self, offset: int, length: int) -> bytes:
         try:
-            return restore.read_at(self.descriptor, offset, length)
+            return devices.read_at(self.descriptor, offset, length)
         except OSError as error:
             raise StoreError(f"device {self.path}", f"reading at {offset:#x} failed: {error.strerror}.") from None
 
     def write(self, offset: int, content: bytes) -> None:
         try:
-            restore.write_at(self.descriptor, memoryview(content), offset)
+            devices.write_at(self.descriptor, memoryview(content), offset)
         except OSError as error:
             raise StoreError(f"device {self.path}", f"writing at {offset:#x} failed: {error.strerror}.") from None
 
@@ -163,7 +163,7 @@ def contents_of(device: SwapDevice) -> DeviceContents:
             contents = _swap_contents(device, page_size)
             if contents is not None:
                 return contents
-    kind = restore.recognised(device.path)
+    kind = devices.content_of(device.path)
     if kind:
         return DeviceContents(kind)
     edges = (device.read(0, BLANK_EDGE), device.read(max(0, device.size - BLANK_EDGE), BLANK_EDGE))
@@ -184,7 +184,7 @@ def _swap_contents(device: SwapDevice, page_size: int) -> DeviceContents | None:
     torn = _is_torn(page)
     if signature not in layout.SWAP_SIGNATURES and not torn:
         return None
-    kind = restore.recognised(device.path)
+    kind = devices.content_of(device.path)
     if kind not in ("swap", "swsuspend", ""):
         return DeviceContents(f"a swap area and {kind}")
     header = _image_header(_WithSwapSignature(device, page) if torn else device, page_size)

@@ -100,7 +100,7 @@ class Image:
 
     def read_places(self, place: Place, out: NDArray[np.uint8], rows: I64, *, threads: bool) -> None:
         """Copy the pages of ``place`` into ``rows`` of ``out``: each block once, in the order of the packs. ``threads``: in
-        several threads, for whoever reads much; the readers of a mount are many already. Raises Damaged."""
+        several threads, to read much; the readers of a mount are many already. Raises Damaged."""
         order = np.argsort(place.block, kind="stable")
         block, slot, rows = place.block[order], place.slot[order], rows[order]
         begins = group_starts(block)

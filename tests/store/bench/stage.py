@@ -23,7 +23,7 @@ import numpy as np
 from fuse_store.formats.swsusp import armed, layout
 from fuse_store.hibernation.stage import stage
 from fuse_store.hibernation.swap_device import SwapDevice
-from fuse_store.image import restore
+from fuse_store.image import page_io
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import swap_header
@@ -128,9 +128,9 @@ def whole(folder: Path, path: Path, image_id: str) -> float:
     with Store.open(folder / "store", key_file=folder / "key") as store, SwapDevice(path) as target:
         image = store.open_image(image_id)
         began = time.monotonic()
-        restore.write(image, image.files[0], target.descriptor, SILENT, compare=False, zeros=True)
+        page_io.write(image, image.files[0], target.descriptor, SILENT, compare=False, zeros=True)
         target.sync()
-        restore.read_back(image, target.direct, path, SILENT)
+        page_io.read_back(image, target.direct, path, SILENT)
         return time.monotonic() - began
 
 

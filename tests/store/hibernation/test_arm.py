@@ -19,7 +19,7 @@ from fuse_store.hibernation import history
 from fuse_store.hibernation.arm import ArmResult, arm, disarm
 from fuse_store.hibernation.preflight import TargetMachine
 from fuse_store.hibernation.stage import stage
-from fuse_store.image import restore
+from fuse_store.image import devices
 from fuse_store.repository.locks import WriterLock
 from fuse_store.store import Label
 from tests.fuzz.swsusp_encoder import UUID, decode, swap_header
@@ -81,9 +81,9 @@ def test_block_device(case: Case, loop: Path) -> None:
     put_on(case, loop, 1)
     arm_it(case, loop, *MACHINE)
     assert loop.read_bytes()[:SIZE] == case.content(1)
-    assert restore.recognised(loop) == "swsuspend"
+    assert devices.content_of(loop) == "swsuspend"
     assert disarm(loop).changed
-    assert restore.recognised(loop) == "swap"
+    assert devices.content_of(loop) == "swap"
 
 
 MACHINE = ("memory_map", "memory_size")
@@ -290,13 +290,13 @@ def test_signature_that_was_written_in_part(case: Case, device: Path, torn: byte
 
 
 def test_device_that_fails(case: Case, device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = restore.write_at
+    real = devices.write_at
 
     def flips(descriptor: int, data: memoryview, at: int) -> None:
         content = bytes(data)
         real(descriptor, memoryview(content.replace(b"S1SUSPEND", b"S1SUSPENE")), at)
 
-    monkeypatch.setattr(restore, "write_at", flips)
+    monkeypatch.setattr(devices, "write_at", flips)
     with pytest.raises(Damaged, match="reads back differently"):
         arm_it(case, device)
     assert device.read_bytes() == unarmed(case.content(0))
@@ -305,7 +305,7 @@ def test_device_that_fails(case: Case, device: Path, monkeypatch: pytest.MonkeyP
     def fails(descriptor: int, data: memoryview, at: int) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(restore, "write_at", fails)
+    monkeypatch.setattr(devices, "write_at", fails)
     with pytest.raises(StoreError, match="Input/output error"):
         arm_it(case, device)
     assert device.read_bytes() == unarmed(case.content(0))

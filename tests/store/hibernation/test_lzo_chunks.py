@@ -26,7 +26,7 @@ from fuse_store.formats.swsusp import HibernationImage, layout
 from fuse_store.hibernation.lzo_chunks import encode as lzo_encode
 from fuse_store.hibernation.lzo_chunks import layout as lzo_layout
 from fuse_store.hibernation.lzo_chunks import lzo
-from fuse_store.image import diff, restore
+from fuse_store.image import diff, page_io, restore
 from fuse_store.maintenance.gc import collect
 from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.verify import verify
@@ -286,7 +286,7 @@ def test_changed_only_and_comparison(store: Store, tmp_path: Path) -> None:
         target = tmp_path / "target"
         target.write_bytes(before)
         with open(target, "r+b") as file:
-            written = restore.write(opened, opened.files[0], file.fileno(), SILENT, compare=True, zeros=True)
+            written = page_io.write(opened, opened.files[0], file.fileno(), SILENT, compare=True, zeros=True)
         assert target.read_bytes() == device and written <= most
 
 

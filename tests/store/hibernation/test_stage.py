@@ -19,7 +19,7 @@ from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, Us
 from fuse_store.hibernation import stage as stage_module
 from fuse_store.hibernation.stage import stage
 from fuse_store.hibernation.swap_device import SwapDevice
-from fuse_store.image import restore
+from fuse_store.image import devices
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import UUID, swap_header
 from tests.store.hibernation.cases import SIZE, Case, blank, differing, make_case, signature, unarmed
@@ -110,7 +110,7 @@ def test_another_uuid_of_the_swap_area_is_told(case: Case, tmp_path: Path) -> No
 def test_block_device(case: Case, loop: Path) -> None:
     stage(case.image(0), loop)
     assert loop.read_bytes()[:SIZE] == unarmed(case.content(0))
-    assert restore.recognised(loop) == "swap"
+    assert devices.content_of(loop) == "swap"
 
 
 # what is refused --------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class Recorded:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[tuple[int, bytes] | None] = []
-        real_write, real_sync = restore.write_at, SwapDevice.sync
+        real_write, real_sync = devices.write_at, SwapDevice.sync
 
         def write_at(descriptor: int, data: memoryview, at: int) -> None:
             self.log.append((at, bytes(data)))
@@ -266,7 +266,7 @@ class Recorded:
             real_sync(target)
             self.log.append(None)
 
-        monkeypatch.setattr(restore, "write_at", write_at)
+        monkeypatch.setattr(devices, "write_at", write_at)
         monkeypatch.setattr(SwapDevice, "sync", sync)
 
     def after_cut(self, before: bytes, at: int, chance: random.Random) -> bytes:
@@ -321,7 +321,7 @@ def test_flipped_bit_in_the_store_is_found_before_anything_leads_to_it(tmp_path:
 
 def test_device_that_does_not_keep_what_is_written(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = blank(tmp_path / "device")
-    real = restore.write_at
+    real = devices.write_at
 
     def flips(descriptor: int, data: memoryview, at: int) -> None:
         content = bytearray(data)
@@ -329,7 +329,7 @@ def test_device_that_does_not_keep_what_is_written(case: Case, tmp_path: Path, m
             content[(1 << 20) - at] ^= 1
         real(descriptor, memoryview(content), at)
 
-    monkeypatch.setattr(restore, "write_at", flips)
+    monkeypatch.setattr(devices, "write_at", flips)
     with pytest.raises(Damaged, match="at 0x100000 reads back differently"):
         stage(case.image(0), device)
     assert not leads_to_image(device.read_bytes())
@@ -339,8 +339,8 @@ def test_device_that_keeps_no_zeros(case: Case, tmp_path: Path, monkeypatch: pyt
     device = blank(tmp_path / "device")
     write(device, 0, swap_header(4096, SIZE // 4096, UUID))
     write(device, SIZE - 8192, b"\x01" * 4096)
-    real = restore.write_at
-    monkeypatch.setattr(restore, "write_at", lambda *write: real(*write) if write[2] < SIZE - 65536 else None)
+    real = devices.write_at
+    monkeypatch.setattr(devices, "write_at", lambda *write: real(*write) if write[2] < SIZE - 65536 else None)
     with pytest.raises(Damaged, match="reads back differently"):
         stage(case.image(0), device)
 
@@ -353,8 +353,8 @@ def test_device_that_fails(case: Case, tmp_path: Path, monkeypatch: pytest.Monke
             raise OSError(5, "Input/output error")
         targets_write(descriptor, data, at)
 
-    targets_write = restore.write_at
-    monkeypatch.setattr(restore, "write_at", fails)
+    targets_write = devices.write_at
+    monkeypatch.setattr(devices, "write_at", fails)
     with pytest.raises(StoreError, match="Input/output error"):
         stage(case.image(0), device)
     assert not leads_to_image(device.read_bytes())

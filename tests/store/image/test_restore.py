@@ -211,7 +211,7 @@ def test_a_device_that_does_not_keep_what_was_written_is_found(
 ) -> None:
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, bytes(data)[:-1] + b"\xee", at) if at < PAGE else write(fd, data, at))
-    with pytest.raises(Damaged, match=r"reads back otherwise") as caught:
+    with pytest.raises(Damaged, match=r"reads back differently") as caught:
         get(store, versions[0], device, force=True)
     assert caught.value.exit_code == 4 and str(device) in str(caught.value)
 

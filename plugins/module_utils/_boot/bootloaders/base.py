@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The interface of a bootloader class, and the parts that all bootloaders share.
 
-A purpose ("resume", "memmap-NVM_SWAP") names one group of our settings: it is set, read and removed as a whole,
+A purpose ("resume", "memmap-NVM_SWAP") names one group of our settings, which is set, read and removed as a whole,
 independently of the other purposes. Foreign settings are never edited; C(drop) removes their arguments from the generated
 configuration instead.
 """

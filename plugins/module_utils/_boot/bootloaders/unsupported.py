@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bootloaders that are recognised only to refuse them by name: C((name, evidence(host) -> phrase or None)).
+"""Bootloaders that are recognised only to refuse them by name: C((name, sign(host) -> phrase or None)).
 
 They are checked before the supported ones, because GRUB's files often remain after a change of the bootloader.
 """

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pages of an image, compared with a file or device and written to it.
+
+Pages are read block by block, in the order of the packs, and written in the order of the image, a large part at once. Pages
+that are there already, because a ``get`` was interrupted or an older version is on the device, are recognised by their digests
+without opening a block. For one thread; it has others for reading and writing.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from fuse_store.columns import I64, runs
+from fuse_store.errors import Damaged
+from fuse_store.image import devices
+from fuse_store.image.reader import Image
+from fuse_store.image.segments import Place
+from fuse_store.progress import Progress
+from fuse_store.repository.manifest import ImageFile
+
+COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
+MAX_GATHERED = 48 << 20  # bytes of pages that are gathered before they are written; twice that is in memory
+ZEROS = bytes(COMPARE_WINDOW)
+
+Stretch = tuple[int, list[Place], list[tuple[int, int]]]
+
+
+def write(image: Image, file: ImageFile, descriptor: int, progress: Progress, *, compare: bool, zeros: bool) -> int:
+    """Write a file of the image at the start of ``descriptor``. ``compare``: leave what is right already. ``zeros``: something
+    else may stand where the image has zeros. Returns how many bytes were written."""
+    written = 0
+    progress.start("get", file.size)
+    parts = differing(image, file, descriptor) if compare else _everything(image, file, zeros)
+    try:
+        for at, places, holes in parts:
+            for start, end in holes:
+                for begin in range(start, end, COMPARE_WINDOW):
+                    devices.write_at(descriptor, memoryview(ZEROS)[: min(COMPARE_WINDOW, end - begin)], begin)
+                written += end - start
+            for place in places:
+                for wrote in scatter(image, file, place, descriptor):
+                    written += wrote
+                    if not compare:
+                        progress.at(min(written, at))
+            progress.at(at)
+    finally:
+        progress.finish()
+    return written
+
+
+def _everything(image: Image, file: ImageFile, zeros: bool) -> Iterator[Stretch]:
+    """(end, its pages, where it has zeros) of each segment of a file."""
+    size = image.head.page_size
+    first = done = file.offset // size
+    last = -(-(file.offset + file.size) // size)
+    for place in image.places(first, last):
+        end = int(place.page[-1]) + 1
+        yield min((end - first) * size, file.size), [place], _gaps(place.page, done, end, first, size, file.size) if zeros else []
+        done = end
+    if zeros and done < last:
+        yield file.size, [], [((done - first) * size, file.size)]
+
+
+def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Stretch]:
+    """The same, of what stands otherwise in ``descriptor``; in windows."""
+    size, seed, digest = image.head.page_size, image.page_seed, xxhash.xxh3_128_digest
+    first = file.offset // size
+    last = -(-(file.offset + file.size) // size)
+    step = COMPARE_WINDOW // size
+    for low, there, got in _windows(descriptor, first, last, step, size, file.size):
+        high = min(low + step, last)
+        start = (low - first) * size
+        length = min((high - low) * size, file.size - start)
+        content = np.frombuffer(there, np.uint8).reshape(-1, size)
+        filled = np.zeros(len(content), bool) if not got else np.bitwise_or.reduce(content.view(np.uint64), axis=1) != 0
+        stale = []
+        for place in image.places(low, high):
+            rows = place.page - low
+            filled[rows] = False
+            wanted = image.page_digests(place)
+            have = np.frombuffer(b"".join([digest(content[row], seed) for row in rows.tolist()]), "<u8").reshape(-1, 2)
+            same = (have == wanted).all(axis=1)
+            if not same.all():
+                stale.append(place.select(~same))
+        holes = [
+            (start + begin * size, min(start + end * size, file.size)) for begin, end in runs(np.flatnonzero(filled))
+        ]
+        yield start + length, stale, holes
+
+
+def _windows(descriptor: int, first: int, last: int, step: int, size: int, most: int) -> Iterator[tuple[int, memoryview, int]]:
+    """(first page, content, bytes that were read) of windows of ``step`` pages, valid until the next one; the rest is zeros,
+    as it is behind ``most`` bytes. The next is read while this one is compared. Two buffers serve for all: a fresh one each
+    time costs as much as the reading."""
+    buffers = deque(memoryview(mmap.mmap(-1, COMPARE_WINDOW)) for _buffer in range(2))  # as aligned as O_DIRECT wants it
+
+    def read(low: int) -> tuple[int, memoryview, int]:
+        buffer = buffers[0]
+        buffers.rotate()
+        start = (low - first) * size
+        there = buffer[: (min(low + step, last) - low) * size]
+        got = min(_read_into(descriptor, start, there), most - start)
+        if not got:
+            return low, memoryview(ZEROS)[: len(there)], 0
+        there[got:] = ZEROS[: len(there) - got]
+        return low, there, got
+
+    with ThreadPoolExecutor(1, "read") as pool:
+        ahead = pool.submit(read, first) if first < last else None
+        for low in range(first, last, step):
+            assert ahead is not None
+            window = ahead.result()
+            if low + step < last:
+                ahead = pool.submit(read, low + step)
+            yield window
+
+
+def _gaps(page: I64, low: int, high: int, first: int, size: int, most: int) -> list[tuple[int, int]]:
+    """(start, end) in bytes of what ``page`` leaves out of low..high."""
+    edges = np.concatenate(([low - 1], page, [high]))
+    breaks = np.flatnonzero(np.diff(edges) > 1)
+    begin, end = (edges[breaks] + 1 - first) * size, np.minimum((edges[breaks + 1] - first) * size, most)
+    return list(zip(begin.tolist(), end.tolist(), strict=True))
+
+
+def scatter(image: Image, file: ImageFile, place: Place, descriptor: int) -> Iterator[int]:
+    """Write pages where they belong, MAX_GATHERED bytes of them at once, while the next are gathered; the bytes written each
+    time."""
+    size = image.head.page_size
+    step = MAX_GATHERED // size
+    buffers = deque(np.empty((min(step, len(place.page)), size), np.uint8) for _buffer in range(2))
+    with ThreadPoolExecutor(1, "write") as pool:
+        writing: Future[int] | None = None
+        for start in range(0, len(place.page), step):
+            part = place.select(np.arange(start, min(start + step, len(place.page))))
+            image.read_places(part, buffers[0], np.arange(len(part.page)), threads=True)
+            if writing is not None:
+                yield writing.result()
+            writing = pool.submit(_write_rows, file, part.page, buffers[0], descriptor)
+            buffers.rotate()
+        if writing is not None:
+            yield writing.result()
+
+
+def _write_rows(file: ImageFile, page: I64, rows: NDArray[np.uint8], descriptor: int) -> int:
+    """Write pages, which are the first rows of a buffer, where they belong in a file; how many bytes."""
+    size = rows.shape[1]
+    written = at = 0
+    for first, end in runs(page):
+        offset = first * size - file.offset
+        length = min((end - first) * size, file.size - offset)
+        devices.write_at(descriptor, rows[at : at + end - first].reshape(-1).data[:length], offset)
+        at, written = at + end - first, written + length
+    return written
+
+
+def read_back(image: Image, descriptor: int, path: Path, progress: Progress) -> None:
+    """Compare a device with the image. Raises Damaged, which says where they differ."""
+    progress.start("compare", image.size)
+    for at, stale, holes in differing(image, image.files[0], descriptor):
+        if stale or holes:
+            where = int(stale[0].page[0]) * image.head.page_size if stale else holes[0][0]
+            raise Damaged(f"device {path}", f"data written at {where:#x} reads back differently.", "Do not use the device.")
+        progress.at(at)
+    progress.finish()
+
+
+def _read_into(descriptor: int, at: int, buffer: memoryview) -> int:
+    """Fill the buffer; how many bytes there were, without zeros that are only a hole in a file."""
+    try:
+        if os.lseek(descriptor, at, os.SEEK_DATA) >= at + len(buffer):
+            return 0
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no data any more
+            return 0
+    got = 0
+    while got < len(buffer) and (number := os.preadv(descriptor, [buffer[got:]], at + got)):
+        got += number
+        if got % 512:
+            break  # the end of a file
+    return got
