@@ -68,7 +68,7 @@ def test_a_second_writer_is_told_who_has_it(directory: Path) -> None:
         pytest.param({"start": 1}, id="a process number that was used again"),
     ],
 )
-def test_the_lock_of_who_is_gone_is_taken_over(directory: Path, changes: dict[str, object]) -> None:
+def test_the_lock_of_a_holder_that_ended_is_taken_over(directory: Path, changes: dict[str, object]) -> None:
     if changes.get("pid") == "ended":
         changes = {"pid": ended_process()}
     (directory / "writer").write_text(holder(**changes))

@@ -464,7 +464,7 @@ def test_a_writer_that_lost_its_lock(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"boot": "another"}, {"start": 1}, {"pid": 1 << 22}])
-def test_the_lock_of_who_is_gone(url: str, changes: dict[str, object]) -> None:
+def test_the_lock_of_a_holder_that_ended(url: str, changes: dict[str, object]) -> None:
     where = backend(url)
     where.write(lease.LOCK_NAME, lock_of(**changes), sync=False)
     with where.lock() as lock:
@@ -498,7 +498,7 @@ def test_a_lock_is_renewed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
             lock.check()
 
 
-def test_many_want_the_lock_of_one_who_is_gone(url: str) -> None:
+def test_many_want_the_lock_of_a_holder_that_ended(url: str) -> None:
     """One of them gets it."""
     backend(url).write(lease.LOCK_NAME, lock_of(boot="another"), sync=False)
     holders: list[int] = []
