@@ -105,12 +105,12 @@ def parse_extents(content: bytes, head: Head) -> Extents:
     ValueError."""
     raw = _decompressed(content)
     if len(raw) < _HEAD.size:
-        raise ValueError("it is cut off")
+        raise ValueError("extent segment truncated")
     count, blocks, computed = _HEAD.unpack_from(raw)
     row_size = head.computed.row_size if head.computed is not None else 0
     size = _HEAD.size + count * _EXTENT_SIZE + blocks * DIGEST + computed * row_size
     if count > MAX_EXTENTS or computed > blocks or (computed and head.computed is None) or len(raw) != size:
-        raise ValueError("its length is wrong")
+        raise ValueError("extent segment has a wrong length")
     at = _HEAD.size
     columns = []
     for kind in ("<u8", "<u4", "<u4", "<u2"):
@@ -131,10 +131,10 @@ def _decompressed(content: bytes) -> bytes:
     try:
         size = zstandard.frame_content_size(content)
         if not 0 <= size <= MAX_SEGMENT_SIZE:
-            raise ValueError("it gives an impossible length")
+            raise ValueError("extent segment gives an impossible length")
         return zstandard.ZstdDecompressor().decompress(content, max_output_size=MAX_SEGMENT_SIZE)
     except zstandard.ZstdError as error:
-        raise ValueError(f"it does not decompress ({error})") from None
+        raise ValueError(f"extent segment does not decompress ({error})") from None
 
 
 def _check(extents: Extents, head: Head) -> None:
@@ -147,7 +147,7 @@ def _check(extents: Extents, head: Head) -> None:
         or (extents.slot + extents.count > MAX_BLOCK_SIZE // head.page_size)[extents.block < extents.stored].any()
     )
     if wrong:
-        raise ValueError("its extents contradict each other")
+        raise ValueError("extents contradict each other")
     if head.computed is not None and (end[extents.block >= extents.stored] > head.computed.first).any():
         raise ValueError("a computed block would be computed from itself")
 

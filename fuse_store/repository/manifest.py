@@ -156,7 +156,7 @@ def read_head(backend: Backend, image_id: str, aead: Aead) -> tuple[Head, int]:
     try:
         content = backend.read_range(name, 0, _FIRST_READ, trashed=False)
         if len(content) < _FILE.size:
-            raise ValueError("cut off")
+            raise ValueError("truncated")
         magic, length = _FILE.unpack(content[: _FILE.size])
         if magic != _MAGIC or length > MAX_HEAD_SIZE:
             raise ValueError("not a manifest")
@@ -180,7 +180,7 @@ def parse_head(content: bytes) -> Head:
             raise ValueError(f"format {number!r} is unknown; a newer fuse-store is needed")
         head = _head_of(value)
     except (TypeError, KeyError, AttributeError, msgpack.UnpackException, msgpack.exceptions.ExtraData) as error:
-        raise ValueError(f"its head cannot be read ({error})") from None
+        raise ValueError(f"head cannot be read ({error})") from None
     _check_types(head)
     _check_files(head)
     if head.computed is not None:
@@ -208,18 +208,18 @@ def _check_types(head: Head) -> None:
     numbers += [number for part in head.segments for number in (part.first, part.last, part.offset, part.length)]
     texts = [head.machine, head.application, head.kind, head.event, *head.bases, *(file.name for file in head.files)]
     if not all(isinstance(number, int) for number in numbers) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("its head has values of the wrong type")
+        raise ValueError("head has values of the wrong type")
     if not all(isinstance(part.digest, bytes) and len(part.digest) == DIGEST for part in head.segments):
-        raise ValueError("its segments have impossible digests")
+        raise ValueError("segments have impossible digests")
     if head.page_size not in PAGE_SIZES or not isinstance(head.tags, dict):
-        raise ValueError("its head has impossible values")
+        raise ValueError("head has impossible values")
 
 
 def _check_files(head: Head) -> None:
     end = 0
     for file in head.files:
         if not 0 <= file.size <= MAX_IMAGE_SIZE or file.offset < end or file.offset % head.page_size:
-            raise ValueError("its files contradict each other")
+            raise ValueError("files contradict each other")
         end = file.offset + file.size
 
 
@@ -227,20 +227,20 @@ def _check_segments(head: Head) -> None:
     last = 0
     for segment in head.segments:
         if not last <= segment.first < segment.last <= head.pages or segment.offset < 0 or segment.length < 0:
-            raise ValueError("its segments contradict each other")
+            raise ValueError("segments contradict each other")
         last = segment.last
 
 
 def _check_computed(head: Head, computed: Computed) -> None:
     """What is the same for every transform; the transform checks its parameters."""
     if not isinstance(computed.parameters, dict):
-        raise ValueError("its computed blocks have values of the wrong type")
+        raise ValueError("computed blocks have values of the wrong type")
     numbers = (computed.first, computed.pages, computed.count, computed.row_size, *computed.parameters.values())
     names = (computed.transform, *computed.parameters)
     if not all(isinstance(number, int) for number in numbers) or not all(isinstance(name, str) for name in names):
-        raise ValueError("its computed blocks have values of the wrong type")
+        raise ValueError("computed blocks have values of the wrong type")
     end = max((file.offset + file.size for file in head.files), default=0)
     most = MAX_IMAGE_SIZE // head.page_size
     fits = end <= computed.first * head.page_size and computed.first + computed.pages <= most and 0 <= computed.first <= most
     if not fits or computed.count < 1 or computed.pages < 1 or not 0 <= computed.row_size <= MAX_ROW_SIZE:
-        raise ValueError("its computed blocks have impossible values")
+        raise ValueError("computed blocks have impossible values")

@@ -86,7 +86,7 @@ class Layout:
             | (tail > np.minimum(number, MAX_THREADS))
         )
         if wrong.any():
-            raise ValueError("its LZO chunks have impossible values")
+            raise ValueError("LZO chunks have impossible values")
         entries = -(-(LENGTH.size + length) // self.image_page_size) * self.scale
         if (slots > entries).any():
             raise ValueError("an extent goes past the end of its LZO chunk")
@@ -96,10 +96,10 @@ def parse(computed: Computed, head: Head) -> Layout:
     """The Layout in a manifest. Raises ValueError."""
     image_page_size, chunks = computed.parameters.get("page_size", 0), computed.parameters.get("chunks", 0)
     if image_page_size not in PAGE_SIZES or image_page_size % head.page_size or len(head.files) != 1 or head.files[0].offset:
-        raise ValueError("its LZO chunks have impossible values")
+        raise ValueError("LZO chunks have impossible values")
     layout = Layout(head.page_size, image_page_size, computed.first, chunks)
     if not 0 < computed.count <= chunks <= MAX_CHUNKS or layout.computed(computed.count) != computed:
-        raise ValueError("its LZO chunks have impossible values")
+        raise ValueError("LZO chunks have impossible values")
     return layout
 
 
