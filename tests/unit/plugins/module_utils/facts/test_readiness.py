@@ -598,7 +598,7 @@ def test_recorded_memory_maps(host: Host, plant: Plant, case: dict[str, Any]) ->
     facts = survey.Survey(host, DEVICE, 0)
     if case["crc32"] is None:
         with pytest.raises(Refused) as caught:
-            _ = facts.e820_checksum
+            print(facts.e820_checksum)
         assert caught.value.code == "unknown_memory_map"
     else:
         assert "%#010x" % facts.e820_checksum == case["crc32"]
