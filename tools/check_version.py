@@ -16,6 +16,7 @@ SOURCE = "fuse_store/__init__.py", r'^__version__ = "(.+)"$'
 OTHERS = (
     ("galaxy.yml", r"^version: (.+)$"),
     ("changelogs/changelog.yaml", r"^  (\d+\.\d+\.\d+):$"),
+    ("docs/fuse-store.1", r'^\.TH .* "fuse-store (.+?)"'),
     ("roles/image_store/defaults/main.yml", r"^image_store_package: fuse-store==(.+)$"),
     ("roles/image_store/meta/argument_specs.yml", r"^        default: fuse-store==(.+)$"),
     ("roles/image_store/README.md", r"`fuse-store==(.+?)`"),
