@@ -139,11 +139,13 @@ package: $(READY) ## wheel and sdist of fuse-store, each installed into an empty
 	tools/check-package build/package
 
 .PHONY: types
-types: tree ## type checks: strict for the store, the lab and the tools
+types: tree ## type checks: strict for the store, the tools and all tests
 	cd build && MYPYPATH=. mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache/plugins \
 	  -p ansible_collections.nvm.fastboot.plugins
+	cd build && MYPYPATH=. mypy --strict --allow-untyped-calls --follow-imports=silent --config-file ../pyproject.toml \
+	  --cache-dir ../.mypy_cache/units -p ansible_collections.nvm.fastboot.tests.unit
 	mypy --strict --cache-dir .mypy_cache/strict -p fuse_store
-	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict -p tests.vm.lab
+	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict -p tests.store -p tests.docs -p tests.vm -p tests.fuzz
 	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict tools
 
 .PHONY: unit

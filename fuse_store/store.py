@@ -236,7 +236,7 @@ class Store:
             try:
                 writer = ImageWriter(self.index, self.reader, packs, self.aead, settings, self.sync, base_packs)
                 written = writer.run(files, progress, stored_as)
-                self.index.compact(self.sync, lambda: self.settle(lock), self.reader.has)
+                self.index.compact(self.sync, lambda: self.before_commit(lock), self.reader.has)
             finally:
                 packs.abandon()
         return written, packs.written
@@ -245,7 +245,7 @@ class Store:
         fault_point("commit")
         with self._no_version_on_error():
             sync = self.config.durability != "none"
-            return write_manifest(self.backend, head, segments, self.aead, sync, lambda: self.settle(lock))
+            return write_manifest(self.backend, head, segments, self.aead, sync, lambda: self.before_commit(lock))
 
     @contextmanager
     def _no_version_on_error(self) -> Iterator[None]:
@@ -254,7 +254,7 @@ class Store:
         except OSError as error:
             raise StoreError(f"store {self.url}", f"{error.strerror}.", "No version was created, none was lost.") from None
 
-    def settle(self, lock: Lock) -> None:
+    def before_commit(self, lock: Lock) -> None:
         """Before something depends on what was written, or something is removed: make it durable, if files are not synced one
         by one, and make sure that the lock is still held. Raises Locked, OSError."""
         if self.config.durability == "batch":

@@ -157,7 +157,7 @@ def _replace_packs(
         if dropped.any():
             kept = rows.select(~dropped[rows.pack])
             parts = [part for part in (kept, *new) if len(part)]
-            store.index.replace([name], parts, store.sync, lambda: store.settle(lock), to_trash=True)
+            store.index.replace([name], parts, store.sync, lambda: store.before_commit(lock), to_trash=True)
             new = []
     for pack in drop:
         lock.check()

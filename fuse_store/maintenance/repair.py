@@ -66,7 +66,7 @@ def repair(store: Store, progress: Progress) -> Repaired:
             new = [*new, merged(unmerged)]
         new += _rescue_blocks(store, damaged, new, result)
         fault_point("repair index")
-        store.index.replace(old, new, store.sync, lambda: store.settle(lock))
+        store.index.replace(old, new, store.sync, lambda: store.before_commit(lock))
         store.versions.forget_cache()
         _find_lost_versions(store, result)
         progress.finish()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What proves that a machine kept or lost its memory, seen from inside it and from its NVDIMM's file on the host.
 
-Used by the VM tests. ``remember`` before, ``same_memory`` after: the boot id, a process that holds what exists nowhere
+``remember`` before, ``same_memory`` after: the boot id, a process that holds what exists nowhere
 but in its memory, a file in tmpfs, and the QEMU process, which must be another one if the power was off.
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs the collection's playbooks against machines of the laboratory, as a user would against servers.
 
-Used by the demonstration and the VM tests. The collection is taken from this checkout; results come back as data.
+The collection is taken from this checkout; results come back as data.
 """
 
 from __future__ import annotations

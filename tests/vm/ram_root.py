@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A root filesystem that lets any of a machine's images be resumed: its disk is read, and all it writes stays in memory.
 
-Used by the tests that restore images. The disk is mounted read-only below an overlay whose upper half is a tmpfs, so that
+The disk is mounted read-only below an overlay whose upper half is a tmpfs, so that
 what the machine has changed is in its image, and the disk is the same for every image. A program of the machine's own does
 it, which the kernel starts in place of the first process; its initramfs stays as it is.
 """

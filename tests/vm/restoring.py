@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A machine whose images are captured on its host and resumed later, and what its tests do with it again and again.
 
-Used by the tests that restore images. Its NVDIMM is a file on the host, which is where images are captured and staged while
+Its NVDIMM is a file on the host, which is where images are captured and staged while
 it is off. One machine and one test at a time.
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A store of images for the VM tests, used through its command line, and what a machine tells of itself to it.
 
-Used by the tests that capture and restore images. What a command prints comes back as data, its error as an exit code and a
+What a command prints comes back as data, its error as an exit code and a
 record.
 """
 
@@ -65,7 +65,7 @@ class Store:
             command, env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         said = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-        error = next((one["error"] for one in said if "error" in one), {})
+        error: dict[str, str] = next((one["error"] for one in said if "error" in one), {})
         assert done.returncode or not error, f"{shlex.join(command)}: {done.stderr}"
         assert bool(done.returncode) == bool(error), f"{shlex.join(command)} exited with {done.returncode}: {done.stderr}"
         return Answer(done.returncode, json.loads(done.stdout or "{}"), error)

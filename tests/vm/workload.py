@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A process that holds state in RAM, to be found alive with it after a resume.
 
-Used by the demonstration, the benchmark and the VM tests. It keeps a random token and a block of random bytes that are
+It keeps a random token and a block of random bytes that are
 nowhere but in its memory, counts, and answers on a UNIX socket in C(/run), a tmpfs.
 """
 

@@ -141,13 +141,13 @@ def test_who_loses_the_lock_while_removing_removes_no_more(tmp_path: Path, monke
         assert sorted(store.ids()) == sorted(ids[1:])
         lock.unlink()
         newest = store.path / "images" / f"{ids[2]}.img"
-        finish = store.settle
+        before_commit = store.before_commit
 
-        def settle(own: Lock) -> None:
-            finish(own)
+        def lost_then(own: Lock) -> None:
+            before_commit(own)
             lock.write_text(holder(token="new"))  # right before the manifest appears
 
-        monkeypatch.setattr(store, "settle", settle)
+        monkeypatch.setattr(store, "before_commit", lost_then)
         with pytest.raises(Locked, match=f"{ids[2]} was not removed"):
             store.put(str(source), Label("m"), replace=True)
         assert newest.exists() and len(store.ids()) == 3

@@ -48,8 +48,9 @@ def case(lab: Lab, configured: Machine, tmp_path_factory: pytest.TempPathFactory
 
 
 def refusals(case: Case, image: str, tree: Path, disk: Path | None) -> set[str]:
-    """The codes of what speaks against resuming an image. Without its disk the filesystems can't be compared."""
-    answer = case.store("preflight", image, "--root", tree, *(["--machine-disk", disk] if disk else []))
+    """The codes of the failed checks of an image. Without its disk the filesystems cannot be compared."""
+    options: list[str | Path] = ["--machine-disk", disk] if disk else []
+    answer = case.store("preflight", image, "--root", tree, *options)
     codes = {one["code"] for one in answer.record["refusals"]}
     assert (answer.code == 5) == bool(codes), answer
     return codes
