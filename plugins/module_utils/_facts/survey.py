@@ -16,8 +16,7 @@ from functools import cached_property
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, compression, drivers, initramfs
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import sizing
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import inhibitors
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import inhibitors, memmap, nvm
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"

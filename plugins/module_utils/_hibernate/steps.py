@@ -11,12 +11,12 @@ import json
 import time
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._facts.readiness import blockers as find_blockers
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.inhibitors import (
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts.inhibitors import (
     LOGIND,
     holders,
     only_own_session_inhibits,
 )
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts.readiness import blockers as find_blockers
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.observation import journal, kernel_log, observe
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.status import (
     BOOT_ID,

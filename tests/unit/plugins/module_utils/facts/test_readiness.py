@@ -17,8 +17,8 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import drivers as boot_drivers
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm, readiness, report, survey
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts.inhibitors import LOGIND
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.nvm import Namespace, Region
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.inhibitors import LOGIND
 
 if TYPE_CHECKING:
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
