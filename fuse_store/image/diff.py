@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store.columns import group_starts
 from fuse_store.errors import Damaged, UsageError
 from fuse_store.progress import Progress
 
@@ -81,7 +82,7 @@ def _of_file(
         both = np.flatnonzero(there & here)
         change = np.where(here & ~there, 1, np.where(there & ~here, 3, 0))  # one more than the ordinal in CHANGES
         change[both[(before[both] != after[both]).any(axis=1)]] = 2
-        breaks = np.flatnonzero(np.diff(change, prepend=-1))
+        breaks = group_starts(change)
         kinds = change[breaks].tolist()
         for kind, low, high in zip(kinds, breaks.tolist(), np.append(breaks[1:], end - start).tolist(), strict=True):
             if kind:

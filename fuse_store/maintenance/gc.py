@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store.columns import halves, starts
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.maintenance import trash
 from fuse_store.maintenance.trash import GRACE_PERIOD
@@ -20,7 +21,7 @@ from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.backends import Lock
 from fuse_store.repository.block import Block
-from fuse_store.repository.index import Rows, halves
+from fuse_store.repository.index import Rows
 from fuse_store.repository.pack import PackWriter, all_packs, pack_name
 from fuse_store.store import Store
 
@@ -176,7 +177,7 @@ def _copy_blocks(store: Store, wanted: dict[bytes, NDArray[np.uint64]]) -> list[
             table = store.reader.table(pack)
             chosen = {row.tobytes() for row in digests.astype("<u8")}
             counts = table.counts(store.config.page_size)
-            first_pages = np.cumsum(counts) - counts
+            first_pages = starts(counts)
             for row in range(len(counts)):
                 digest = table.digests[row * DIGEST : (row + 1) * DIGEST]
                 if digest not in chosen:

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
+from fuse_store.columns import halves
 from fuse_store.errors import Damaged, NotFound
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.atomic import fault_point
-from fuse_store.repository.index import Rows, halves, merged
+from fuse_store.repository.index import Rows, merged
 from fuse_store.repository.pack import PackReader, PackWriter, Table, all_packs
 from fuse_store.store import Store
 

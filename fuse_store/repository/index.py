@@ -21,6 +21,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store.columns import I64, U64, halves
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.backends import Backend
@@ -32,9 +33,7 @@ ROW_SIZE = 36  # bytes of all columns, for one block
 MAX_MERGED_ROWS = 1 << 20  # fragments are not merged to more
 MAX_PACKS = 1 << 22  # in a fragment
 
-U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
-I64 = NDArray[np.int64]
 COLUMNS = (("high", "<u8"), ("low", "<u8"), ("offset", "<u8"), ("pack", "<u4"), ("stored", "<u4"), ("length", "<u4"))
 
 
@@ -99,12 +98,6 @@ class Located:
     stored: I64
     length: I64
     packs: tuple[bytes, ...]
-
-
-def halves(digests: bytes | bytearray | memoryview) -> tuple[U64, U64]:
-    """The columns ``high`` and ``low`` of concatenated digests, 16 bytes each."""
-    both = np.frombuffer(digests, "<u8").reshape(-1, 2)
-    return np.ascontiguousarray(both[:, 0]), np.ascontiguousarray(both[:, 1])
 
 
 def merged(parts: Sequence[Rows], has: Callable[[bytes, bytes, int, int], bool] | None = None) -> Rows:

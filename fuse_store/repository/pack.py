@@ -17,12 +17,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fuse_store.columns import I64, U64, halves
 from fuse_store.errors import Damaged
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.atomic import fault_point, start_writing
 from fuse_store.repository.backends import Backend
 from fuse_store.repository.block import HEADER, MAGIC, MAX_BLOCK_SIZE, OVERHEAD, Block, parse_header, unpack_block
-from fuse_store.repository.index import I64, U64, Rows, halves
+from fuse_store.repository.index import Rows
 
 PACK_HEADER = struct.Struct("<8s16s")  # magic, pack id
 PACK_MAGIC = b"FSPACK01"

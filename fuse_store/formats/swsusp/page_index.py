@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store.columns import I64
 from fuse_store.errors import Damaged
 from fuse_store.formats.swsusp.info import Info
 from fuse_store.formats.swsusp.layout import END_OF_PFNS, ENTRY, IMAGE, MAX_PFN, ZERO_FLAG
@@ -21,7 +22,6 @@ from fuse_store.formats.swsusp.stream import Stream
 
 LISTS_BATCH_SIZE = 1 << 20  # bytes of lists that are read together
 
-I64 = NDArray[np.int64]
 
 
 class PageIndex:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store.columns import I64
 from fuse_store.errors import Damaged, Refused
 from fuse_store.formats.readable import CompressedChunks, Prefetchable, Readable, read_exactly
 from fuse_store.formats.swsusp.header import Header
@@ -23,7 +24,6 @@ MAX_RUNS = 1 << 24  # runs, in 256 MiB of memory; the image of an idle machine h
 MAP_BATCH_SIZE = 1 << 20  # bytes of map pages that are parsed together
 INTERRUPTED = "Power may have failed during the write: the kernel writes the signature before the last page of the map."
 
-I64 = NDArray[np.int64]
 Pages = NDArray[np.uint8]
 
 

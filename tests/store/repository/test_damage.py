@@ -17,6 +17,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from fuse_store.columns import halves
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, WrongKey
 from fuse_store.image import restore
 from fuse_store.maintenance.gc import collect
@@ -26,7 +27,7 @@ from fuse_store.progress import SILENT
 from fuse_store.repository.atomic import MTIME_TRUSTED_AFTER
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.block import HEADER
-from fuse_store.repository.index import _START, ROW_SIZE, halves
+from fuse_store.repository.index import _START, ROW_SIZE
 from fuse_store.repository.manifest import _FILE, Summary, read_head
 from fuse_store.repository.pack import PACK_HEADER, TRAILER
 from fuse_store.store import Label, Store

@@ -11,10 +11,11 @@ import msgpack
 import numpy as np
 import pytest
 
+from fuse_store.columns import halves
 from fuse_store.repository import index
 from fuse_store.repository.aead import Aead
 from fuse_store.repository.backends import PosixBackend
-from fuse_store.repository.index import Index, Rows, fragment_bytes, halves, merged, parse_fragment
+from fuse_store.repository.index import Index, Rows, fragment_bytes, merged, parse_fragment
 
 AEAD = Aead(bytes(16), bytes(32), encrypted=False)
 PACKS = [bytes([number]) * 16 for number in (7, 8, 9)]

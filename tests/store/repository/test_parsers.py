@@ -23,6 +23,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuse_store.columns import halves
 from fuse_store.errors import Locked, StoreError
 from fuse_store.hibernation.lzo_chunks.layout import ROW, Layout, columns
 from fuse_store.hibernation.lzo_chunks.transform import LzoTransform
@@ -410,7 +411,7 @@ def some_fragment(aead: Aead) -> bytes:
 def test_a_fragment_that_was_changed(data: st.DataObject, check: bool, aead: Aead) -> None:
     found = bounded(lambda: index.parse_fragment(data.draw(changed(some_fragment(aead))), aead, check))
     if found is not None:
-        high, low = index.halves(DIGESTS)
+        high, low = halves(DIGESTS)
         for row in found.find(high, low).tolist():
             if row >= 0:
                 pack, offset, stored = found.place(row)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fuse_store.columns import I64
 from fuse_store.formats.swsusp.kernel.addresses import direct_map, translation
 from fuse_store.formats.swsusp.kernel.vmcoreinfo import MAX_NOTE_TEXT, NOTE_START
 from fuse_store.formats.swsusp.views import dump_headers
@@ -19,7 +19,6 @@ from fuse_store.formats.swsusp.views.source import Source
 
 DUMP_READ_SIZE = 8 << 20  # bytes that are read from the image at once
 
-I64 = NDArray[np.int64]
 
 
 class MemoryDump:

@@ -6,9 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store.columns import I64
 from fuse_store.formats.swsusp.views.source import Source
-
-I64 = NDArray[np.int64]
 
 
 class PageList:

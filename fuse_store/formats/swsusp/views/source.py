@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fuse_store.columns import I64, starts
 from fuse_store.formats.readable import Readable
 from fuse_store.formats.swsusp.image import HibernationImage
 from fuse_store.formats.swsusp.kernel import Kernel, find_kernel
@@ -18,7 +19,6 @@ from fuse_store.formats.swsusp.page_index import PageIndex
 
 MAX_RANGES = 1024  # ranges of memory in a dump: crash and Volatility 3 search them one by one
 
-I64 = NDArray[np.int64]
 T = TypeVar("T")
 
 
@@ -93,7 +93,7 @@ def find_ranges(pages: PageIndex) -> MemoryRanges:
     count = end - first
     if len(first) == 1 and count[0] > 1:  # crash takes a core with one segment for another format
         first, count = np.array([first[0], first[0] + 1]), np.array([1, count[0] - 1])
-    return MemoryRanges(first, count, np.cumsum(count) - count, int(count.sum()))
+    return MemoryRanges(first, count, starts(count), int(count.sum()))
 
 
 def _joined(first: I64, end: I64, most: int) -> tuple[I64, I64]:
