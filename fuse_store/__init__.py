@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A store of boot images: versioned, deduplicated, checksummed, encrypted. ``docs/format.md`` is what it writes.
 
-From Python: ``Store.create`` and ``Store.open``, ``store.put(source, Label(machine))``; what goes wrong is a ``StoreError`` or one of
-its subclasses. ``docs/architecture.md`` shows the layers.
+From Python: ``Store.create`` and ``Store.open``; ``store.put(source, Label(machine))`` returns a Summary with the ``id``;
+``store.open_image(store.find("web01/system/latest").id).read(offset, length)`` reads a version; ``image.restore.get`` writes one to a
+file or device. What goes wrong is a ``StoreError`` or one of its subclasses. ``docs/architecture.md`` shows the layers.
 """
 
 from typing import TYPE_CHECKING, Any

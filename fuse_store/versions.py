@@ -6,7 +6,7 @@ index saves reading them all each time. Threads may share a Versions.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,32 +64,16 @@ class Versions:
 
     def of(self, machine: str, application: str) -> list[Summary]:
         """The versions of one machine and application, oldest first."""
-        return [version for version in self.summaries() if (version.machine, version.application) == (machine, application)]
+        return _of(machine, application, self.summaries())
 
-    def find(self, reference: str) -> Summary:
-        """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. Raises NotFound, UsageError."""
-        matching = self._by_name(reference) if "/" in reference else self._by_id(reference)
+    def find(self, reference: str, versions: Sequence[Summary] | None = None) -> Summary:
+        """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. ``versions``: those of
+        ``summaries``, if they are known. Raises NotFound, UsageError."""
+        versions = self.summaries() if versions is None else versions
+        matching = _by_name(reference, versions) if "/" in reference else _by_id(reference, versions)
         if not matching:
             raise NotFound(f"image {reference}", "no such image.", "Run 'fuse-store list' to see what is stored.")
         return matching[-1]
-
-    def _by_name(self, reference: str) -> list[Summary]:
-        machine, _slash, rest = reference.partition("/")
-        application, at, when = rest.partition("@")
-        if at:
-            return [
-                version for version in self.of(machine, application)
-                if version.taken.isoformat().startswith(when) or version.version.startswith(when)
-            ]  # fmt: skip
-        application, _slash, name = rest.rpartition("/")
-        return [version for version in self.of(machine, application) if name in ("latest", version.version)]
-
-    def _by_id(self, reference: str) -> list[Summary]:
-        matching = [version for version in self.summaries() if _REFERENCE.match(reference) and version.id.startswith(reference)]
-        if len(matching) > 1:
-            ids = ", ".join(version.id[:12] for version in matching[:4])
-            raise UsageError(f"image {reference}", f"matches {len(matching)} ids: {ids}.", "Give more digits.")
-        return matching
 
     # the cache -------------------------------------------------------------------------------------------------------
 
@@ -124,3 +108,27 @@ class Versions:
             write_file(self._path, content, sync=False)
         except OSError:
             pass  # a store that is read-only or full lists more slowly
+
+
+def _of(machine: str, application: str, versions: Sequence[Summary]) -> list[Summary]:
+    return [version for version in versions if (version.machine, version.application) == (machine, application)]
+
+
+def _by_name(reference: str, versions: Sequence[Summary]) -> list[Summary]:
+    machine, _slash, rest = reference.partition("/")
+    application, at, when = rest.partition("@")
+    if at:
+        return [
+            version for version in _of(machine, application, versions)
+            if version.taken.isoformat().startswith(when) or version.version.startswith(when)
+        ]  # fmt: skip
+    application, _slash, name = rest.rpartition("/")
+    return [version for version in _of(machine, application, versions) if name in ("latest", version.version)]
+
+
+def _by_id(reference: str, versions: Sequence[Summary]) -> list[Summary]:
+    matching = [version for version in versions if _REFERENCE.match(reference) and version.id.startswith(reference)]
+    if len(matching) > 1:
+        ids = ", ".join(version.id[:12] for version in matching[:4])
+        raise UsageError(f"image {reference}", f"matches {len(matching)} ids: {ids}.", "Give more digits.")
+    return matching

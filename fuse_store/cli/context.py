@@ -70,6 +70,10 @@ class Context:
             self.warn(f"not shown: {count(len(unread), 'version')} with an unreadable manifest ({examples}). Run '{PROGRAM} verify'.")
         return versions
 
+    def find(self, store: Store, reference: str) -> Summary:
+        """``Store.find``. Warns of manifests that can't be read: the newest version may be one of them. Raises NotFound, UsageError."""
+        return store.versions.find(reference, self.summaries(store))
+
     def record(self, store: Store, ids: Sequence[str], state: str, detail: str = "", **fields: str) -> bool:
         """Append a state of versions to the state log. False, with a remark, if that fails: the store may be read-only or locked."""
         try:

@@ -69,6 +69,8 @@ class Image:
 
     def read_view(self, offset: int, length: int) -> memoryview:
         """``read`` without a last copy; not to be written to. Raises Damaged."""
+        if offset < 0:
+            raise ValueError(f"offset {offset} is negative")
         length = max(0, min(length, self.size - offset))
         page_size = self.head.page_size
         first, last = offset // page_size, -(-(offset + length) // page_size)

@@ -33,6 +33,8 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
             return to_device(image, path, progress, changed_only=changed_only, force=force)
         if changed_only:
             raise UsageError("--changed-only", "for block devices only; a file is always written whole.", "Omit it.")
+        if not path.exists() and _is_device_name(path):
+            raise NotFound(f"target {target}", "no such device.", "Check the name, for example with lsblk.")
         if len(image.files) == 1 and image.files[0].name == "image":
             if path.is_dir():
                 raise UsageError(f"target {target}", "is a directory.", "Name a file in it.")
@@ -48,7 +50,15 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
         raise StoreError(f"target {target}", f"{error.strerror or error}.", "The old content was kept.") from None
 
 
+def _is_device_name(path: Path) -> bool:
+    """Whether a file there would be one in devtmpfs: in memory, under the name of a device."""
+    place = Path(os.path.realpath(path))
+    return place.is_relative_to("/dev") and not place.is_relative_to("/dev/shm")
+
+
 def _to_stream(image: Image, progress: Progress) -> int:
+    if len(image.files) != 1:
+        raise UsageError("standard output", "cannot take an image of several files.", "Name a directory.")
     progress.start("get", image.size)
     out = sys.stdout.buffer
     for at in range(0, image.size, page_io.COMPARE_WINDOW):

@@ -49,6 +49,7 @@ def collect(store: Store, *, dry_run: bool, progress: Progress, grace: float = G
     result = Collected()
     if not dry_run:
         trash.empty(store, grace)
+    store.ids()  # raises StoreError if images/ is missing: the lock would create it, and no block would be needed any more
     with store.writing() as lock:
         progress.start("gc", None, unit="versions")
         fragments = _checked_fragments(store)

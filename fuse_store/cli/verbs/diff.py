@@ -22,7 +22,7 @@ def run(context: Context) -> int:
     with context.open_store() as store:
         from fuse_store.image import diff
 
-        a, b = (store.open_image(store.find(reference).id) for reference in (options.a, options.b))
+        a, b = (store.open_image(context.find(store, reference).id) for reference in (options.a, options.b))
         pages = dict.fromkeys(diff.CHANGES, 0)
         ranges = _counted(diff.diff(a, b, context.progress), pages, a.head.page_size)
         # Printed one by one: there may be more ranges than fit into memory.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
@@ -24,7 +25,9 @@ def run(context: Context) -> int:
         raise UsageError("standard output", "is a terminal.", "Redirect it to a file or a pipe.")
     started = time.monotonic()
     with context.open_store() as store:
-        version = store.find(options.image)
+        version = context.find(store, options.image)
+        if Path(options.target).resolve().is_relative_to(store.path.resolve()):
+            raise UsageError(f"target {options.target}", "is inside the store.", "Name a place outside of it.")
         image = store.open_image(version.id)
         from fuse_store.image import restore
 
@@ -44,12 +47,15 @@ VERB = Verb(
     name="get",
     summary="restore a version to a file, a directory, a block device or standard output",
     description="A file is replaced atomically, and is sparse where the image has zeros. Data written to a device is read back and "
-    "compared. Refuses a device that is in use and, without --force, one with content that blkid recognizes.",
+    "compared. Refuses a device that is in use and, without --force or --changed-only, one with content that blkid recognizes.",
     run=run,
     arguments=(
         IMAGE,
         argument("target", metavar="TARGET", help="file, new directory, block device, or - for standard output", complete="file"),
-        argument("--changed-only", action="store_true", help="write only pages that differ from the content of the device"),
+        argument(
+            "--changed-only", action="store_true",
+            help="write only pages that differ from the content of the device, whatever it is: an older version is expected there",
+        ),
         argument("--force", action="store_true", help="overwrite a device that contains data"),
     ),
     keys={

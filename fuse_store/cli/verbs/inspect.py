@@ -42,7 +42,7 @@ def _source(context: Context, stack: ExitStack) -> Readable:
 
         return stack.enter_context(File(name))
     store = stack.enter_context(context.open_store())
-    image: Readable = store.open_image(store.find(name).id)
+    image: Readable = store.open_image(context.find(store, name).id)
     return image
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fuse_store.cli import text
 from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE, Verb, argument
-from fuse_store.errors import Refused
+from fuse_store.errors import NotFound, Refused
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -32,6 +33,8 @@ def target_machine(context: Context, device: str | None) -> TargetMachine:
     options = context.options
     path = Path(device) if device else None
     is_remote = path is not None and path.is_file()
+    if options.root and not Path(options.root).is_dir():
+        raise NotFound(f"root {options.root}", "no such directory.", "Name the tree of the machine, which has proc and sys.")
     machine = Machine(options.root or "/") if options.root or not is_remote else None
     size = None
     if path is not None:
@@ -47,7 +50,7 @@ def run(context: Context) -> int:
     with context.open_store() as store:
         from fuse_store.hibernation.preflight import preflight
 
-        version = store.find(options.image)
+        version = context.find(store, options.image)
         report = preflight(store, store.open_image(version.id), target_machine(context, options.device), context.progress)
     record = {
         "id": version.id, "accepted": not report.refusals,
@@ -57,7 +60,8 @@ def run(context: Context) -> int:
     for skipped in report.not_checked:
         context.remark(f"{skipped.code}: not checked: {skipped.message}")
     if not report.refusals:
-        context.remark(f"{label(version)}: all checks passed")
+        skipped_checks = f"; {text.count(len(report.not_checked), 'check')} not possible" if report.not_checked else ""
+        context.remark(f"{label(version)}: {'no check failed' if report.not_checked else 'all checks passed'}{skipped_checks}")
         return 0
     for refusal in report.refusals:
         context.complain(f"{refusal.code}: {refusal.message} {refusal.remedy}".strip())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def run(context: Context) -> int:
     options = context.options
     with context.open_store() as store:
-        version = store.find(options.image)
+        version = context.find(store, options.image)
         store.record([version.id], options.result, options.detail)
     context.emit({"id": version.id, "state": options.result}, "")
     context.remark(f"{label(version)}: recorded as {options.result}")

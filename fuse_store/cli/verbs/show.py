@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     with context.open_store() as store:
-        version = store.find(context.options.image)
+        version = context.find(store, context.options.image)
         image = store.open_image(version.id)
         head = image.head
         kind = kinds.load(version.kind)

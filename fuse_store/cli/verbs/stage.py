@@ -25,7 +25,7 @@ def run(context: Context) -> int:
     with context.open_store() as store:
         from fuse_store.hibernation.stage import stage
 
-        version = store.find(options.image)
+        version = context.find(store, options.image)
         staged = stage(store.open_image(version.id), options.device, force=options.force, progress=context.progress)
         recorded = context.record(store, [version.id], "staged", device=staged.device)
     seconds = time.monotonic() - started

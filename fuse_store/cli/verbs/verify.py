@@ -25,7 +25,7 @@ def run(context: Context) -> int:
         from fuse_store.maintenance.verify import verify
 
         versions = store.summaries()
-        ids = [store.find(reference).id for reference in options.image]
+        ids = [context.find(store, reference).id for reference in options.image]
         if not options.image:  # all, also those with unreadable manifests
             readable = [version.id for version in versions]
             ids = [*readable, *sorted(set(store.ids()) - set(readable))]

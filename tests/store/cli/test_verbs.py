@@ -413,3 +413,29 @@ def test_remove_takes_the_named_and_no_other(run: Run, store: Path, tmp_path: Pa
     assert [one["id"] for one in run("list", "--json").json["versions"]] == [ids[1]]
     assert run("gc").code == 0 and run("verify").code == 0, "the version that was compared with one of them is whole"
     assert run("remove", ids[0]).code == 3
+
+
+def test_get_into_the_store_is_refused(run: Run, store: Path, tmp_path: Path) -> None:
+    put(run, image(tmp_path / "source"))
+    before = (store / "store.json").read_bytes()
+    for target in (store / "store.json", store / "packs" / "x", store):
+        done = run("get", "web01/system/latest", str(target))
+        assert done.code == 2 and "is inside the store" in done.err
+    assert (store / "store.json").read_bytes() == before
+
+
+def test_a_root_that_does_not_exist_is_an_error(run: Run, store: Path, tmp_path: Path) -> None:
+    """Else no fact of the machine could be read, and no check would fail."""
+    image_id = put(run, image(tmp_path / "source"))
+    done = run("preflight", image_id, "--root", str(tmp_path / "nothing"))
+    assert done.code == 3 and "no such directory" in done.err
+
+
+def test_latest_is_not_silently_an_older_version(run: Run, store: Path, tmp_path: Path) -> None:
+    older = put(run, image(tmp_path / "source", seed=1))
+    newest = put(run, image(tmp_path / "source", seed=2))
+    (store / "images" / f"{newest}.img").write_bytes(b"")
+    for verb in (("get", "web01/system/latest", str(tmp_path / "out")), ("show", "web01/system/latest")):
+        done = run(*verb)
+        assert done.code == 0 and newest in done.err and "unreadable manifest" in done.err
+    assert run("get", older, str(tmp_path / "out")).code == 0

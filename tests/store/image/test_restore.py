@@ -267,3 +267,24 @@ def test_a_device_as_large_as_the_image_to_the_byte(store: Store, tmp_path: Path
     made = store.put(str(write_sparse(tmp_path / "source", data)), Label("m"))
     get(store, made.id, device)
     assert on(device, SIZE) == data
+
+
+def test_a_device_name_that_does_not_exist_does_not_become_a_file(store: Store, versions: list[str]) -> None:
+    for name in ("/dev/no-such-device", "/dev/../dev/mapper/no-such-device"):
+        with pytest.raises(NotFound, match="no such device"):
+            get(store, versions[0], Path(name))
+        assert not Path(name).exists()
+
+
+def test_several_files_do_not_go_to_standard_output(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "several").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "several" / name).write_bytes(name.encode())
+    made = store.put(str(tmp_path / "several"), Label("several"))
+    with pytest.raises(UsageError, match="several files"):
+        restore.get(store.open_image(made.id), "-", SILENT)
+
+
+def test_a_negative_offset_is_an_error(store: Store, versions: list[str]) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        store.open_image(versions[0]).read(-1, 10)

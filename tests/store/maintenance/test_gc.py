@@ -325,3 +325,16 @@ def test_progress_counts_the_versions_that_were_asked(store: Store) -> None:
         put(store, 1000 * number + 1)
     collect(store, dry_run=True, progress=Seen())
     assert seen == [("gc", None, "versions"), 1, 2, 3, "finished"]
+
+
+def test_nothing_is_freed_when_the_directory_of_manifests_is_missing(store: Store) -> None:
+    """A mount that failed, or a copy that is not finished: without manifests no block would be needed."""
+    image_id = put(store, 1)
+    packs = sizes(store)
+    (store.path / "images").rename(store.path.parent / "away")
+    for dry_run in (True, False):
+        with pytest.raises(StoreError, match="images"):
+            run(store, grace=0.0, dry_run=dry_run)
+    assert sizes(store) == packs and not (store.path / "images").exists()
+    (store.path.parent / "away").rename(store.path / "images")
+    assert read_whole(store, image_id) == content(range(1, 65))
