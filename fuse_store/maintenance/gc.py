@@ -87,7 +87,8 @@ def _needed_rows(
         except (Damaged, NotFound) as error:
             raise StoreError(
                 f"store {store.url}", f"cannot tell which blocks image {image_id} needs: {error}",
-                "Nothing was freed. Run 'fuse-store repair', or restore the image from a copy of the store.",
+                "Nothing was freed. Run 'fuse-store repair'. If that does not help, restore the manifest from a copy of the store, "
+                f"or delete images/{image_id}.img to give the version up.",
             ) from None  # fmt: skip
         result.versions_needed += 1
         progress.at(result.versions_needed)

@@ -25,7 +25,8 @@ def run(context: Context) -> int:
         "packs_removed": collected.packs_removed, "packs_copied": collected.packs_copied, "freed": collected.freed,
     }  # fmt: skip
     packs = f"{text.count(collected.packs_removed, 'pack')} removed, {collected.packs_copied} repacked, {collected.packs_kept} kept"
-    context.emit(record, f"{'Dry run: ' if dry_run else ''}{packs}; {text.size(collected.freed)} freed")
+    freed = "freed" if dry_run or context.options.now else "moved to the trash"
+    context.emit(record, f"{'Dry run: ' if dry_run else ''}{packs}; {text.size(collected.freed)} {freed}")
     if collected.freed and not dry_run and not context.options.now:
         context.remark("Removed packs stay in the trash for an hour. The next gc after that deletes them.")
     return 0

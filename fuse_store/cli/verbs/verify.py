@@ -58,7 +58,7 @@ def run(context: Context) -> int:
             context.complain(problem if verdict.id in problem else f"image {verdict.id}: {problem}")
     raise Damaged(
         f"store {context.store_location}", f"{len(damaged)} of {text.count(len(verdicts), 'version')} damaged.",
-        "Restore the damaged files from a copy of the store. The other versions are usable.",
+        "Run 'fuse-store repair', then restore from a copy of the store what is still damaged. The other versions are usable.",
     )  # fmt: skip
 
 
