@@ -143,6 +143,11 @@ def _replace(context, region, namespace):
     if context.tx.check_mode:
         return _create(context, replace(region, available=region.available + namespace.size))
     nvm.destroy_namespace(context.host, namespace)
+    return _create_in_changed(context, region)
+
+
+def _create_in_changed(context, region):
+    """Create the namespace in a region that was changed just now: its available space is read again first."""
     context.reread_regions()
     region = next(each for each in context.regions if each.dev == region.dev)
     if not _fit(region, context.need):
@@ -179,11 +184,7 @@ def _label(context, region, namespace):
     if context.tx.check_mode:
         return _create(context, replace(region, labelled=True, available=namespace.size))
     nvm.initialise_labels(context.host, region)
-    context.reread_regions()
-    region = next(each for each in context.regions if each.dev == region.dev)
-    if not _fit(region, context.need):
-        raise _too_small(context)
-    return _create(context, region)
+    return _create_in_changed(context, region)
 
 
 # checks --------------------------------------------------------------------------------------------------------------
