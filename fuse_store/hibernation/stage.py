@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from fuse_store.columns import runs
 from fuse_store.errors import NotFound, Refused, StoreError
@@ -25,6 +24,7 @@ from fuse_store.image.reader import Image
 from fuse_store.image.segments import Place
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
+from fuse_store.repository.block import page_digests, split
 
 SYNC_INTERVAL = 256 << 20  # bytes of the device that are compared before what was written in them is synced and read back
 
@@ -168,13 +168,13 @@ def _sync_and_check(image: Image, target: SwapDevice, unsynced: list[Difference]
 
 def _check_pages(image: Image, target: SwapDevice, place: Place) -> None:
     """Compare pages on the device with their digests. Raises Damaged."""
-    size, seed, digest = image.head.page_size, image.page_seed, xxhash.xxh3_128_digest
-    digests = []
+    size = image.head.page_size
+    digests = b""
     for first, end in runs(place.page):
         content = target.read(first * size, (end - first) * size)
         content += bytes((end - first) * size - len(content))
-        digests += [digest(content[at : at + size], seed) for at in range(0, len(content), size)]
-    on_device = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+        digests += page_digests(split(content, size), image.page_seed)
+    on_device = np.frombuffer(digests, "<u8").reshape(-1, 2)
     wrong = np.flatnonzero((on_device != image.page_digests(place)).any(axis=1))
     if len(wrong):
         raise target.not_kept(int(place.page[wrong[0]]) * size)

@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from fuse_store.columns import I64, runs
@@ -26,6 +25,7 @@ from fuse_store.image import devices
 from fuse_store.image.reader import Image
 from fuse_store.image.segments import Place
 from fuse_store.progress import Progress
+from fuse_store.repository.block import page_digests
 from fuse_store.repository.manifest import ImageFile
 
 COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
@@ -73,7 +73,7 @@ def _everything(image: Image, file: ImageFile, zeros: bool) -> Iterator[Stretch]
 
 def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Stretch]:
     """The same, of what stands otherwise in ``descriptor``; in windows."""
-    size, seed, digest = image.head.page_size, image.page_seed, xxhash.xxh3_128_digest
+    size = image.head.page_size
     first = file.offset // size
     last = -(-(file.offset + file.size) // size)
     step = COMPARE_WINDOW // size
@@ -88,7 +88,7 @@ def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Stretc
             rows = place.page - low
             filled[rows] = False
             wanted = image.page_digests(place)
-            have = np.frombuffer(b"".join([digest(content[row], seed) for row in rows.tolist()]), "<u8").reshape(-1, 2)
+            have = np.frombuffer(page_digests([content[row] for row in rows.tolist()], image.page_seed), "<u8").reshape(-1, 2)
             same = (have == wanted).all(axis=1)
             if not same.all():
                 stale.append(place.select(~same))

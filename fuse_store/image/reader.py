@@ -15,7 +15,6 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from fuse_store.columns import I64, U64, group_starts, run_starts
@@ -25,6 +24,7 @@ from fuse_store.image.kind import open_transform
 from fuse_store.image.segments import OpenSegment, PageDigests, Place, SegmentReader
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
+from fuse_store.repository.block import page_digests
 from fuse_store.repository.index import Located
 from fuse_store.repository.manifest import ImageFile, read_head, summary
 
@@ -270,7 +270,6 @@ class Image:
 
     def _digests_of_computed(self, place: Place) -> U64:
         """The digest of each page of computed blocks."""
-        seed = self.page_seed
         digests = np.empty((len(place.page), 2), np.uint64)
         begins = group_starts(place.block)
         parts = list(zip(begins.tolist(), np.append(begins[1:], len(digests)).tolist(), strict=True))
@@ -280,7 +279,7 @@ class Image:
             slot = place.slot[rows]
             wanted = (int(place.block[part[0]]), int(slot.max()), int(place.page[part[0]]))
             (content,) = self._contents(place.segment, [wanted])
-            each = b"".join([xxhash.xxh3_128_digest(content[page], seed) for page in slot.tolist()])
+            each = page_digests([content[page] for page in slot.tolist()], self.page_seed)
             digests[rows] = np.frombuffer(each, "<u8").reshape(-1, 2)
 
         self._blocks.each(digest, parts)

@@ -18,7 +18,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from fuse_store.columns import I64, U64, distinct, group_starts, halves, joint_runs, starts
@@ -28,7 +27,7 @@ from fuse_store.image.kind import Settings, StoredAs
 from fuse_store.image.page_table import PageTable
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST, Aead
-from fuse_store.repository.block import BLOCK_SIZE, Block, pack_block
+from fuse_store.repository.block import BLOCK_SIZE, Block, pack_block, page_digests, split
 from fuse_store.repository.extents import MAX_EXTENTS, Extents, Rows, encrypt_segment, no_rows
 from fuse_store.repository.index import Index, Located
 from fuse_store.repository.manifest import Computed, Segment
@@ -136,8 +135,8 @@ class BlockWriter:
             self._submit(self._gathering, pages, digests)
             self._filled, self._gathering = 0, -1
 
-    def _submit(self, ordinal: int, pages: bytes, page_digests: U64) -> None:
-        self._group.append((ordinal, pages, page_digests.astype("<u8").tobytes()))
+    def _submit(self, ordinal: int, pages: bytes, of_pages: U64) -> None:
+        self._group.append((ordinal, pages, of_pages.astype("<u8").tobytes()))
         if len(self._group) == GROUP:
             self._submit_group()
 
@@ -149,13 +148,13 @@ class BlockWriter:
 
     def _encrypt(self, group: list[_Job]) -> list[tuple[Block, bytes]]:
         """In a thread: the blocks that the store does not have, and the digests of their pages."""
-        digests = [self._aead.digest(pages) for _ordinal, pages, _page_digests in group]
+        digests = [self._aead.digest(pages) for _ordinal, pages, _of_pages in group]
         located = self._index.locate(b"".join(digests))
         new = []
-        for row, ((ordinal, pages, page_digests), digest) in enumerate(zip(group, digests, strict=True)):
+        for row, ((ordinal, pages, of_pages), digest) in enumerate(zip(group, digests, strict=True)):
             self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
             if located.pack[row] < 0 or not self._is_there(digest, located, row):
-                new.append((pack_block(pages, digest, self._aead, self._codec, self._level), page_digests))
+                new.append((pack_block(pages, digest, self._aead, self._codec, self._level), of_pages))
         return new
 
     def _is_there(self, digest: bytes, located: Located, row: int) -> bool:
@@ -163,8 +162,8 @@ class BlockWriter:
         return self._reader.has(digest, pack, int(located.offset[row]), int(located.stored[row]))
 
     def _write_group(self) -> None:
-        for block, page_digests in self._jobs.popleft().result():
-            rows = self._packs.add(block, page_digests)
+        for block, of_pages in self._jobs.popleft().result():
+            rows = self._packs.add(block, of_pages)
             if rows is not None:
                 self._index.add(rows, self._sync)
 
@@ -236,7 +235,7 @@ class ImageWriter:
         self, index: Index, reader: PackReader, packs: PackWriter, aead: Aead, settings: Settings, sync: bool, bases: Iterable[bytes]
     ) -> None:
         self._page_size, self._seed = settings.page_size, aead.page_seed
-        self._zero = halves(xxhash.xxh3_128_digest(bytes(settings.page_size), aead.page_seed))
+        self._zero = halves(page_digests([bytes(settings.page_size)], aead.page_seed))
         self._known = PageTable()
         self._blocks = BlockWriter(index, reader, packs, aead, settings, sync)
         self._segments = SegmentWriter(aead, self._blocks)
@@ -291,8 +290,8 @@ class ImageWriter:
 
     def _batch(self, page: I64, data: memoryview) -> None:
         """Pages with these numbers, whose content stands one after the other in ``data``."""
-        size, seed, digest = self._page_size, self._seed, xxhash.xxh3_128_digest
-        high, low = halves(b"".join([digest(data[at : at + size], seed) for at in range(0, len(data), size)]))
+        size = self._page_size
+        high, low = halves(page_digests(split(data, size), self._seed))
         rows = np.flatnonzero((high != self._zero[0]) | (low != self._zero[1]))
         if not len(rows):
             return

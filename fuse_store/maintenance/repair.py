@@ -14,13 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import xxhash
 
 from fuse_store.columns import halves
 from fuse_store.errors import Damaged, NotFound
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.atomic import fault_point
+from fuse_store.repository.block import page_digests, split
 from fuse_store.repository.index import Rows, merged
 from fuse_store.repository.pack import PackReader, PackWriter, Table, all_packs
 from fuse_store.store import Store
@@ -107,8 +107,7 @@ def _rescue_blocks(store: Store, damaged: dict[bytes, str], known: Sequence[Rows
                 if block.digest in copied or any(rows.find(high, low)[0] >= 0 for rows in known):
                     continue
                 copied.add(block.digest)
-                digests = [xxhash.xxh3_128_digest(pages[at : at + page_size], seed) for at in range(0, len(pages), page_size)]
-                written.append(writer.add(block, b"".join(digests)))
+                written.append(writer.add(block, page_digests(split(pages, page_size), seed)))
             result.packs_rescued += bool(readable)
             result.packs_bad.append(f"{error} {readable} readable blocks found.")
         written.append(writer.finish())

@@ -22,7 +22,6 @@ SWAP_SIGNATURES = (b"SWAPSPACE2", b"SWAP-SPACE")
 # union swap_header, in the same page: version, last_page, nr_badpages, uuid, label.
 SWAP = struct.Struct("<III16s16s")
 SWAP_AT = 1024
-BAD_PAGES_AT = SWAP_AT + SWAP.size + 117 * 4
 
 # Bit → name, as in kernel/power/power.h without its SF_.
 FLAGS = {1: "platform_mode", 2: "nocompress_mode", 4: "crc32_mode", 8: "hw_sig", 16: "compression_alg_lz4"}
