@@ -254,7 +254,8 @@ class Machine:
         """Pull the plug: the QEMU process is killed. What the NVDIMM and the disks hold, they keep."""
         pid = self.pid()
         if pid is not None:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just gone off
+                os.kill(pid, signal.SIGKILL)
             self.wait_off()
 
     def freeze(self) -> None:
