@@ -106,11 +106,13 @@ class Store:
                 write_key(key_path, store_id, root)
             try:
                 place.prepare()
-                place.write(configuration.NAME, config.to_json(), sync=True)
+                place.write(configuration.NAME, config.to_json(), sync=True, create=True)
             except (OSError, StoreError):
                 if encryption:
                     key_path.unlink()
                 raise
+        except FileExistsError:
+            raise Refused(f"store {path}", "another process created a store there.", "Name another place.") from None
         except OSError as error:
             raise StoreError(f"store {path}", f"{error.strerror} ({error.filename}).") from None
         return cls(place, config, aead)

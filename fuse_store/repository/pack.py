@@ -21,7 +21,7 @@ from fuse_store.columns import I64, U64, halves
 from fuse_store.errors import Damaged
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.atomic import fault_point, start_writing
-from fuse_store.repository.backends import Backend
+from fuse_store.repository.backends import Backend, NewFile
 from fuse_store.repository.block import HEADER, MAGIC, MAX_BLOCK_SIZE, OVERHEAD, Block, parse_header, unpack_block
 from fuse_store.repository.index import Rows
 
@@ -91,7 +91,7 @@ class PackWriter:
 
     def __init__(self, backend: Backend, aead: Aead, sync: bool) -> None:
         self._backend, self._aead, self._sync = backend, aead, sync
-        self._file: BinaryIO | None = None
+        self._new: NewFile | None = None
         self._blocks: list[tuple[bytes, int, int, int]] = []
         self._pages: list[bytes] = []
         self._size = self._writeback = 0  # bytes of the pack; those whose write-back was started
@@ -101,47 +101,41 @@ class PackWriter:
     def add(self, block: Block, page_digests: bytes) -> Rows | None:
         """Append a block; ``page_digests``: 16 bytes for each of its pages. If the pack is full: finish it and return its Rows;
         it is durable then. Raises OSError, StoreError."""
-        if self._file is None:
-            self._begin()
-        assert self._file is not None
+        new = self._new or self._begin()
         self._blocks.append((block.digest, self._size, len(block.stored), block.length))
         self._pages.append(page_digests)
-        self._file.write(block.stored)
+        new.file.write(block.stored)
         self._size += len(block.stored)
         self.written += len(block.stored)
         if self._sync and self._size - self._writeback >= WRITEBACK_SIZE:
-            start_writing(self._file, self._writeback, self._size - self._writeback)
+            start_writing(new.file, self._writeback, self._size - self._writeback)
             self._writeback = self._size
         return self.finish() if self._size >= PACK_SIZE or len(self._blocks) >= MAX_BLOCKS_PER_PACK else None
 
     def finish(self) -> Rows | None:
         """Finish the current pack: its Rows, durable; None if there is none. Raises OSError, StoreError."""
-        if self._file is None:
+        if self._new is None:
             return None
         content = pack_table(self._blocks, b"".join(self._pages))
         encrypted = self._aead.encrypt(b"table" + self._pack, content)
-        self._file.write(encrypted + TRAILER.pack(len(encrypted), TRAILER_MAGIC))
-        self._context.__exit__(None, None, None)
-        self._file, self._blocks, self._pages = None, [], []
+        self._new.file.write(encrypted + TRAILER.pack(len(encrypted), TRAILER_MAGIC))
+        self._new.create(pack_name(self._pack))
+        self._new, self._blocks, self._pages = None, [], []
         return parse_table(content, self._pack).rows()
 
     def abandon(self) -> None:
         """Drop the current pack, if there is one."""
-        if self._file is not None:
-            self._file = None
-            error = OSError("abandoned")
-            try:
-                self._context.__exit__(OSError, error, None)
-            except OSError:
-                pass
+        if self._new is not None:
+            self._new.abandon()
+            self._new = None
 
-    def _begin(self) -> None:
+    def _begin(self) -> NewFile:
         self._pack = os.urandom(DIGEST)
         fault_point("begin pack")
-        self._context = self._backend.new(pack_name(self._pack), self._sync)
-        self._file = self._context.__enter__()
-        self._file.write(PACK_HEADER.pack(PACK_MAGIC, self._pack))
+        self._new = self._backend.new("packs", self._sync)
+        self._new.file.write(PACK_HEADER.pack(PACK_MAGIC, self._pack))
         self._size, self._writeback = PACK_HEADER.size, 0
+        return self._new
 
 
 def pack_name(pack: bytes) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fuse_store.errors import StoreError
-from fuse_store.repository.backends.base import Backend, Entry, Lock
+from fuse_store.repository.backends.base import Backend, Entry, Lock, NewFile
 from fuse_store.repository.backends.posix import PosixBackend
 
-__all__ = ["Backend", "Entry", "Lock", "PosixBackend", "backend"]
+__all__ = ["Backend", "Entry", "Lock", "NewFile", "PosixBackend", "backend"]
 
 
 def backend(location: str | Path) -> Backend:

@@ -32,6 +32,26 @@ class Lock(Protocol):
         ...
 
 
+class NewFile(Protocol):
+    """A file that is being written; nothing of it is in the store before it is complete. A context manager that drops it, unless
+    it was given a name. ``file`` is where to write; it can be read and sought too. For one thread."""
+
+    file: BinaryIO
+
+    def __enter__(self) -> NewFile: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def create(self, name: str, before: Callable[[], None] | None = None) -> None:
+        """Let it appear under ``name``. ``before`` is called right before; it may raise. Raises FileExistsError if there is such a
+        file."""
+        ...
+
+    def abandon(self) -> None:
+        """Drop it, unless it was given a name."""
+        ...
+
+
 class Backend(Protocol):
     """``url``: the location, for messages. ``local_dir``: the store itself, or the local cache of a remote store. ``readers``: how
     many blocks are worth reading at once. ``needs_fsync``: whether written files must be synced. ``survives_fork``: whether a
@@ -101,12 +121,16 @@ class Backend(Protocol):
         """The current time by the clock of ``Entry.changed``, in s since 1970."""
         ...
 
-    def write(self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None) -> None:
-        """Write a file atomically, or replace it. ``sync`` and ``before``: see ``atomic.new_file``."""
+    def write(
+        self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None, *, create: bool = False
+    ) -> None:
+        """Write a file atomically, or replace it. ``create``: raise FileExistsError if it exists. ``sync`` and ``before``: as of
+        ``new``."""
         ...
 
-    def new(self, name: str, sync: bool) -> AbstractContextManager[BinaryIO]:
-        """A pack to write, which appears when the ``with`` block ends, and not at all if the block raises."""
+    def new(self, directory: str, sync: bool) -> NewFile:
+        """A large file to write, for a name below ``directory`` that may be chosen at the end. ``sync``: it is durable when it
+        appears, and its name when ``create`` returns."""
         ...
 
     def remove(self, name: str) -> None:

@@ -13,13 +13,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
 from fuse_store.repository.atomic import (
     MTIME_TRUSTED_AFTER,
-    new_file,
+    NewFile,
     remove_partials,
     sync_directory,
     sync_filesystem,
@@ -30,6 +29,7 @@ from fuse_store.repository.locks import WriterLock
 
 DIRECTORIES = ("packs", "index", "images", "states", "trash", "locks")
 DIRECTORIES_WITH_PARTIALS = ("packs", "index", "images", "states", "locks")
+SUFFIXES = {"packs": ".pack", "index": ".idx"}
 MAX_OPEN_PACKS = 64
 
 
@@ -45,6 +45,20 @@ class _File:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+class PosixFile(NewFile):
+    """A NewFile whose names are relative to the store. Partial files are in ``directory``, not in those below it."""
+
+    def __init__(self, root: Path, directory: str, sync: bool) -> None:
+        self._root = root
+        super().__init__(root / directory, sync, SUFFIXES.get(directory, ""))
+
+    def __enter__(self) -> PosixFile:
+        return self
+
+    def create(self, name: str | Path, before: Callable[[], None] | None = None) -> None:
+        super().create(self._root / name, before)
 
 
 class PosixBackend:
@@ -133,13 +147,13 @@ class PosixBackend:
     def now(self) -> float:
         return time.time()
 
-    def write(self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None) -> None:
-        write_file(self.local_dir / name, content, sync, before)
+    def write(
+        self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None, *, create: bool = False
+    ) -> None:
+        write_file(self.local_dir / name, content, sync, before, create)
 
-    def new(self, name: str, sync: bool) -> AbstractContextManager[BinaryIO]:
-        path = self.local_dir / name
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        return new_file(path, sync, partial_dir=self.local_dir / "packs")  # partial files in one directory, not in 256
+    def new(self, directory: str, sync: bool) -> PosixFile:
+        return PosixFile(self.local_dir, directory, sync)
 
     def remove(self, name: str) -> None:
         (self.local_dir / name).unlink(missing_ok=True)  # a reader that mapped it keeps it

@@ -201,27 +201,37 @@ class S3Backend:
                 raise Damaged(f"object {name}", f"too large ({meta['size']} bytes).", "Restore it from a copy of the store.")
             return bytes(result.bytes()), meta["e_tag"] or "", meta["last_modified"].timestamp()
 
-    def write(self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None) -> None:
+    def write(
+        self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None, *, create: bool = False
+    ) -> None:
         suffix = PurePath(name).suffix
         fault_point(f"write {suffix}")
         fault_point(f"rename {suffix}")
         if before is not None:
             before()
-        if self.put(name, content, "create" if name == "store.json" else "overwrite") is None:
-            raise Refused(f"store {self.url}", "another process created a store there.", "Name another prefix.")
+        if self.put(name, content, "create" if create else "overwrite") is None:
+            raise self._exists(name)
         fault_point(f"renamed {suffix}")
-        self.refresh(name.partition("/")[0])
+        self.refresh(name.rpartition("/")[0])
 
-    @contextlib.contextmanager
-    def new(self, name: str, sync: bool) -> Iterator[BinaryIO]:
-        with tempfile.TemporaryFile(dir=self.local_dir, buffering=WRITE_BUFFER_SIZE) as file:  # has no name: no partial file
-            fault_point(f"write {PurePath(name).suffix}")
-            yield cast(BinaryIO, file)
-            file.seek(0)
-            fault_point(f"rename {PurePath(name).suffix}")
-            with self._translated_errors(name):
-                obstore.put(self._objects, name, cast(Any, file), chunk_size=UPLOAD_PART_SIZE, max_concurrency=UPLOAD_REQUESTS)
-        fault_point(f"renamed {PurePath(name).suffix}")
+    def new(self, directory: str, sync: bool) -> ObjectFile:
+        return ObjectFile(self)
+
+    def upload(self, name: str, file: BinaryIO) -> None:
+        """Write an object from a file, which must not exist. Raises FileExistsError, StoreError."""
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if size <= UPLOAD_PART_SIZE:
+            if self.put(name, file.read(), "create") is None:
+                raise self._exists(name)
+            return
+        # The last request of a multipart upload has no condition in obstore. The name of a pack depends on its content: what another
+        # machine could write there between the two requests are the same bytes.
+        with self._translated_errors(name), contextlib.suppress(FileNotFoundError):
+            obstore.head(self._objects, name)
+            raise self._exists(name)
+        with self._translated_errors(name):
+            obstore.put(self._objects, name, cast(Any, file), chunk_size=UPLOAD_PART_SIZE, max_concurrency=UPLOAD_REQUESTS)
 
     def remove(self, name: str) -> None:
         with self._translated_errors(name), contextlib.suppress(FileNotFoundError):
@@ -268,6 +278,9 @@ class S3Backend:
             if re.search(pattern, text):
                 return kind(f"store {self.url}", cause, remedy)
         return StoreError(f"store {self.url}", f"request failed: {' '.join(text.split())[:300]}.")
+
+    def _exists(self, name: str) -> FileExistsError:
+        return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{self.url}/{name}")
 
     @contextlib.contextmanager
     def _translated_errors(self, name: str) -> Iterator[None]:
@@ -336,6 +349,35 @@ class S3Backend:
                 size -= status.st_size
         except OSError:
             pass  # the disk is full: the next reader asks the server again
+
+
+class ObjectFile:
+    """A NewFile: a local file without a name, until it is sent."""
+
+    def __init__(self, backend: S3Backend) -> None:
+        self._backend = backend
+        self.file = cast(BinaryIO, tempfile.TemporaryFile(dir=backend.local_dir, buffering=WRITE_BUFFER_SIZE))
+        fault_point("write")
+
+    def __enter__(self) -> ObjectFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.abandon()
+
+    def create(self, name: str, before: Callable[[], None] | None = None) -> None:
+        suffix = PurePath(name).suffix
+        fault_point(f"rename {suffix}")
+        if before is not None:
+            before()
+        self._backend.upload(name, self.file)
+        self.file.close()
+        fault_point(f"renamed {suffix}")
+        self._backend.refresh(name.rpartition("/")[0])
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):  # it writes what is buffered; the disk may be full
+            self.file.close()
 
 
 class _Stream(io.RawIOBase):

@@ -138,10 +138,45 @@ def test_a_write_that_is_stopped_before_it_appears(there: Backend) -> None:
 
     with pytest.raises(Locked):
         there.write("images/a.img", b"content", True, stop)
-    with pytest.raises(Locked), there.new("packs/ab/a.pack", True) as file:
-        file.write(b"content")
-        stop()
+    with pytest.raises(Locked), there.new("packs", True) as new:
+        new.file.write(b"content")
+        new.create("packs/ab/a.pack", stop)
     assert [*there.entries("")] == []
+
+
+@pytest.mark.parametrize("size", [7, 20 << 20], ids=["one request", "in parts"])
+def test_nothing_is_overwritten_that_is_created(there: Backend, size: int) -> None:
+    content = os.urandom(size)
+    with there.new("packs", sync=True) as new:
+        new.file.write(content)
+        new.create("packs/ab/a.pack")
+    with there.new("packs", sync=True) as new, pytest.raises(FileExistsError):
+        new.file.write(os.urandom(size))
+        new.create("packs/ab/a.pack")
+    there.write("images/0a0b/a.img", content[:7], sync=True, create=True)
+    with pytest.raises(FileExistsError):
+        there.write("images/0a0b/a.img", b"other", sync=True, create=True)
+    assert there.read("packs/ab/a.pack") == content and there.read("images/0a0b/a.img") == content[:7]
+    assert {entry.name for entry in there.entries("")} == {"packs/ab/a.pack", "images/0a0b/a.img"}
+
+
+def test_of_many_that_create_a_file_one_does(there: Backend) -> None:
+    for name in ("images/a.img", "images/b.img"):
+        done: list[int] = []
+
+        def create(number: int, name: str = name, done: list[int] = done) -> None:
+            try:
+                there.write(name, b"%d" % number, sync=False, create=True)
+                done.append(number)
+            except FileExistsError:
+                pass
+
+        threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [b"%d" % number for number in done] == [there.read(name)]
 
 
 def test_the_trash(there: Backend) -> None:
@@ -163,9 +198,10 @@ def test_the_trash(there: Backend) -> None:
 def test_packs_are_read_in_pieces(there: Backend) -> None:
     """Across the borders of what is asked for at once, by many threads."""
     data = np.random.default_rng(1).bytes(5_000_000)
-    with there.new("packs/ab/a.pack", sync=False) as file:
-        file.write(data[:100])
-        file.write(data[100:])
+    with there.new("packs", sync=False) as new:
+        new.file.write(data[:100])
+        new.file.write(data[100:])
+        new.create("packs/ab/a.pack")
     assert [(entry.name, entry.size) for entry in there.entries("packs")] == [("packs/ab/a.pack", len(data))]
     wrong: list[int] = []
 
