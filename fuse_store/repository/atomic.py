@@ -40,11 +40,11 @@ class NewFile:
     unless it was given a name. For one thread."""
 
     def __init__(self, directory: Path, sync: bool, suffix: str = "") -> None:
-        """A partial file in ``directory``, which is created if it is missing. ``sync``: fsync the file and the directories; ``suffix``: of the name that it will get,
-        for fault points. Raises OSError."""
+        """A partial file in ``directory``, which is created if it is missing. ``sync``: fsync the file and the directories;
+        ``suffix``: of the name that it will get, for fault points. Raises OSError."""
         self._partial, self._sync, self._suffix = directory / f"{os.urandom(8).hex()}{PARTIAL_SUFFIX}", sync, suffix
         self._changed = {directory} | make_directory(directory)
-        self.file: BinaryIO = open(os.open(self._partial, NEW_FILE, 0o600), "wb", WRITE_BUFFER_SIZE)
+        self.file: BinaryIO = open(os.open(self._partial, NEW_FILE, 0o600), "w+b", WRITE_BUFFER_SIZE)  # noqa: SIM115
         fault_point(f"write {suffix}")
 
     def __enter__(self) -> NewFile:

@@ -356,7 +356,7 @@ class ObjectFile:
 
     def __init__(self, backend: S3Backend) -> None:
         self._backend = backend
-        self.file = cast(BinaryIO, tempfile.TemporaryFile(dir=backend.local_dir, buffering=WRITE_BUFFER_SIZE))
+        self.file = cast(BinaryIO, tempfile.TemporaryFile(dir=backend.local_dir, buffering=WRITE_BUFFER_SIZE))  # noqa: SIM115
         fault_point("write")
 
     def __enter__(self) -> ObjectFile:
