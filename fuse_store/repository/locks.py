@@ -2,34 +2,113 @@
 """The writer lock of a store in a local directory: one writer at a time. Not for threads; readers need no lock, because no file
 is changed in place and removed files go to the trash first.
 
-The lock is a file that names its holder: host, boot, process and start time of the process. Machines that use the store may
-hibernate while they hold the lock. A holder of an earlier boot of this machine has ended, and its lock is taken over. A holder
-whose lock was taken over while it was hibernated must not continue; it finds out by ``check``, right before each commit.
+Two things make it. A kernel lock (flock(2)) on ``lock``, a file that stays: it is true for all processes of this kernel, whatever
+namespace, container or copy of the store they see, and ends with its holder. And the file ``writer``, which names the holder
+for people, for machines whose kernels do not see each other's locks, and for a machine that hibernates while it holds the lock:
+a lock of an earlier boot is taken over, and its holder, once resumed, finds out by ``check``, right before each commit.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
-from fuse_store.errors import Locked
+from fuse_store.errors import Locked, Refused
+from fuse_store.repository.atomic import PARTIAL_SUFFIX, rename_new
+
+ATTEMPTS = 8  # to write the holder's name, while other machines do the same
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system without flock(2)
+
+
+class KernelLock:
+    """A flock(2) on a file that stays. A process that is forked does not hold it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BlockingIOError if another one holds it, OSError."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.release()
+            raise
+        _HELD.add(self)
+
+    def release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+_HELD: weakref.WeakSet[KernelLock] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked process: close what it inherited, so that a lock ends with the process that took it."""
+    for lock in list(_HELD):
+        lock.release()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class WriterLock:
-    """``with WriterLock(directory) as lock``. Raises Locked, OSError."""
+    """``with WriterLock(directory) as lock``. Raises Locked, Refused, OSError."""
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._path = directory / "writer"
-        self._free = directory / "free"  # the file of the last lock: a full disk has no space for a new one
-        self._content = json.dumps({**this_process(), "token": os.urandom(8).hex()}, sort_keys=True)
+        self._free = directory / "free"  # the file of the last holder: a full disk has no space for a new one
+        self._process = this_process()
+        self._content = json.dumps({**self._process, "token": os.urandom(8).hex()}, sort_keys=True)
 
     def __enter__(self) -> WriterLock:
-        for _attempt in range(8):
-            partial = self._path.with_name(f"writer.{os.urandom(4).hex()}.partial")
+        try:
+            self._kernel = KernelLock(self._directory / "lock")
+        except BlockingIOError:
+            raise self._locked_by_kernel() from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            remedy = "Mount it with locks, or use another file system."
+            raise Refused(f"store {self._directory.parent}", "its file system has no locks (flock).", remedy) from None
+        try:
+            self._name_holder()
+        except BaseException:
+            self._kernel.release()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if os.getpid() == self._process["pid"] and self._holder_text() == self._content:
+                os.rename(self._path, self._free)
+        finally:
+            self._kernel.release()
+
+    def check(self) -> None:
+        """Raises Locked if another process took the lock over."""
+        if os.getpid() != self._process["pid"] or self._holder_text() != self._content:
+            raise lost_lock()
+
+    def _name_holder(self) -> None:
+        """Write ``writer``. Another machine may do the same: then one of them does it. Raises Locked, OSError."""
+        for _attempt in range(ATTEMPTS):
+            text = self._holder_text()
+            if text is not None:
+                holder = parse_holder(text)
+                # Unreadable text is what a power cut left: a file appears under this name when it is whole.
+                if holder and not has_ended(holder, kernel_lock=True):
+                    break
+            partial = self._path.with_name(f"writer.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
             try:
+                if text is not None:
+                    os.rename(self._path, self._free)
                 try:
                     os.rename(self._free, partial)
                 except FileNotFoundError:
@@ -37,37 +116,14 @@ class WriterLock:
                 with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
                     file.write(self._content)
                     file.truncate()
-                os.link(partial, self._path)  # fails if the lock exists, unlike a rename
-                return self
-            except FileExistsError:
-                self._take_over()
+                rename_new(partial, self._path)
+                return
+            except (FileExistsError, FileNotFoundError):
+                continue  # another machine was here in between; it removes partial files as well
             finally:
                 partial.unlink(missing_ok=True)
-        raise self._locked(self._holder())
-
-    def __exit__(self, *error: object) -> None:
-        if self._holder_text() == self._content:
-            os.rename(self._path, self._free)
-
-    def check(self) -> None:
-        """Raises Locked if another process took the lock over."""
-        if self._holder_text() != self._content:
-            raise lost_lock()
-
-    def _take_over(self) -> None:
-        """Remove the lock of a holder that has certainly ended; raises Locked otherwise."""
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # One at a time, or the second would remove the lock that the first has just taken. Only processes of this machine do it.
-            fcntl.flock(directory, fcntl.LOCK_EX)
-            if self._holder_text() is None:
-                return
-            holder = self._holder()
-            if not has_ended(holder):
-                raise self._locked(holder)
-            self._path.unlink(missing_ok=True)
-        finally:
-            os.close(directory)
+        remedy = f"Wait until it is done; if that machine no longer exists, remove {self._path}."
+        raise held_by(str(self._directory.parent), parse_holder(self._holder_text() or ""), remedy)
 
     def _holder_text(self) -> str | None:
         try:
@@ -75,17 +131,19 @@ class WriterLock:
         except FileNotFoundError:
             return None
 
-    def _holder(self) -> dict[str, Any]:
-        return parse_holder(self._holder_text() or "{}")
-
-    def _locked(self, holder: dict[str, Any]) -> Locked:
-        remedy = f"Wait until it is done; if that machine no longer exists, remove {self._path}."
-        return held_by(str(self._path.parent.parent), holder, remedy)
+    def _locked_by_kernel(self) -> Locked:
+        holder = parse_holder(self._holder_text() or "")
+        if holder and has_ended(holder):
+            holder = {}  # its successor, or a program that copies the store, has not written its own name
+        return held_by(str(self._directory.parent), holder, "Wait until it is done, or use --wait.")
 
 
 def this_process() -> dict[str, Any]:
     """The holder of a lock, as a lock file names it."""
-    return {"host": os.uname().nodename, "machine": _machine_id(), "boot": _boot_id(), "pid": os.getpid(), "start": _start(os.getpid())}
+    return {
+        "host": os.uname().nodename, "machine": _machine_id(), "boot": _boot_id(), "namespace": _pid_namespace(),
+        "pid": os.getpid(), "start": _start(os.getpid()),
+    }  # fmt: skip
 
 
 def parse_holder(content: str | bytes) -> dict[str, Any]:
@@ -99,7 +157,7 @@ def parse_holder(content: str | bytes) -> dict[str, Any]:
 
 def held_by(store: str, holder: dict[str, Any], remedy: str) -> Locked:
     """The error if another process holds the lock."""
-    process = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    process = f"process {holder['pid']} on {holder.get('host', '?')}" if holder.get("pid") else "another process"
     return Locked(f"store {store}", f"locked by {process}.", remedy)
 
 
@@ -108,13 +166,17 @@ def lost_lock() -> Locked:
     return Locked("writer lock", "taken over by another process while this one was stopped.", "Nothing was changed. Run the command again.")
 
 
-def has_ended(holder: dict[str, Any]) -> bool:
-    """Whether a holder cannot continue: its process, or its boot of this machine, has ended."""
-    if not holder or holder.get("machine") != _machine_id():
-        return False  # a lock held by another machine must not be broken
-    if holder.get("boot") != _boot_id():
-        return True
-    return holder.get("start") != _start(holder.get("pid", 0))
+def has_ended(holder: dict[str, Any], *, kernel_lock: bool = False) -> bool:
+    """Whether a holder cannot continue: its process, or its boot of this machine, has ended. ``kernel_lock``: this process has the
+    kernel lock that a holder of the same boot had. False where that is unknown."""
+    own = this_process()
+
+    def same(*keys: str) -> bool:
+        return all(key in holder and holder[key] == own[key] for key in keys)
+
+    if same("boot"):
+        return kernel_lock or (same("namespace") and holder.get("start") != _start(holder.get("pid")))
+    return same("machine", "host") and "boot" in holder  # copies of a machine may share its id, and rarely its name
 
 
 def _machine_id() -> str:
@@ -126,6 +188,11 @@ def _machine_id() -> str:
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _pid_namespace() -> int:
+    """The namespace in which a process number has its meaning."""
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def _start(pid: Any) -> int | None:
