@@ -106,7 +106,8 @@ class Store:
                 write_key(key_path, store_id, root)
             try:
                 place.prepare()
-                place.write(configuration.NAME, config.to_json(), sync=True, create=True)
+                place.probe(durability != "none")
+                place.write(configuration.NAME, config.to_json(), sync=durability != "none", create=True)
             except (OSError, StoreError):
                 if encryption:
                     key_path.unlink()

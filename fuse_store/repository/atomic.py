@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL_SUFFIX = ".partial"  # of files that the next writer removes
-MTIME_TRUSTED_AFTER = 20_000_000  # ns; a directory changed more recently may change again without a new mtime
 WRITE_BUFFER_SIZE = 1 << 20  # bytes
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # include/uapi/linux/fcntl.h
@@ -40,10 +39,10 @@ class NewFile:
     unless it was given a name. For one thread."""
 
     def __init__(self, directory: Path, sync: bool, suffix: str = "") -> None:
-        """A partial file in ``directory``, which is created if it is missing. ``sync``: fsync the file and the directories;
-        ``suffix``: of the name that it will get, for fault points. Raises OSError."""
+        """A partial file in ``directory``, which is created if it is missing. ``sync``: fsync the file and the directory in which
+        it appears; ``suffix``: of the name that it will get, for fault points. Raises OSError."""
         self._partial, self._sync, self._suffix = directory / f"{os.urandom(8).hex()}{PARTIAL_SUFFIX}", sync, suffix
-        self._changed = {directory} | make_directory(directory)
+        make_directory(directory)
         self.file: BinaryIO = open(os.open(self._partial, NEW_FILE, 0o600), "w+b", WRITE_BUFFER_SIZE)  # noqa: SIM115
         fault_point(f"write {suffix}")
 
@@ -73,21 +72,24 @@ class NewFile:
         if self._sync:
             os.fsync(self.file.fileno())
         self.file.close()
-        self._changed |= {path.parent} | make_directory(path.parent)
+        changed = {path.parent} | make_directory(path.parent)
         fault_point(f"rename {self._suffix}")
         if before is not None:
             before()
         rename(self._partial, path)
         fault_point(f"renamed {self._suffix}")
         if self._sync:
-            for directory in self._changed:
+            for directory in changed:
                 sync_directory(directory)
 
 
-def write_file(path: Path, content: bytes, sync: bool, before: Callable[[], None] | None = None, create: bool = False) -> None:
-    """Write a whole file, by a partial file beside it. ``create``: raise FileExistsError if there is one, instead of replacing
-    it. Raises OSError."""
-    with NewFile(path.parent, sync, path.suffix) as new:
+def write_file(
+    path: Path, content: bytes, sync: bool, before: Callable[[], None] | None = None, *, create: bool = False,
+    partial_dir: Path | None = None,
+) -> None:  # fmt: skip
+    """Write a whole file, by a partial file in ``partial_dir``, by default beside it. ``create``: raise FileExistsError if there is
+    one, instead of replacing it. Raises OSError."""
+    with NewFile(partial_dir or path.parent, sync, path.suffix) as new:
         new.file.write(content)
         if create:
             new.create(path, before)

@@ -75,6 +75,11 @@ class Backend(Protocol):
         """Create the directories of the layout."""
         ...
 
+    def probe(self, sync: bool) -> None:
+        """Try whether everything that a store relies on works here, in an empty place after ``prepare``; nothing is left if it does
+        not. ``sync``: files will be synced. Raises Refused."""
+        ...
+
     def read(self, name: str) -> bytes:
         """The content of a small file."""
         ...

@@ -5,7 +5,7 @@ The lock is an object that is created only if none exists (If-None-Match), names
 of the holder. It is taken over, by a write that fails if the object changed meanwhile (If-Match), from a holder that has
 certainly ended, as in ``locks``, and from any holder that has not renewed it for LEASE_SECONDS by the server's clock: its
 machine is off, hibernated or disconnected. A holder that continues later finds out by ``check``, which precedes each
-commit. A server that ignores the conditions is detected when the lock is taken.
+commit. A server that ignores a condition is detected by ``probe``, before a store is created, and when the lock is taken.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from fuse_store.errors import Locked, Refused, StoreError
@@ -21,6 +22,9 @@ from fuse_store.repository.locks import has_ended, held_by, lost_lock, parse_hol
 LOCK_NAME = "locks/writer"
 LEASE_SECONDS = 300.0
 RENEWAL_SECONDS = 60.0
+RACERS = 8  # requests of the probe at once; of some servers all of them win
+WRONG_TAG = '"00000000000000000000000000000000"'
+USE_ANOTHER = "Use a server with conditional writes (If-None-Match, If-Match); the store can still be read."
 
 
 class ObjectStore(Protocol):
@@ -63,12 +67,11 @@ class Lease:
                 break
         else:
             raise self._locked({})
-        if self._objects.put(LOCK_NAME, self._content(), "create") is not None:
+        try:
+            self._check_conditions()
+        except BaseException:
             self._objects.remove(LOCK_NAME)
-            raise Refused(
-                f"store {self._objects.url}", "the server ignores conditional writes, so two writers could write at once.",
-                "Use a server with conditional writes (If-None-Match); the store can still be read.",
-            )  # fmt: skip
+            raise
         self._thread.start()
         return self
 
@@ -85,6 +88,14 @@ class Lease:
         """Raises Locked if another process took the lock over."""
         if not self._is_ours():
             raise lost_lock()
+
+    def _check_conditions(self) -> None:
+        """Whether the server refuses what a second writer would do now: take a lock that exists, or one that has changed. Raises
+        Refused."""
+        if self._objects.put(LOCK_NAME, self._content(), "create") is not None:
+            raise _ignores(self._objects, "creates an object that exists")
+        if self._objects.put(LOCK_NAME, self._content(), {"e_tag": WRONG_TAG}) is not None:
+            raise _ignores(self._objects, "replaces an object that has changed")
 
     def _content(self) -> bytes:
         self._count += 1  # otherwise a renewed lock would have the same e_tag
@@ -124,5 +135,46 @@ class Lease:
         self._tag = self._objects.put(LOCK_NAME, self._content(), {"e_tag": tag})
 
     def _locked(self, holder: dict[str, Any]) -> Locked:
-        remedy = f"Wait until it is done; the lock of a machine that is off expires after {LEASE_SECONDS:.0f} seconds."
+        remedy = f"Wait until it is done, or use --wait; the lock of a machine that is off expires after {LEASE_SECONDS:.0f} seconds."
         return held_by(self._objects.url, holder, remedy)
+
+
+def probe(objects: ObjectStore) -> None:
+    """Whether the server heeds the conditions on which a lease relies, also when several clients ask at once. Raises Refused,
+    StoreError."""
+    name = f"locks/probe.{os.urandom(8).hex()}"
+    try:
+        tag = _one_wins(objects, name, "create", "lets several clients create one object")
+        _one_wins(objects, name, {"e_tag": tag}, "lets several clients replace one object")
+        if objects.put(name, b"late", {"e_tag": tag}) is not None:
+            raise _ignores(objects, "replaces an object that has changed")
+        if objects.put(name, b"late", "create") is not None:
+            raise _ignores(objects, "creates an object that exists")
+        objects.remove(name)
+        if objects.put(name, b"gone", {"e_tag": tag}) is not None:
+            raise _ignores(objects, "replaces an object that is gone")
+    finally:
+        objects.remove(name)
+
+
+def _one_wins(objects: ObjectStore, name: str, mode: Any, problem: str) -> str:
+    """Have RACERS write an object under one condition; the e_tag of the one that did. Raises Refused, StoreError."""
+    barrier = threading.Barrier(RACERS)
+
+    def write(_number: int) -> str | None:
+        barrier.wait()
+        return objects.put(name, b"racer " + os.urandom(8), mode)  # equal contents would have one e_tag
+
+    with ThreadPoolExecutor(RACERS) as pool:
+        tags = [tag for tag in pool.map(write, range(RACERS)) if tag is not None]
+    content, tag, _written = objects.get(name)
+    # A request that was sent twice, because its answer was lost, fails the second time: nobody may have won, and one did write.
+    if len(tags) > 1 or not content.startswith(b"racer"):
+        raise _ignores(objects, problem)
+    return tag
+
+
+def _ignores(objects: ObjectStore, problem: str) -> Refused:
+    return Refused(
+        f"store {objects.url}", f"the server {problem}: it ignores conditional writes, and two writers could write at once.", USE_ANOTHER
+    )

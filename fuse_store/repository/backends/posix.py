@@ -7,8 +7,10 @@ the steps of a commit.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import shutil
 import threading
 import time
 from collections import OrderedDict
@@ -16,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from fuse_store.errors import Locked, Refused
 from fuse_store.repository.atomic import (
-    MTIME_TRUSTED_AFTER,
     NewFile,
     remove_partials,
     sync_directory,
@@ -27,8 +29,13 @@ from fuse_store.repository.atomic import (
 from fuse_store.repository.backends.base import Entry
 from fuse_store.repository.locks import WriterLock
 
-DIRECTORIES = ("packs", "index", "images", "states", "trash", "locks")
-DIRECTORIES_WITH_PARTIALS = ("packs", "index", "images", "states", "locks")
+DIRECTORIES = ("packs", "index", "images", "states", "trash", "locks", "partial")
+DIRECTORIES_WITH_PARTIALS = ("partial", "index", "locks")  # of files of the store, of caches, of the lock
+NOT_SUPPORTED = (  # how file systems say that they cannot do something
+    errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENODEV, errno.EMLINK, errno.EXDEV,
+)  # fmt: skip
+CLOCK_TICK = 20_000_000  # ns: within one, a directory may change twice and have one time (10 ms at 100 Hz and in exFAT)
+COARSE_CLOCK_TICK = 2_020_000_000  # ns, the same where times are in whole seconds, or every second one as in FAT
 SUFFIXES = {"packs": ".pack", "index": ".idx"}
 MAX_OPEN_PACKS = 64
 
@@ -48,11 +55,11 @@ class _File:
 
 
 class PosixFile(NewFile):
-    """A NewFile whose names are relative to the store. Partial files are in ``directory``, not in those below it."""
+    """A NewFile whose names are relative to the store."""
 
     def __init__(self, root: Path, directory: str, sync: bool) -> None:
         self._root = root
-        super().__init__(root / directory, sync, SUFFIXES.get(directory, ""))
+        super().__init__(root / "partial", sync, SUFFIXES.get(directory, ""))
 
     def __enter__(self) -> PosixFile:
         return self
@@ -81,6 +88,62 @@ class PosixBackend:
         self.local_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in DIRECTORIES:
             (self.local_dir / directory).mkdir(mode=0o700, exist_ok=True)
+
+    def probe(self, sync: bool) -> None:
+        try:
+            for what, works in (
+                ("lock files", self._locks), ("create files without replacing others", self._creates),
+                ("replace, move and map files", self._replaces), *([("sync files and directories", self._syncs)] if sync else []),
+            ):  # fmt: skip
+                try:
+                    problem = "" if works() else "it does as if it could"
+                except OSError as error:
+                    if error.errno not in NOT_SUPPORTED:
+                        raise
+                    problem = os.strerror(error.errno or 0)
+                if problem:
+                    remedy = "Use another one" + (", or --durability none." if works == self._syncs else ".")
+                    raise Refused(f"store {self.url}", f"its file system cannot {what} ({problem}).", remedy)
+        except BaseException:
+            for directory in DIRECTORIES:
+                shutil.rmtree(self.local_dir / directory, ignore_errors=True)
+            raise
+
+    def _locks(self) -> bool:
+        with self.lock():
+            try:
+                with self.lock():
+                    return False
+            except Locked:
+                return True
+
+    def _creates(self) -> bool:
+        self.write("trash/probe", b"0", False, create=True)
+        try:
+            self.write("trash/probe", b"1", False, create=True)
+        except FileExistsError:
+            return self.read("trash/probe") == b"0"
+        return False
+
+    def _replaces(self) -> bool:
+        self.write("images/probe", b"2", False)
+        self.write("images/probe", b"3", False)
+        with self.new("packs", False) as new:
+            new.file.write(b"4")
+            new.create("packs/00/probe")
+        mapped = bytes(self.read_mmap("images/probe", check=True))
+        self.to_trash("images/probe")
+        done = mapped == self.read("trash/probe") == b"3" and not self.names("images") and self.read("packs/00/probe") == b"4"
+        for name in ("trash/probe", "packs/00/probe"):
+            self.remove(name)
+        (self.local_dir / "packs/00").rmdir()
+        return done
+
+    def _syncs(self) -> bool:
+        self.write("partial/probe", b"5", True)
+        self.remove("partial/probe")
+        self.sync_all()
+        return True
 
     def read(self, name: str) -> bytes:
         return (self.local_dir / name).read_bytes()
@@ -130,7 +193,7 @@ class PosixBackend:
                         status = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue  # removed by a writer
-                    yield Entry(name, status.st_size, status.st_ctime)
+                    yield Entry(name, status.st_size, max(status.st_ctime, status.st_mtime))  # FAT has no time of a rename
         except FileNotFoundError:
             return
 
@@ -139,7 +202,7 @@ class PosixBackend:
             changed = os.stat(self.local_dir / directory).st_mtime_ns
         except FileNotFoundError:
             return -1, True
-        return changed, time.time_ns() - changed > MTIME_TRUSTED_AFTER
+        return changed, time.time_ns() - changed > (CLOCK_TICK if changed % 1_000_000_000 else COARSE_CLOCK_TICK)
 
     def refresh(self, directory: str) -> None:
         pass
@@ -150,7 +213,7 @@ class PosixBackend:
     def write(
         self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None, *, create: bool = False
     ) -> None:
-        write_file(self.local_dir / name, content, sync, before, create)
+        write_file(self.local_dir / name, content, sync, before, create=create, partial_dir=self.local_dir / "partial")
 
     def new(self, directory: str, sync: bool) -> PosixFile:
         return PosixFile(self.local_dir, directory, sync)

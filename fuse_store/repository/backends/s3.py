@@ -35,7 +35,7 @@ from obstore.store import S3Store
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.repository.atomic import WRITE_BUFFER_SIZE, fault_point, write_file
 from fuse_store.repository.backends.base import Entry, Lock
-from fuse_store.repository.backends.lease import Lease
+from fuse_store.repository.backends.lease import Lease, probe
 
 PIECE_SIZE = 1 << 20  # bytes of a pack that are read at once: a dozen blocks
 MAX_PIECES = 48  # in memory
@@ -105,6 +105,9 @@ class S3Backend:
 
     def prepare(self) -> None:
         pass  # a bucket has no directories
+
+    def probe(self, sync: bool) -> None:
+        probe(self)
 
     # reading ---------------------------------------------------------------------------------------------------------
 

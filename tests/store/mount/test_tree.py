@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -245,6 +246,19 @@ def test_a_change_within_one_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
     stamp = os.stat(tmp_path / "images").st_mtime_ns
     assert len(index.current().ids) == 1
     os.utime(tmp_path / "images", ns=(stamp, stamp))  # a new version, in the same tick
+    assert len(index.current().ids) == 2
+
+
+def test_a_change_is_seen_where_times_are_in_whole_seconds(tmp_path: Path) -> None:
+    """FAT has every second one: the time of a directory may be that of two changes, two seconds apart."""
+    (tmp_path / "images").mkdir()
+    lists = [summaries(1), summaries(2)]
+    index = VersionIndexCache(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=STATE_LOG, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
+    second = int(time.time())
+    os.utime(tmp_path / "images", (second, second))
+    time.sleep(0.1)
+    assert len(index.current().ids) == 1
+    os.utime(tmp_path / "images", (second, second))  # a new version, in the same second
     assert len(index.current().ids) == 2
 
 

@@ -24,7 +24,7 @@ from fuse_store.maintenance.gc import collect
 from fuse_store.maintenance.repair import Repaired, repair
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
-from fuse_store.repository.atomic import MTIME_TRUSTED_AFTER
+from fuse_store.repository.backends.posix import CLOCK_TICK
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.block import HEADER
 from fuse_store.repository.index import _START, ROW_SIZE
@@ -77,7 +77,7 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             ids = [store.put(str(write_sparse(directory / "source", data)), Label("m")).id for data in VERSIONS]
             ids.append(store.put(str(write_sparse(directory / "source", OTHER)), Label("other")).id)
             store.record(ids[:2], "verified")
-            time.sleep(2 * MTIME_TRUSTED_AFTER / 1e9)  # else the cache has no states
+            time.sleep(2 * CLOCK_TICK / 1e9)  # else the cache has no states
             monkeypatch.setattr("fuse_store.versions.MIN_STALE", 0)
             store.summaries()  # writes the cache
         images = read_store(directory / "store")

@@ -560,14 +560,52 @@ def test_many_want_the_lock_of_a_holder_that_ended(url: str) -> None:
     assert set(most) == {1} and holders == []
 
 
-def test_a_server_that_does_not_heed_conditions(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared(url, tmp_path)
+def ignore(condition: str) -> Callable[..., str | None]:
+    """``S3Backend.put`` of a server that ignores one condition, or, by chance, both."""
     real = S3Backend.put
-    monkeypatch.setattr(S3Backend, "put", lambda self, name, data, mode="overwrite": real(self, name, data))
+
+    def put(self: S3Backend, name: str, content: bytes, mode: Any = "overwrite") -> str | None:
+        ignored = {"create": mode == "create", "replace": isinstance(mode, dict), "both": True}[condition]
+        return real(self, name, content, "overwrite" if ignored else mode)
+
+    return put
+
+
+@pytest.mark.parametrize("condition", ["create", "replace", "both"])
+def test_a_server_that_does_not_heed_a_condition(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condition: str) -> None:
+    """No store is created there, and one that was copied there is not written to."""
+    prepared(url, tmp_path)
+    monkeypatch.setattr(S3Backend, "put", ignore(condition))
     with Store.open(url) as store:
         with pytest.raises(Refused, match="ignores conditional writes"):
             store.put(str(tmp_path / "first"), Label("n"))
         assert len(store.summaries()) == 2
+    with pytest.raises(Refused, match="ignores conditional writes"):
+        Store.create(f"{url}/other")
+    assert all_names(f"{url}/other") == set() and not [name for name in all_names(url) if name.startswith("locks/")]
+    assert len(list((tmp_path / "config/fuse-store/keys").iterdir())) == 1, "the key of the store that is not there is not kept"
+
+
+@pytest.mark.parametrize("condition", ["create", "replace"])
+def test_a_server_that_checks_conditions_and_then_writes(url: str, monkeypatch: pytest.MonkeyPatch, condition: str) -> None:
+    """One request after the other is right there; of several at once, all of them win."""
+    real = S3Backend.put
+
+    def put(self: S3Backend, name: str, content: bytes, mode: Any = "overwrite") -> str | None:
+        if (mode == "create") if condition == "create" else isinstance(mode, dict):
+            try:
+                tag = self.get(name)[1]
+            except FileNotFoundError:
+                tag = None
+            if tag != (None if condition == "create" else mode["e_tag"]):
+                return None
+            time.sleep(0.2)
+            mode = "overwrite"
+        return real(self, name, content, mode)
+
+    monkeypatch.setattr(S3Backend, "put", put)
+    with pytest.raises(Refused, match="lets several clients"):
+        Store.create(url)
 
 
 def test_a_collection_under_a_reader(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,10 +64,10 @@ def test_of_many_processes_that_create_one_file_one_does(filesystem: Path) -> No
 def test_missing_directories_are_made_and_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
     monkeypatch.setattr(atomic, "sync_directory", synced.append)
-    write_file(tmp_path / "images/0a0b/a.img", b"content", sync=True)
+    write_file(tmp_path / "images/0a0b/a.img", b"content", sync=True, partial_dir=tmp_path / "partial")
     assert set(synced) == {tmp_path, tmp_path / "images", tmp_path / "images/0a0b"}
     synced.clear()
-    with NewFile(tmp_path / "packs", sync=True) as new:
+    with NewFile(tmp_path / "partial", sync=True) as new:
         new.file.write(b"content")
         new.create(tmp_path / "packs/ab/a.pack")
     assert set(synced) == {tmp_path, tmp_path / "packs", tmp_path / "packs/ab"}
