@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fuse_store.errors import StoreError
 from fuse_store.image.kind import View
-from fuse_store.mount.prefetch import PrefetchProcesses
+from fuse_store.mount.prefetch import PATIENCE, PrefetchProcesses
 from fuse_store.mount.ranges import DataRanges
 
 if TYPE_CHECKING:
@@ -73,6 +73,25 @@ class WindowCache:
                 self._windows.move_to_end(key)
         return future
 
+    def read(self, image: Image, future: Future[memoryview], start: int, length: int) -> bytes | memoryview:
+        """A part of an image inside of the window that ``future`` is. Raises Damaged, NotFound, StoreError."""
+        try:
+            within = start % READ_AHEAD_WINDOW
+            return future.result(PATIENCE if self._prefetch else None)[within : within + length]
+        except TimeoutError:
+            if self._prefetch and self._prefetch.give_up(future):
+                with self._lock:  # all that were asked of that process, and of others a moment ago
+                    for key in [key for key, begun in self._windows.items() if not begun.done()]:
+                        del self._windows[key]
+        except StoreError:
+            pass
+        return image.read_view(start, length)
+
+    def kill(self) -> None:
+        """End the prefetch processes, without waiting for anything."""
+        if self._prefetch:
+            self._prefetch.kill()
+
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
         if self._prefetch:
@@ -105,10 +124,7 @@ class ImageContent:
             if later * READ_AHEAD_WINDOW < self._base + self.size:
                 self._windows.begin(self._image, later)
         self._requested_up_to = current + 1 + WINDOWS_AHEAD
-        try:
-            return window.result()[within : within + length]
-        except StoreError:
-            return self._image.read_view(start, length)
+        return self._windows.read(self._image, window, start, length)
 
     def data(self, offset: int) -> int | None:
         return self._ranges.data(offset)

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import logging.handlers
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ INSTALL_FUSE = "Install the package fuse3."
 FUSE_CONF = Path("/etc/fuse.conf")
 SYSLOG_SOCKET = "/dev/log"
 KERNEL_READ_AHEAD = 1024  # KiB; with the kernel's default of 128 a window takes eight times the requests
+MNT_DETACH = 2  # umount2(2)
+DETACH_SECONDS = 5
 LIBFUSE_ENDED = 8  # libfuse's exit code if the mount answered, and was ended by a signal or an error
 LIBFUSE_ERRORS = {3: "libfuse did not start", 4: "mounting failed", 6: "signal handlers could not be set"}  # by exit code
 
@@ -42,9 +46,10 @@ def mount(
 
     In the foreground, returns when the mount has ended: by ``umount``, SIGTERM, SIGINT or SIGHUP; systemd is notified when
     the mount answers (sd_notify, READY=1; a unit may be Type=notify or exec). In the background, returns when the mount
-    answers, and another process serves it and logs to syslog. ``writable`` adds ``incoming/``. Only the user who mounted it
-    has access, unless ``allow_other``. The caller closes the store. No thread that the caller started may be running: for a
-    store whose client has threads, pass a function that opens it, which is called in the process that serves the mount.
+    answers, and another process serves it and logs to syslog. Requests that have not ended seconds after the mount are abandoned,
+    with the process. ``writable`` adds ``incoming/``. Only the user who mounted it has access, unless ``allow_other``. The caller
+    closes the store. No thread that the caller started may be running: for a store whose client has threads, pass a function
+    that opens it, which is called in the process that serves the mount.
     Raises NotFound, UsageError, Refused, StoreError.
     """
     point = _checked(Path(directory), store.path if isinstance(store, Store) else None, allow_other)
@@ -131,7 +136,13 @@ def _serve(
     }  # fmt: skip
     if store.path.is_absolute():
         os.chdir("/")  # so that the directory it was started from is not busy
-    operations = adapter.Operations(store, writable=writable, allow_other=allow_other, mounted=on_mounted)
+
+    def abandon() -> None:
+        _detach(point)
+        logging.shutdown()
+        os._exit(0)
+
+    operations = adapter.Operations(store, writable=writable, allow_other=allow_other, mounted=on_mounted, abandon=abandon)
     # libfuse handles only signals that have no handler yet.
     ending = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     handlers = {signal_number: signal.signal(signal_number, signal.SIG_DFL) for signal_number in ending}
@@ -146,6 +157,14 @@ def _serve(
         for signal_number, handler in handlers.items():
             signal.signal(signal_number, handler)
         operations.close()
+
+
+def _detach(point: Path) -> None:
+    """Unmount, though requests are waiting."""
+    if os.geteuid() == 0:
+        ctypes.CDLL(None).umount2(os.fsencode(point), MNT_DETACH)
+    else:
+        subprocess.run([MOUNT_HELPER, "-u", "-z", "--", str(point)], stderr=subprocess.DEVNULL, timeout=DETACH_SECONDS, check=False)
 
 
 def _in_background(

@@ -29,19 +29,23 @@ import numpy as np
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 from fuse_store.mount.content import MAX_CACHED_WINDOWS, READ_AHEAD_WINDOW, Content
 from fuse_store.mount.incoming import Incoming, Spool
-from fuse_store.mount.prefetch import PrefetchProcesses
+from fuse_store.mount.prefetch import UPKEEP_INTERVAL, PrefetchProcesses, close_removed
 from fuse_store.mount.tree import Directory, File, Link, Path, Tree, attributes
 from fuse_store.store import Store
 
 log = logging.getLogger(__name__)
 
 LIBFUSE_VERSION: int = mfusepy.fuse_version_major
+LIBFUSE = mfusepy._libfuse
+LIBFUSE.fuse_get_session.restype = ctypes.c_void_p
 INCOMING = "incoming"
 FUSE_THREADS = 10  # threads of libfuse that answer requests
 READ_AHEAD_SLABS = MAX_CACHED_WINDOWS + FUSE_THREADS  # windows that can be in use at the same time
 ATTRIBUTE_TIMEOUT = 365 * 86400.0  # seconds for which the kernel keeps attributes: a year stands for "without limit"
 STAT_BLOCK_SIZE = 512  # bytes, the unit of st_blocks
 PREFERRED_READ_SIZE = 1 << 20  # bytes, st_blksize
+WATCH_INTERVAL = 0.5  # seconds
+ENDING_SECONDS = 5.0  # for which requests may go on when the mount has ended
 DAMAGE_LOG_INTERVAL = 60.0  # seconds before the same damage is logged again
 MAX_REMEMBERED_DAMAGES = 1000  # log lines that are remembered, to recognise the same damage
 # include/uapi/linux/fuse.h and libfuse's fuse_common.h name these FUSE_CAP_…
@@ -124,12 +128,18 @@ def split_path(path: str) -> Path:
 
 
 class Operations(mfusepy.Operations):  # type: ignore[misc]
-    """The FUSE calls. ``mounted`` is called, in a thread of its own, when the mount answers."""
+    """The FUSE calls. ``mounted`` is called, in a thread of its own, when the mount answers; ``abandon``, in another, to end the
+    process ENDING_SECONDS after a signal or the unmount, if requests have not ended by then."""
 
     use_ns = True
 
-    def __init__(self, store: Store, *, writable: bool, allow_other: bool, mounted: Callable[[], None]) -> None:
-        self._store, self._mounted = store, mounted
+    def __init__(
+        self, store: Store, *, writable: bool, allow_other: bool, mounted: Callable[[], None], abandon: Callable[[], None]
+    ) -> None:
+        self._store, self._mounted, self._abandon = store, mounted, abandon
+        self._ended = threading.Event()
+        self._session: int | None = None
+        self._session_lock = threading.Lock()
         self._tree = Tree(store, PrefetchProcesses.start(store, READ_AHEAD_WINDOW, READ_AHEAD_SLABS))
         self._incoming: Incoming | None = None
         if writable:
@@ -151,9 +161,37 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         # Attributes that come with the names of a directory would be requested again at once: names are not kept.
         connection.want &= ~(READDIRPLUS | READDIRPLUS_AUTO | AUTO_INVAL_DATA)
         threading.Thread(target=self._mounted, name="mounted", daemon=True).start()
+        self._session = LIBFUSE.fuse_get_session(ctypes.c_void_p(LIBFUSE.fuse_get_context().contents.fuse))
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def destroy(self, path: str) -> None:
+        with self._session_lock:
+            self._session = None  # libfuse frees it
+
+    def _serves(self) -> bool:
+        with self._session_lock:
+            return self._session is not None and not LIBFUSE.fuse_session_exited(ctypes.c_void_p(self._session))
+
+    def _watch(self) -> None:
+        """In a thread: close removed files from time to time; end the process if requests outlive the mount, as those to a server
+        that does not answer: libfuse waits for them, and handles no second signal."""
+        looked = time.monotonic()
+        while self._serves():
+            if self._ended.wait(WATCH_INTERVAL):
+                return
+            if time.monotonic() - looked >= UPKEEP_INTERVAL:
+                looked = time.monotonic()
+                close_removed(self._store)
+        if not self._ended.wait(ENDING_SECONDS):
+            log.warning("requests did not end with the mount; ending without them.")
+            self._tree.kill()
+            self._abandon()
 
     def close(self) -> None:
+        """Wait until everything has ended."""
         self._tree.close()
+        self._store.close()
+        self._ended.set()
 
     # names and attributes ---------------------------------------------------------------------------------------------
 

@@ -182,6 +182,9 @@ class ImageViews:
             return None
         return fields and kinds.load(summary.kind).shown(fields, self._store.state_log.entries(summary.id), brief=True)
 
+    def kill(self) -> None:
+        self._windows.kill()
+
     def close(self) -> None:
         self._windows.close()
 

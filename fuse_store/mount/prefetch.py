@@ -4,7 +4,7 @@
 Each has a Python interpreter of its own: decompressing blocks and answering the kernel then run in parallel, where threads of
 one process would wait for each other. The processes are forked before the mount answers, while there is no other thread;
 they know the store as it was then, and end with their parent. Nothing depends on them: what they could not read, or had not
-read when they were killed, the serving process reads itself, and reports the errors of that read.
+read when they were killed or stopped, the serving process reads itself, and reports the errors of that read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 MAX_PREFETCH_PROCESSES = 4  # processes
 MAX_OPEN_IMAGES_PER_PROCESS = 4  # images that each process keeps open
+PATIENCE = 2.0  # seconds until a window is read without the process that was asked to
+UPKEEP_INTERVAL = 10.0  # seconds between two looks for files that were removed and are still open
 _REQUEST = struct.Struct("<IQ16s")  # slab, offset in the image, id of the image
 _REPLY = struct.Struct("<IB")  # slab, status
 _FILLED, _ZEROS, _FAILED = range(3)  # values of the status
@@ -48,6 +51,7 @@ class _PrefetchProcess:
         self.connection, self.pid = connection, pid
         self.pending: dict[int, Future[memoryview]] = {}
         self.alive = True
+        self.stopped = False  # it did not answer in time: nothing is asked of it until it does
 
 
 class PrefetchProcesses:
@@ -92,8 +96,8 @@ class PrefetchProcesses:
         zeros. The result may raise StoreError; its slab is free again when nothing refers to it any more. None if all slabs are
         in use, or no process is left."""
         with self._lock:
-            alive = (process for process in self._processes if process.alive)
-            process = min(alive, key=lambda candidate: len(candidate.pending), default=None)
+            able = (process for process in self._processes if process.alive and not process.stopped)
+            process = min(able, key=lambda candidate: len(candidate.pending), default=None)
             if process is None or not self._free:
                 return None
             slab = self._free.pop()
@@ -104,13 +108,28 @@ class PrefetchProcesses:
                 pass  # its process has ended, and the thread that receives from it sees that too
         return future
 
+    def give_up(self, future: Future[memoryview]) -> bool:
+        """Do not ask the process that should set ``future`` until it answers; whether there is one."""
+        with self._lock:
+            for process in self._processes:
+                if future in process.pending.values():
+                    if not process.stopped:
+                        log.warning("prefetch process %d does not answer. Reading without it.", process.pid)
+                    process.stopped = True
+                    return True
+        return False
+
+    def kill(self) -> None:
+        """End the processes; does not wait until they have."""
+        self._closed = True
+        for process in self._processes:
+            if process.alive:
+                os.kill(process.pid, signal.SIGKILL)  # it has written nothing that could be lost
+
     def close(self) -> None:
         """End the processes."""
         with self._lock:
-            self._closed = True
-            for process in self._processes:
-                if process.alive:
-                    os.kill(process.pid, signal.SIGKILL)  # it has written nothing that could be lost
+            self.kill()
         for thread in self._threads:
             thread.join()
 
@@ -139,6 +158,7 @@ class PrefetchProcesses:
             slab, status = _REPLY.unpack(message)
             with self._lock:
                 future = process.pending.pop(slab)
+                process.stopped = False
             self._reply(future, slab, status)
         with self._lock:
             process.alive = False
@@ -164,6 +184,12 @@ class PrefetchProcesses:
             future.set_exception(StoreError("prefetch", "the window could not be read."))
 
 
+def close_removed(store: Store) -> None:
+    """Close the files that a collection has removed, so that their disk space is freed while the store is mounted."""
+    if store.backend.close_removed() and "index" in vars(store):  # made when it was first needed
+        store.index.close()  # it is opened again as it is now
+
+
 def _detach(connection: int) -> None:
     """In a new process: close all inherited descriptors but ``connection``, and ignore the signals that end the parent."""
     for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -177,7 +203,18 @@ def _detach(connection: int) -> None:
 def _serve_requests(store: Store, slabs: Sequence[NDArray[np.uint8]], connection: socket.socket) -> None:
     """In a new process: fill slabs as requested."""
     images: OrderedDict[bytes, Image] = OrderedDict()
-    while request := connection.recv(_REQUEST.size):
+    connection.settimeout(UPKEEP_INTERVAL)
+    looked = time.monotonic()
+    while True:
+        if time.monotonic() - looked >= UPKEEP_INTERVAL:
+            looked = time.monotonic()
+            close_removed(store)
+        try:
+            request = connection.recv(_REQUEST.size)
+        except TimeoutError:
+            continue
+        if not request:
+            return
         slab, offset, image_id = _REQUEST.unpack(request)
         try:
             image = images.get(image_id)

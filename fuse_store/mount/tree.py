@@ -105,6 +105,10 @@ class Tree:
         view = self._images.get(image_id)
         return view.content(view.image.files[0])
 
+    def kill(self) -> None:
+        """End the prefetch processes, without waiting for anything."""
+        self._images.kill()
+
     def close(self) -> None:
         self._images.close()
 

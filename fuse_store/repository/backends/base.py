@@ -162,6 +162,10 @@ class Backend(Protocol):
         """Close a removed file."""
         ...
 
+    def close_removed(self) -> bool:
+        """Close the files that are no longer in their place, whose disk space would not be freed otherwise; whether there were any."""
+        ...
+
     def close(self) -> None:
         """Close all files and drop what is cached in memory."""
         ...

@@ -240,6 +240,14 @@ class PosixBackend:
         with self._lock:
             self._files.pop(name, None)
 
+    def close_removed(self) -> bool:
+        with self._lock:
+            names = list(self._files)
+        removed = [name for name in names if not (self.local_dir / name).exists()]
+        for name in removed:
+            self.forget(name)
+        return bool(removed)
+
     def close(self) -> None:
         with self._lock:
             self._files.clear()

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import obstore
 from blake3 import blake3
@@ -45,9 +46,12 @@ UPLOAD_REQUESTS = 4  # at once
 MAX_OBJECT_SIZE = 1 << 30  # bytes of an object that is read as a whole; index fragments have less than a tenth
 LOCAL_CACHE_SIZE = 1 << 30  # bytes of each directory of the local cache; the oldest files are removed first
 LIST_VALID_SECONDS = 1.0  # how long ``changed`` trusts the last list
-LIMITS = {"timeout": "120s", "connect_timeout": "5s"}
+LIST_FAILED_SECONDS = 5.0  # how long ``changed`` repeats that a list failed: the requests of one ls do not wait one after the other
+CONNECT_SECONDS, REQUEST_SECONDS = 5, 120
+SILENCE_SECONDS = 15  # a server that sends nothing for so long has stalled; not for uploads, whose answer comes at the end
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
 RETRIES = {
-    "max_retries": 4, "retry_timeout": datetime.timedelta(seconds=60),
+    "max_retries": 4, "retry_timeout": datetime.timedelta(seconds=20),
     "backoff": {"init_backoff": datetime.timedelta(milliseconds=100), "max_backoff": datetime.timedelta(seconds=5), "base": 2},
 }  # fmt: skip
 _CHECKSUM_SIZE = 32
@@ -80,14 +84,19 @@ class S3Backend:
         self._pieces: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._sizes: dict[str, int] = {}
         self._listed: dict[str, tuple[float, int]] = {}
+        self._failed: dict[str, tuple[float, StoreError]] = {}
         self._lock = threading.Lock()
         allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
-        options = cast(Any, LIMITS | {"allow_http": allow_http})  # options override the environment
+        options: dict[str, Any] = {  # override the environment
+            "allow_http": allow_http, "timeout": f"{REQUEST_SECONDS}s", "connect_timeout": f"{CONNECT_SECONDS}s",
+        }  # fmt: skip
         prefix = (match[2] or "").strip("/") or None
-        try:
-            self._objects = S3Store(match[1], prefix=prefix, client_options=options, retry_config=cast(Any, RETRIES))
-        except BaseError as error:
-            raise self.error(error) from None
+        _check_endpoint()
+        with self._translated_errors(""):
+            settings: Any = {"prefix": prefix, "retry_config": RETRIES}
+            self._uploads = S3Store(match[1], client_options=cast(Any, options), **settings)
+            silence: Any = options | {"read_timeout": f"{SILENCE_SECONDS}s"}
+            self._objects = S3Store(match[1], client_options=silence, **settings)
 
     def bind(self, store_id: str) -> None:
         self.local_dir = _cache_home() / store_id
@@ -159,14 +168,23 @@ class S3Backend:
             yield Entry(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
     def changed(self, directory: str) -> tuple[int, bool]:
+        now = time.monotonic()
         with self._lock:
             listed_at, stamp = self._listed.get(directory, (0.0, 0))
-        if not listed_at or time.monotonic() - listed_at >= LIST_VALID_SECONDS:
-            listed_at = time.monotonic()
+            failed_at, failure = self._failed.get(directory, (0.0, None))
+        if failure is not None and now - failed_at < LIST_FAILED_SECONDS:
+            raise failure
+        if not listed_at or now - listed_at >= LIST_VALID_SECONDS:
+            listed_at = now
             newest, digest = 0, hashlib.blake2b(digest_size=8)
-            for meta in self._list(directory):
-                newest = max(newest, int(meta["last_modified"].timestamp()))
-                digest.update(f"{meta['path']} {meta['e_tag']}\n".encode())
+            try:
+                for meta in self._list(directory):
+                    newest = max(newest, int(meta["last_modified"].timestamp()))
+                    digest.update(f"{meta['path']} {meta['e_tag']}\n".encode())
+            except StoreError as error:
+                with self._lock:
+                    self._failed[directory] = time.monotonic(), error
+                raise
             # The server's times are whole seconds: the digest below them distinguishes lists with the same newest object.
             stamp = newest * 1_000_000_000 + int.from_bytes(digest.digest(), "little") % 1_000_000_000
             with self._lock:
@@ -174,8 +192,9 @@ class S3Backend:
         return stamp, True
 
     def refresh(self, directory: str) -> None:
-        with self._lock:
-            self._listed.pop(directory, None)
+        with self._lock:  # and those above it, whose lists have the same names
+            for listed in (directory, *map(str, PurePath(directory).parents)):
+                self._listed.pop(listed, None)
 
     def now(self) -> float:
         name = f"locks/clock.{os.urandom(4).hex()}"
@@ -191,7 +210,8 @@ class S3Backend:
         """Write an object; its e_tag, or None if the condition ``mode`` (obstore.PutMode) does not hold. Raises StoreError."""
         with self._translated_errors(name):
             try:
-                return obstore.put(self._objects, name, content, mode=mode)["e_tag"] or ""
+                objects = self._objects if len(content) < PIECE_SIZE else self._uploads
+                return obstore.put(objects, name, content, mode=mode)["e_tag"] or ""
             except (AlreadyExistsError, PreconditionError):
                 return None
 
@@ -234,12 +254,12 @@ class S3Backend:
             obstore.head(self._objects, name)
             raise self._exists(name)
         with self._translated_errors(name):
-            obstore.put(self._objects, name, cast(Any, file), chunk_size=UPLOAD_PART_SIZE, max_concurrency=UPLOAD_REQUESTS)
+            obstore.put(self._uploads, name, cast(Any, file), chunk_size=UPLOAD_PART_SIZE, max_concurrency=UPLOAD_REQUESTS)
 
     def remove(self, name: str) -> None:
         with self._translated_errors(name), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._objects, name)
-        self.refresh(name.partition("/")[0])
+        self.refresh(name.rpartition("/")[0])
 
     def to_trash(self, name: str) -> None:
         with self._translated_errors(name):
@@ -261,6 +281,9 @@ class S3Backend:
     def forget(self, name: str) -> None:
         with self._lock:
             self._sizes.pop(name, None)
+
+    def close_removed(self) -> bool:
+        return False  # there are no open files
 
     def close(self) -> None:
         with self._lock:
@@ -295,13 +318,20 @@ class S3Backend:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.url}/{name}") from None
         except BaseError as error:
             raise self.error(error) from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the client, by settings that it does not expect
+                raise
+            raise StoreError(f"store {self.url}", f"the client of the server failed: {error}.", "Check the AWS_… variables.") from None
 
     def _list(self, directory: str) -> Iterator[Any]:
-        try:
-            for batch in obstore.list(self._objects, directory or None):
-                yield from batch
-        except BaseError as error:
-            raise self.error(error) from None
+        with self._translated_errors(directory):
+            batches = obstore.list(self._objects, directory or None)
+        while True:
+            with self._translated_errors(directory):
+                batch = next(iter(batches), None)
+            if batch is None:
+                return
+            yield from batch
 
     def _range(self, name: str, offset: int, length: int, trashed: bool) -> bytes:
         if length <= 0:
@@ -403,6 +433,21 @@ class _Stream(io.RawIOBase):
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)
+
+
+def _check_endpoint() -> None:
+    """Raises UsageError for an endpoint that is no URL; the client would end the process."""
+    for variable in ENDPOINTS:
+        value = os.environ.get(variable)
+        if value is None:
+            continue
+        try:
+            url = urlsplit(value)
+            valid = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+        except ValueError:
+            valid = False
+        if not valid or not re.fullmatch(r"[!-~]+", value):
+            raise UsageError(f"{variable} {value!r}", "not a URL like https://HOST:PORT.", "Write it with http:// or https://.")
 
 
 def _cache_home() -> Path:

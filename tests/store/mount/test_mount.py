@@ -18,11 +18,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from blake3 import blake3
 
 from fuse_store.errors import NotFound, Refused, UsageError
+from fuse_store.maintenance.gc import collect
 from fuse_store.mount import mount
+from fuse_store.progress import SILENT
 from fuse_store.repository.manifest import Summary
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
@@ -34,7 +37,9 @@ BLOCK = 128 << 10  # of the store
 WAIT = 60.0  # seconds; machines that run tests are busy
 SERVE = """
 import sys
+from fuse_store.maintenance.gc import collect
 from fuse_store.mount import mount
+from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 with Store.open(sys.argv[1]) as store:
     mount(store, sys.argv[2], foreground="-f" in sys.argv, writable="--writable" in sys.argv)
@@ -285,6 +290,51 @@ def test_processes_read_ahead_and_are_not_needed(home: Path, served: Mounted, tm
         drop_pages(image)
         assert image.read_bytes() == expected, "without any of them"
         assert own.log.read_text().count("has ended. Reading without it.") == len(readers)
+
+
+@pytest.mark.parametrize("stopped", [1, 4])
+def test_a_process_that_is_stopped_holds_up_no_read(home: Path, served: Mounted, tmp_path: Path, stopped: int) -> None:
+    """SIGSTOP, a debugger or a frozen cgroup. When it goes on, it is asked again."""
+    (tmp_path / "store").symlink_to(home / "store")
+    with mounted(tmp_path) as own:
+        image = own.system / "latest" / "image"
+        readers = children(own.process.pid)
+        for reader in readers[:stopped]:
+            os.kill(reader, signal.SIGSTOP)
+        began = time.monotonic()
+        run("cmp", image, home / "v1", timeout=60)
+        assert time.monotonic() - began < 20, "each is waited for once, not for each window"
+        assert "does not answer. Reading without it." in own.log.read_text()
+        for reader in readers[:stopped]:
+            os.kill(reader, signal.SIGCONT)
+        drop_pages(image)
+        run("cmp", image, home / "v1", timeout=60)
+
+
+def test_packs_that_are_removed_are_closed(tmp_path: Path) -> None:
+    """Else their disk space is not free before the mount ends. What was read goes on being readable from the trash."""
+    source = tmp_path / "source"
+    source.write_bytes(np.random.default_rng(1).bytes(8 << 20))
+    with Store.create(tmp_path / "store", durability="none") as store:
+        removed = store.put(str(source), Label("web01")).id
+    with mounted(tmp_path) as own, open(own.system / "latest" / "image", "rb") as image:
+        assert image.read() == source.read_bytes()
+        processes = [own.process.pid, *children(own.process.pid)]
+
+        def still_open() -> list[str]:
+            links = [link for process in processes for link in Path(f"/proc/{process}/fd").iterdir()]
+            return [name for name in map(os.readlink, links) if name.endswith((".pack", ".pack (deleted)"))]
+
+        assert still_open()
+        own.store.remove([removed])
+        collect(own.store, dry_run=False, progress=SILENT)
+        until = time.monotonic() + 40
+        while still_open():
+            assert time.monotonic() < until, still_open()
+            time.sleep(0.5)
+        os.posix_fadvise(image.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        image.seek(0)
+        assert image.read() == source.read_bytes()
 
 
 def test_processes_that_read_ahead_end_with_the_mount(home: Path, served: Mounted, tmp_path: Path) -> None:
@@ -697,7 +747,9 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups env -i PATH="$PATH" HOME
 """
 AS_OTHER = """
 import os, subprocess, sys
+from fuse_store.maintenance.gc import collect
 from fuse_store.mount import mount
+from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 os.chdir(sys.argv[1])
 assert os.geteuid() == 65534

@@ -24,8 +24,8 @@ from fuse_store.maintenance.gc import collect
 from fuse_store.maintenance.repair import Repaired, repair
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
-from fuse_store.repository.backends.posix import CLOCK_TICK
 from fuse_store.repository.backends import PosixBackend
+from fuse_store.repository.backends.posix import CLOCK_TICK
 from fuse_store.repository.block import HEADER
 from fuse_store.repository.index import _START, ROW_SIZE
 from fuse_store.repository.manifest import _FILE, Summary, read_head

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,6 @@ from tests.store.repository import s3_server
 
 MARK = b"page "  # stands in every page of ``content``
 FIRST, SECOND = content(range(1, 401)), content([*range(1, 301), *range(1001, 1101)])
-
-
-@pytest.fixture(scope="session")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with s3_server.server(tmp_path_factory.mktemp("server")) as where:
-        yield where
-
-
-@pytest.fixture
-def url(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where no store is yet; this process and its children may ask the server."""
-    for key, value in s3_server.environment(endpoint).items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("FUSE_STORE", raising=False)
-    return f"s3://{s3_server.BUCKET}/{tmp_path.parent.name}/{tmp_path.name}"
 
 
 @pytest.fixture(params=["posix", "object"])
@@ -671,6 +655,11 @@ def test_errors_are_told(url: str, tmp_path: Path) -> None:
         (url + "/elsewhere", {}, ("mount", str(point)), 3, "no such store"),
         (url, {"AWS_SECRET_ACCESS_KEY": "wrong"}, ("mount", str(point)), 1, "wrong credentials"),
         ("s3://", {}, ("list",), 2, "s3://BUCKET"),
+        *(
+            (url, {variable: value}, ("list",), 2, f"{variable} '{value}': not a URL like https://HOST:PORT")
+            for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+            for value in ("127.0.0.1:9000", "http://", "http://a:99999", "ftp://a", "http://[::1", " http://a", "")
+        ),
         ("s3://bucket/../x", {}, ("list",), 2, "s3://BUCKET"),
     ):
         done = run(place, *arguments, **environment)
@@ -699,6 +688,21 @@ def test_a_server_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(StoreError, match="cannot reach the server"):
         verify(store, [first], 100, SILENT)
     store.close()
+
+
+def test_a_client_that_panics_gives_an_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As obstore's."""
+
+    def panic(*given: object, **named: object) -> None:
+        raise PanicException("called `Result::unwrap()` on an `Err` value")
+
+    for verb in ("get", "put", "head", "delete", "list"):
+        monkeypatch.setattr(obstore, verb, panic)
+    where = backend(url)
+    for ask in (lambda: where.read("a"), lambda: where.size("a"), lambda: where.remove("a"), lambda: where.names("images")):
+        with pytest.raises(StoreError, match="client of the server failed"):
+            ask()
 
 
 def test_names_that_are_no_buckets() -> None:

@@ -84,7 +84,7 @@ def test_a_file_system_whose_locks_lock_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_a_file_system_that_overwrites_what_it_should_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atomic, "_rename_noreplace", os.rename)
-    with pytest.raises(Refused, match="cannot (lock files|create files without replacing others)"):
+    with pytest.raises(Refused, match=r"cannot (lock files|create files without replacing others)"):
         Store.create(tmp_path / "store")
 
 

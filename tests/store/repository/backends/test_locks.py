@@ -129,7 +129,7 @@ def test_unreadable_text_of_a_live_holder_does_not_free_its_lock(directory: Path
     try:
         for text in ("", holder(boot="earlier"), holder(pid=ended_process())):
             (directory / "writer").write_text(text)
-            with pytest.raises(Locked, match="locked by another process.*Wait") as caught, WriterLock(directory):
+            with pytest.raises(Locked, match=r"locked by another process.*Wait") as caught, WriterLock(directory):
                 pass
             assert "remove" not in str(caught.value)
     finally:
