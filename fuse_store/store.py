@@ -66,9 +66,16 @@ def _ignore(_text: str) -> None:
     pass
 
 
+def _give_up(_locked: Locked, _waited: float) -> bool:
+    return False
+
+
 class Store:
     """An open store; a context manager. Get one by ``create`` or ``open``. ``url`` names it for people; ``path`` is the local
-    directory: the store itself, or what is kept here of one in S3."""
+    directory: the store itself, or what is kept here of one in S3. ``wait`` is called when another process holds the writer lock,
+    with the error and the seconds since the first attempt: it waits, and returns whether to try again."""
+
+    wait: Callable[[Locked, float], bool] = staticmethod(_give_up)
 
     def __init__(self, backend: Backend, config: Config, aead: Aead) -> None:
         self.backend, self.config, self.aead = backend, config, aead
@@ -325,17 +332,26 @@ class _Writing:
     """The writer lock around a change."""
 
     def __init__(self, store: Store) -> None:
-        self._lock = store.backend.lock()
         self._store = store
 
     def __enter__(self) -> Lock:
         try:
             self._store.backend.prepare()  # a copy of the store may have lost directories that were empty
-            lock = self._lock.__enter__()
+            lock = self._locked()
         except OSError as error:
             raise StoreError(f"store {self._store.url}", f"{error.strerror}.", "Nothing was changed.") from None
         self._store.backend.remove_partials()
         return lock
+
+    def _locked(self) -> Lock:
+        began = time.monotonic()
+        while True:
+            self._lock = self._store.backend.lock()
+            try:
+                return self._lock.__enter__()
+            except Locked as locked:
+                if not self._store.wait(locked, time.monotonic() - began):
+                    raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.__exit__(kind, error, trace)

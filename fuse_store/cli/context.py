@@ -8,15 +8,18 @@ Results go to standard output, as text or as one JSON object; everything else go
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import sys
+import time
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from fuse_store.cli.output import print_result
 from fuse_store.cli.parser import PROGRAM
 from fuse_store.cli.text import count, printable
-from fuse_store.errors import StoreError, UsageError
+from fuse_store.errors import Locked, StoreError, UsageError
 from fuse_store.progress import Progress, Silent, Terminal
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from fuse_store.repository.manifest import Summary
     from fuse_store.store import Store
 
+WAIT_INTERVAL = (0.2, 1.0)  # seconds between two attempts to get the lock, at random: others wait as well
 GC_HINT = f"Run '{PROGRAM} gc' to reclaim disk space."
 
 
@@ -35,6 +39,7 @@ class Context:
         self.options = options
         self.json: bool = options.json
         self.quiet: bool = options.quiet
+        self._waits = False
         self.progress: Progress = Terminal() if sys.stderr.isatty() and not options.quiet else Silent()
 
     @property
@@ -58,7 +63,22 @@ class Context:
         """The store, a context manager. Raises StoreError."""
         from fuse_store.store import Store
 
-        return Store.open(self.store_location, key_file=self.options.key_file)
+        store = Store.open(self.store_location, key_file=self.options.key_file)
+        store.wait = self.wait
+        return store
+
+    def wait(self, locked: Locked, waited: float) -> bool:
+        """``Store.wait``, as --wait says."""
+        limit = self.options.wait
+        if limit is None or waited >= limit:
+            return False
+        if not self._waits:
+            self._waits = True
+            self.remark(f"Waiting: {locked.thing} is {locked.cause}")
+            self.progress.start("waiting", None if limit == math.inf else int(limit), unit="seconds")
+        self.progress.at(int(waited))
+        time.sleep(min(random.uniform(*WAIT_INTERVAL), limit - waited))
+        return True
 
     def summaries(self, store: Store) -> list[Summary]:
         """Every version of the store. Warns of manifests that can't be read."""

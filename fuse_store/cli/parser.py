@@ -8,11 +8,13 @@ generated from it.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import fuse_store
+from fuse_store.cli import values
 from fuse_store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,6 +83,10 @@ GENERAL = (
         help="key file of the store (default: $FUSE_STORE_KEY_FILE, then ~/.config/fuse-store/keys/STORE_ID.key)",
     ),
     argument("--json", action="store_true", help="print one JSON object; print errors as JSON on standard error"),
+    argument(
+        "--wait", metavar="SECONDS", nargs="?", type=values.seconds, const=math.inf,
+        help="if another process writes to the store, wait until it is done, or for SECONDS at most (default: do not wait)",
+    ),
     argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only"),
 )  # fmt: skip
 
@@ -133,6 +139,17 @@ def build(verbs: Sequence[Verb], completions: Mapping[str, Any] | None = None) -
         for general in GENERAL:  # before and after the verb; here without defaults, which would overwrite what was set before it
             _add(group, general, completions, default=argparse.SUPPRESS)
     return parser
+
+
+def without_ambiguity(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with ``--wait`` in one word with its value: SECONDS may be left out, and what follows be a verb or a file."""
+    result: list[str] = []
+    for position, word in enumerate(arguments):
+        if word == "--":
+            return [*result, *arguments[position:]]
+        after = arguments[position + 1] if position + 1 < len(arguments) else ""
+        result.append(f"--wait={values.FOREVER}" if word == "--wait" and not after.isdecimal() else word)
+    return result
 
 
 def reject_empty(verb: Verb, options: argparse.Namespace) -> None:

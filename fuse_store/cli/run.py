@@ -19,7 +19,7 @@ from typing import Any
 
 from fuse_store.cli.context import Context
 from fuse_store.cli.output import explain, flush_or_abandon_stdout, print_error
-from fuse_store.cli.parser import SAFE, Verb, build, reject_empty
+from fuse_store.cli.parser import SAFE, Verb, build, reject_empty, without_ambiguity
 from fuse_store.cli.verbs import load, needed
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -43,7 +43,7 @@ class _Command:
     """One command. ``verb`` and ``context`` are None until the arguments are parsed."""
 
     def __init__(self, arguments: list[str]) -> None:
-        self.arguments = arguments
+        self.arguments = without_ambiguity(arguments)
         self.json = "--json" in arguments
         self.verb: Verb | None = None
         self.context: Context | None = None

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from argparse import ArgumentTypeError
 from datetime import UTC, datetime
 
 from fuse_store.policy.retention import ALL, Duration
 
+FOREVER = "forever"
 _SIZES = {"": 1, "k": 1 << 10, "kib": 1 << 10}
 
 
@@ -40,6 +42,14 @@ def count(text: str) -> int:
         return ALL
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
         raise ArgumentTypeError(f"{text!r} is neither a number nor 'unlimited'")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    if text == FOREVER:
+        return math.inf
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds")
     return int(text)
 
 

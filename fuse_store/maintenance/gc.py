@@ -7,6 +7,7 @@ trash is emptied by a later collection, when the grace period is over.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,19 +44,20 @@ def collect(store: Store, *, dry_run: bool, progress: Progress, grace: float = G
     """Free the packs that no version needs, and copy the needed blocks out of mostly unneeded packs.
 
     A block is needed as long as any manifest names it. If a manifest or the index cannot be read, nothing is freed. Files that
-    have been in the trash for ``grace`` seconds are destroyed first, because a full disk has no space for anything else.
+    have been in the trash for ``grace`` seconds are destroyed first, because a full disk has no space for anything else. A dry run
+    takes no lock; beside a writer its result may be that of before or after.
     Raises Locked, Damaged, StoreError.
     """
     result = Collected()
     if not dry_run:
         trash.empty(store, grace)
     store.ids()  # raises StoreError if images/ is missing: the lock would create it, and no block would be needed any more
-    with store.writing() as lock:
+    with nullcontext() if dry_run else store.writing() as lock:
         progress.start("gc", None, unit="versions")
         fragments = _checked_fragments(store)
         needed = _needed_rows(store, fragments, result, progress)
         drop, copy = _choose_packs(store, fragments, needed, result)
-        if not dry_run:
+        if lock is not None:
             if drop:
                 _replace_packs(store, lock, fragments, needed, drop, copy)
             for image_id in set(store.state_log.ids()) - set(store.ids()):
@@ -85,6 +87,8 @@ def _needed_rows(
             for digests, _located, _first_pages in store.open_image(image_id).blocks():
                 _mark_needed(store, digests, fragments, needed)
         except (Damaged, NotFound) as error:
+            if image_id not in store.ids():
+                continue  # without the lock, in a dry run: it was removed meanwhile
             raise StoreError(
                 f"store {store.url}", f"cannot tell which blocks image {image_id} needs: {error}",
                 "Nothing was freed. Run 'fuse-store repair'. If that does not help, restore the manifest from a copy of the store, "

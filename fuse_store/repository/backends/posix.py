@@ -30,6 +30,7 @@ from fuse_store.repository.backends.base import Entry
 from fuse_store.repository.locks import WriterLock
 
 DIRECTORIES = ("packs", "index", "images", "states", "trash", "locks", "partial")
+MAY_BE_MISSING = ("states", "trash", "locks", "partial")  # of a copy that lost empty directories, and is read-only
 DIRECTORIES_WITH_PARTIALS = ("partial", "index", "locks")  # of files of the store, of caches, of the lock
 NOT_SUPPORTED = (  # how file systems say that they cannot do something
     errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENODEV, errno.EMLINK, errno.EXDEV,
@@ -179,7 +180,12 @@ class PosixBackend:
         return open(self.local_dir / name, "rb")
 
     def names(self, directory: str) -> list[str]:
-        return os.listdir(self.local_dir / directory)
+        try:
+            return os.listdir(self.local_dir / directory)
+        except FileNotFoundError:
+            if directory not in MAY_BE_MISSING:
+                raise
+            return []
 
     def entries(self, directory: str) -> Iterator[Entry]:
         try:

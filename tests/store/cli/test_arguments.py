@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ import fuse_store
 from fuse_store.cli import main
 from fuse_store.cli.verbs import NAMES, load, needed
 from fuse_store.image.kind import KINDS
+from fuse_store.repository.backends import PosixBackend
 from fuse_store.store import Store
 from tests.store.cli.conftest import Run, image, put
+from tests.store.conftest import fork, wait
 
 
 def test_json_has_the_keys_that_are_documented(run: Run, tmp_path: Path) -> None:
@@ -153,6 +157,54 @@ def test_wrong_and_missing_keys(run: Run, store: Path, tmp_path: Path) -> None:
     missing = run("list")
     assert missing.code == 5 and str(key) in missing.err and "--key-file" in missing.err
     assert run("list", "--key-file", "kept").code == 0
+
+
+def hold(store: Path, seconds: float) -> int:
+    """A process that has the lock for a while; its pid."""
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        with PosixBackend(store).lock():
+            os.write(writer, b"x")
+            time.sleep(seconds)
+
+    child = fork(work)
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+    return child
+
+
+def test_a_lock_of_a_live_process_is_waited_for(run: Run, store: Path, tmp_path: Path) -> None:
+    source = str(image(tmp_path / "image"))
+    for arguments in (
+        ("--wait", "put", source, "--machine", "m"), ("put", "--wait", source, "--machine", "m"), ("--wait", "60", "gc"),
+        ("put", source, "--machine", "m", "--wait=60"), ("put", "--machine", "m", "--wait", "--", source),
+        ("put", source, "--machine", "m", "--wait"),
+    ):  # fmt: skip
+        child = hold(store, 0.7)
+        done = run(*arguments)
+        assert wait(child) == 0 and done.code == 0, done
+        assert done.err.count(f"Waiting: store {store} is locked by process {child} on ") == 1
+    assert len(run("list", "--json").json["versions"]) == 5
+
+
+def test_the_wait_for_a_lock_ends(run: Run, store: Path, tmp_path: Path) -> None:
+    source = str(image(tmp_path / "image"))
+    child = hold(store, 60)
+    try:
+        for seconds in (0, 1, 2):
+            began = time.monotonic()
+            done = run("--wait", str(seconds), "put", source, "--machine", "m")
+            assert done.code == 6 and f"locked by process {child} on " in done.err and "remove" not in done.err
+            assert seconds <= time.monotonic() - began < seconds + 3
+        assert run("put", source, "--machine", "m", "--json", "--wait=1").error["type"] == "locked"
+        for value in ("-1", "x", "", "1.5"):
+            assert run(f"--wait={value}", "gc").code == 2
+        assert run("gc", "--dry-run").code == 0, "it changes nothing"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        wait(child)
 
 
 def test_locked(run: Run, store: Path, tmp_path: Path) -> None:
