@@ -245,8 +245,7 @@ def test_the_trash_is_emptied_also_on_a_full_disk(store: Store, monkeypatch: pyt
     path = store.path / "trash" / "x.pack"
     path.write_bytes(b"x")
     monkeypatch.setattr(store, "writing", lambda: (_ for _ in ()).throw(StoreError("disk", "No space left on device.")))
-    with pytest.raises(StoreError):
-        run(store, grace=0, dry_run=True)
+    run(store, grace=0, dry_run=True)  # takes no lock
     assert path.exists()
     with pytest.raises(StoreError):
         run(store, grace=0)
