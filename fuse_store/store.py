@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -234,6 +234,7 @@ class Store:
         self, files: Sequence[InputFile], recognised: kinds.Recognised, bases: Sequence[str], progress: Progress, lock: Lock
     ) -> tuple[WrittenImage, int]:
         """Have everything but the manifest in the store; (what the manifest says of it, bytes written)."""
+        from fuse_store.image.page_table import Bases
         from fuse_store.image.writer import ImageWriter
         from fuse_store.repository.pack import PackWriter
 
@@ -241,10 +242,13 @@ class Store:
         settings = kinds.Settings(config.page_size, config.compression, config.level, self.aead.digest)
         stored_as = recognised.store_as(files[0], settings) if len(files) == 1 else None
         packs = PackWriter(self.backend, self.aead, self.sync)
-        base_packs = dict.fromkeys(pack for image_id in bases for pack in self._packs(image_id))
+        known = Bases(self.reader)
+        for image_id in bases:
+            with suppress(NotFound, Damaged):  # what cannot be read of it is stored again
+                known.add(self.open_image(image_id))
         with self._no_version_on_error():
             try:
-                writer = ImageWriter(self.index, self.reader, packs, self.aead, settings, self.sync, base_packs)
+                writer = ImageWriter(self.index, self.reader, packs, self.aead, settings, self.sync, known)
                 written = writer.run(files, progress, stored_as)
                 self.index.compact(self.sync, lambda: self.before_commit(lock), self.reader.has)
             finally:
@@ -288,13 +292,6 @@ class Store:
     def writing(self) -> _Writing:
         """A context manager: the writer lock. Partial files of writers that were killed are removed first."""
         return _Writing(self)
-
-    def _packs(self, image_id: str) -> list[bytes]:
-        """The packs of a base; none if it cannot be read: then nothing is shared with it."""
-        try:
-            return list(self.open_image(image_id).packs())
-        except (NotFound, Damaged):
-            return []
 
     def _remove(self, ids: Sequence[str], lock: Lock) -> None:
         for image_id in ids:

@@ -24,7 +24,7 @@ from fuse_store.image.reader import Image
 from fuse_store.image.segments import Place
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
-from fuse_store.repository.block import page_digests, split
+from fuse_store.repository.block import split
 
 SYNC_INTERVAL = 256 << 20  # bytes of the device that are compared before what was written in them is synced and read back
 
@@ -173,7 +173,7 @@ def _check_pages(image: Image, target: SwapDevice, place: Place) -> None:
     for first, end in runs(place.page):
         content = target.read(first * size, (end - first) * size)
         content += bytes((end - first) * size - len(content))
-        digests += page_digests(split(content, size), image.page_seed)
+        digests += image.aead.page_digests(split(content, size))
     on_device = np.frombuffer(digests, "<u8").reshape(-1, 2)
     wrong = np.flatnonzero((on_device != image.page_digests(place)).any(axis=1))
     if len(wrong):

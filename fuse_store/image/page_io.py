@@ -25,7 +25,6 @@ from fuse_store.image import devices
 from fuse_store.image.reader import Image
 from fuse_store.image.segments import Place
 from fuse_store.progress import Progress
-from fuse_store.repository.block import page_digests
 from fuse_store.repository.manifest import ImageFile
 
 COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
@@ -88,7 +87,7 @@ def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Stretc
             rows = place.page - low
             filled[rows] = False
             wanted = image.page_digests(place)
-            have = np.frombuffer(page_digests([content[row] for row in rows.tolist()], image.page_seed), "<u8").reshape(-1, 2)
+            have = np.frombuffer(image.aead.page_digests([content[row] for row in rows.tolist()]), "<u8").reshape(-1, 2)
             same = (have == wanted).all(axis=1)
             if not same.all():
                 stale.append(place.select(~same))

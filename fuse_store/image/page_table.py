@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which pages are known, and where: page digest → (block, slot). For the one thread of a put that reads and compares."""
+"""Which pages are known to a put, and where. For the one thread of a put that reads and compares."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from fuse_store.columns import I64, U64
+from fuse_store.errors import Damaged
+from fuse_store.image.reader import Image
+from fuse_store.repository.pack import PackReader, Table
 
 MAX_PAGES = 4 << 20  # 24 bytes each and as much again while it grows; those of 16 GiB in pages of 4 KiB
 _SLOT_BITS = 8  # of a place; a block has at most 64 pages
@@ -13,9 +18,38 @@ _SLOT_BITS = 8  # of a place; a block has at most 64 pages
 _Run = tuple[U64, U64, I64]  # (high, low, place), sorted by high
 
 
+class Bases:
+    """The blocks that the versions use with which a put compares. Other blocks of their packs may be of other machines: pages of
+    those are not known."""
+
+    def __init__(self, reader: PackReader) -> None:
+        self._reader = reader
+        self._offsets: dict[bytes, I64] = {}  # by pack, ascending
+
+    def add(self, image: Image) -> None:
+        """Take in the blocks of a version. Raises Damaged."""
+        for _digests, located, _first_pages in image.blocks():
+            for number, pack in enumerate(located.packs):
+                offsets = located.offset[located.pack == number]
+                self._offsets[pack] = np.union1d(self._offsets.get(pack, offsets), offsets)
+            if sum(map(len, self._offsets.values())) >= MAX_PAGES:
+                return
+
+    def tables(self) -> Iterator[tuple[Table, I64]]:
+        """(the table of a pack, the rows of the blocks in it), those with most blocks first. A pack that cannot be read is left out:
+        its pages are stored again."""
+        for pack in sorted(self._offsets, key=lambda pack: -len(self._offsets[pack])):
+            try:
+                table = self._reader.table(pack)
+            except (Damaged, FileNotFoundError):
+                continue
+            yield table, np.flatnonzero(np.isin(table.offset, self._offsets[pack].astype(np.uint64)))
+
+
 class PageTable:
-    """Sorted runs, merged when they grow alike, so that adding n pages one batch at a time costs n log n. A full table takes no
-    more, and later pages are compared only as parts of whole blocks. ``space`` is for how many pages there is space left."""
+    """Page digest → (block, slot). Sorted runs, merged when they grow alike, so that adding n pages one batch at a time costs n log n.
+    A full table takes no more, and later pages are compared only as parts of whole blocks. ``space`` is for how many pages there
+    is space left."""
 
     def __init__(self) -> None:
         self._added: list[_Run] = []  # in no run yet: what many packs bring is sorted once

@@ -24,7 +24,6 @@ from fuse_store.image.kind import open_transform
 from fuse_store.image.segments import OpenSegment, PageDigests, Place, SegmentReader
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
-from fuse_store.repository.block import page_digests
 from fuse_store.repository.index import Located
 from fuse_store.repository.manifest import ImageFile, read_head, summary
 
@@ -47,7 +46,7 @@ class Image:
 
     def __init__(self, backend: Backend, image_id: str, aead: Aead, blocks: BlockCache) -> None:
         """Raises NotFound, Damaged."""
-        self._aead, self._blocks = aead, blocks
+        self.aead, self._blocks = aead, blocks
         self.id = image_id
         self.head, start = read_head(backend, image_id, aead)
         try:
@@ -55,7 +54,6 @@ class Image:
         except ValueError as error:
             raise Damaged(f"manifest {image_id}.img", f"{error}.", "Restore it from a copy of the store.", image=image_id) from None
         self.summary = summary(image_id, self.head)
-        self.page_seed = aead.page_seed
         self.files: tuple[ImageFile, ...] = self.head.files
         self.size = max((file.offset + file.size for file in self.files), default=0)
         self._segments = SegmentReader(backend, image_id, self.head, start, aead, blocks.index, self._transform)
@@ -257,7 +255,7 @@ class Image:
         assert self._transform is not None
         row = segment.row(block)
         content = self._transform.compute(row, self.read_pages)
-        if self._aead.digest(content) != segment.extents.digest(block):
+        if self.aead.digest(content) != segment.extents.digest(block):
             raise Damaged(*self._transform.explain(row, content), image=self.id)
         return content
 
@@ -279,7 +277,7 @@ class Image:
             slot = place.slot[rows]
             wanted = (int(place.block[part[0]]), int(slot.max()), int(place.page[part[0]]))
             (content,) = self._contents(place.segment, [wanted])
-            each = page_digests([content[page] for page in slot.tolist()], self.page_seed)
+            each = self.aead.page_digests([content[page] for page in slot.tolist()])
             digests[rows] = np.frombuffer(each, "<u8").reshape(-1, 2)
 
         self._blocks.each(digest, parts)

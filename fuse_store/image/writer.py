@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.columns import I64, U64, distinct, group_starts, halves, joint_runs, starts
-from fuse_store.errors import Damaged
+from fuse_store.columns import I64, U64, distinct, expand, group_starts, halves, joint_runs, starts
 from fuse_store.image.inputs import InputFile
 from fuse_store.image.kind import Settings, StoredAs
-from fuse_store.image.page_table import PageTable
+from fuse_store.image.page_table import Bases, PageTable
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST, Aead
-from fuse_store.repository.block import BLOCK_SIZE, Block, pack_block, page_digests, split
+from fuse_store.repository.block import BLOCK_SIZE, Block, pack_block, split
 from fuse_store.repository.extents import MAX_EXTENTS, Extents, Rows, encrypt_segment, no_rows
 from fuse_store.repository.index import Index, Located
 from fuse_store.repository.manifest import Computed, Segment
@@ -229,22 +228,19 @@ class SegmentWriter:
 
 
 class ImageWriter:
-    """One put. ``bases`` are the packs in which pages are looked for, the most promising first."""
+    """One put. ``bases``: in which blocks pages are looked for."""
 
     def __init__(
-        self, index: Index, reader: PackReader, packs: PackWriter, aead: Aead, settings: Settings, sync: bool, bases: Iterable[bytes]
+        self, index: Index, reader: PackReader, packs: PackWriter, aead: Aead, settings: Settings, sync: bool, bases: Bases
     ) -> None:
-        self._page_size, self._seed = settings.page_size, aead.page_seed
-        self._zero = halves(page_digests([bytes(settings.page_size)], aead.page_seed))
+        self._page_size, self._aead = settings.page_size, aead
+        self._zero = halves(aead.page_digests([bytes(settings.page_size)]))
         self._known = PageTable()
         self._blocks = BlockWriter(index, reader, packs, aead, settings, sync)
         self._segments = SegmentWriter(aead, self._blocks)
         self._written = WrittenImage()
-        for pack in bases:
-            try:
-                self._know(reader.table(pack))
-            except (Damaged, FileNotFoundError):
-                continue  # its pages are stored again
+        for table, rows in bases.tables():
+            self._know(table, rows)
             if not self._known.space:
                 break
 
@@ -291,7 +287,7 @@ class ImageWriter:
     def _batch(self, page: I64, data: memoryview) -> None:
         """Pages with these numbers, whose content stands one after the other in ``data``."""
         size = self._page_size
-        high, low = halves(page_digests(split(data, size), self._seed))
+        high, low = halves(self._aead.page_digests(split(data, size)))
         rows = np.flatnonzero((high != self._zero[0]) | (low != self._zero[1]))
         if not len(rows):
             return
@@ -309,12 +305,14 @@ class ImageWriter:
         self._written.allocated += len(page) * size
         self._written.segments += self._segments.add(page, block, slot)
 
-    def _know(self, table: Table) -> None:
-        """Make the pages of a pack known."""
+    def _know(self, table: Table, rows: I64) -> None:
+        """Make the pages of some blocks of a pack known."""
         counts = table.counts(self._page_size)
         if counts.sum() != len(table.pages):
             return  # of a store with another page size
-        first = self._blocks.know(table.digests)
-        block = np.repeat(np.arange(first, first + len(counts)), counts)
-        slot = np.arange(len(table.pages)) - np.repeat(starts(counts), counts)
-        self._known.add(np.ascontiguousarray(table.pages[:, 0]), np.ascontiguousarray(table.pages[:, 1]), block, slot)
+        first = self._blocks.know(np.frombuffer(table.digests, f"V{DIGEST}")[rows].tobytes())
+        pages = table.pages[expand(starts(counts)[rows], counts[rows])]
+        counts = counts[rows]
+        block = np.repeat(np.arange(first, first + len(rows)), counts)
+        slot = np.arange(len(pages)) - np.repeat(starts(counts), counts)
+        self._known.add(np.ascontiguousarray(pages[:, 0]), np.ascontiguousarray(pages[:, 1]), block, slot)

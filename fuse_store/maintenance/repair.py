@@ -20,7 +20,7 @@ from fuse_store.errors import Damaged, NotFound
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.atomic import fault_point
-from fuse_store.repository.block import page_digests, split
+from fuse_store.repository.block import split
 from fuse_store.repository.index import Rows, merged
 from fuse_store.repository.pack import PackReader, PackWriter, Table, all_packs
 from fuse_store.store import Store
@@ -94,7 +94,7 @@ def _checked_table(store: Store, pack: bytes) -> Table:
 def _rescue_blocks(store: Store, damaged: dict[bytes, str], known: Sequence[Rows], result: Repaired) -> list[Rows]:
     """Copy the readable blocks of damaged packs that are in no other pack to new packs, which are durable when this returns.
     A later collection frees the damaged packs once no version is damaged."""
-    page_size, seed = store.config.page_size, store.aead.page_seed
+    page_size = store.config.page_size
     writer = PackWriter(store.backend, store.aead, store.sync)
     written: list[Rows | None] = []
     copied: set[bytes] = set()
@@ -107,7 +107,7 @@ def _rescue_blocks(store: Store, damaged: dict[bytes, str], known: Sequence[Rows
                 if block.digest in copied or any(rows.find(high, low)[0] >= 0 for rows in known):
                     continue
                 copied.add(block.digest)
-                written.append(writer.add(block, page_digests(split(pages, page_size), seed)))
+                written.append(writer.add(block, store.aead.page_digests(split(pages, page_size))))
             result.packs_rescued += bool(readable)
             result.packs_bad.append(f"{error} {readable} readable blocks found.")
         written.append(writer.finish())

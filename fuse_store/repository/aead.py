@@ -10,6 +10,8 @@ replace another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -29,7 +31,8 @@ class Aead:
         self._store_id = store_id
         self._digest_key = self._derive("digest", root)
         self._encryption_key = self._derive("encrypt", root)
-        self.page_seed = int.from_bytes(self._derive("page seed", root)[:8], "little")
+        self._page_key = self._derive("page digest", root)
+        self._page_mac = AESGCM(self._page_key)
         self.check = self._derive("check", root)[:DIGEST]  # tells a wrong key from damage; reveals nothing about the key
 
     def _derive(self, purpose: str, root: bytes) -> bytes:
@@ -39,6 +42,18 @@ class Aead:
     def digest(self, content: bytes | memoryview) -> bytes:
         """Keyed BLAKE3, 16 bytes. Without the key, a digest does not tell whether a known content is stored."""
         return blake3(content, key=self._digest_key).digest(DIGEST)
+
+    def page_digests(self, pages: Sequence[bytes | memoryview]) -> bytes:
+        """16 bytes for each page.
+
+        Encrypted store: AES-256-GMAC (NIST SP 800-38D) with a fixed nonce, which is a universal hash: two pages have one digest for
+        one key in 2^115, also those of an attacker who sees no digest: they are in encrypted tables only. Without encryption
+        the key can be read: keyed BLAKE3, for which two pages with one digest take 2^64 tries.
+        """
+        if self.encrypted:
+            digest = self._page_mac.encrypt
+            return b"".join([digest(NONCE, b"", page) for page in pages])
+        return b"".join([blake3(page, key=self._page_key).digest(DIGEST) for page in pages])
 
     def encrypt(self, name: bytes, content: bytes) -> bytes:
         """``content``, encrypted as the object ``name``: salt, ciphertext, tag; without encryption: content, checksum."""

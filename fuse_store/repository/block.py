@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import lz4.block
-import xxhash
 import zstandard
 
 from fuse_store.repository.aead import DIGEST, Aead
@@ -23,12 +22,6 @@ MAX_BLOCK_SIZE = 256 << 10  # bytes of pages in a block that is read
 MAGIC = b"FSBK"
 HEADER = struct.Struct("<4sB3xII16s")  # magic, codec, length encrypted, length of the pages, digest
 OVERHEAD = HEADER.size + 2 * DIGEST
-
-
-def page_digests(pages: Sequence[bytes | memoryview], seed: int) -> bytes:
-    """16 bytes for each page: XXH3-128 with the store's ``Aead.page_seed``."""
-    digest = xxhash.xxh3_128_digest
-    return b"".join([digest(page, seed) for page in pages])
 
 
 def split(content: bytes | memoryview, page_size: int) -> list[bytes | memoryview]:
