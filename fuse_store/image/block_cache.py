@@ -21,6 +21,7 @@ from fuse_store.repository.pack import PackReader
 CACHE_SIZE = 16 << 20  # bytes of opened blocks
 _COMPUTED = b"computed"  # before the digest of a computed block
 
+BlockPlace = tuple[bytes, int, int]  # pack id, offset, length stored
 T = TypeVar("T")
 
 
@@ -132,12 +133,17 @@ class BlockCache:
                 self._size -= len(self._blocks.popitem(last=False)[1])
 
     def _read(self, digest: bytes, located: Located, row: int) -> bytes:
+        return self.read(digest, located, row)[0]
+
+    def read(self, digest: bytes, located: Located, row: int) -> tuple[bytes, BlockPlace]:
+        """The pages of a block, read from where they can be read, in this thread, and where that is. Raises Damaged."""
         thing, remedy = f"block {digest.hex()}", "Run 'fuse-store repair'."
         error = Damaged(thing, "in no pack that the index knows.", remedy)
         if located.pack[row] >= 0:
             pack = located.packs[int(located.pack[row])]
+            place = pack, int(located.offset[row]), int(located.stored[row])
             try:
-                return self.reader.read(digest, pack, int(located.offset[row]), int(located.stored[row]))
+                return self.reader.read(digest, *place), place
             except FileNotFoundError:
                 error = Damaged(thing, "its pack is missing.", remedy, pack=pack.hex())
             except Damaged as damaged:
@@ -145,7 +151,7 @@ class BlockCache:
         self.index.refresh()
         for place in self.index.places(digest):  # it was moved since, or is whole in another pack
             try:
-                return self.reader.read(digest, *place)
+                return self.reader.read(digest, *place), place
             except (FileNotFoundError, Damaged):
                 continue
         raise error

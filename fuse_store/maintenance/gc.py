@@ -21,7 +21,7 @@ from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.backends import Lock
-from fuse_store.repository.block import Block
+from fuse_store.repository.block import HEADER_SIZE, with_header
 from fuse_store.repository.index import Rows
 from fuse_store.repository.pack import PackWriter, all_packs, pack_name
 from fuse_store.store import Store
@@ -190,8 +190,9 @@ def _copy_blocks(store: Store, wanted: dict[bytes, NDArray[np.uint64]]) -> list[
                     continue
                 chosen.discard(digest)
                 offset, stored = int(table.offset[row]), int(table.stored[row])
-                store.reader.read(digest, pack, offset, stored)
-                block = Block(digest, int(table.length[row]), store.reader.stored(pack, offset, stored))
+                store.reader.check(table, offset, digest, store.reader.read(digest, pack, offset, stored), store.config.page_size)
+                body = store.reader.stored(pack, offset + HEADER_SIZE, stored - HEADER_SIZE)
+                block = with_header(digest, int(table.length[row]), [body], store.aead)
                 page_digests = table.pages[first_pages[row] : first_pages[row] + counts[row]]
                 written.append(writer.add(block, page_digests.astype("<u8").tobytes()))
             if chosen:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ from fuse_store.errors import Damaged, NotFound
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.atomic import fault_point
-from fuse_store.repository.block import split
+from fuse_store.repository.block import HEADER_SIZE, Block, split, with_header
 from fuse_store.repository.index import Rows, merged
 from fuse_store.repository.pack import PackReader, PackWriter, Table, all_packs
 from fuse_store.store import Store
@@ -42,8 +42,8 @@ class Repaired:
 def repair(store: Store, progress: Progress) -> Repaired:
     """Rebuild the index from the packs, then find the versions with missing blocks.
 
-    Every block is read. The readable blocks of a damaged pack (a damaged block, or a lost pack table) are found by their block
-    headers and copied to a new pack; the new index does not name the damaged one. A later put stores the lost blocks again, and
+    Every block is read. The readable blocks of a damaged pack (a damaged block, or a lost pack table) are found by the pack table or by the
+    headers of blocks, and copied to a new pack; the new index does not name the damaged one. A later put stores the lost blocks again, and
     makes the versions that need them whole. Raises Locked, StoreError.
     """
     result = Repaired()
@@ -75,17 +75,21 @@ def repair(store: Store, progress: Progress) -> Repaired:
 
 
 def _checked_table(store: Store, pack: bytes) -> Table:
-    """The table of a pack, every block of which was read. Raises Damaged."""
+    """The table of a pack, every block of which was read and compared with it. Raises Damaged."""
     reader: PackReader = store.reader
     table = reader.table(pack, check=True)
     places = zip(table.offset.tolist(), table.stored.tolist(), strict=True)
-    pending: deque[Future[bytes]] = deque()
+    pending: deque[Future[None]] = deque()
+
+    def check(digest: bytes, offset: int, stored: int) -> None:
+        reader.check(table, offset, digest, reader.read(digest, pack, offset, stored), store.config.page_size)
+
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1), "repair") as pool:
         for row, (offset, stored) in enumerate(places):
             if len(pending) >= MAX_PENDING_READS:
                 pending.popleft().result()
             digest = table.digests[row * DIGEST : (row + 1) * DIGEST]
-            pending.append(pool.submit(reader.read, digest, pack, offset, stored))
+            pending.append(pool.submit(check, digest, offset, stored))
         for job in pending:
             job.result()
     return table
@@ -101,7 +105,7 @@ def _rescue_blocks(store: Store, damaged: dict[bytes, str], known: Sequence[Rows
     try:
         for pack, error in damaged.items():
             readable = 0
-            for block, pages in store.reader.scan(pack):
+            for block, pages in _readable_blocks(store, pack):
                 readable += 1
                 high, low = halves(block.digest)
                 if block.digest in copied or any(rows.find(high, low)[0] >= 0 for rows in known):
@@ -114,6 +118,24 @@ def _rescue_blocks(store: Store, damaged: dict[bytes, str], known: Sequence[Rows
     finally:
         writer.abandon()
     return [rows for rows in written if rows is not None]
+
+
+def _readable_blocks(store: Store, pack: bytes) -> Iterator[tuple[Block, bytes]]:
+    """Those that the table of a damaged pack names, or if that cannot be read those that are found by their headers."""
+    reader = store.reader
+    try:
+        table = reader.table(pack)
+    except Damaged:
+        yield from reader.scan(pack)
+        return
+    for row, (offset, stored) in enumerate(zip(table.offset.tolist(), table.stored.tolist(), strict=True)):
+        digest = table.digests[row * DIGEST : (row + 1) * DIGEST]
+        try:
+            pages = reader.read(digest, pack, offset, stored)
+            body = reader.stored(pack, offset + HEADER_SIZE, stored - HEADER_SIZE)
+        except Damaged:
+            continue
+        yield with_header(digest, len(pages), [body], store.aead), pages
 
 
 def _find_lost_versions(store: Store, result: Repaired) -> None:

@@ -28,6 +28,7 @@ class Aead:
 
     def __init__(self, store_id: bytes, root: bytes, encrypted: bool) -> None:
         self.encrypted = encrypted
+        self.overhead = DIGEST + TAG if encrypted else TAG  # bytes that ``encrypt`` adds
         self._store_id = store_id
         self._digest_key = self._derive("digest", root)
         self._encryption_key = self._derive("encrypt", root)

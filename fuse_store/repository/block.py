@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Blocks: up to 128 KiB of pages, compressed and encrypted together, named by the keyed digest of the pages.
 
-Pure functions of the pages, the store's Aead and its codec; safe in threads, and parallel: compression, encryption and
-digests release the interpreter lock.
+Nothing of a block can be read in a pack, also not where it begins or how long it is: the lengths of compressed blocks would tell which
+known file is stored. Pure functions of the pages, the store's Aead and its codec; safe in threads, and parallel: compression,
+encryption and digests release the interpreter lock.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import lz4.block
 import zstandard
 
-from fuse_store.repository.aead import DIGEST, Aead
+from fuse_store.repository.aead import Aead
 
 BLOCK_SIZE = 128 << 10  # bytes of pages in a block that is written
 MAX_BLOCK_SIZE = 256 << 10  # bytes of pages in a block that is read
-MAGIC = b"FSBK"
-HEADER = struct.Struct("<4sB3xII16s")  # magic, codec, length encrypted, length of the pages, digest
-OVERHEAD = HEADER.size + 2 * DIGEST
+UNIT = 64  # bytes: whatever is in a pack begins at a multiple and fills it, so that no length can be seen
+HEADER = struct.Struct("<16sI")  # digest, length of the encrypted body behind it
+HEADER_SIZE = UNIT  # bytes of an encrypted header
+BODY = struct.Struct("<III")  # codec, length of the pages, length compressed
+MAX_STORED = HEADER_SIZE + MAX_BLOCK_SIZE + 2 * UNIT  # bytes of a block in a pack
 
 
 def split(content: bytes | memoryview, page_size: int) -> list[bytes | memoryview]:
@@ -38,7 +41,7 @@ def _zstd(pages: bytes, level: int) -> bytes:
     return bytes(_local.compressor.compress(pages))
 
 
-def _unzstd(stored: bytes, length: int) -> bytes:
+def _unzstd(stored: memoryview, length: int) -> bytes:
     if zstandard.frame_content_size(stored) != length:  # the frame decides how much memory is allocated
         raise ValueError("frame has the wrong length")
     if not hasattr(_local, "decompressor"):
@@ -48,15 +51,15 @@ def _unzstd(stored: bytes, length: int) -> bytes:
 
 @dataclass(frozen=True)
 class Codec:
-    """A compression. ``code`` stands for it in block headers."""
+    """A compression. ``code`` stands for it in blocks."""
 
     code: int
     compress: Callable[[bytes, int], bytes]
-    decompress: Callable[[bytes, int], bytes]
+    decompress: Callable[[memoryview, int], bytes]
 
 
 CODECS = {
-    "none": Codec(0, lambda pages, level: pages, lambda stored, length: stored),
+    "none": Codec(0, lambda pages, level: pages, lambda stored, length: bytes(stored)),
     "zstd": Codec(1, _zstd, _unzstd),
     "lz4": Codec(
         2,
@@ -69,7 +72,7 @@ _BY_CODE = {codec.code: codec for codec in CODECS.values()}
 
 @dataclass(frozen=True)
 class Block:
-    """A block as stored: its digest, the bytes of pages in it, and the stored bytes, header included."""
+    """A block as stored: its digest, the bytes of pages in it, and the stored bytes: header and body."""
 
     digest: bytes
     length: int
@@ -82,41 +85,45 @@ def pack_block(pages: bytes, digest: bytes, aead: Aead, codec: str, level: int) 
     code = CODECS[codec].code
     if len(compressed) >= len(pages):
         compressed, code = pages, CODECS["none"].code
-    parts = aead.encrypt_parts(_name(code, len(pages), digest), compressed)
-    header = HEADER.pack(MAGIC, code, sum(map(len, parts)), len(pages), digest)
-    return Block(digest, len(pages), b"".join((header, *parts)))
+    body = encrypt_units(b"block" + digest, BODY.pack(code, len(pages), len(compressed)) + compressed, aead)
+    return with_header(digest, len(pages), body, aead)
 
 
-def unpack_block(stored: bytes | memoryview, digest: bytes, aead: Aead) -> bytes:
-    """The pages of the block ``digest``. Raises ValueError, which names the damage."""
-    code, encrypted, length, actual = parse_header(stored)
-    if actual != digest:
-        raise ValueError("contains another block")
-    if len(stored) != HEADER.size + encrypted:
-        raise ValueError("wrong length")
-    compressed = aead.decrypt(_name(code, length, digest), memoryview(stored)[HEADER.size :])
+def with_header(digest: bytes, length: int, body: Sequence[bytes], aead: Aead) -> Block:
+    """The Block with the encrypted ``body``, in parts, and ``length`` bytes of pages."""
+    header = encrypt_units(b"header", HEADER.pack(digest, sum(map(len, body))), aead)
+    return Block(digest, length, b"".join((*header, *body)))
+
+
+def encrypt_units(name: bytes, content: bytes, aead: Aead) -> tuple[bytes, bytes]:
+    """``Aead.encrypt_parts`` of ``content`` and so many zeros that whole units are filled."""
+    return aead.encrypt_parts(name, content + bytes(-(len(content) + aead.overhead) % UNIT))
+
+
+def unpack_block(body: bytes | memoryview, digest: bytes, aead: Aead) -> bytes:
+    """The pages of the block ``digest``, compared with it. Raises ValueError, which names the damage."""
+    content = memoryview(aead.decrypt(b"block" + digest, memoryview(body)))
+    if len(content) < BODY.size:
+        raise ValueError("truncated")
+    code, length, compressed = BODY.unpack_from(content)
+    if code not in _BY_CODE:
+        raise ValueError(f"unknown codec {code}")
+    if not 0 < length <= MAX_BLOCK_SIZE or BODY.size + compressed > len(content):
+        raise ValueError("invalid length in the block")
     try:
-        pages = _BY_CODE[code].decompress(compressed, length)
+        pages = _BY_CODE[code].decompress(content[BODY.size : BODY.size + compressed], length)
     except (zstandard.ZstdError, lz4.block.LZ4BlockError, ValueError) as error:
         raise ValueError(f"decompression failed ({error})") from None
     if len(pages) != length:
         raise ValueError("decompresses to a wrong length")
+    if aead.digest(pages) != digest:
+        raise ValueError("contains other pages than its digest says")
     return pages
 
 
-def parse_header(stored: bytes | memoryview) -> tuple[int, int, int, bytes]:
-    """(codec, length encrypted, length of the pages, digest) of the block that begins here. Raises ValueError."""
-    if len(stored) < HEADER.size:
-        raise ValueError("truncated")
-    magic, code, encrypted, length, digest = HEADER.unpack_from(stored)
-    if magic != MAGIC:
-        raise ValueError("not a block")
-    if code not in _BY_CODE:
-        raise ValueError(f"unknown codec {code}")
-    if not 0 < length <= MAX_BLOCK_SIZE or encrypted > MAX_BLOCK_SIZE + 2 * DIGEST:
+def parse_header(header: bytes | memoryview, aead: Aead) -> tuple[bytes, int]:
+    """(digest, length of the body behind it) of the block whose encrypted header this is. Raises ValueError."""
+    digest, length = HEADER.unpack_from(aead.decrypt(b"header", header))
+    if not 0 < length <= MAX_STORED - HEADER_SIZE:
         raise ValueError("invalid length in the header")
-    return code, encrypted, length, digest
-
-
-def _name(code: int, length: int, digest: bytes) -> bytes:
-    return b"block" + HEADER.pack(MAGIC, code, 0, length, digest)
+    return digest, length

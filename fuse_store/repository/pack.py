@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -22,19 +23,31 @@ from fuse_store.errors import Damaged
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.atomic import fault_point, start_writing
 from fuse_store.repository.backends import Backend, NewFile
-from fuse_store.repository.block import HEADER, MAGIC, MAX_BLOCK_SIZE, OVERHEAD, Block, parse_header, unpack_block
+from fuse_store.repository.block import (
+    HEADER_SIZE,
+    MAX_BLOCK_SIZE,
+    MAX_STORED,
+    UNIT,
+    Block,
+    encrypt_units,
+    parse_header,
+    split,
+    unpack_block,
+)
 from fuse_store.repository.index import Rows
 
-PACK_HEADER = struct.Struct("<8s16s")  # magic, pack id
+PACK_HEADER = struct.Struct("<8s16s40x")  # magic, nonce
 PACK_MAGIC = b"FSPACK01"
-TRAILER = struct.Struct("<Q8s")  # length of the encrypted table before it, magic
-TRAILER_MAGIC = b"FSPKEND1"
+TRAILER = struct.Struct("<16sQ")  # pack id, length of the encrypted table before it
+TRAILER_SIZE = UNIT  # bytes of an encrypted trailer, the last of a pack
 _NAME = re.compile(r"packs/([0-9a-f]{2})/([0-9a-f]{32})\.pack")
 _ROW = np.dtype([("digest", "V16"), ("offset", "<u8"), ("stored", "<u4"), ("length", "<u4")])
 PACK_SIZE = 256 << 20  # bytes of a full pack; an interrupted put continues after the last full one
 MAX_BLOCKS_PER_PACK = 1 << 14  # blocks of repetitive pages are tiny: a pack of them would have millions
 MAX_TABLE_SIZE = 1 << 30  # bytes
+_REMEDY = "Run 'fuse-store verify' to list the damaged versions; the others can still be read."
 WRITEBACK_SIZE = 16 << 20  # bytes of a pack whose write-back is started at once
+_TABLE = struct.Struct("<II")  # blocks, pages
 _TAIL_SIZE = 64 << 10  # bytes at the end of a pack that hold most tables: one request to a server
 
 
@@ -68,22 +81,29 @@ class Table:
 
 def pack_table(blocks: list[tuple[bytes, int, int, int]], page_digests: bytes) -> bytes:
     """The table of a pack, before encryption. ``blocks``: (digest, offset, bytes stored, bytes of pages) of each."""
-    return struct.pack("<I", len(blocks)) + np.array(blocks, _ROW).tobytes() + page_digests
+    return _TABLE.pack(len(blocks), len(page_digests) // DIGEST) + np.array(blocks, _ROW).tobytes() + page_digests
 
 
 def parse_table(content: bytes, pack: bytes) -> Table:
     """Raises ValueError."""
-    count = struct.unpack_from("<I", content)[0] if len(content) >= 4 else 0
-    end = 4 + count * _ROW.itemsize
-    if not content or count > MAX_BLOCKS_PER_PACK or len(content) < end or (len(content) - end) % DIGEST:
+    count, pages = _TABLE.unpack_from(content) if len(content) >= _TABLE.size else (0, 0)
+    begin = _TABLE.size + count * _ROW.itemsize
+    if not content or count > MAX_BLOCKS_PER_PACK or not 0 <= len(content) - begin - pages * DIGEST < UNIT:
         raise ValueError("pack table truncated")
-    rows = np.frombuffer(content, _ROW, count, 4)
-    if count and (int(rows["length"].max()) > MAX_BLOCK_SIZE or int(rows["stored"].max()) > MAX_BLOCK_SIZE + OVERHEAD):
+    rows = np.frombuffer(content, _ROW, count, _TABLE.size)
+    if count and (int(rows["length"].max()) > MAX_BLOCK_SIZE or int(rows["stored"].max()) > MAX_STORED):
         raise ValueError("invalid values in the pack table")
     return Table(
         pack, rows["digest"].tobytes(), rows["offset"].astype(np.uint64), rows["stored"].astype(np.uint64),
-        rows["length"].astype(np.uint64), np.frombuffer(content, "<u8", offset=end).reshape(-1, 2),
+        rows["length"].astype(np.uint64), np.frombuffer(content, "<u8", 2 * pages, begin).reshape(-1, 2),
     )  # fmt: skip
+
+
+def padded_size(size: int) -> int:
+    """The next size that a file may have: of a size with n bits about as many as log2(n) say something (PADMÉ, PURBs, 2019)."""
+    exponent = size.bit_length() - 1
+    rounded = (1 << max(0, exponent - exponent.bit_length())) - 1
+    return (size + rounded) & ~rounded
 
 
 class PackWriter:
@@ -92,36 +112,50 @@ class PackWriter:
     def __init__(self, backend: Backend, aead: Aead, sync: bool) -> None:
         self._backend, self._aead, self._sync = backend, aead, sync
         self._new: NewFile | None = None
+        self._nonce = b""
         self._blocks: list[tuple[bytes, int, int, int]] = []
         self._pages: list[bytes] = []
         self._size = self._writeback = 0  # bytes of the pack; those whose write-back was started
-        self._pack = b""
+        self._table = 0  # bytes of its table
         self.written = 0
 
     def add(self, block: Block, page_digests: bytes) -> Rows | None:
-        """Append a block; ``page_digests``: 16 bytes for each of its pages. If the pack is full: finish it and return its Rows;
-        it is durable then. Raises OSError, StoreError."""
+        """Append a block; ``page_digests``: 16 bytes for each of its pages. If it does not fit into the pack: finish that first, and
+        return its Rows; it is durable then. Raises OSError, StoreError."""
+        table = _ROW.itemsize + len(page_digests)
+        size = self._size + len(block.stored) + self._table + table + 4 * UNIT  # padding, trailer, what fills units
+        rows = self.finish() if size > PACK_SIZE or len(self._blocks) >= MAX_BLOCKS_PER_PACK else None
         new = self._new or self._begin()
         self._blocks.append((block.digest, self._size, len(block.stored), block.length))
         self._pages.append(page_digests)
+        self._table += table
         new.file.write(block.stored)
         self._size += len(block.stored)
         self.written += len(block.stored)
         if self._sync and self._size - self._writeback >= WRITEBACK_SIZE:
             start_writing(new.file, self._writeback, self._size - self._writeback)
             self._writeback = self._size
-        return self.finish() if self._size >= PACK_SIZE or len(self._blocks) >= MAX_BLOCKS_PER_PACK else None
+        return rows
 
     def finish(self) -> Rows | None:
         """Finish the current pack: its Rows, durable; None if there is none. Raises OSError, StoreError."""
         if self._new is None:
             return None
         content = pack_table(self._blocks, b"".join(self._pages))
-        encrypted = self._aead.encrypt(b"table" + self._pack, content)
-        self._new.file.write(encrypted + TRAILER.pack(len(encrypted), TRAILER_MAGIC))
-        self._new.create(pack_name(self._pack))
-        self._new, self._blocks, self._pages = None, [], []
-        return parse_table(content, self._pack).rows()
+        pack = _pack_id(self._nonce, content, self._aead)
+        table = b"".join(encrypt_units(b"table" + pack, content, self._aead))
+        trailer = b"".join(encrypt_units(b"trailer", TRAILER.pack(pack, len(table)), self._aead))
+        self._new.file.write(self._padding(len(table) + len(trailer)) + table + trailer)
+        self._new.create(pack_name(pack))
+        self._new = None
+        return parse_table(content, pack).rows()
+
+    def _padding(self, rest: int) -> bytes:
+        """What is between the blocks and the table: how long both are is not to be seen in the size of the file."""
+        if not self._aead.encrypted:
+            return b""
+        length = padded_size(self._size + UNIT + rest) - self._size - rest
+        return self._aead.encrypt(b"padding", self._nonce + bytes(length - self._aead.overhead - len(self._nonce)))
 
     def abandon(self) -> None:
         """Drop the current pack, if there is one."""
@@ -130,12 +164,18 @@ class PackWriter:
             self._new = None
 
     def _begin(self) -> NewFile:
-        self._pack = os.urandom(DIGEST)
+        # A clone of a virtual machine repeats the random bytes, but not the time.
+        self._nonce = self._aead.digest(os.urandom(DIGEST) + time.time_ns().to_bytes(8, "little"))
         fault_point("begin pack")
         self._new = self._backend.new("packs", self._sync)
-        self._new.file.write(PACK_HEADER.pack(PACK_MAGIC, self._pack))
-        self._size, self._writeback = PACK_HEADER.size, 0
+        self._new.file.write(PACK_HEADER.pack(PACK_MAGIC, self._nonce))
+        self._blocks, self._pages, self._size, self._writeback, self._table = [], [], PACK_HEADER.size, 0, 0
         return self._new
+
+
+def _pack_id(nonce: bytes, table: bytes, aead: Aead) -> bytes:
+    """The id of a pack: so it says what is in it, and no pack has the id of another."""
+    return aead.digest(b"pack" + nonce + table)
 
 
 def pack_name(pack: bytes) -> str:
@@ -151,20 +191,6 @@ def all_packs(backend: Backend) -> Iterator[tuple[bytes, int]]:
             yield bytes.fromhex(match[2]), entry.size
 
 
-def _next_block(file: BinaryIO, at: int) -> int | None:
-    """The offset of the next block magic at or after ``at``."""
-    overlap = len(MAGIC) - 1
-    while True:
-        file.seek(at)
-        content = file.read(1 << 20)
-        index = content.find(MAGIC)
-        if index >= 0:
-            return at + index
-        if len(content) <= overlap:
-            return None
-        at += len(content) - overlap
-
-
 class PackReader:
     """Reads blocks and tables. Threads may share it."""
 
@@ -174,23 +200,22 @@ class PackReader:
     def read(self, digest: bytes, pack: bytes, offset: int, stored: int) -> bytes:
         """The pages of a block, verified. Raises FileNotFoundError if the pack does not exist, Damaged."""
         try:
-            return unpack_block(self.stored(pack, offset, stored), digest, self._aead)
+            return unpack_block(self.stored(pack, offset + HEADER_SIZE, stored - HEADER_SIZE), digest, self._aead)
         except ValueError as error:
             raise self._damaged(f"block {digest.hex()}", error, pack) from None
 
     def has(self, digest: bytes, pack: bytes, offset: int, stored: int) -> bool:
-        """Whether the header of that block is there, and the block ends within the pack."""
+        """Whether the block can be read there, from a pack that is not in the trash."""
         try:
-            size = self._backend.size(pack_name(pack))  # fails for a pack in the trash
-            header = self._backend.read_range(pack_name(pack), offset, HEADER.size, trashed=True)
-            _codec, encrypted, _length, actual = parse_header(header)
-            return actual == digest and HEADER.size + encrypted == stored and offset + stored <= size
-        except (OSError, ValueError, OverflowError):
+            self._backend.size(pack_name(pack))
+            self.read(digest, pack, offset, stored)
+            return True
+        except (OSError, Damaged):
             return False
 
     def stored(self, pack: bytes, offset: int, length: int) -> bytes:
         """Bytes of a pack, as stored. Raises FileNotFoundError, Damaged."""
-        if not 0 <= length <= MAX_BLOCK_SIZE + OVERHEAD:
+        if not 0 <= length <= MAX_STORED:
             raise self._damaged("index", ValueError("invalid length of a block"), pack)
         try:
             content = self._backend.read_range(pack_name(pack), offset, length, trashed=True)
@@ -202,18 +227,39 @@ class PackReader:
             raise self._damaged("pack", ValueError("truncated"), pack)
         return content
 
+    def check(self, table: Table, offset: int, digest: bytes, pages: bytes, page_size: int) -> None:
+        """Compare all that a pack says of a block which was read from it: the header of the block, and in the table its digest and
+        those of its pages, from which a put learns what need not be stored. Raises FileNotFoundError, Damaged."""
+        row = int(np.searchsorted(table.offset, offset))
+        first = int(table.counts(page_size)[:row].sum())
+        wanted = self._aead.page_digests(split(pages, page_size))
+        try:
+            named, length = parse_header(self.stored(table.pack, offset, HEADER_SIZE), self._aead)
+            entry = table.digests[row * DIGEST : (row + 1) * DIGEST], table.stored[row : row + 1].tolist()
+            if named != digest or entry != (digest, [HEADER_SIZE + length]):
+                raise ValueError("its header and the pack table contradict each other")
+            if table.pages[first : first + len(wanted) // DIGEST].tobytes() != wanted:
+                raise ValueError("its pages have other digests than the pack table says")
+        except ValueError as error:
+            raise self._damaged(f"block {digest.hex()}", error, table.pack, "Run 'fuse-store repair'.") from None
+
     def table(self, pack: bytes, check: bool = False) -> Table:
-        """The table of a pack. ``check``: read it from the store, and check the pack's header too. Raises FileNotFoundError,
-        Damaged."""
+        """The table of a pack. ``check``: read it from the store, and compare the id of the pack with it too. Raises
+        FileNotFoundError, Damaged."""
         try:
             if check:
-                header = self._backend.read_range(pack_name(pack), 0, PACK_HEADER.size, trashed=False)
-                if header != PACK_HEADER.pack(PACK_MAGIC, pack):
-                    raise ValueError("wrong pack header")
                 encrypted = self._encrypted_table(pack)
             else:
                 encrypted = self._backend.cached(f"{pack.hex()}.table", lambda: self._encrypted_table(pack))
-            return parse_table(self._aead.decrypt(b"table" + pack, encrypted), pack)
+            content = self._aead.decrypt(b"table" + pack, encrypted)
+            table = parse_table(content, pack)
+            if check:
+                header = self._backend.read_range(pack_name(pack), 0, PACK_HEADER.size, trashed=False)
+                nonce = header[len(PACK_MAGIC) : len(PACK_MAGIC) + DIGEST]
+                end = _TABLE.size + len(table.offset) * _ROW.itemsize + table.pages.nbytes  # zeros follow
+                if header != PACK_HEADER.pack(PACK_MAGIC, nonce) or _pack_id(nonce, content[:end], self._aead) != pack:
+                    raise ValueError("wrong pack header")
+            return table
         except FileNotFoundError:
             raise
         except (ValueError, OSError) as error:
@@ -224,34 +270,41 @@ class PackReader:
         size = self._backend.size(name)
         begin = max(0, size - _TAIL_SIZE)
         end = self._backend.read_range(name, begin, size - begin, trashed=False)
-        length, magic = TRAILER.unpack(end[-TRAILER.size :]) if len(end) >= TRAILER.size else (0, b"")
-        if magic != TRAILER_MAGIC or length > min(size - TRAILER.size, MAX_TABLE_SIZE):
-            raise ValueError("pack trailer missing")
-        if length + TRAILER.size <= len(end):
-            return end[len(end) - TRAILER.size - length : -TRAILER.size]
-        return self._backend.read_range(name, size - TRAILER.size - length, length, trashed=False)
+        try:
+            owner, length = TRAILER.unpack_from(self._aead.decrypt(b"trailer", end[-TRAILER_SIZE:]))
+        except (ValueError, struct.error):
+            raise ValueError("pack trailer missing") from None
+        if owner != pack or length > min(size - TRAILER_SIZE, MAX_TABLE_SIZE):
+            raise ValueError("trailer of another pack")
+        if length + TRAILER_SIZE <= len(end):
+            return end[len(end) - TRAILER_SIZE - length : -TRAILER_SIZE]
+        return self._backend.read_range(name, size - TRAILER_SIZE - length, length, trashed=False)
 
     def scan(self, pack: bytes) -> Iterator[tuple[Block, bytes]]:
-        """Every readable block and its pages, found by the block headers alone: for a pack whose table is lost, that is
+        """Every readable block and its pages, found by the headers of blocks alone: for a pack whose table is lost, that is
         damaged, or that has the name of another. Raises FileNotFoundError, OSError."""
+        at = PACK_HEADER.size
         with self._backend.stream(pack_name(pack)) as file:
-            after = PACK_HEADER.size
-            while (at := _next_block(file, after)) is not None:
-                file.seek(at)
-                header = file.read(HEADER.size)
+            while len(header := _read_at(file, at, HEADER_SIZE)) == HEADER_SIZE:
+                at += UNIT
                 try:
-                    _codec, encrypted, length, digest = parse_header(header)
-                    stored = header + file.read(encrypted)
-                    yield Block(digest, length, stored), unpack_block(stored, digest, self._aead)
-                    after = at + len(stored)
-                except ValueError:  # the length in the header may be wrong as well
-                    after = at + 1
+                    digest, length = parse_header(header, self._aead)
+                    body = _read_at(file, at, length)
+                    pages = unpack_block(body, digest, self._aead)
+                except ValueError:
+                    continue  # no block begins there, or one that is damaged
+                at += length
+                yield Block(digest, len(pages), header + body), pages
 
     def forget(self, pack: bytes) -> None:
         """Close a removed pack."""
         self._backend.forget(pack_name(pack))
 
-    def _damaged(self, thing: str, error: Exception, pack: bytes) -> Damaged:
+    def _damaged(self, thing: str, error: Exception, pack: bytes, remedy: str = _REMEDY) -> Damaged:
         cause = os.strerror(error.errno) if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT) else str(error)
-        remedy = "Run 'fuse-store verify' to list the damaged versions; the others can still be read."
         return Damaged(thing, f"{cause}.", remedy, pack=pack.hex())
+
+
+def _read_at(file: BinaryIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)

@@ -17,7 +17,8 @@ PAGES = b"".join(bytes([number]) * 4096 for number in range(1, 81))
 
 
 def fields(section: str) -> dict[str, tuple[int, int]]:
-    """What stands at a known offset in the first map of a section: text of the field → (offset, size)."""
+    """What stands at a known offset in the first map of a section: text of the field → (offset, size). In that of blocks those of the
+    body replace those of the header."""
     fence = re.search(rf"^## {section}$.*?^```\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
     assert fence is not None
     return {
@@ -47,40 +48,40 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pack_and_block(store: Path) -> None:
+    """Without encryption, an E is its content and a checksum of 16 bytes."""
     (path,) = store.glob("packs/*/*.pack")
     content = path.read_bytes()
     assert f'"{value(content, "Pack", "magic").decode()}"' in next(
         text for text in fields("Pack") if text.startswith("magic")
     )
-    assert value(content, "Pack", "pack id").hex() == path.stem
-    at, pages, blocks = 24, b"", []
-    length = int.from_bytes(content[-16:-8], "little")
-    while at < len(content) - 16 - length:
-        assert value(content, "Block", "magic", at) == b"FSBK"
-        assert number(content, "Block", "codec", at) == 0 == number(content, "Block", "0", at)
-        encrypted, plain = (
-            number(content, "Block", "u32: length of E", at),
-            number(content, "Block", "u32: length of the", at),
+    assert value(content, "Pack", "nonce") != bytes(16) and value(content, "Pack", "0") == bytes(40)
+    assert content[-64:-48].hex() == path.stem
+    table = _table(path)
+    at, pages, blocks = 64, b"", []
+    while at < len(content) - 64 - len(table) - 16:
+        digest, length = content[at : at + 16], int.from_bytes(content[at + 16 : at + 20], "little")
+        codec, plain, compressed = (
+            number(content, "Block", text, at + 64) for text in ("u32: codec", "u32: length of the pages", "u32: n")
         )
-        blocks.append((value(content, "Block", "block digest", at), at, 32 + encrypted, plain))
-        pages += content[at + 32 : at + 32 + plain]
-        assert encrypted == plain + 16  # and its checksum
-        at += 32 + encrypted
-    assert at == len(content) - 16 - length and content[-8:] == b"FSPKEND1"
+        assert codec == 0 and plain == compressed
+        blocks.append((digest, at, 64 + length, plain))
+        pages += content[at + 76 : at + 76 + plain]
+        assert -64 < 12 + plain + 16 - length <= 0 == length % 64
+        at += 64 + length
+    assert at == len(content) - 64 - len(table) - 16
     assert sorted(pages[i : i + 4096] for i in range(0, len(pages), 4096)) == sorted(
         PAGES[i : i + 4096] for i in range(0, len(PAGES), 4096)
     )
-    table = content[at : at + length - 16]
-    assert int.from_bytes(table[:4], "little") == len(blocks)
+    assert [int.from_bytes(table[at : at + 4], "little") for at in (0, 4)] == [len(blocks), len(PAGES) // 4096]
     for row, (digest, offset, stored, plain) in enumerate(blocks):
-        entry = table[4 + 32 * row : 36 + 32 * row]
+        entry = table[8 + 32 * row : 40 + 32 * row]
         assert entry[:16] == digest
         assert [int.from_bytes(entry[a:b], "little") for a, b in ((16, 24), (24, 28), (28, 32))] == [
             offset,
             stored,
             plain,
         ]
-    assert len(table) == 4 + 32 * len(blocks) + 16 * len(PAGES) // 4096
+    assert not any(table[8 + 32 * len(blocks) + 16 * len(PAGES) // 4096 :])
 
 
 def test_index(store: Path) -> None:
@@ -91,8 +92,9 @@ def test_index(store: Path) -> None:
     assert begin % 8 == 0 and 16 + header <= begin < 16 + header + 8
     rows, rest = divmod(len(content) - begin, 36)
     (pack,) = store.glob("packs/*/*.pack")
-    assert rest == 0 and rows == int.from_bytes(pack.read_bytes()[-16 - _table(pack) :][:4], "little")
+    assert rest == 0 and rows == int.from_bytes(_table(pack)[:4], "little")
 
 
-def _table(pack: Path) -> int:
-    return int.from_bytes(pack.read_bytes()[-16:-8], "little")
+def _table(pack: Path) -> bytes:
+    content = pack.read_bytes()
+    return content[-64 - int.from_bytes(content[-48:-40], "little") : -64 - 16]

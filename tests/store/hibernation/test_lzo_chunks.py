@@ -32,7 +32,7 @@ from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
 from fuse_store.repository.atomic import FAULT_POINT
-from fuse_store.repository.block import HEADER
+from fuse_store.repository.block import HEADER_SIZE
 from fuse_store.repository.extents import read_segment
 from fuse_store.repository.manifest import Summary, read_head
 from fuse_store.repository.pack import all_packs, pack_name
@@ -379,7 +379,7 @@ def test_a_flipped_bit_in_any_object(store: Store, tmp_path: Path) -> None:
     content = (store.path / pack_name(pack)).read_bytes()
     table = store.reader.table(pack)
     for offset, stored in zip(table.offset.tolist(), table.stored.tolist(), strict=True):
-        at = source.randrange(offset + HEADER.size, offset + stored)
+        at = source.randrange(offset + HEADER_SIZE, offset + stored)
         path = clone(store.path, tmp_path / "damaged")
         replace_content(path / pack_name(pack), content[:at] + bytes([content[at] ^ 1 << source.randrange(8)]) + content[at + 1 :])
         assert right_or_refused(path, version.id, device) > 0

@@ -85,13 +85,15 @@ class SecondReader:
     def block(self, digest: bytes) -> bytes:
         pack, offset, stored = self.where[digest]
         content = (self.directory / "packs" / pack.hex()[:2] / f"{pack.hex()}.pack").read_bytes()
-        assert content[:24] == b"FSPACK01" + pack
+        assert content[:8] == b"FSPACK01" and content[24:64] == bytes(40)
         self._check_table(content, pack, digest, offset, stored)
-        header = content[offset : offset + 32]
-        magic, codec, length, size, name = struct.unpack("<4sB3xII16s", header)
-        assert magic == b"FSBK" and name == digest and stored == 32 + length
-        encrypted_as = b"block" + header[:8] + bytes(4) + header[12:]
-        packed = self.open(encrypted_as, content[offset + 32 : offset + 32 + length])
+        assert offset % 64 == stored % 64 == 0
+        name, length = struct.unpack_from("<16sI", self.open(b"header", content[offset : offset + 64]))
+        assert name == digest and stored == 64 + length
+        opened = self.open(b"block" + digest, content[offset + 64 : offset + 64 + length])
+        codec, size, compressed = struct.unpack_from("<III", opened)
+        assert not any(opened[12 + compressed :])
+        packed = opened[12 : 12 + compressed]
         decompress: dict[int, Callable[[], bytes]] = {
             0: lambda: packed,
             1: lambda: zstandard.ZstdDecompressor().decompress(packed),
@@ -102,13 +104,15 @@ class SecondReader:
         return bytes(pages)
 
     def _check_table(self, content: bytes, pack: bytes, digest: bytes, offset: int, stored: int) -> None:
-        length, magic = struct.unpack("<Q8s", content[-16:])
-        assert magic == b"FSPKEND1"
-        table = self.open(b"table" + pack, content[-16 - length : -16])
-        (count,) = struct.unpack_from("<I", table)
-        rows = [struct.unpack_from("<16sQII", table, 4 + 32 * row) for row in range(count)]
+        owner, length = struct.unpack_from("<16sQ", self.open(b"trailer", content[-64:]))
+        assert owner == pack
+        table = self.open(b"table" + pack, content[-64 - length : -64])
+        count, pages = struct.unpack_from("<II", table)
+        rows = [struct.unpack_from("<16sQII", table, 8 + 32 * row) for row in range(count)]
         assert (digest, offset, stored) in [row[:3] for row in rows]
-        self.page_digests = table[4 + 32 * count :]
+        end = 8 + 32 * count + 16 * pages
+        assert not any(table[end:]) and self.digest(b"pack" + content[8:24] + table[:end]) == pack
+        self.page_digests = table[8 + 32 * count : end]
 
     def image(self, image_id: str) -> dict[str, bytes]:
         content = (self.directory / "images" / f"{image_id}.img").read_bytes()

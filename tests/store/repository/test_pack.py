@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import struct
 from pathlib import Path
 
@@ -15,15 +14,17 @@ from fuse_store.errors import Damaged
 from fuse_store.repository import pack
 from fuse_store.repository.aead import Aead
 from fuse_store.repository.backends import PosixBackend
-from fuse_store.repository.block import HEADER, MAGIC, MAX_BLOCK_SIZE, OVERHEAD, Block, pack_block
+from fuse_store.repository.block import HEADER_SIZE, MAX_BLOCK_SIZE, MAX_STORED, UNIT, Block, encrypt_units, pack_block
 from fuse_store.repository.pack import (
     PACK_HEADER,
     TRAILER,
+    TRAILER_SIZE,
     PackReader,
     PackWriter,
     all_packs,
     pack_name,
     pack_table,
+    padded_size,
     parse_table,
 )
 
@@ -65,7 +66,8 @@ def test_a_pack_comes_back_as_it_was_written(backend: PosixBackend) -> None:
     reader = PackReader(backend, AEAD)
     table = reader.table(pack_id, check=True)
     assert table.digests == b"".join(one.digest for one in blocks) and table.length.tolist() == [8192, 12188, 4096]
-    assert table.offset.tolist() == [24, 24 + len(blocks[0].stored), 24 + len(blocks[0].stored) + len(blocks[1].stored)]
+    assert table.offset.tolist() == [64, 64 + len(blocks[0].stored), 64 + len(blocks[0].stored) + len(blocks[1].stored)]
+    assert not (table.offset % UNIT).any() and not (table.stored % UNIT).any()
     assert table.counts(PAGE).tolist() == [2, 3, 1] and table.pages.shape == (6, 2)
     assert table.pages.tobytes() == bytes([0]) * 32 + bytes([1]) * 48 + bytes([2]) * 16
     rows = table.rows()
@@ -82,21 +84,45 @@ def test_a_pack_comes_back_as_it_was_written(backend: PosixBackend) -> None:
 
 def test_a_pack_is_full_at_its_size_or_at_its_number_of_blocks(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     one = block(1)
-    monkeypatch.setattr(pack, "PACK_SIZE", PACK_HEADER.size + 2 * len(one.stored))
+    size = PACK_HEADER.size + 2 * len(one.stored) + 2 * (32 + 32) + 4 * UNIT
+    monkeypatch.setattr(pack, "PACK_SIZE", size)
     writer = PackWriter(backend, AEAD, sync=False)
     assert writer.finish() is None
-    assert writer.add(one, bytes(32)) is None
-    full = writer.add(block(2), bytes(32))
-    assert full is not None and len(full) == 2 and writer.finish() is None
-    assert writer.written == 2 * len(one.stored)
-    monkeypatch.setattr(pack, "PACK_SIZE", PACK_HEADER.size + 2 * len(one.stored) + 1)
+    assert writer.add(one, bytes(32)) is None and writer.add(block(2), bytes(32)) is None
+    full = writer.add(block(3), bytes(32))
+    assert full is not None and len(full) == 2
+    assert writer.finish() is not None and writer.finish() is None
+    assert writer.written == 3 * len(one.stored)
+    monkeypatch.setattr(pack, "PACK_SIZE", size - 1)
+    assert [writer.add(block(number), bytes(32)) is None for number in range(3)] == [True, False, False]
+    assert writer.finish() is not None
     monkeypatch.setattr(pack, "MAX_BLOCKS_PER_PACK", 3)
-    assert [writer.add(block(number), bytes(32)) is None for number in range(3)] == [True, True, False]
     monkeypatch.setattr(pack, "PACK_SIZE", 1 << 30)
-    assert [writer.add(block(number), bytes(32)) is None for number in range(7)] == [True, True, False, True, True, False, True]
+    assert [writer.add(block(number), bytes(32)) is None for number in range(8)] == [True, True, True, False, True, True, False, True]
     last = writer.finish()
-    assert last is not None and len(last) == 1 and len(list(all_packs(backend))) == 5
-    assert writer.written == 12 * len(one.stored)
+    assert last is not None and len(last) == 2 and len(list(all_packs(backend))) == 8
+    assert writer.written == 14 * len(one.stored)
+
+
+def test_a_full_pack_is_as_large_as_another(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PACK_SIZE is a size that files are padded to."""
+    assert padded_size(pack.PACK_SIZE) == pack.PACK_SIZE
+    monkeypatch.setattr(pack, "PACK_SIZE", 1 << 20)
+    writer = PackWriter(backend, AEAD, sync=False)
+    for number in range(300):
+        writer.add(block(number, 1 + number % 2), bytes(16 + 16 * (number % 2)))
+    assert {size for _pack, size in all_packs(backend)} == {1 << 20}
+    writer.finish()
+    assert {padded_size(size) - size for _pack, size in all_packs(backend)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("size", "padded"),
+    [(1, 1), (64, 64), (65, 72), (1000, 1024), (4097, 4352), (100_000, 100_352), (1 << 20, 1 << 20), (200 << 20, 200 << 20)],
+)
+def test_sizes_that_files_have(size: int, padded: int) -> None:
+    assert padded_size(size) == padded >= size and padded_size(padded) == padded
+    assert padded - size < max(64, size / 8)
 
 
 def test_an_abandoned_pack_leaves_nothing(backend: PosixBackend) -> None:
@@ -112,10 +138,10 @@ def test_an_abandoned_pack_leaves_nothing(backend: PosixBackend) -> None:
 def test_the_writing_of_a_pack_to_the_disk_begins_early(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(block(1).stored)
     parts: list[tuple[int, int]] = []
-    monkeypatch.setattr(pack, "WRITEBACK_SIZE", 24 + 2 * size)
+    monkeypatch.setattr(pack, "WRITEBACK_SIZE", 64 + 2 * size)
     monkeypatch.setattr(pack, "start_writing", lambda _file, offset, length: parts.append((offset, length)))
     write(backend, [block(number) for number in range(6)], sync=True)
-    assert parts == [(0, 24 + 2 * size), (24 + 2 * size, 3 * size)]
+    assert parts == [(0, 64 + 2 * size), (64 + 2 * size, 3 * size)]
     write(backend, [block(number) for number in range(6)])
     assert len(parts) == 2  # what is not synced needs no early start
 
@@ -130,13 +156,14 @@ def test_packs_are_known_by_their_names(backend: PosixBackend) -> None:
 
 
 def test_tables_that_are_refused() -> None:
-    rows = [(bytes(16), 24, MAX_BLOCK_SIZE + OVERHEAD, MAX_BLOCK_SIZE), (bytes(16), 9, 1, 1)]
+    rows = [(bytes(16), 24, MAX_STORED, MAX_BLOCK_SIZE), (bytes(16), 9, 1, 1)]
     assert len(parse_table(pack_table(rows, bytes(48)), bytes(16)).offset) == 2
     assert len(parse_table(pack_table([], b""), bytes(16)).rows()) == 0 and parse_table(pack_table([], b""), bytes(16)).rows().packs == b""
     for table, problem in (
-        (b"", "truncated"), (b"\0\0\0", "truncated"), (pack_table(rows, bytes(47)), "truncated"), (pack_table(rows, b"")[:-1], "truncated"),
+        (b"", "truncated"), (b"\0\0\0", "truncated"), (pack_table(rows, bytes(48))[:-1], "truncated"),
+        (pack_table(rows, b"")[:-1], "truncated"), (pack_table(rows, b"") + bytes(UNIT), "truncated"),
         (pack_table([(bytes(16), 24, 1, MAX_BLOCK_SIZE + 1)], b""), "invalid values"),
-        (pack_table([(bytes(16), 24, MAX_BLOCK_SIZE + OVERHEAD + 1, 1)], b""), "invalid values"),
+        (pack_table([(bytes(16), 24, MAX_STORED + 1, 1)], b""), "invalid values"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=problem):
             parse_table(table, bytes(16))
@@ -150,21 +177,25 @@ def test_whether_a_block_is_where_the_index_says(backend: PosixBackend) -> None:
     pack_id = write(backend, blocks)
     reader = PackReader(backend, AEAD)
     first, size = blocks[0], len(blocks[0].stored)
-    assert reader.has(first.digest, pack_id, 24, size) and reader.has(blocks[1].digest, pack_id, 24 + size, size)
+    assert reader.has(first.digest, pack_id, 64, size) and reader.has(blocks[1].digest, pack_id, 64 + size, size)
     for digest, name, offset, stored in (
-        (blocks[1].digest, pack_id, 24, size), (first.digest, bytes(16), 24, size), (first.digest, pack_id, 25, size),
-        (first.digest, pack_id, 24, size - 1), (first.digest, pack_id, 24, size + 1), (first.digest, pack_id, 1 << 63, size),
+        (blocks[1].digest, pack_id, 64, size), (first.digest, bytes(16), 64, size), (first.digest, pack_id, 65, size),
+        (first.digest, pack_id, 64, size - 1), (first.digest, pack_id, 64, size + 1), (first.digest, pack_id, 1 << 63, size),
+        (first.digest, pack_id, 64, 0), (first.digest, pack_id, 64, UNIT),
     ):  # fmt: skip
         assert not reader.has(digest, name, offset, stored)
     path = backend.local_dir / pack_name(pack_id)
     whole = path.read_bytes()
-    for cut, there in ((24 + size, True), (24 + size - 1, False), (24 + HEADER.size, False), (30, False)):
+    for cut, there in ((64 + size, True), (64 + size - 1, False), (64 + HEADER_SIZE, False), (30, False)):
         path.write_bytes(whole[:cut])
-        assert reader.has(first.digest, pack_id, 24, size) == there
+        assert reader.has(first.digest, pack_id, 64, size) == there
+    for at in (64 + HEADER_SIZE, 64 + size // 2, 64 + size - 1):  # it is opened
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert not reader.has(first.digest, pack_id, 64, size)
     path.write_bytes(whole)
     backend.to_trash(pack_name(pack_id))
-    assert not reader.has(first.digest, pack_id, 24, size)
-    assert reader.read(first.digest, pack_id, 24, size) == content(1)  # who knows it may finish
+    assert not reader.has(first.digest, pack_id, 64, size)
+    assert reader.read(first.digest, pack_id, 64, size) == content(1)  # who knows it may finish
 
 
 def test_bytes_of_a_pack_that_are_refused(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +205,7 @@ def test_bytes_of_a_pack_that_are_refused(backend: PosixBackend, monkeypatch: py
     end = (backend.local_dir / pack_name(pack_id)).stat().st_size
     assert reader.stored(pack_id, end - 5, 5) and reader.stored(pack_id, end, 0) == b""
     for offset, length, problem in (
-        (0, -1, "invalid length"), (0, MAX_BLOCK_SIZE + OVERHEAD + 1, "invalid length"), (0, MAX_BLOCK_SIZE + OVERHEAD, "truncated"),
+        (0, -1, "invalid length"), (0, MAX_STORED + 1, "invalid length"), (0, MAX_STORED, "truncated"),
         (end - 5, 6, "truncated"), (1 << 64, 1, "pack"),
     ):  # fmt: skip
         with pytest.raises(Damaged, match=problem) as caught:
@@ -182,8 +213,8 @@ def test_bytes_of_a_pack_that_are_refused(backend: PosixBackend, monkeypatch: py
         assert caught.value.pack == pack_id.hex()
     with pytest.raises(FileNotFoundError):
         reader.stored(bytes(16), 0, 1)
-    with pytest.raises(Damaged, match=rf"block {bytes(16).hex()}: contains another block"):
-        reader.read(bytes(16), pack_id, 24, len(blocks[0].stored))
+    with pytest.raises(Damaged, match=rf"block {bytes(16).hex()}: decryption failed"):
+        reader.read(bytes(16), pack_id, 64, len(blocks[0].stored))
 
     def fail(name: str, offset: int, length: int, *, trashed: bool) -> bytes:
         raise OSError(errno.EIO, "disk")
@@ -193,7 +224,7 @@ def test_bytes_of_a_pack_that_are_refused(backend: PosixBackend, monkeypatch: py
         reader.stored(pack_id, 0, 1)
 
 
-@pytest.mark.parametrize("tail", [1 << 16, 16, 17, 300])
+@pytest.mark.parametrize("tail", [1 << 16, 64, 65, 300])
 def test_tables_of_any_length_are_read(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch, tail: int) -> None:
     """Also those that the first read from the end does not have whole."""
     monkeypatch.setattr(pack, "_TAIL_SIZE", tail)
@@ -205,48 +236,46 @@ def test_ends_and_headers_of_packs_that_are_refused(backend: PosixBackend) -> No
     pack_id = write(backend, [block(1)])
     path = backend.local_dir / pack_name(pack_id)
     whole = path.read_bytes()
-    length = TRAILER.unpack(whole[-TRAILER.size :])[0]
+    length = TRAILER.unpack_from(AEAD.decrypt(b"trailer", whole[-TRAILER_SIZE:]))[1]
+
+    def ending(owner: bytes, length: int) -> bytes:
+        return whole[:-TRAILER_SIZE] + b"".join(encrypt_units(b"trailer", TRAILER.pack(owner, length), AEAD))
+
+    assert ending(pack_id, length) == whole
     for data, problem in (
-        (whole[:-1], "trailer"), (whole[-TRAILER.size + 1 :], "trailer"), (b"", "trailer"), (whole[:-8] + b"FSPKEND2", "trailer"),
-        (whole[: -TRAILER.size] + TRAILER.pack(len(whole) - TRAILER.size + 1, b"FSPKEND1"), "trailer"),
-        (whole[: -TRAILER.size] + TRAILER.pack(len(whole) - TRAILER.size, b"FSPKEND1"), "decryption"),
-        (whole[: -TRAILER.size] + TRAILER.pack(length - 1, b"FSPKEND1"), "decryption"),
+        (whole[:-1], "trailer"), (whole[-TRAILER_SIZE + 1 :], "trailer"), (b"", "trailer"), (whole[:-1] + b"?", "trailer"),
+        (ending(bytes(16), length), "trailer of another pack"), (ending(pack_id, len(whole)), "trailer"),
+        (ending(pack_id, len(whole) - TRAILER_SIZE), "decryption"), (ending(pack_id, length - 1), "decryption"),
     ):  # fmt: skip
         path.write_bytes(data)
         with pytest.raises(Damaged, match=problem):
             PackReader(backend, AEAD).table(pack_id)
-    path.write_bytes(whole[:8] + bytes(16) + whole[24:])
-    assert len(PackReader(backend, AEAD).table(pack_id).offset) == 1
-    with pytest.raises(Damaged, match="wrong pack header"):
-        PackReader(backend, AEAD).table(pack_id, check=True)
+    for at in (0, 8, 23, 24, 63):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert len(PackReader(backend, AEAD).table(pack_id).offset) == 1
+        with pytest.raises(Damaged, match="wrong pack header"):
+            PackReader(backend, AEAD).table(pack_id, check=True)
     with pytest.raises(FileNotFoundError):
         PackReader(backend, AEAD).table(bytes(16))
 
 
 def test_a_scan_finds_every_whole_block(backend: PosixBackend) -> None:
-    """Between any bytes, and after a damaged block whose header gives a wrong length."""
-    blocks = [block(number, 1) for number in range(4)]
+    """At any multiple of 64 bytes, behind noise, behind a damaged header and behind a damaged body."""
+    blocks = [block(number, 1) for number in range(5)]
     pack_id = write(backend, blocks)
-    damaged = bytearray(blocks[1].stored)
-    damaged[-1] ^= 1
-    long = HEADER.pack(MAGIC, 0, 5000, 4096, bytes(16))  # reaches into the next one
-    data = b"x" * 24 + b"noise" + blocks[0].stored + bytes(damaged) + MAGIC + long + blocks[2].stored + MAGIC[:3] + blocks[3].stored + MAGIC
+    body, header = bytearray(blocks[1].stored), bytearray(blocks[3].stored)
+    body[-1] ^= 1
+    header[5] ^= 1
+    noise = np.random.default_rng(1).bytes(3 * UNIT)
+    data = noise[:UNIT] + blocks[0].stored + noise + bytes(body) + blocks[2].stored + bytes(header) + noise + blocks[4].stored + noise[:9]
     path = backend.local_dir / pack_name(pack_id)
     path.unlink()
     path.write_bytes(data)
     found = list(PackReader(backend, AEAD).scan(pack_id))
     assert [(one.digest, one.length, one.stored) for one, _pages in found] == [
-        (one.digest, 4096, one.stored) for one in (blocks[0], blocks[2], blocks[3])
+        (one.digest, 4096, one.stored) for one in (blocks[0], blocks[2], blocks[4])
     ]
-    assert [pages for _one, pages in found] == [content(number, 1) for number in (0, 2, 3)]
-
-
-@pytest.mark.parametrize("at", [0, 1, 5, (1 << 20) - 4, (1 << 20) - 3, (1 << 20) - 1, 1 << 20, (2 << 20) - 5, (2 << 20) - 4])
-def test_the_start_of_a_block_is_found_wherever_it_is(at: int) -> None:
-    """Also across the pieces in which a pack is read."""
-    file = io.BytesIO(bytes(at) + MAGIC + bytes(3))
-    assert pack._next_block(file, 0) == at
-    assert pack._next_block(file, at) == at and pack._next_block(file, at + 1) is None
+    assert [pages for _one, pages in found] == [content(number, 1) for number in (0, 2, 4)]
 
 
 def test_a_removed_pack_is_closed(backend: PosixBackend) -> None:

@@ -31,7 +31,7 @@ from fuse_store.image.kind import open_transform
 from fuse_store.repository import block, extents, index, locks, manifest, pack
 from fuse_store.repository.aead import Aead
 from fuse_store.repository.backends import PosixBackend
-from fuse_store.repository.block import HEADER, MAGIC, pack_block, parse_header, unpack_block
+from fuse_store.repository.block import BODY, HEADER, HEADER_SIZE, encrypt_units, pack_block, parse_header, unpack_block
 from fuse_store.repository.extents import MAX_SEGMENT_SIZE, Extents, no_rows, pack_extents, parse_extents, read_segment
 from fuse_store.repository.keyfile import read_key
 from fuse_store.repository.manifest import Head, ImageFile, Segment, parse_head, read_head
@@ -396,6 +396,7 @@ def test_a_table_that_was_changed(data: st.DataObject) -> None:
 def test_a_table_that_claims_to_be_huge() -> None:
     for count in (pack.MAX_BLOCKS_PER_PACK, pack.MAX_BLOCKS_PER_PACK + 1, (1 << 32) - 1):
         assert bounded(partial(parse_table, count.to_bytes(4, "little") + bytes(64), bytes(16))) is None
+        assert bounded(partial(parse_table, bytes(4) + count.to_bytes(4, "little") + bytes(64), bytes(16))) is None
 
 
 # the index -----------------------------------------------------------------------------------------------------------------
@@ -444,38 +445,36 @@ def test_a_fragment_with_any_value_of_any_kind_in_its_header(key: str) -> None:
 def test_a_block_that_was_changed(data: st.DataObject, codec: str, aead: Aead) -> None:
     pages = content([1, 2])
     block = pack_block(pages, aead.digest(pages), aead, codec, 1)
-    found = bounded(lambda: unpack_block(data.draw(changed(block.stored)), block.digest, aead))
+    found = bounded(lambda: unpack_block(data.draw(changed(block.stored[HEADER_SIZE:])), block.digest, aead))
     assert found is None or found == pages
 
 
-def encrypted_block(number: int, compressed: bytes, length: int) -> bytes:
-    """A block as it is stored, whatever is in it, with every seal right."""
-    digest = DIGESTS[:16]
-    encrypted = PLAIN.encrypt(b"block" + HEADER.pack(MAGIC, number, 0, length, digest), compressed)
-    return HEADER.pack(MAGIC, number, len(encrypted), length, digest) + encrypted
+def body_of(number: int, compressed: bytes, length: int, named: int) -> bytes:
+    """The body of a block as it is stored, whatever is in it, with every tag right."""
+    return b"".join(encrypt_units(b"block" + DIGESTS[:16], BODY.pack(number, length, named) + compressed, PLAIN))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 255])
-def test_a_block_whose_content_is_not_what_its_header_says(number: int) -> None:
-    """Only with the key such a block can be made."""
+def test_a_block_whose_content_is_not_what_it_says(number: int) -> None:
+    """Only with the key such a block can be made. None of them has the digest that it is stored under."""
     zstd = zstandard.ZstdCompressor()
     bombs = [zstd.compress(bytes(200 << 20)), lz4.block.compress(bytes(100 << 20), store_size=False), frame_of(1 << 40), frame_of(0)]
     for compressed in (*bombs, b"", b"x", bytes(4096), zstd.compress(bytes(4096)) * 2):
         if len(compressed) > block.MAX_BLOCK_SIZE:
             compressed = compressed[: block.MAX_BLOCK_SIZE]
-        for length in (1, 4096, 8192, block.MAX_BLOCK_SIZE):
-            stored = encrypted_block(number, compressed, length)
-            found = bounded(partial(unpack_block, stored, DIGESTS[:16], PLAIN))
-            assert found is None or len(found) == length
+        for length in (0, 1, 4096, 8192, block.MAX_BLOCK_SIZE, block.MAX_BLOCK_SIZE + 1, (1 << 32) - 1):
+            for named in (len(compressed), 0, len(compressed) + 1000, (1 << 32) - 1):
+                assert bounded(partial(unpack_block, body_of(number, compressed, length, named), DIGESTS[:16], PLAIN)) is None
+    assert bounded(partial(unpack_block, PLAIN.encrypt(b"block" + DIGESTS[:16], b"short"), DIGESTS[:16], PLAIN)) is None
 
 
 @fewer
-@given(data=st.binary(max_size=64))
-def test_a_header_of_a_block(data: bytes) -> None:
-    for stored in (data, MAGIC + data):
-        found = bounded(partial(parse_header, stored))
-        if found is not None:
-            assert 0 < found[2] <= block.MAX_BLOCK_SIZE and 0 <= found[1] <= block.MAX_BLOCK_SIZE + 32
+@given(data=st.data(), length=st.integers(0, (1 << 32) - 1), aead=st.sampled_from([ENCRYPTED, PLAIN]))
+def test_a_header_of_a_block(data: st.DataObject, length: int, aead: Aead) -> None:
+    header = b"".join(encrypt_units(b"header", HEADER.pack(DIGESTS[:16], length), aead))
+    assert len(header) == HEADER_SIZE
+    found = bounded(lambda: parse_header(data.draw(changed(header)), aead))
+    assert found in (None, (DIGESTS[:16], length)) and (found is None or 0 < length < block.MAX_STORED)
 
 
 @pytest.mark.parametrize("aead", [ENCRYPTED, PLAIN])
