@@ -218,7 +218,7 @@ class Store:
                 taken = time.time_ns()
                 earlier = self.versions.of(label.machine, label.application)[-1:]
                 base_ids = [version.id for version in (map(self.find, bases) if bases is not None else earlier)]
-                written, stored = self._write(files, recognised, base_ids, progress, lock)
+                written, stored = self._write(files, recognised, base_ids, progress, lock, open_all=replace)
                 sized = [ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in written.files]
                 head = Head(
                     label.machine, label.application, label.kind, label.event, tags, taken, sum(file.size for file in sized),
@@ -231,9 +231,11 @@ class Store:
         return summary(image_id, head)
 
     def _write(
-        self, files: Sequence[InputFile], recognised: kinds.Recognised, bases: Sequence[str], progress: Progress, lock: Lock
-    ) -> tuple[WrittenImage, int]:
-        """Have everything but the manifest in the store; (what the manifest says of it, bytes written)."""
+        self, files: Sequence[InputFile], recognised: kinds.Recognised, bases: Sequence[str], progress: Progress, lock: Lock,
+        *, open_all: bool,
+    ) -> tuple[WrittenImage, int]:  # fmt: skip
+        """Have everything but the manifest in the store; (what the manifest says of it, bytes written). ``open_all``: make sure that
+        every block that is shared with a base can be read."""
         from fuse_store.image.page_table import Bases
         from fuse_store.image.writer import ImageWriter
         from fuse_store.repository.pack import PackWriter
@@ -242,11 +244,10 @@ class Store:
         settings = kinds.Settings(config.page_size, config.compression, config.level, self.aead.digest)
         stored_as = recognised.store_as(files[0], settings) if len(files) == 1 else None
         packs = PackWriter(self.backend, self.aead, self.sync)
-        known = Bases(self.reader)
-        for image_id in bases:
-            with suppress(NotFound, Damaged):  # what cannot be read of it is stored again
-                known.add(self.open_image(image_id))
-        with self._no_version_on_error():
+        with self._no_version_on_error(), Bases(self.reader, config.page_size, self.backend.readers, open_all=open_all) as known:
+            for image_id in bases:
+                with suppress(NotFound, Damaged):  # what cannot be read of it is stored again
+                    known.add(self.open_image(image_id))
             try:
                 writer = ImageWriter(self.index, self.reader, packs, self.aead, settings, self.sync, known)
                 written = writer.run(files, progress, stored_as)

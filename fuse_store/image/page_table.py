@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from fuse_store.columns import I64, U64
+from fuse_store.columns import I64, U64, halves
 from fuse_store.errors import Damaged
 from fuse_store.image.reader import Image
+from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.pack import PackReader, Table
 
+ALL_OPENED = 512  # blocks of the bases that are all opened when they are shared
+PARTS = 31  # of more, a put opens one part; another one each hour: a prime, so that nightly and weekly puts come to all of them
 MAX_PAGES = 4 << 20  # 24 bytes each and as much again while it grows; those of 16 GiB in pages of 4 KiB
 _SLOT_BITS = 8  # of a place; a block has at most 64 pages
 
@@ -20,11 +25,20 @@ _Run = tuple[U64, U64, I64]  # (high, low, place), sorted by high
 
 class Bases:
     """The blocks that the versions use with which a put compares. Other blocks of their packs may be of other machines: pages of
-    those are not known."""
+    those are not known. A context manager: it has threads for opening blocks."""
 
-    def __init__(self, reader: PackReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: PackReader, page_size: int, threads: int, *, open_all: bool) -> None:
+        """``open_all``: open every block that is shared, not a part of them."""
+        self._reader, self._page_size, self._open_all = reader, page_size, open_all
         self._offsets: dict[bytes, I64] = {}  # by pack, ascending
+        self._unopened: dict[int, tuple[Table, int]] = {}  # by ordinal: a row of a table; those whose turn it is
+        self._pool = ThreadPoolExecutor(threads, "bases")
+
+    def __enter__(self) -> Bases:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def add(self, image: Image) -> None:
         """Take in the blocks of a version. Raises Damaged."""
@@ -35,15 +49,43 @@ class Bases:
             if sum(map(len, self._offsets.values())) >= MAX_PAGES:
                 return
 
-    def tables(self) -> Iterator[tuple[Table, I64]]:
-        """(the table of a pack, the rows of the blocks in it), those with most blocks first. A pack that cannot be read is left out:
-        its pages are stored again."""
-        for pack in sorted(self._offsets, key=lambda pack: -len(self._offsets[pack])):
+    def tables(self) -> Iterator[Table]:
+        """The table of each pack with only the blocks of the bases, those with most of them first. A pack that is gone, whatever a local
+        cache knows of it, or that cannot be read is left out: its pages are stored again."""
+        every = self._open_all or sum(map(len, self._offsets.values())) <= ALL_OPENED
+        turn = int(time.time()) // 3600 % PARTS
+        packs = sorted(self._offsets, key=lambda pack: -len(self._offsets[pack]))
+        first = 0
+        for pack, there in zip(packs, self._pool.map(self._reader.exists, packs), strict=True):
             try:
-                table = self._reader.table(pack)
+                table = self._reader.table(pack) if there else None
             except (Damaged, FileNotFoundError):
                 continue
-            yield table, np.flatnonzero(np.isin(table.offset, self._offsets[pack].astype(np.uint64)))
+            if table is None or table.counts(self._page_size).sum() != len(table.pages):
+                continue
+            table = table.select(np.flatnonzero(np.isin(table.offset, self._offsets[pack].astype(np.uint64))), self._page_size)
+            due = np.flatnonzero(every | (halves(table.digests)[0] % PARTS == turn))
+            of_due = table.select(due, self._page_size)
+            self._unopened.update((first + block, (of_due, row)) for row, block in enumerate(due.tolist()))
+            first += len(table.offset)
+            yield table
+
+    def unreadable(self, blocks: I64) -> I64:
+        """Which of the blocks, by their ordinals in the order of ``tables``, cannot be read, or have other pages than the table says.
+        Each is opened once, if it is its turn."""
+        due = [block for block in blocks.tolist() if block in self._unopened]
+        readable = self._pool.map(self._is_readable, [self._unopened.pop(block) for block in due])
+        return np.array([block for block, good in zip(due, readable, strict=True) if not good], np.int64)
+
+    def _is_readable(self, block: tuple[Table, int]) -> bool:
+        table, row = block
+        digest, offset, stored = table.digests[row * DIGEST : (row + 1) * DIGEST], int(table.offset[row]), int(table.stored[row])
+        try:
+            pages = self._reader.read(digest, table.pack, offset, stored)
+            self._reader.check(table, offset, digest, pages, self._page_size)
+            return True
+        except (Damaged, FileNotFoundError):
+            return False
 
 
 class PageTable:
@@ -61,6 +103,12 @@ class PageTable:
             self.space -= len(high)
             self._added.append((high, low, block << _SLOT_BITS | slot))
 
+    def forget(self, blocks: I64) -> None:
+        """Take out the pages of these blocks."""
+        self._merge()
+        kept = [~np.isin(place >> _SLOT_BITS, blocks) for _high, _low, place in self._runs]
+        self._runs = [(high[keep], low[keep], place[keep]) for (high, low, place), keep in zip(self._runs, kept, strict=True)]
+
     def find(self, high: U64, low: U64) -> tuple[I64, I64]:
         """(block, slot) of each page; block is -1 for a page that is not known."""
         self._merge()
@@ -69,8 +117,8 @@ class PageTable:
         place = np.full(len(high), -1, np.int64)
         for known_high, known_low, places in self._runs:
             missing = np.flatnonzero(place < 0)
-            if not len(missing):
-                break
+            if not len(missing) or not len(known_high):
+                continue
             at = np.searchsorted(known_high, high[missing])
             at[at == len(known_high)] = 0
             same = (known_high[at] == high[missing]) & (known_low[at] == low[missing])

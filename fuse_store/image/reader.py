@@ -57,7 +57,7 @@ class Image:
         self.files: tuple[ImageFile, ...] = self.head.files
         self.size = max((file.offset + file.size for file in self.files), default=0)
         self._segments = SegmentReader(backend, image_id, self.head, start, aead, blocks.index, self._transform)
-        self._page_digests = PageDigests(blocks.reader, self.head.page_size, self._digests_of_computed)
+        self._page_digests = PageDigests(blocks.reader, blocks.index, self.head.page_size, self._digests_of_computed)
 
     # bytes and pages -------------------------------------------------------------------------------------------------
 

@@ -126,9 +126,9 @@ class SegmentReader:
 class PageDigests:
     """Digests of an image's pages, as the tables of the packs say: no block is opened, but computed blocks are computed."""
 
-    def __init__(self, reader: PackReader, page_size: int, computed: Callable[[Place], U64]) -> None:
+    def __init__(self, reader: PackReader, index: Index, page_size: int, computed: Callable[[Place], U64]) -> None:
         """``computed`` gives the digests of pages that are in computed blocks."""
-        self._reader, self._page_size, self._computed = reader, page_size, computed
+        self._reader, self._index, self._page_size, self._computed = reader, index, page_size, computed
         self._last: tuple[OpenSegment, I64, U64] | None = None
 
     def of(self, place: Place) -> U64:
@@ -154,25 +154,55 @@ class PageDigests:
         unknown = np.zeros((MAX_BLOCK_SIZE // self._page_size, 2), np.uint64)  # of blocks that are nowhere: no page is like that
         first = np.zeros(extents.stored, np.int64)
         parts, length = [unknown], len(unknown)
+        found = np.zeros(extents.stored, bool)
+        missing: Damaged | None = None
         for number, pack in enumerate(located.packs):
-            table = self._table(pack)
             blocks = np.flatnonzero(located.pack == number)
-            rows, right = _rows_of(table, located.offset[blocks], wanted[blocks])
-            blocks, rows = blocks[right], rows[right]
-            counts = table.counts(self._page_size)
-            used = expand(starts(counts)[rows], counts[rows])
-            if len(used) and int(used.max()) >= len(table.pages):
-                raise Damaged(f"pack {pack.hex()}", "its table contradicts itself.", "Run 'fuse-store repair'.", pack=pack.hex())
-            first[blocks] = length + starts(counts[rows])
-            parts.append(table.pages[used])
-            length += len(used)
+            try:
+                part = self._of_pack(pack, located.offset[blocks], wanted[blocks])
+            except Damaged as error:
+                missing = error
+                continue
+            blocks = blocks[part.right]
+            first[blocks], found[blocks] = length + part.first, True
+            parts.append(part.pages)
+            length += len(part.pages)
+        for block in np.flatnonzero(~found).tolist():  # the pack is gone, or the row is wrong: there may be others
+            for pack, offset, _stored in self._index.places(extents.digest(block)):
+                try:
+                    part = self._of_pack(pack, np.array([offset]), wanted[block : block + 1])
+                except Damaged:
+                    continue
+                if part.right.all():
+                    first[block], found[block] = length, True
+                    parts.append(part.pages)
+                    length += len(part.pages)
+                    break
+        if missing is not None and not found[located.pack >= 0].all():
+            raise missing
         return first, np.concatenate([*parts, unknown])
 
-    def _table(self, pack: bytes) -> Table:
+    def _of_pack(self, pack: bytes, offsets: I64, digests: U64) -> _Found:
+        """The pages of the blocks at these offsets of a pack, if they have these digests. Raises Damaged."""
         try:
-            return self._reader.table(pack)
+            table = self._reader.table(pack)
         except FileNotFoundError:
             raise Damaged(f"pack {pack.hex()}", "missing.", "Run the command again.", pack=pack.hex()) from None
+        rows, right = _rows_of(table, offsets, digests)
+        counts = table.counts(self._page_size)
+        used = expand(starts(counts)[rows[right]], counts[rows[right]])
+        if len(used) and int(used.max()) >= len(table.pages):
+            raise Damaged(f"pack {pack.hex()}", "its table contradicts itself.", "Run 'fuse-store repair'.", pack=pack.hex())
+        return _Found(right, starts(counts[rows[right]]), table.pages[used])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Which of some blocks are in a pack, and for those the digests of their pages, one block after the other from ``first`` on."""
+
+    right: NDArray[np.bool_]
+    first: I64
+    pages: U64
 
 
 def _rows_of(table: Table, offsets: I64, digests: U64) -> tuple[I64, NDArray[np.bool_]]:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.columns import I64, U64, distinct, expand, group_starts, halves, joint_runs, starts
+from fuse_store.columns import I64, U64, distinct, group_starts, halves, joint_runs, starts
+from fuse_store.errors import StoreError
 from fuse_store.image.inputs import InputFile
 from fuse_store.image.kind import Settings, StoredAs
 from fuse_store.image.page_table import Bases, PageTable
@@ -36,8 +37,15 @@ GROUP = 8  # blocks that a thread compresses and encrypts in one go
 MAX_GROUPS = 8  # that wait or are being compressed
 _FIRST_COMPUTED = 1 << 40  # blocks with this ordinal or a higher one are computed, and in no pack
 
-_Job = tuple[int, bytes, bytes]  # ordinal of a block, its pages, their digests
+_Job = tuple[int, bytes, U64]  # ordinal of a block, its pages, their digests and sums
 _Columns = tuple[I64, I64, I64, I64]  # (page, count, block, slot) of extents
+
+
+def page_sums(pages: NDArray[np.uint8]) -> U64:
+    """The sum of the words of each page, a row each. Taken before the digests of pages and after the last use of a copy of them: a bit
+    that flips in memory in between would be stored under the digest of what it was."""
+    sums: U64 = pages.view(np.uint64).sum(axis=1, dtype=np.uint64)
+    return sums
 
 
 @dataclass
@@ -58,12 +66,12 @@ class BlockWriter:
     def __init__(self, index: Index, reader: PackReader, packs: PackWriter, aead: Aead, settings: Settings, sync: bool) -> None:
         self._index, self._reader, self._packs, self._aead, self._sync = index, reader, packs, aead, sync
         self._codec, self._level = settings.codec, settings.level
-        self._slots = BLOCK_SIZE // settings.page_size
+        self._page_size, self._slots = settings.page_size, BLOCK_SIZE // settings.page_size
         self._digests = bytearray()  # of every block that is known, by ordinal
         self._group: list[_Job] = []  # blocks that the next thread will take
         self._jobs: deque[Future[list[tuple[Block, bytes]]]] = deque()
         self._gathered = np.empty((self._slots, settings.page_size), np.uint8)  # the block that is being filled
-        self._gathered_digests = np.empty((self._slots, 2), np.uint64)
+        self._gathered_digests = np.empty((self._slots, 3), np.uint64)  # and sums
         self._filled, self._gathering = 0, -1  # its pages so far, and its ordinal
         self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "encrypt")
 
@@ -84,10 +92,10 @@ class BlockWriter:
         self._digests += digests
         return first
 
-    def add(self, page: I64, content: NDArray[np.uint8], rows: I64, high: U64, low: U64) -> tuple[I64, I64]:
-        """Put pages (ascending), which are ``rows`` of ``content``, into blocks; (block, slot) of each."""
+    def add(self, page: I64, content: NDArray[np.uint8], rows: I64, digests: U64) -> tuple[I64, I64]:
+        """Put pages (ascending), which are ``rows`` of ``content``, into blocks; (block, slot) of each. ``digests`` has three columns:
+        the halves of their digests, and their sums."""
         block, slot = np.empty(len(page), np.int64), np.empty(len(page), np.int64)
-        digests = np.stack((high, low), axis=1)
         begins = group_starts(page // self._slots)
         counts = np.diff(np.append(begins, len(page)))
         own = 2 * counts >= self._slots
@@ -130,12 +138,12 @@ class BlockWriter:
 
     def _close_gathered(self) -> None:
         if self._filled:
-            pages, digests = self._gathered[: self._filled].tobytes(), self._gathered_digests[: self._filled]
+            pages, digests = self._gathered[: self._filled].tobytes(), self._gathered_digests[: self._filled].copy()
             self._submit(self._gathering, pages, digests)
             self._filled, self._gathering = 0, -1
 
     def _submit(self, ordinal: int, pages: bytes, of_pages: U64) -> None:
-        self._group.append((ordinal, pages, of_pages.astype("<u8").tobytes()))
+        self._group.append((ordinal, pages, of_pages))
         if len(self._group) == GROUP:
             self._submit_group()
 
@@ -153,12 +161,18 @@ class BlockWriter:
         for row, ((ordinal, pages, of_pages), digest) in enumerate(zip(group, digests, strict=True)):
             self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
             if located.pack[row] < 0 or not self._is_there(digest, located, row):
-                new.append((pack_block(pages, digest, self._aead, self._codec, self._level), of_pages))
+                new.append((pack_block(pages, digest, self._aead, self._codec, self._level), of_pages[:, :2].astype("<u8").tobytes()))
+            if (page_sums(np.frombuffer(pages, np.uint8).reshape(-1, self._page_size)) != of_pages[:, 2]).any():
+                raise StoreError(
+                    "memory", "changed a page of the source while it was stored.",
+                    "No version was created. Test the memory of this machine, and run the command again.",
+                )  # fmt: skip
         return new
 
     def _is_there(self, digest: bytes, located: Located, row: int) -> bool:
-        pack = located.packs[int(located.pack[row])]
-        return self._reader.has(digest, pack, int(located.offset[row]), int(located.stored[row]))
+        """Whether the block can be read, there or where another row of the index says."""
+        place = located.packs[int(located.pack[row])], int(located.offset[row]), int(located.stored[row])
+        return self._reader.has(digest, *place) or any(self._reader.has(digest, *other) for other in self._index.places(digest))
 
     def _write_group(self) -> None:
         for block, of_pages in self._jobs.popleft().result():
@@ -228,19 +242,19 @@ class SegmentWriter:
 
 
 class ImageWriter:
-    """One put. ``bases``: in which blocks pages are looked for."""
+    """One put. ``bases``: in which blocks pages are looked for, the first that it knows."""
 
     def __init__(
         self, index: Index, reader: PackReader, packs: PackWriter, aead: Aead, settings: Settings, sync: bool, bases: Bases
     ) -> None:
-        self._page_size, self._aead = settings.page_size, aead
+        self._page_size, self._aead, self._bases = settings.page_size, aead, bases
         self._zero = halves(aead.page_digests([bytes(settings.page_size)]))
         self._known = PageTable()
         self._blocks = BlockWriter(index, reader, packs, aead, settings, sync)
         self._segments = SegmentWriter(aead, self._blocks)
         self._written = WrittenImage()
-        for table, rows in bases.tables():
-            self._know(table, rows)
+        for table in bases.tables():
+            self._know(table)
             if not self._known.space:
                 break
 
@@ -287,32 +301,39 @@ class ImageWriter:
     def _batch(self, page: I64, data: memoryview) -> None:
         """Pages with these numbers, whose content stands one after the other in ``data``."""
         size = self._page_size
+        content = np.frombuffer(data, np.uint8).reshape(-1, size)
+        sums = page_sums(content)
         high, low = halves(self._aead.page_digests(split(data, size)))
         rows = np.flatnonzero((high != self._zero[0]) | (low != self._zero[1]))
         if not len(rows):
             return
         page, high, low = page[rows], high[rows], low[rows]
-        block, slot = self._known.find(high, low)
+        block, slot = self._find(high, low)
         absent = np.flatnonzero(block < 0)
         if len(absent):
             first, back = distinct(high[absent], low[absent])  # a page that is new twice in a batch is stored once
             new = absent[first]
-            content = np.frombuffer(data, np.uint8).reshape(-1, size)
-            blocks, slots = self._blocks.add(page[new], content, rows[new], high[new], low[new])
+            digests = np.stack((high[new], low[new], sums[rows[new]]), axis=1)
+            blocks, slots = self._blocks.add(page[new], content, rows[new], digests)
             self._known.add(high[new], low[new], blocks, slots)
             block[absent], slot[absent] = blocks[back], slots[back]
             self._written.new += len(new) * size
         self._written.allocated += len(page) * size
         self._written.segments += self._segments.add(page, block, slot)
 
-    def _know(self, table: Table, rows: I64) -> None:
-        """Make the pages of some blocks of a pack known."""
+    def _find(self, high: U64, low: U64) -> tuple[I64, I64]:
+        """(block, slot) of pages that are known; block is -1 for the others, and for those of blocks that are found to be damaged."""
+        while True:
+            block, slot = self._known.find(high, low)
+            bad = self._bases.unreadable(np.unique(block))
+            if not len(bad):
+                return block, slot
+            self._known.forget(bad)
+
+    def _know(self, table: Table) -> None:
+        """Make the pages of blocks known."""
+        first = self._blocks.know(table.digests)
         counts = table.counts(self._page_size)
-        if counts.sum() != len(table.pages):
-            return  # of a store with another page size
-        first = self._blocks.know(np.frombuffer(table.digests, f"V{DIGEST}")[rows].tobytes())
-        pages = table.pages[expand(starts(counts)[rows], counts[rows])]
-        counts = counts[rows]
-        block = np.repeat(np.arange(first, first + len(rows)), counts)
-        slot = np.arange(len(pages)) - np.repeat(starts(counts), counts)
-        self._known.add(np.ascontiguousarray(pages[:, 0]), np.ascontiguousarray(pages[:, 1]), block, slot)
+        block = np.repeat(np.arange(first, first + len(counts)), counts)
+        slot = np.arange(len(table.pages)) - np.repeat(starts(counts), counts)
+        self._known.add(np.ascontiguousarray(table.pages[:, 0]), np.ascontiguousarray(table.pages[:, 1]), block, slot)

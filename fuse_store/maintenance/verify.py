@@ -128,7 +128,9 @@ class _Verifier:
                 try:
                     self._table(pack)
                     self._pack_problems[pack] = ""
-                except (Damaged, FileNotFoundError) as error:
+                except FileNotFoundError:
+                    self._pack_problems[pack] = ""  # its blocks are missing, unless they are in others
+                except Damaged as error:
                     self._pack_problems[pack] = str(error)
             if self._pack_problems[pack] and self._pack_problems[pack] not in verdict.problems:
                 verdict.problems.append(self._pack_problems[pack])

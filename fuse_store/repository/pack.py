@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fuse_store.columns import I64, U64, halves
+from fuse_store.columns import I64, U64, expand, halves, starts
 from fuse_store.errors import Damaged
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.atomic import fault_point, start_writing
@@ -66,6 +66,13 @@ class Table:
     def counts(self, page_size: int) -> I64:
         """The number of pages of each block; the last page may be shorter."""
         return -(-self.length.astype(np.int64) // page_size)
+
+    def select(self, rows: I64, page_size: int) -> Table:
+        """The table with these rows alone. It must have as many pages as its blocks."""
+        counts = self.counts(page_size)
+        used = expand(starts(counts)[rows], counts[rows])
+        digests = np.frombuffer(self.digests, f"V{DIGEST}")[rows].tobytes()
+        return Table(self.pack, digests, self.offset[rows], self.stored[rows], self.length[rows], self.pages[used])
 
     def rows(self) -> Rows:
         """The blocks as rows of the index."""
@@ -196,6 +203,7 @@ class PackReader:
 
     def __init__(self, backend: Backend, aead: Aead) -> None:
         self._backend, self._aead = backend, aead
+        self._have_tables: set[bytes] = set()  # packs whose table was read once
 
     def read(self, digest: bytes, pack: bytes, offset: int, stored: int) -> bytes:
         """The pages of a block, verified. Raises FileNotFoundError if the pack does not exist, Damaged."""
@@ -204,12 +212,20 @@ class PackReader:
         except ValueError as error:
             raise self._damaged(f"block {digest.hex()}", error, pack) from None
 
-    def has(self, digest: bytes, pack: bytes, offset: int, stored: int) -> bool:
-        """Whether the block can be read there, from a pack that is not in the trash."""
+    def exists(self, pack: bytes) -> bool:
+        """Whether there is such a pack, and not only in the trash or in a local cache. Raises StoreError."""
         try:
-            self._backend.size(pack_name(pack))
-            self.read(digest, pack, offset, stored)
-            return True
+            return self._backend.size(pack_name(pack)) > 0
+        except OSError:
+            return False
+
+    def has(self, digest: bytes, pack: bytes, offset: int, stored: int) -> bool:
+        """Whether the block can be read there, from a pack that is not in the trash and has a table."""
+        try:
+            if pack not in self._have_tables:
+                self.table(pack)
+                self._have_tables.add(pack)
+            return self.exists(pack) and bool(self.read(digest, pack, offset, stored))
         except (OSError, Damaged):
             return False
 

@@ -435,6 +435,21 @@ def test_what_is_kept_here_is_checked(url: str, tmp_path: Path) -> None:
     assert run(url, "list").code == 5
 
 
+def test_packs_that_only_the_local_cache_knows_are_not_shared(url: str, tmp_path: Path) -> None:
+    prepared(url, tmp_path)
+    assert run(url, "put", str(tmp_path / "second"), "--machine", "m").code == 0
+    (kept,) = (tmp_path / "cache/fuse-store").iterdir()
+    assert list(kept.rglob("*.table"))
+    where = backend(url)
+    for pack, _size in list(all_packs(where)):
+        where.remove(pack_name(pack))
+    assert run(url, "get", "m/system/latest", str(tmp_path / "gone")).code == 4
+    for machine in ("m", "other"):
+        assert run(url, "put", str(tmp_path / "second"), "--machine", machine).code == 0
+        assert run(url, "get", f"{machine}/system/latest", str(tmp_path / machine)).code == 0
+        assert (tmp_path / machine).read_bytes() == SECOND
+
+
 # writers and readers --------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A put of a sound source makes a version that can be read, whatever happened to what it shares, or fails; and memory is not trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fuse_store.errors import Damaged, StoreError
+from fuse_store.image import page_table, writer
+from fuse_store.maintenance.repair import repair
+from fuse_store.maintenance.verify import verify
+from fuse_store.progress import SILENT
+from fuse_store.repository.index import Rows, merged
+from fuse_store.repository.pack import Table, pack_name
+from fuse_store.store import Label, Store
+from tests.store.conftest import PAGE, content, packs_of, read_whole, replace_content, write_sparse
+
+DATA = content(range(1, 400))
+HOUR = 3600
+
+
+@pytest.fixture(params=[True, False], ids=["encrypted", "plain"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store.create(tmp_path / "store", durability="none", encryption=request.param)
+
+
+def put(store: Store, data: bytes, machine: str = "m", replace: bool = False) -> str:
+    return store.put(str(write_sparse(store.path.parent / "source", data)), Label(machine), replace=replace).id
+
+
+def rows_of(store: Store) -> Rows:
+    return merged(list(store.index.fragments().values()))
+
+
+def flip(store: Store, rows: list[int]) -> None:
+    """One bit in the body of each of these blocks, by their rows in the index."""
+    index = rows_of(store)
+    for pack, offset, stored in map(index.place, rows):
+        path = store.path / pack_name(pack)
+        data = bytearray(path.read_bytes())
+        data[offset + stored // 2] ^= 1
+        replace_content(path, bytes(data))
+    store.close()
+
+
+def damages() -> dict[str, Callable[[Store], None]]:
+    def every_block(store: Store) -> None:
+        flip(store, list(range(len(rows_of(store)))))
+
+    def one_block(store: Store) -> None:
+        flip(store, [len(rows_of(store)) // 2])
+
+    def no_pack(store: Store) -> None:
+        for pack in packs_of(store.path):
+            (store.path / pack_name(pack)).unlink()
+
+    def zeros(store: Store) -> None:
+        for pack in packs_of(store.path):
+            path = store.path / pack_name(pack)
+            replace_content(path, bytes(path.stat().st_size))
+
+    def cut(store: Store) -> None:
+        for pack in packs_of(store.path):
+            path = store.path / pack_name(pack)
+            replace_content(path, path.read_bytes()[: path.stat().st_size // 2])
+
+    def zeros_but_for_the_table(store: Store) -> None:
+        for pack in packs_of(store.path):
+            path = store.path / pack_name(pack)
+            end = max(sum(rows_of(store).place(row)[1:]) for row in range(len(rows_of(store))))
+            replace_content(path, bytes(end) + path.read_bytes()[end:])
+
+    return {each.__name__: each for each in (every_block, one_block, no_pack, zeros, cut, zeros_but_for_the_table)}
+
+
+@pytest.mark.parametrize("machine", ["m", "other"])
+@pytest.mark.parametrize("replace", [True, False])
+@pytest.mark.parametrize("damage", damages().values(), ids=damages())
+def test_what_is_damaged_or_gone_is_stored_again(store: Store, damage: Callable[[Store], None], replace: bool, machine: str) -> None:
+    """Pages that a base has, and whole blocks that the index knows, also those of another machine."""
+    first = put(store, DATA)
+    damage(store)
+    store.close()
+    with Store.open(store.path) as again:
+        with pytest.raises(Damaged):
+            read_whole(again, first)
+        changed = DATA[: 20 * PAGE] + content([1000]) + DATA[21 * PAGE :]
+        new = put(again, changed, machine, replace)
+        assert read_whole(again, new) == changed
+        image = again.open_image(new)
+        assert all(image.page_digests(place).any(axis=1).all() for place in image.places(0, image.head.pages))
+        if damage.__name__ in ("every_block", "one_block", "no_pack"):  # else the table of a pack is damaged too
+            assert verify(again, [new], 100, SILENT)[0].problems == []
+        size = sum((store.path / pack_name(pack)).stat().st_size for pack in packs_of(store.path))
+        last = put(again, DATA, machine, replace)
+        assert read_whole(again, last) == DATA
+        grown = sum((store.path / pack_name(pack)).stat().st_size for pack in packs_of(store.path)) - size
+        assert grown < len(DATA) // 4  # the next put shares what the last one stored again
+        repair(again, SILENT)
+        assert read_whole(again, last) == DATA
+
+
+def test_of_several_copies_of_a_block_the_readable_one_is_shared_and_kept(store: Store) -> None:
+    first = put(store, DATA)
+    flip(store, list(range(len(rows_of(store)))))
+    put(store, DATA, "other")
+    assert read_whole(store, first) == DATA  # the same blocks
+    packs = packs_of(store.path)
+    put(store, DATA, "third")
+    assert packs_of(store.path) == packs
+    for number in range(6):  # merges the index
+        put(store, content([5000 + number]), f"more{number}")
+    assert read_whole(store, first) == DATA
+    image = store.open_image(first)
+    assert all(image.page_digests(place).any(axis=1).all() for place in image.places(0, image.head.pages))
+
+
+@pytest.mark.parametrize("step", [HOUR, 24 * HOUR, 7 * 24 * HOUR], ids=["hourly", "nightly", "weekly"])
+def test_of_a_large_base_a_part_is_opened_each_time(store: Store, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Another one each time, and all of them in 31 puts: then nothing damaged is shared any more."""
+    monkeypatch.setattr(page_table, "ALL_OPENED", 0)
+    data = content(range(1, 1600))
+    image_id = put(store, data)
+    blocks = len(rows_of(store))
+    opened: list[bytes] = []
+    is_readable = page_table.Bases._is_readable
+    now = 1_800_000_000
+
+    def seen(bases: page_table.Bases, block: tuple[Table, int]) -> bool:
+        opened.append(block[0].digests[16 * block[1] : 16 * block[1] + 16])
+        return is_readable(bases, block)
+
+    monkeypatch.setattr(page_table.Bases, "_is_readable", seen)
+    monkeypatch.setattr("fuse_store.image.page_table.time.time", lambda: now)
+    counts = []
+    for _night in range(page_table.PARTS):
+        put(store, data)
+        counts.append(len(opened))
+        now += step
+    assert len(opened) == len(set(opened)) == blocks and max(np.diff(counts)) < blocks // 4
+    put(store, data, replace=True)
+    assert len(opened) == 2 * blocks
+    monkeypatch.setattr(page_table.Bases, "_is_readable", is_readable)
+    flip(store, [3, blocks // 2])
+    for _night in range(page_table.PARTS):
+        last = put(store, data)
+        now += step
+    assert read_whole(store, last) == data == read_whole(store, image_id)
+
+
+def test_a_table_that_says_other_digests_of_pages_teaches_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a bit makes it that flips in memory: neither is it shared, nor do verify and repair say that all is well."""
+    right, wrong = content([50]), content([1050])
+    page_digests = type(store.aead).page_digests
+
+    def lie(aead: object, pages: list[bytes]) -> bytes:
+        return page_digests(store.aead, [wrong if bytes(page) == right else page for page in pages])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store.aead), "page_digests", lie)
+        first = put(store, DATA)
+    assert read_whole(store, first) == DATA
+    (verdict,) = verify(store, [first], 100, SILENT)
+    assert len(verdict.problems) == 1 and "its pages have other digests than the pack table says" in verdict.problems[0]
+    (verdict,) = verify(store, [first], 99.999, SILENT)
+    assert verdict.state == "damaged"
+    changed = DATA[: 49 * PAGE] + wrong + DATA[50 * PAGE :]
+    assert read_whole(store, put(store, changed)) == changed
+    done = repair(store, SILENT)
+    assert len(done.packs_bad) == done.packs_rescued == 1 and not done.lost
+    assert [found.problems for found in verify(store, store.ids(), 100, SILENT)] == [[]] * 2
+    assert read_whole(store, put(store, changed)) == changed
+
+
+@pytest.mark.parametrize("page", [0, 31, 70, 398], ids=["first", "last of a block", "in a block of its own", "scattered"])
+@pytest.mark.parametrize("when", ["before the digests", "after the digests", "in the copy"])
+def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pytest.MonkeyPatch, page: int, when: str) -> None:
+    """Between the reading of a page and the encryption of its block. Before the sum is taken nothing can know."""
+    data = np.frombuffer(bytearray(DATA), np.uint8)
+    add, page_digests = writer.BlockWriter.add, type(store.aead).page_digests
+
+    def flipped(pages: bytes) -> bytes:
+        at = pages.find(content([page + 1])[:64])
+        return pages if at < 0 else pages[: at + 99] + bytes([pages[at + 99] ^ 4]) + pages[at + 100 :]
+
+    def flip_before(aead: object, pages: list[memoryview]) -> bytes:
+        return page_digests(store.aead, [flipped(bytes(each)) for each in pages])
+
+    def flip_after(blocks: writer.BlockWriter, pages: Any, rows: Any, *rest: Any) -> Any:
+        changed = np.frombuffer(flipped(rows.tobytes()), np.uint8).reshape(rows.shape)
+        return add(blocks, pages, changed, *rest)
+
+    if when == "before the digests":  # a digest of the flipped page: what is stored is right, but not what the table says of it
+        monkeypatch.setattr(type(store.aead), "page_digests", flip_before)
+        image_id = put(store, data.tobytes())
+        monkeypatch.undo()
+        assert read_whole(store, image_id) == DATA and verify(store, [image_id], 100, SILENT)[0].state == "damaged"
+        return
+    if when == "after the digests":
+        monkeypatch.setattr(writer.BlockWriter, "add", flip_after)
+    else:
+        submit = writer.BlockWriter._submit
+        monkeypatch.setattr(writer.BlockWriter, "_submit", lambda self, ordinal, pages, rest: submit(self, ordinal, flipped(pages), rest))
+    with pytest.raises(StoreError, match=r"memory: changed a page of the source.*No version was created"):
+        put(store, data.tobytes())
+    monkeypatch.undo()
+    assert store.ids() == [] and not packs_of(store.path)
+    assert read_whole(store, put(store, DATA)) == DATA
