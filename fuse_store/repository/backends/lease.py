@@ -3,7 +3,7 @@
 
 The lock is an object that is created only if none exists (If-None-Match), names its holder, and is renewed by a thread
 of the holder. It is taken over, by a write that fails if the object changed meanwhile (If-Match), from a holder that has
-certainly ended, as in ``locks``, and from any holder that has not renewed it for LEASE_SECONDS by the server's clock: its
+released it, or certainly ended, as in ``locks``, and from any holder that has not renewed it for LEASE_SECONDS by the server's clock: its
 machine is off, hibernated or disconnected. A holder that continues later finds out by ``check``, which precedes each
 commit. A server that ignores a condition is detected by ``probe``, before a store is created, and when the lock is taken.
 """
@@ -22,6 +22,8 @@ from fuse_store.repository.locks import has_ended, held_by, lost_lock, parse_hol
 LOCK_NAME = "locks/writer"
 LEASE_SECONDS = 300.0
 RENEWAL_SECONDS = 60.0
+RELEASED = "released"  # the key of a lock that nobody holds
+ATTEMPTS = 8
 RACERS = 8  # requests of the probe at once; of some servers all of them win
 WRONG_TAG = '"00000000000000000000000000000000"'
 USE_ANOTHER = "Use a server with conditional writes (If-None-Match, If-Match); the store can still be read."
@@ -59,11 +61,9 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        for _attempt in range(8):
-            self._tag = self._objects.put(LOCK_NAME, self._content(), "create")
-            if self._tag is None and not self._is_ours():
-                self._take_over()
-            if self._tag is not None:
+        for _attempt in range(ATTEMPTS):
+            self._tag = self._take()
+            if self._tag is not None or self._is_ours():
                 break
         else:
             raise self._locked({})
@@ -79,8 +79,8 @@ class Lease:
         self._end.set()
         self._thread.join()
         try:
-            if self._is_ours():
-                self._objects.remove(LOCK_NAME)
+            if self._is_ours():  # else it was taken over, maybe a moment ago: a delete would have no condition
+                self._objects.put(LOCK_NAME, json.dumps({RELEASED: self._token}).encode(), {"e_tag": self._tag})
         except StoreError:
             pass  # the lease expires
 
@@ -123,16 +123,17 @@ class Lease:
             except StoreError:
                 continue  # ``check`` decides before a commit
 
-    def _take_over(self) -> None:
-        """Take over the lock of a holder that has ended or not renewed it; raises Locked otherwise."""
+    def _take(self) -> str | None:
+        """Take the lock if there is none, or its holder has released it, ended, or not renewed it: its e_tag, or None if another
+        process was quicker. Raises Locked, StoreError."""
         try:
             content, tag, written = self._objects.get(LOCK_NAME)
         except FileNotFoundError:
-            return
+            return self._objects.put(LOCK_NAME, self._content(), "create")
         holder = parse_holder(content)
-        if not has_ended(holder) and self._objects.now() - written < LEASE_SECONDS:
+        if RELEASED not in holder and not has_ended(holder) and self._objects.now() - written < LEASE_SECONDS:
             raise self._locked(holder)
-        self._tag = self._objects.put(LOCK_NAME, self._content(), {"e_tag": tag})
+        return self._objects.put(LOCK_NAME, self._content(), {"e_tag": tag})
 
     def _locked(self, holder: dict[str, Any]) -> Locked:
         remedy = f"Wait until it is done, or use --wait; the lock of a machine that is off expires after {LEASE_SECONDS:.0f} seconds."

@@ -271,7 +271,7 @@ def test_every_verb(place: str, tmp_path: Path) -> None:
     assert run(place, "repair").code == 0
     assert run(place, "verify").code == 0
     assert len(run(place, "list", "--json").json["versions"]) == 2
-    assert not [name for name in all_names(place) if name.startswith("trash/") or name == "locks/writer"]
+    assert not [name for name in all_names(place) if name.startswith("trash/")]
 
 
 def test_a_hibernation_image_is_staged(place: str, tmp_path: Path) -> None:
@@ -533,6 +533,23 @@ def test_a_lock_is_renewed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
             lock.check()
 
 
+def test_who_lost_the_lock_does_not_release_that_of_another(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if it is taken over in the moment between the last look at it and the release."""
+    where = backend(url)
+    real = lease.Lease._is_ours
+
+    def then_lost(self: lease.Lease) -> bool:
+        ours = real(self)
+        backend(url).write(lease.LOCK_NAME, lock_of(), sync=False)
+        return ours
+
+    with where.lock():
+        monkeypatch.setattr(lease.Lease, "_is_ours", then_lost)
+    assert where.read(lease.LOCK_NAME) == lock_of()
+    with pytest.raises(Locked), where.lock():
+        pass
+
+
 def test_many_want_the_lock_of_a_holder_that_ended(url: str) -> None:
     """One of them gets it."""
     backend(url).write(lease.LOCK_NAME, lock_of(boot="another"), sync=False)
@@ -581,7 +598,7 @@ def test_a_server_that_does_not_heed_a_condition(url: str, tmp_path: Path, monke
         assert len(store.summaries()) == 2
     with pytest.raises(Refused, match="ignores conditional writes"):
         Store.create(f"{url}/other")
-    assert all_names(f"{url}/other") == set() and not [name for name in all_names(url) if name.startswith("locks/")]
+    assert all_names(f"{url}/other") == set() and not [name for name in all_names(url) if name.startswith("locks/probe")]
     assert len(list((tmp_path / "config/fuse-store/keys").iterdir())) == 1, "the key of the store that is not there is not kept"
 
 
@@ -619,7 +636,7 @@ def test_a_collection_under_a_reader(url: str, tmp_path: Path, monkeypatch: pyte
         assert not [name for name in all_names(url) if name.startswith("packs/")]
         assert start + image.read(PAGE, len(FIRST)) == FIRST
     assert run(url, "gc", "--now").code == 0
-    assert {name.partition("/")[0] for name in all_names(url)} <= {"store.json", "states", "index"}
+    assert {name.partition("/")[0] for name in all_names(url)} <= {"store.json", "states", "index", "locks"}
 
 
 def test_many_versions_are_listed_without_asking_for_each(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
