@@ -7,12 +7,14 @@ writer lock; a version appears when its manifest is renamed into place, and is g
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -26,10 +28,23 @@ from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.backends import Backend, Lock, backend
 from fuse_store.repository.config import COMPRESSIONS, DURABILITY, LEVEL, LEVELS, Config
+from fuse_store.repository.extents import check_segment
 from fuse_store.repository.keyfile import default_key_file, new_key, read_key, write_key
-from fuse_store.repository.manifest import PAGE_SIZES, Head, ImageFile, Summary, image_name, summary, write_manifest
+from fuse_store.repository.manifest import (
+    PAGE_SIZES,
+    Head,
+    ImageFile,
+    Summary,
+    image_directory,
+    image_name,
+    machine_tag_of,
+    no_such_image,
+    pack_head,
+    summary,
+    write_manifest,
+)
 from fuse_store.repository.state_log import StateLog
-from fuse_store.versions import Versions
+from fuse_store.versions import Unreadable, Versions
 
 if TYPE_CHECKING:
     from fuse_store.image.block_cache import BlockCache
@@ -60,6 +75,10 @@ class Label:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def name(self) -> str:
+        return f"{self.machine}/{self.application}"
 
 
 def _ignore(_text: str) -> None:
@@ -161,14 +180,16 @@ class Store:
 
     def ids(self) -> list[str]:
         """The id of every version, in no order. Raises StoreError."""
-        return self.versions.ids()
+        return list(self.versions.ids())
 
     def summaries(self) -> list[Summary]:
-        """Every version, by machine, application and time. Damaged manifests are left out; ``verify`` names them."""
-        return self.versions.summaries()
+        """Every version, by machine, application and order. Damaged manifests are left out; ``verify`` names them. All at once:
+        ``versions.each`` needs the memory of one machine."""
+        return list(self.versions.each())
 
     def find(self, reference: str) -> Summary:
-        """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. Raises NotFound, UsageError."""
+        """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. Raises NotFound, UsageError, and
+        Damaged if it may be one whose manifest cannot be read."""
         return self.versions.find(reference)
 
     def open_image(self, image_id: str) -> Image:
@@ -216,19 +237,46 @@ class Store:
             tags = names.checked_tags({**recognised.tags, **label.tags})
             with self.writing() as lock:
                 taken = time.time_ns()
-                earlier = self.versions.of(label.machine, label.application)[-1:]
+                unreadable: dict[str, Damaged] = {}
+                of_machine = self.versions.of(label.machine, unreadable=unreadable)
+                number = max((version.number for version in of_machine), default=0) + 1
+                earlier = [version for version in of_machine if version.application == label.application][-1:]
                 base_ids = [version.id for version in (map(self.find, bases) if bases is not None else earlier)]
-                written, stored = self._write(files, recognised, base_ids, progress, lock, open_all=replace)
-                sized = [ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in written.files]
                 head = Head(
-                    label.machine, label.application, label.kind, label.event, tags, taken, sum(file.size for file in sized),
-                    written.allocated, written.new, stored, self.config.page_size, tuple(base_ids), tuple(sized),
-                    tuple(written.segments), written.computed,
+                    label.machine, label.application, label.kind, label.event, tags, taken, number,
+                    0, 0, 0, 0, self.config.page_size, tuple(base_ids), (), (),
+                )  # fmt: skip
+                pack_head(_with_files(head, _placed(files, self.config.page_size)), label.name)  # before everything is read
+                written, stored = self._write(files, recognised, base_ids, progress, lock, open_all=replace)
+                head = dataclasses.replace(
+                    _with_files(head, written.files), allocated=written.allocated, new=written.new, stored=stored,
+                    segments=tuple(written.segments), computed=written.computed,
                 )  # fmt: skip
                 image_id = self._commit(head, written.encrypted, lock)
+                self._warn_of_clock(earlier, taken, warn)
                 if replace:
-                    self._remove([version.id for version in earlier], lock)
+                    self._replace(earlier, unreadable, lock, warn)
         return summary(image_id, head)
+
+    def _replace(
+        self, earlier: Sequence[Summary], unreadable: Unreadable, lock: Lock, warn: Callable[[str], None]
+    ) -> None:
+        """Remove the version before the new one, unless a manifest that cannot be read may be that version."""
+        if unreadable:
+            warn(
+                f"no version was replaced: the newest one may be one whose manifest cannot be read ({', '.join(sorted(unreadable)[:3])}). "
+                "Restore it from a copy of the store, or give it up with 'fuse-store remove --damaged ID'."
+            )
+            return
+        self._remove([version.id for version in earlier], lock)
+
+    def _warn_of_clock(self, earlier: Sequence[Summary], taken: int, warn: Callable[[str], None]) -> None:
+        before = earlier[0] if earlier else None
+        if before is not None and before.taken.timestamp() > taken / 1e9:
+            warn(
+                f"the clock: version {before.id[:12]}, stored before this one, was taken at {before.taken:%Y-%m-%d %H:%M:%S} UTC, which "
+                "is in the future. The new version counts as the newer one. Check the clock of this machine."
+            )
 
     def _write(
         self, files: Sequence[InputFile], recognised: kinds.Recognised, bases: Sequence[str], progress: Progress, lock: Lock,
@@ -257,10 +305,36 @@ class Store:
         return written, packs.written
 
     def _commit(self, head: Head, segments: Sequence[bytes], lock: Lock) -> str:
+        """Make the version exist, and read its manifest back as a reader would. Raises StoreError: no version exists then."""
+        at = accumulate(map(len, segments), initial=0)
+        written = dict(zip(at, segments, strict=False))  # by offset: the head has them in the order of their pages
+        for segment in head.segments:
+            check_segment(head, segment, written[segment.offset], self.aead)
         fault_point("commit")
         with self._no_version_on_error():
+            self.versions.name_machine(head.machine, self.sync)
             sync = self.config.durability != "none"
-            return write_manifest(self.backend, head, segments, self.aead, sync, lambda: self.before_commit(lock))
+            image_id = write_manifest(self.backend, head, segments, self.aead, sync, lambda: self.before_commit(lock))
+        try:
+            self._read_back(image_id)
+        except (Damaged, NotFound) as error:
+            lock.check()
+            with self._no_version_on_error():
+                self.backend.to_trash(image_name(image_id))
+                self.backend.remove_empty(image_directory(machine_tag_of(image_id)))
+            raise Damaged(
+                f"image {image_id}", f"cannot be read back: {error}",
+                "No version was created, none was removed. Run 'fuse-store verify', and check the disk and the memory of this machine.",
+                image=image_id,
+            ) from None  # fmt: skip
+        return image_id
+
+    def _read_back(self, image_id: str) -> None:
+        """Read the whole manifest, and find every block that it names. Raises Damaged, NotFound."""
+        for digests, located, _first_pages in self.open_image(image_id).blocks():
+            missing = int((located.pack < 0).sum())
+            if missing:
+                raise Damaged(f"image {image_id}", f"{missing} of {len(digests) // DIGEST} blocks are in no pack.", image=image_id)
 
     @contextmanager
     def _no_version_on_error(self) -> Iterator[None]:
@@ -286,7 +360,8 @@ class Store:
                 raise StoreError(f"store {self.url}", f"{error.strerror}.", "The state was not recorded.") from None
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Remove versions. Their manifests go to the trash; ``maintenance.gc`` frees the space. Raises Locked, NotFound."""
+        """Remove versions, also those whose manifests cannot be read. Their manifests go to the trash; ``maintenance.gc`` frees the
+        space. Raises Locked, NotFound."""
         with self.writing() as lock:
             self._remove(ids, lock)
 
@@ -304,11 +379,27 @@ class Store:
             try:
                 self.backend.to_trash(image_name(image_id))
             except FileNotFoundError:
-                raise NotFound(f"image {image_id}", "no such image.", "Run 'fuse-store list' to see what is stored.") from None
+                raise no_such_image(image_id) from None
             fault_point("removed")
             self.state_log.forget(image_id)
-        if self.config.durability != "none":
-            self.backend.sync("images")
+        for directory in {image_directory(machine_tag_of(image_id)) for image_id in ids}:
+            if self.config.durability != "none":
+                self.backend.sync(directory)
+            self.backend.remove_empty(directory)
+
+
+def _placed(files: Sequence[InputFile], page_size: int) -> list[tuple[InputFile, int]]:
+    """Files, and where each will begin, as far as their sizes are known."""
+    placed, at = [], 0
+    for file in files:
+        placed.append((file, at))
+        at += -(-(file.size or 0) // page_size) * page_size
+    return placed
+
+
+def _with_files(head: Head, placed: Sequence[tuple[InputFile, int]]) -> Head:
+    sized = tuple(ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in placed)
+    return dataclasses.replace(head, files=sized, size=sum(file.size for file in sized))
 
 
 def _read_config(place: Backend, path: str) -> Config:
@@ -339,6 +430,7 @@ class _Writing:
         except OSError as error:
             raise StoreError(f"store {self._store.url}", f"{error.strerror}.", "Nothing was changed.") from None
         self._store.backend.remove_partials()
+        self._store.versions.cache.remove_partials()
         return lock
 
     def _locked(self) -> Lock:

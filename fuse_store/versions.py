@@ -1,134 +1,310 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The versions of a store: list and find them. Everything is read from the manifests and state logs; a cache beside the
-index saves reading them all each time. Threads may share a Versions.
+"""The versions of a store: list and find them, a directory of manifests at a time.
+
+``images/`` has a directory for each machine (two may share one, by chance), so the versions of a machine are found without
+looking at the others, and lists of everything need the memory of one machine. The names of the machines are in ``machines/``, a
+small file each. A cache saves reading the manifests each time (``summaries``). Threads may share a Versions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
-
-import msgpack
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 from fuse_store.errors import Damaged, NotFound, StoreError, UsageError
-from fuse_store.repository.aead import Aead
-from fuse_store.repository.atomic import write_file
+from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
-from fuse_store.repository.manifest import Summary, read_head, summary
+from fuse_store.repository.manifest import (
+    Summary,
+    image_directory,
+    machine_digest,
+    machine_tag,
+    machine_tag_of,
+    no_such_image,
+    read_head,
+    summary,
+)
 from fuse_store.repository.state_log import StateLog
+from fuse_store.summaries import SummaryCache, is_stale
 
-CACHE_NAME = "summaries"  # below index/ in the local directory
-MIN_STALE = 16  # manifests that are read anew each time before the cache is written again; at most 1/64 of all
-_REFERENCE = re.compile(r"[0-9a-f]{1,32}\Z")
-_MANIFEST = re.compile(r"[0-9a-f]{32}\.img")
-_TAKEN, _BASES = (list(Summary.__dataclass_fields__).index(name) for name in ("taken", "bases"))
+MACHINES = "machines"  # the directory of the machines' names
+_ID = re.compile(r"[0-9a-f]{32}\Z")
+_PREFIX = re.compile(r"[0-9a-f]{1,32}\Z")
+_TAG = re.compile(r"[0-9a-f]{4}\Z")
+
+Unreadable = MutableMapping[str, Damaged]  # why a manifest cannot be read, by id
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The versions of one directory of manifests, without their states, in no order."""
+
+    summaries: list[Summary]
+    unreadable: dict[str, Damaged]
 
 
 class Versions:
-    """Those of one store."""
+    """Those of one store. Every method may raise StoreError."""
 
     def __init__(self, backend: Backend, aead: Aead, state_log: StateLog) -> None:
         self._backend, self._aead, self._state_log = backend, aead, state_log
+        self.cache = SummaryCache(backend.local_dir, aead)
+        self._names: dict[str, str] = {}  # of machines, by their file in ``machines/``: they never change
 
-    def ids(self) -> list[str]:
-        """The id of every version, in no order. Raises StoreError."""
+    # what exists -----------------------------------------------------------------------------------------------------
+
+    def directories(self) -> list[str]:
+        """The directories of manifests, sorted: machine tags."""
         try:
-            return [name[:-4] for name in self._backend.names("images") if _MANIFEST.fullmatch(name)]
+            return sorted(name for name in self._backend.directories("images") if _TAG.match(name))
         except OSError as error:
             raise StoreError(f"store {self._backend.url}", f"{error.strerror} ({error.filename}).") from None
 
-    def summaries(self) -> list[Summary]:
-        """Every version, by machine, application and time. Damaged manifests are left out; ``verify`` names them."""
-        known, states_at, states = self._cached()
-        changed, reliable = self._state_log.changed()
-        if changed != states_at:
-            states = {image_id: self._state_log.state(image_id) for image_id in self._state_log.ids()}
-        there: dict[str, Summary] = {}
+    def ids(self) -> Iterator[str]:
+        """The id of every version, a directory after the other. No manifest is read."""
+        for tag in self.directories():
+            yield from self.ids_in(tag)
+
+    def ids_in(self, tag: str) -> list[str]:
+        """The ids of the versions in one directory."""
+        try:
+            names = self._backend.names(image_directory(tag))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"store {self._backend.url}", f"{error.strerror} ({error.filename}).") from None
+        end = f"{tag}.img"
+        return [name[:-4] for name in names if name.endswith(end) and _ID.match(name[:-4])]
+
+    def exists(self, image_id: str) -> bool:
+        """Whether there is a version with that id."""
+        return image_id in self.ids_in(machine_tag_of(image_id))
+
+    def listed(self, tag: str) -> Listed:
+        """The versions in one directory."""
+        known = self.cache.read(tag)
+        there: list[Summary] = []
+        unreadable: dict[str, Damaged] = {}
         fresh = 0
-        for image_id in self.ids():
-            if image_id not in known:
+        for image_id in self.ids_in(tag):
+            version = known.get(image_id)
+            if version is None:
                 try:
-                    known[image_id] = summary(image_id, read_head(self._backend, image_id, self._aead)[0])
-                except (NotFound, Damaged):
+                    version = summary(image_id, read_head(self._backend, image_id, self._aead)[0])
+                except NotFound:  # removed meanwhile
+                    continue
+                except Damaged as error:
+                    unreadable[image_id] = error
                     continue
                 fresh += 1
-            there[image_id] = known[image_id]
-        stale = fresh + len(known) - len(there) + (changed != states_at)
-        if stale > max(MIN_STALE, len(there) // 64) or (changed != states_at and len(states) > MIN_STALE):
-            self._cache(there, changed if reliable else -1, states)
-        every = (replace(version, state=states[version.id]) if version.id in states else version for version in there.values())
-        return sorted(every, key=lambda version: (version.machine, version.application, version.taken, version.id))
+            there.append(version)
+        if is_stale(fresh, len(known) + fresh - len(there), len(there)):
+            self.cache.keep(tag, there)
+        return Listed(there, unreadable)
 
-    def of(self, machine: str, application: str) -> list[Summary]:
-        """The versions of one machine and application, oldest first."""
-        return _of(machine, application, self.summaries())
+    # machines --------------------------------------------------------------------------------------------------------
 
-    def find(self, reference: str, versions: Sequence[Summary] | None = None) -> Summary:
-        """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. ``versions``: those of
-        ``summaries``, if they are known. Raises NotFound, UsageError."""
-        versions = self.summaries() if versions is None else versions
-        matching = _by_name(reference, versions) if "/" in reference else _by_id(reference, versions)
-        if not matching:
-            raise NotFound(f"image {reference}", "no such image.", "Run 'fuse-store list' to see what is stored.")
-        return matching[-1]
+    def machines(self) -> list[str]:
+        """The machines that have versions, sorted. Reads manifests only where a machine's name is missing."""
+        names, unnamed = self._named()
+        for tag in unnamed:
+            names += {version.machine for version in self.listed(tag).summaries}
+        return sorted(names)
 
-    # the cache -------------------------------------------------------------------------------------------------------
-
-    def forget_cache(self) -> None:
-        self._path.unlink(missing_ok=True)
-
-    @property
-    def _path(self) -> Path:
-        return self._backend.local_dir / "index" / CACHE_NAME
-
-    def _cached(self) -> tuple[dict[str, Summary], int, dict[str, str]]:
-        """(summaries by id, the time of the state logs, states by id)."""
+    def name_machine(self, machine: str, sync: bool) -> None:
+        """Have the name of a machine in the store, before its first version. Raises OSError."""
+        digest = machine_digest(machine, self._aead)
+        name = f"{MACHINES}/{digest.hex()}"
         try:
-            content = self._aead.decrypt(b"summaries", self._path.read_bytes())
-            rows, states_at, states = msgpack.unpackb(content)
-            cached = {}
-            for row in rows:
-                row[_TAKEN], row[_BASES] = datetime.fromtimestamp(row[_TAKEN] / 1e6, UTC), tuple(row[_BASES])
-                cached[row[0]] = Summary(*row)
-            return cached, int(states_at), dict(states)
-        except (OSError, ValueError, TypeError, IndexError, msgpack.UnpackException):
-            return {}, 0, {}
+            named = self._name_of(digest.hex(), self._backend.read(name)) == machine
+        except FileNotFoundError:
+            named = False
+        if not named:
+            self._backend.write(name, self._aead.encrypt(b"machine" + digest, machine.encode()), sync)
 
-    def _cache(self, versions: Mapping[str, Summary], states_at: int, states: Mapping[str, str]) -> None:
-        rows = []
-        for version in versions.values():
-            values = list(vars(version).values())
-            values[_TAKEN] = int(version.taken.timestamp() * 1e6)
-            rows.append(values)
+    def has_machine(self, machine: str) -> bool:
+        """Whether a machine has versions; in doubt yes, if its name is in the store and it shares its directory."""
+        tag = machine_tag(machine, self._aead)
+        if not self._backend.has_directory(image_directory(tag)):
+            return False
+        named = self._machine_in(machine_digest(machine, self._aead).hex()) == machine
+        return named or any(version.machine == machine for version in self.listed(tag).summaries)
+
+    def name_all(self, sync: bool) -> None:
+        """Have the names of all machines in the store whose manifests can be read. Raises OSError."""
+        for versions in self.by_machine():
+            for machine in {version.machine for version in versions}:
+                self.name_machine(machine, sync)
+
+    def forget_names(self) -> None:
+        """Remove the names of machines that have no versions any more. For the holder of the writer lock. Raises OSError."""
+        for tag in self.directories():
+            self._backend.remove_empty(image_directory(tag))  # of a put that was killed
+        for record in self._records():
+            machine = self._machine_in(record)
+            if machine is not None and not self._backend.has_directory(image_directory(machine_tag(machine, self._aead))):
+                self._backend.remove(f"{MACHINES}/{record}")
+
+    def _named(self) -> tuple[list[str], list[str]]:
+        """(the names of machines that have a directory, the directories in which no machine with a name is)."""
+        tags = set(self.directories())
+        machines = filter(None, map(self._machine_in, self._records()))
+        names = {name: tag for name in machines if (tag := machine_tag(name, self._aead)) in tags}
+        return list(names), sorted(tags.difference(names.values()))
+
+    def _machine_in(self, record: str) -> str | None:
+        """The name in a file of ``machines/``; None if there is none, or it cannot be read."""
+        if record not in self._names:
+            for read in (self._cached_record, self._backend.read):
+                try:
+                    machine = self._name_of(record, read(f"{MACHINES}/{record}"))
+                except OSError:
+                    return None
+                if machine is not None:
+                    self._names[record] = machine
+                    break
+        return self._names.get(record)
+
+    def _cached_record(self, name: str) -> bytes:
+        return self._backend.cached(f"{PurePath(name).name}.machine", lambda: self._backend.read(name))
+
+    def _records(self) -> list[str]:
         try:
-            content = self._aead.encrypt(b"summaries", msgpack.packb([rows, states_at, dict(states)]))
-            write_file(self._path, content, sync=False)
+            return [name for name in self._backend.names(MACHINES) if _ID.match(name)]
         except OSError:
-            pass  # a store that is read-only or full lists more slowly
+            return []  # the names are in the manifests, too
+
+    def _name_of(self, record: str, content: bytes) -> str | None:
+        """The name in a file of ``machines/``; None if it cannot be read."""
+        try:
+            digest = bytes.fromhex(record)
+            machine = self._aead.decrypt(b"machine" + digest, content).decode()
+            return machine if len(digest) == DIGEST and machine_digest(machine, self._aead) == digest else None
+        except ValueError:
+            return None
+
+    # versions --------------------------------------------------------------------------------------------------------
+
+    def each(
+        self, machine: str | None = None, application: str | None = None, unreadable: Unreadable | None = None
+    ) -> Iterator[Summary]:
+        """Versions by machine, application and order, with their states; by default all. ``unreadable`` takes in the versions whose
+        manifests cannot be read, of whatever machine they are."""
+        for versions in self.by_machine(machine, application, unreadable, states=True):
+            yield from versions
+
+    def by_machine(
+        self, machine: str | None = None, application: str | None = None, unreadable: Unreadable | None = None, *,
+        states: bool = False,
+    ) -> Iterator[list[Summary]]:  # fmt: skip
+        """The versions of one machine after the other, by application and order; with their ``states`` if wanted."""
+        unreadable = {} if unreadable is None else unreadable
+        met: set[str] = set()  # machines
+        stamp = self._backend.stamps("states") if states else None
+
+        def listed(tag: str) -> list[Summary]:
+            there = self.listed(tag)
+            unreadable.update(there.unreadable)
+            met.update(version.machine for version in there.summaries)
+            return there.summaries
+
+        def of(machine: str) -> list[Summary]:
+            own = [
+                version for version in listed(machine_tag(machine, self._aead))
+                if version.machine == machine and application in (None, version.application)
+            ]  # fmt: skip
+            own.sort(key=lambda version: (version.application, version.order))
+            return own if stamp is None else self._with_states(own, stamp)
+
+        if machine is not None:
+            yield of(machine)
+            return
+        names, unnamed = self._named()
+        for name in sorted(names):
+            yield of(name)
+        for tag in unnamed:
+            listed(tag)
+        for name in sorted(met.difference(names)):  # their names are missing in the store
+            yield of(name)
+
+    def of(self, machine: str, application: str | None = None, unreadable: Unreadable | None = None) -> list[Summary]:
+        """The versions of one machine (and application), by application and order, without their states."""
+        return next(self.by_machine(machine, application, unreadable))
+
+    def find(self, reference: str, unreadable: Unreadable | None = None) -> Summary:
+        """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. ``unreadable``: see ``each``.
+        Raises NotFound, UsageError, and Damaged if it may be one whose manifest cannot be read."""
+        if "/" not in reference:
+            image_id = self.id_of(reference)
+            return self.with_state(summary(image_id, read_head(self._backend, image_id, self._aead)[0]))
+        damaged: dict[str, Damaged] = {} if unreadable is None else unreadable  # type: ignore[assignment]
+        machine, _slash, rest = reference.partition("/")
+        matching = _by_name(rest, lambda application: self.of(machine, application, damaged))
+        if matching:
+            return self.with_state(matching[-1])
+        if damaged:
+            image_id = next(iter(damaged))
+            raise Damaged(
+                f"image {reference}", f"not found, but manifest {image_id}.img of this machine cannot be read.",
+                "Restore it from a copy of the store.", image=image_id,
+            )  # fmt: skip
+        raise no_such_image(reference)
+
+    def with_state(self, version: Summary) -> Summary:
+        """The version with its newest state."""
+        return _in_state(version, self._state_log.state(version.id))
+
+    def _with_states(self, versions: list[Summary], stamp: Callable[[str], str]) -> list[Summary]:
+        """The versions of a machine with their states, from the cache as far as ``stamp`` tells the same of the state logs."""
+        if not versions:
+            return []
+        tag = machine_tag_of(versions[0].id)
+        known = self.cache.states(tag)
+        result, fresh = [], 0
+        for version in versions:
+            now = stamp(self._state_log.name(version.id))
+            seen = known.get(version.id)
+            if seen is None or seen[0] != now or not now:
+                fresh += now != ""
+                seen = known[version.id] = now, self._state_log.state(version.id)
+            result.append(_in_state(version, seen[1]))
+        if is_stale(fresh, 0, len(versions)):
+            there = set(self.ids_in(tag))
+            self.cache.keep_states(tag, {image_id: state for image_id, state in known.items() if image_id in there and state[0]})
+        return result
+
+    def id_of(self, reference: str, unreadable: Unreadable | None = None) -> str:
+        """The id of the version that ``reference`` means. A manifest named by its id need not be readable. Raises as ``find`` does."""
+        if "/" in reference:
+            return self.find(reference, unreadable).id
+        if not _PREFIX.match(reference):
+            raise no_such_image(reference)
+        if _ID.match(reference):
+            if not self.exists(reference):
+                raise no_such_image(reference)
+            return reference
+        matching = [image_id for image_id in self.ids() if image_id.startswith(reference)]
+        if not matching:
+            raise no_such_image(reference)
+        if len(matching) > 1:
+            ids = ", ".join(image_id[:12] for image_id in sorted(matching)[:4])
+            raise UsageError(f"image {reference}", f"matches {len(matching)} ids: {ids}.", "Give more digits.")
+        return matching[0]
 
 
-def _of(machine: str, application: str, versions: Sequence[Summary]) -> list[Summary]:
-    return [version for version in versions if (version.machine, version.application) == (machine, application)]
+def _in_state(version: Summary, state: str) -> Summary:
+    return version if state == version.state else replace(version, state=state)
 
 
-def _by_name(reference: str, versions: Sequence[Summary]) -> list[Summary]:
-    machine, _slash, rest = reference.partition("/")
+def _by_name(rest: str, of: Callable[[str], list[Summary]]) -> list[Summary]:
+    """Those that the rest of a reference means, after the machine; ``of`` gives the versions of an application."""
     application, at, when = rest.partition("@")
     if at:
         return [
-            version for version in _of(machine, application, versions)
+            version for version in of(application)
             if version.taken.isoformat().startswith(when) or version.version.startswith(when)
         ]  # fmt: skip
     application, _slash, name = rest.rpartition("/")
-    return [version for version in _of(machine, application, versions) if name in ("latest", version.version)]
-
-
-def _by_id(reference: str, versions: Sequence[Summary]) -> list[Summary]:
-    matching = [version for version in versions if _REFERENCE.match(reference) and version.id.startswith(reference)]
-    if len(matching) > 1:
-        ids = ", ".join(version.id[:12] for version in matching[:4])
-        raise UsageError(f"image {reference}", f"matches {len(matching)} ids: {ids}.", "Give more digits.")
-    return matching
+    return [version for version in of(application) if name in ("latest", version.version)]

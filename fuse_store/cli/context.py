@@ -14,21 +14,23 @@ import random
 import sys
 import time
 from argparse import Namespace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from fuse_store.cli.output import print_result
+from fuse_store.cli.output import print_json, print_result
 from fuse_store.cli.parser import PROGRAM
 from fuse_store.cli.text import count, printable
-from fuse_store.errors import Locked, StoreError, UsageError
+from fuse_store.errors import Damaged, Locked, StoreError, UsageError
 from fuse_store.progress import Progress, Silent, Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from fuse_store.repository.manifest import Summary
     from fuse_store.store import Store
 
 WAIT_INTERVAL = (0.2, 1.0)  # seconds between two attempts to get the lock, at random: others wait as well
+CLOCK_TOLERANCE = timedelta(minutes=5)  # clocks of machines differ
 GC_HINT = f"Run '{PROGRAM} gc' to reclaim disk space."
 
 
@@ -40,6 +42,7 @@ class Context:
         self.json: bool = options.json
         self.quiet: bool = options.quiet
         self._waits = False
+        self._soon = datetime.now(UTC) + CLOCK_TOLERANCE
         self.progress: Progress = Terminal() if sys.stderr.isatty() and not options.quiet else Silent()
 
     @property
@@ -80,19 +83,32 @@ class Context:
         time.sleep(min(random.uniform(*WAIT_INTERVAL), limit - waited))
         return True
 
-    def summaries(self, store: Store) -> list[Summary]:
-        """Every version of the store. Warns of manifests that can't be read."""
-        ids = set(store.ids())
-        versions = store.summaries()
-        unread = ids - {version.id for version in versions}
-        if unread and (unread := unread & set(store.ids())):  # without those that were removed meanwhile
-            examples = ", ".join(sorted(unread)[:3])
-            self.warn(f"not shown: {count(len(unread), 'version')} with an unreadable manifest ({examples}). Run '{PROGRAM} verify'.")
-        return versions
+    def versions(self, store: Store, machine: str | None = None, application: str | None = None) -> Iterator[Summary]:
+        """The versions of the store, or of a machine, an application; one machine is in memory at a time. Warns at the end of
+        manifests that can't be read, and of times in the future."""
+        unreadable: dict[str, Damaged] = {}
+        ahead = 0
+        for version in store.versions.each(machine, application, unreadable):
+            ahead += version.taken > self._soon
+            yield version
+        self.warn_of_unreadable(unreadable)
+        if ahead:
+            self.warn(f"{count(ahead, 'version')} taken in the future: a clock was wrong, or is. Versions are listed as they were stored.")
 
     def find(self, store: Store, reference: str) -> Summary:
-        """``Store.find``. Warns of manifests that can't be read: the newest version may be one of them. Raises NotFound, UsageError."""
-        return store.versions.find(reference, self.summaries(store))
+        """``Store.find``. Warns of manifests that can't be read: the newest version may be one of them. Raises NotFound, UsageError,
+        Damaged."""
+        unreadable: dict[str, Damaged] = {}
+        version = store.versions.find(reference, unreadable)
+        self.warn_of_unreadable(unreadable)
+        return version
+
+    def warn_of_unreadable(self, unreadable: Collection[str]) -> None:
+        if unreadable:
+            examples = ", ".join(sorted(unreadable)[:3])
+            self.warn(
+                f"not shown: {count(len(unreadable), 'version')} with an unreadable manifest ({examples}). Run '{PROGRAM} verify'."
+            )
 
     def record(self, store: Store, ids: Sequence[str], state: str, detail: str = "", **fields: str) -> bool:
         """Append a state of versions to the state log. False, with a remark, if that fails: the store may be read-only or locked."""
@@ -104,10 +120,10 @@ class Context:
         return True
 
     def emit(self, record: dict[str, Any], text: str) -> None:
-        """Print the result: ``record`` with --json, else ``text``."""
+        """Print the result: ``record`` with --json, else ``text``. An iterator in ``record`` is printed item by item, as a list."""
         if self.json:
-            text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
-        if text:
+            print_json(record)
+        elif text:
             print_result(text)
 
     def remark(self, text: str) -> None:

@@ -12,7 +12,8 @@ import json
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fuse_store.cli.parser import PROGRAM
 from fuse_store.cli.text import one_of, printable
@@ -30,7 +31,8 @@ VERSION_KEYS = {
     "kind": one_of(KINDS),
     "event": "reason for the capture; may be empty",
     "tags": "object of tags",
-    "taken": "time of capture in UTC (ISO 8601)",
+    "taken": "time of capture in UTC (ISO 8601), by the clock of the machine that stored the version",
+    "number": "place in the order of the machine's versions, which does not go by the clock",
     "state": "captured, verified, staged, armed, resumed or failed",
     "size": "bytes of all files, holes included",
     "allocated": "bytes of pages that are not all zero",
@@ -67,13 +69,34 @@ def label(version: Summary) -> str:
     return f"{version.machine}/{version.application}/{version.version}"
 
 
-def print_result(text: str, end: str = "\n") -> None:
-    """Print to standard output. An OSError names it."""
+def print_result(text: str, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print to standard output, or a file. An OSError names it."""
     try:
-        print(text, end=end)
+        print(text, end=end, file=file)
     except OSError as error:
         error.filename = STDOUT
         raise
+
+
+def print_json(record: dict[str, Any], file: TextIO | None = None) -> None:
+    """Print an object in one line. Values that are iterators are printed item by item, as lists: they may not fit into memory."""
+    before = "{"
+    for key, value in record.items():
+        print_result(f"{before}{_json(key)}:", end="", file=file)
+        before = ","
+        if not isinstance(value, Iterator):
+            print_result(_json(value), end="", file=file)
+            continue
+        between = "["
+        for item in value:
+            print_result(between + _json(item), end="", file=file)
+            between = ","
+        print_result("]" if between == "," else "[]", end="", file=file)
+    print_result("}", file=file)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
 
 
 def print_error(as_json: bool, record: dict[str, Any], text: str) -> None:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import chain, islice
 
+TABLE_PART = 10_000  # rows of a table that are aligned with each other
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -49,20 +51,29 @@ def printable(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
-    """Columns as wide as their widest cell; those in ``right`` are right-aligned. Fast for ten thousand rows: a row of plain ASCII,
-    as nearly all are, is formatted in one call."""
-    cells = [tuple(header)]
-    plain = [True]
-    for row in rows:
-        joined = "".join(row)
-        plain.append(joined.isascii())
-        cells.append(tuple(row) if joined.isprintable() else tuple(map(printable, row)))
-    widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
-    line = "  ".join(f"{{:{'>' if column in right else '<'}{most}}}" for column, most in enumerate(widths)).format
-    return "\n".join(
-        (line(*row) if ascii_only else _line(row, widths, right)).rstrip()
-        for row, ascii_only in zip(cells, plain, strict=True)
-    )
+    """Columns as wide as their widest cell; those in ``right`` are right-aligned."""
+    return "\n".join(table_parts(header, rows, right))
+
+
+def table_parts(
+    header: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset(), most: int = TABLE_PART
+) -> Iterator[str]:
+    """``table`` in parts of so many rows, each with columns at least as wide as before. Fast for ten thousand rows: a row of plain
+    ASCII, as nearly all are, is formatted in one call."""
+    widths = [0] * len(header)
+    following = chain([header], rows)
+    while part := list(islice(following, most)):
+        cells, plain = [], []
+        for row in part:
+            joined = "".join(row)
+            plain.append(joined.isascii())
+            cells.append(tuple(row) if joined.isprintable() else tuple(map(printable, row)))
+        widths = [max(before, *map(width, column)) for before, column in zip(widths, zip(*cells, strict=True), strict=True)]
+        line = "  ".join(f"{{:{'>' if column in right else '<'}{wide}}}" for column, wide in enumerate(widths)).format
+        yield "\n".join(
+            (line(*row) if ascii_only else _line(row, widths, right)).rstrip()
+            for row, ascii_only in zip(cells, plain, strict=True)
+        )
 
 
 def _line(row: Sequence[str], widths: Sequence[int], right: frozenset[int]) -> str:

@@ -51,7 +51,7 @@ def collect(store: Store, *, dry_run: bool, progress: Progress, grace: float = G
     result = Collected()
     if not dry_run:
         trash.empty(store, grace)
-    store.ids()  # raises StoreError if images/ is missing: the lock would create it, and no block would be needed any more
+    store.versions.directories()  # raises StoreError if images/ is missing: the lock would create it, and no block would be needed any more
     with nullcontext() if dry_run else store.writing() as lock:
         progress.start("gc", None, unit="versions")
         fragments = _checked_fragments(store)
@@ -60,8 +60,9 @@ def collect(store: Store, *, dry_run: bool, progress: Progress, grace: float = G
         if lock is not None:
             if drop:
                 _replace_packs(store, lock, fragments, needed, drop, copy)
-            for image_id in set(store.state_log.ids()) - set(store.ids()):
+            for image_id in set(store.state_log.ids()).difference(store.versions.ids()):
                 store.state_log.forget(image_id)  # a remove was killed between the manifest and the state log
+            store.versions.forget_names()
             trash.empty(store, grace)
         progress.finish()
     return result
@@ -82,17 +83,17 @@ def _needed_rows(
 ) -> dict[str, NDArray[np.bool_]]:
     """For each fragment, which of its rows a version needs; of a block with several rows, one. Raises StoreError."""
     needed = {name: np.zeros(len(rows), bool) for name, rows in fragments.items()}
-    for image_id in store.ids():
+    for image_id in store.versions.ids():
         try:
             for digests, _located, _first_pages in store.open_image(image_id).blocks():
                 _mark_needed(store, digests, fragments, needed)
         except (Damaged, NotFound) as error:
-            if image_id not in store.ids():
+            if not store.versions.exists(image_id):
                 continue  # without the lock, in a dry run: it was removed meanwhile
             raise StoreError(
                 f"store {store.url}", f"cannot tell which blocks image {image_id} needs: {error}",
                 "Nothing was freed. Run 'fuse-store repair'. If that does not help, restore the manifest from a copy of the store, "
-                f"or delete images/{image_id}.img to give the version up.",
+                f"or give the version up: 'fuse-store remove --damaged {image_id}'.",
             ) from None  # fmt: skip
         result.versions_needed += 1
         progress.at(result.versions_needed)

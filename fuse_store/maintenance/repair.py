@@ -68,7 +68,8 @@ def repair(store: Store, progress: Progress) -> Repaired:
         new += _rescue_blocks(store, damaged, new, result)
         fault_point("repair index")
         store.index.replace(old, new, store.sync, lambda: store.before_commit(lock))
-        store.versions.forget_cache()
+        store.versions.cache.forget()
+        store.versions.name_all(store.sync)
         _find_lost_versions(store, result)
         progress.finish()
     return result
@@ -139,7 +140,7 @@ def _readable_blocks(store: Store, pack: bytes) -> Iterator[tuple[Block, bytes]]
 
 
 def _find_lost_versions(store: Store, result: Repaired) -> None:
-    for image_id in store.ids():
+    for image_id in store.versions.ids():
         try:
             for _digests, located, first_pages in store.open_image(image_id).blocks():
                 missing = np.flatnonzero(located.pack < 0)

@@ -226,11 +226,11 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         return node.target
 
     @fuse_call
-    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+    def readdir(self, path: str, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
         node = self._tree.node(split_path(path))
         if not isinstance(node, Directory):
             raise NotADirectoryError
-        return list(_entries(path, node))
+        return _entries(path, node)  # a million names need no list
 
     @fuse_call
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
@@ -399,8 +399,12 @@ def _entries(path: str, directory: Directory) -> Iterator[tuple[str, dict[str, i
     start = path if path.endswith("/") else f"{path}/"
     for name in (".", ".."):
         yield name, {"st_mode": stat.S_IFDIR}, 0
-    for name, kind in directory.names():
-        yield name, {"st_mode": FILE_TYPES[kind], "st_ino": _inode(start + name)}, 0
+    try:
+        for name, kind in directory.names():
+            yield name, {"st_mode": FILE_TYPES[kind], "st_ino": _inode(start + name)}, 0
+    except Exception as error:  # mfusepy asks for the names outside of ``fuse_call``
+        value = errno_of(error)
+        raise OSError(value, os.strerror(value)) from None
 
 
 def _inode(path: str) -> int:

@@ -112,9 +112,9 @@ class Incoming:
             directories = {other[depth] for other in self._directories if len(other) > depth and other[:depth] == path}
             files = [other[depth] for other in self._files if depth == DEPTH - 1 and other[:depth] == path]
         if depth == 0:
-            directories.update(versions.machines)
+            directories.update(versions.machines())
         elif depth == 1:
-            directories.update(versions.machines.get(path[0], ()))
+            directories.update(versions.applications(path[0]))
         yield from ((name, Directory) for name in sorted(directories))
         yield from ((name, File) for name in files)
 
@@ -251,8 +251,7 @@ class Incoming:
 
 def _has(versions: VersionIndex, path: Path) -> bool:
     """Whether there are versions of a machine, or of a machine and an application."""
-    applications = versions.machines.get(path[0], {})
-    return bool(applications) and (len(path) == 1 or path[1] in applications)
+    return versions.has(path[0]) if len(path) == 1 else path[1] in versions.applications(path[0])
 
 
 def _same_process(thread: int, other: int) -> bool:

@@ -17,7 +17,7 @@ from fuse_store.image.kind import by_kind
 from fuse_store.mount.content import Content, GeneratedContent
 from fuse_store.mount.image_views import ImageViews
 from fuse_store.mount.prefetch import PrefetchProcesses
-from fuse_store.mount.versions import VersionIndex, VersionIndexCache
+from fuse_store.mount.versions import VersionIndex
 from fuse_store.repository.manifest import Summary
 from fuse_store.store import Store
 
@@ -80,7 +80,7 @@ class Tree:
     """The tree of a store. ``prefetch`` reads ahead for it; ``close`` ends its processes."""
 
     def __init__(self, store: Store, prefetch: PrefetchProcesses | None = None) -> None:
-        self._versions = VersionIndexCache(store)
+        self._versions = VersionIndex(store)
         self._images = ImageViews(store, prefetch)
         self._root: dict[str, Callable[[VersionIndex, Path], Node]] = {
             "ids": self._ids, "kinds": self._kinds, "machines": self._machines,
@@ -88,11 +88,10 @@ class Tree:
 
     def node(self, path: Path) -> Node:
         """Raises FileNotFoundError, NotADirectoryError, Damaged, StoreError."""
-        versions = self._versions.current()
         if not path:
-            return Directory(lambda: ((name, Directory) for name in self._root), versions.changed)
+            return Directory(lambda: ((name, Directory) for name in self._root), self._versions.changed)
         try:
-            return self._root[path[0]](versions, path[1:])
+            return self._root[path[0]](self._versions, path[1:])
         except (KeyError, NotFound):
             raise FileNotFoundError from None
 
@@ -116,36 +115,35 @@ class Tree:
 
     def _machines(self, versions: VersionIndex, path: Path) -> Node:
         if len(path) == 0:
-            return Directory(lambda: ((name, Directory) for name in versions.machines), versions.changed)
-        applications = versions.machines[path[0]]
-        if len(path) == 1:
-            return Directory(lambda: ((name, Directory) for name in applications), versions.changed)
-        own = applications[path[1]]
+            return Directory(lambda: ((name, Directory) for name in versions.machines()), versions.changed)
+        if len(path) == 1:  # a look at all machines reads the versions of none
+            if not versions.has(path[0]):
+                raise FileNotFoundError
+            return Directory(lambda: ((name, Directory) for name in versions.applications(path[0])), versions.changed)
+        machine = versions.machine(path[0])
+        own, links = machine.applications[path[1]], machine.links[path[1]]
         if len(path) == 2:
-            return Directory(lambda: self._version_names(versions, path[0], path[1]), _newest(own))
+            names = [*((name, Directory) for name in own), *((name, Link) for name in links)]
+            return Directory(lambda: names, taken_ns(links["latest"]))
         if path[2] in LATEST:
-            summary = versions.links[path[0], path[1]][path[2]]
+            summary = links[path[2]]
             return _leaf(Link(summary.version, taken_ns(summary), summary), path[3:])
         return self._version(own[path[2]], path[3:])
 
-    def _version_names(self, versions: VersionIndex, machine: str, application: str) -> Iterable[tuple[str, type]]:
-        for name in versions.machines[machine][application]:
-            yield name, Directory
-        for name in versions.links[machine, application]:
-            yield name, Link
-
     def _ids(self, versions: VersionIndex, path: Path) -> Node:
         if not path:
-            return Directory(lambda: ((name, Link) for name in versions.ids), versions.changed)
-        return _leaf(_link(versions.ids[path[0]], ".."), path[1:])
+            return Directory(lambda: ((name, Link) for name in versions.ids()), versions.changed)
+        return _leaf(_link(versions.version(path[0]), ".."), path[1:])
 
     def _kinds(self, versions: VersionIndex, path: Path) -> Node:
         if len(path) == 0:
-            return Directory(lambda: ((name, Directory) for name in versions.kinds), versions.changed)
-        own = versions.kinds[path[0]]
+            return Directory(lambda: ((name, Directory) for name in versions.kinds()), versions.changed)
+        kind = path[0]
         if len(path) == 1:
-            return Directory(lambda: ((name, Link) for name in own), _newest(own))
-        return _leaf(_link(own[path[1]], "../.."), path[2:])
+            if kind not in versions.kinds():
+                raise FileNotFoundError
+            return Directory(lambda: ((name, Link) for name in versions.of_kind(kind)), versions.changed)
+        return _leaf(_link(versions.by_name_in_kinds(kind, path[1]), "../.."), path[2:])
 
     # the directory of a version ---------------------------------------------------------------------------------------
 
@@ -199,10 +197,6 @@ def info_json(summary: Summary, description: dict[str, Any] | None) -> bytes:
     if "kernel" in summary.tags:
         values["kernel"] = summary.tags["kernel"]
     return (json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n").encode(errors="surrogateescape")
-
-
-def _newest(summaries: dict[str, Summary]) -> int:
-    return taken_ns(next(reversed(summaries.values())))
 
 
 def _link(summary: Summary, up: str) -> Link:

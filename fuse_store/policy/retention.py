@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Retention: which versions are kept and which are removed. Pure functions of summaries.
 
-Versions are grouped by machine and application, and the rules apply to each group separately, newest version first. As in
+Versions are grouped by machine and application, and the rules apply to each group separately, newest version first, in the order in
+which they were stored: a clock that was wrong changes the day that a version counts for, and nothing else. As in
 restic, every rule counts alone, so one version may be kept by several, and a rule that finds fewer periods than it may keep
 also keeps the oldest version: a history that is still short is not cut. All times are UTC, weeks are those of ISO 8601.
 Always kept: the newest bootable version of a group, and the base of a kept version of another group, because it was chosen
@@ -15,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 from fuse_store.image.kind import row_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fuse_store.repository.manifest import Summary
 
 ALL = -1  # as a count: every period
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 PERIODS: Mapping[str, Callable[[datetime], tuple[int, ...]]] = {
     "hourly": lambda taken: (taken.year, taken.month, taken.day, taken.hour),
@@ -92,13 +94,16 @@ class Decision:
     reasons: tuple[str, ...]
 
 
-def decide(versions: Iterable[Summary], policy: Policy, others: Iterable[Summary] = ()) -> list[Decision]:
-    """A Decision on each version, by group, newest first. ``others``: versions that are not decided on, but keep their bases."""
+def decide(
+    versions: Iterable[Summary], policy: Policy, others: Iterable[Summary] = (), now: datetime = NEVER
+) -> list[Decision]:
+    """A Decision on each version, by group, newest first. ``others``: versions that are not decided on, but keep their bases.
+    ``now``: no version counts as taken later."""
     others = list(others)
     decisions = []
     for _group, members in groupby(sorted(versions, key=_group_of), key=_group_of):
-        newest_first = sorted(members, key=lambda version: (version.taken, version.id), reverse=True)
-        reasons = _reasons(newest_first, policy)
+        newest_first = sorted(members, key=lambda version: version.order, reverse=True)
+        reasons = _reasons(newest_first, policy, now)
         decisions += [Decision(version, tuple(why)) for version, why in zip(newest_first, reasons, strict=True)]
     based_on: dict[str, list[Summary]] = {}  # base to the versions that name it
     for version in [*(decision.version for decision in decisions if decision.reasons), *others]:
@@ -120,15 +125,16 @@ def _group_of(version: Summary) -> tuple[str, str]:
     return version.machine, version.application
 
 
-def _reasons(newest_first: list[Summary], policy: Policy) -> list[list[str]]:
+def _reasons(newest_first: list[Summary], policy: Policy, now: datetime) -> list[list[str]]:
     reasons: list[list[str]] = [[] for _version in newest_first]
     for rule in COUNTED:
         for row, oldest in _by_count(rule, newest_first, policy.counts.get(rule, 0)):
             reasons[row].append(f"oldest {rule}" if oldest else rule)
     if policy.within is not None:
-        start = policy.within.before(newest_first[0].taken)
-        for row, version in enumerate(newest_first):
-            if version.taken > start:
+        start = policy.within.before(min(newest_first[0].taken, now))
+        times = list(accumulate((version.taken for version in reversed(newest_first)), max))[::-1]
+        for row, latest in enumerate(times):  # no version is older than those that were stored before it
+            if latest > start:
                 reasons[row].append(f"within {policy.within}")
     for row, version in enumerate(newest_first):
         reasons[row] += [f"tag {key}={value}" for key, value in policy.tags if version.tags.get(key) == value]

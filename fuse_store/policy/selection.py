@@ -60,7 +60,7 @@ def select(versions: Iterable[Summary], wanted: Wanted) -> Selection:
     of_machine = [version for version in versions if version.machine == wanted.machine]
     chosen: Summary | None = None
     passed = []
-    for version in sorted(of_machine, key=lambda version: (version.taken, version.id), reverse=True):
+    for version in sorted(of_machine, key=lambda version: version.order, reverse=True):
         reasons = tuple(reason for check in CHECKS for reason in check(version, wanted))
         if not reasons and chosen is None:
             chosen = version

@@ -16,7 +16,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from fuse_store.columns import I64, starts
-from fuse_store.errors import Damaged, NotFound
+from fuse_store.errors import Damaged, NotFound, Refused
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
 from fuse_store.repository.block import MAX_BLOCK_SIZE
@@ -159,6 +159,16 @@ def encrypt_segment(extents: Extents, offset: int, aead: Aead) -> tuple[Segment,
     encrypted = aead.encrypt(b"segment" + digest, content)
     last = int(extents.page[-1] + extents.count[-1])
     return Segment(int(extents.page[0]), last, offset, len(encrypted), digest), encrypted
+
+
+def check_segment(head: Head, segment: Segment, encrypted: bytes, aead: Aead) -> None:
+    """Read a segment that is still to be written as a reader will. Raises Refused."""
+    try:
+        parse_extents(aead.decrypt(b"segment" + segment.digest, encrypted), head)
+    except ValueError as error:
+        raise Refused(
+            f"version of {head.machine}/{head.application}", f"cannot be stored: {error}.", "No version was created. Run it again.",
+        ) from None  # fmt: skip
 
 
 def read_segment(backend: Backend, image_id: str, head: Head, number: int, start: int, aead: Aead) -> Extents:

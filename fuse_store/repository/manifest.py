@@ -2,9 +2,10 @@
 """The manifest of a version: one file; a version exists if and only if its manifest does.
 
 The head says what the version is, and where in the file its extent segments are; those are read when needed. The id of a
-version is the keyed digest of its head, which holds the digests of the segments, which hold those of the blocks: so the id
-covers every byte. Byte map: docs/format.md, "Manifest". Functions are pure, or read and write through a Backend; threads
-may call them.
+version begins with the keyed digest of its head, which holds the digests of the segments, which hold those of the blocks: so
+the id covers every byte. It ends with a digest of the machine's name, which is the directory of the manifest too, so that the
+versions of one machine are found without looking at the others. Byte map: docs/format.md, "Manifest". Functions are pure, or
+read and write through a Backend; threads may call them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgpack
 
-from fuse_store.errors import Damaged, NotFound
+from fuse_store.errors import Damaged, NotFound, Refused
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
 
@@ -26,8 +27,14 @@ _FILE = struct.Struct("<8sI")  # magic, length of the encrypted head
 _MAGIC = b"FSIMAGE1"
 PAGE_SIZES = (4096, 16384, 65536)
 MAX_HEAD_SIZE = 64 << 20  # bytes
-MAX_IMAGE_SIZE = 1 << 50  # bytes
+MAX_IMAGE_SIZE = 1 << 50  # bytes of its address space
+MAX_FILES = 1 << 22
+MAX_TEXT_SIZE = 1 << 16  # bytes
+MAX_TIME = (1 << 63) - 1  # ns since 1970: in the year 2262, the last that 64 bits hold
+MAX_NUMBER = 1 << 62
+MACHINE_TAG = 2  # bytes at the end of an id that tell the machine
 MAX_ROW_SIZE = 256  # bytes of parameters of one computed block
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_READ = 4096  # bytes that hold most heads: one request to an S3 server
 
 
@@ -73,7 +80,9 @@ class Computed:
 @dataclass(frozen=True)
 class Head:
     """What a version is. Sizes in bytes: ``size`` of all files, ``allocated`` of the pages that are not zero, ``new`` of
-    those that no base had, ``stored`` of what was written for it. ``taken`` is in ns since 1970 (UTC)."""
+    those that no base had, ``stored`` of what was written for it. ``taken`` is in ns since 1970 (UTC), by a clock that may have
+    been wrong; ``number`` is one more than the highest of the machine when it was stored: versions come in the order of
+    (``number``, ``taken``, id)."""
 
     machine: str
     application: str
@@ -81,6 +90,7 @@ class Head:
     event: str
     tags: dict[str, str]
     taken: int
+    number: int
     size: int
     allocated: int
     new: int
@@ -110,6 +120,7 @@ class Summary:
     event: str
     tags: dict[str, str]
     taken: datetime
+    number: int
     size: int
     allocated: int
     new: int
@@ -118,6 +129,12 @@ class Summary:
     bases: tuple[str, ...]
     state: str = "captured"
     chunks: int = 0
+
+    @property
+    def order(self) -> tuple[int, datetime, str]:
+        """Ascends from the oldest to the newest version of a machine. Two that were stored at the same time, or by two clones, have
+        the same number."""
+        return self.number, self.taken, self.id
 
     @property
     def version(self) -> str:
@@ -130,24 +147,64 @@ class Summary:
 
 def summary(image_id: str, head: Head) -> Summary:
     values = {field.name: getattr(head, field.name) for field in fields(Summary) if hasattr(head, field.name)}
-    taken = datetime.fromtimestamp(head.taken / 1e9, UTC)
+    taken = EPOCH + timedelta(microseconds=head.taken // 1000)
     computed = head.computed.count if head.computed else 0
     return Summary(**{**values, "id": image_id, "taken": taken, "files": len(head.files), "chunks": computed})
 
 
+def machine_tag(machine: str, aead: Aead) -> str:
+    """The last digits of the ids of the versions of a machine, and the directory of their manifests. Two machines may share one."""
+    return machine_digest(machine, aead)[:MACHINE_TAG].hex()
+
+
+def machine_digest(machine: str, aead: Aead) -> bytes:
+    return aead.digest(b"machine" + machine.encode(errors="surrogatepass"))
+
+
+def machine_tag_of(image_id: str) -> str:
+    return image_id[-2 * MACHINE_TAG :]
+
+
+def image_directory(tag: str) -> str:
+    return f"images/{tag}"
+
+
 def image_name(image_id: str) -> str:
-    return f"images/{image_id}.img"
+    return f"{image_directory(machine_tag_of(image_id))}/{image_id}.img"
+
+
+def pack_head(head: Head, label: str) -> bytes:
+    """A head as it is encrypted. ``label`` names the version for the error. Raises Refused for one that no reader would accept."""
+    try:
+        content = bytes(msgpack.packb({"format": FORMAT, **asdict(head)}))
+        if len(content) > MAX_HEAD_SIZE - 2 * DIGEST:
+            raise ValueError(f"{len(content) >> 20} MiB of names and segments, more than {MAX_HEAD_SIZE >> 20} MiB")
+        if parse_head(content) != head:
+            raise ValueError("the head would be read as another one")
+        return content
+    except (ValueError, TypeError, OverflowError) as error:  # UnicodeEncodeError is a ValueError
+        raise Refused(f"version of {label}", f"cannot be stored: {error}.", "Store it in parts. No version was created.") from None
 
 
 def write_manifest(
     backend: Backend, head: Head, segments: Sequence[bytes], aead: Aead, sync: bool, before: Callable[[], None] | None = None
 ) -> str:
-    """Make the version exist; returns its id. ``segments`` are encrypted, as ``head.segments`` says; ``before``: ``new_file``."""
-    content = bytes(msgpack.packb({"format": FORMAT, **asdict(head)}))
-    digest = aead.digest(content)
-    encrypted = aead.encrypt(b"image" + digest, content)
-    backend.write(image_name(digest.hex()), b"".join((_FILE.pack(_MAGIC, len(encrypted)), encrypted, *segments)), sync, before)
-    return digest.hex()
+    """Make the version exist; returns its id. ``segments`` are encrypted, as ``head.segments`` says; ``before``: ``new_file``.
+    Raises Refused for a head that no reader would accept."""
+    image_id, start = encrypt_head(pack_head(head, f"{head.machine}/{head.application}"), head.machine, aead)
+    backend.write(image_name(image_id), b"".join((start, *segments)), sync, before)
+    return image_id
+
+
+def encrypt_head(content: bytes, machine: str, aead: Aead) -> tuple[str, bytes]:
+    """(the id of the version, the file up to the segments) for a head that was packed."""
+    image_id = _id_of(content, machine, aead)
+    encrypted = aead.encrypt(b"image" + image_id, content)
+    return image_id.hex(), _FILE.pack(_MAGIC, len(encrypted)) + encrypted
+
+
+def _id_of(content: bytes, machine: str, aead: Aead) -> bytes:
+    return aead.digest(content)[:-MACHINE_TAG] + machine_digest(machine, aead)[:MACHINE_TAG]
 
 
 def read_head(backend: Backend, image_id: str, aead: Aead) -> tuple[Head, int]:
@@ -164,17 +221,24 @@ def read_head(backend: Backend, image_id: str, aead: Aead) -> tuple[Head, int]:
         if len(encrypted) < length and len(content) == _FIRST_READ:
             encrypted += backend.read_range(name, _FIRST_READ, length - len(encrypted), trashed=False)
         content = aead.decrypt(b"image" + bytes.fromhex(image_id), encrypted)
-        return parse_head(content), _FILE.size + length
+        head = parse_head(content)
+        if _id_of(content, head.machine, aead).hex() != image_id:
+            raise ValueError("the manifest of another version")
+        return head, _FILE.size + length
     except FileNotFoundError:
-        raise NotFound(f"image {image_id}", "no such image.", "Run 'fuse-store list' to see what is stored.") from None
+        raise no_such_image(image_id) from None
     except (ValueError, OSError) as error:
         raise Damaged(f"manifest {image_id}.img", f"{error}.", "Restore it from a copy of the store.", image=image_id) from None
+
+
+def no_such_image(reference: str) -> NotFound:
+    return NotFound(f"image {reference}", "no such image.", "Run 'fuse-store list' to see what is stored.")
 
 
 def parse_head(content: bytes) -> Head:
     """The Head in a decrypted manifest. Raises ValueError for everything that docs/format.md does not allow."""
     try:
-        value = msgpack.unpackb(content, max_array_len=1 << 22, max_map_len=1 << 10, max_bin_len=DIGEST, max_str_len=1 << 16)
+        value = msgpack.unpackb(content, max_array_len=MAX_FILES, max_map_len=1 << 10, max_bin_len=DIGEST, max_str_len=MAX_TEXT_SIZE)
         number = value.pop("format")
         if number != FORMAT:
             raise ValueError(f"format {number!r} is unknown; a newer fuse-store is needed")
@@ -203,7 +267,7 @@ def _head_of(value: Mapping[str, Any]) -> Head:
 
 
 def _check_types(head: Head) -> None:
-    numbers = [head.taken, head.size, head.allocated, head.new, head.stored, head.page_size]
+    numbers = [head.taken, head.number, head.size, head.allocated, head.new, head.stored, head.page_size]
     numbers += [number for file in head.files for number in (file.size, file.offset, file.mode, file.mtime)]
     numbers += [number for part in head.segments for number in (part.first, part.last, part.offset, part.length)]
     texts = [head.machine, head.application, head.kind, head.event, *head.bases, *(file.name for file in head.files)]
@@ -213,14 +277,22 @@ def _check_types(head: Head) -> None:
         raise ValueError("segments have impossible digests")
     if head.page_size not in PAGE_SIZES or not isinstance(head.tags, dict):
         raise ValueError("head has impossible values")
+    if not all(isinstance(text, str) for pair in head.tags.items() for text in pair):
+        raise ValueError("tags have values of the wrong type")
+    if not 0 <= head.taken <= MAX_TIME or not 0 <= head.number <= MAX_NUMBER:
+        raise ValueError(f"time {head.taken} or number {head.number} is impossible")
 
 
 def _check_files(head: Head) -> None:
     end = 0
     for file in head.files:
-        if not 0 <= file.size <= MAX_IMAGE_SIZE or file.offset < end or file.offset % head.page_size:
+        if file.size < 0 or file.offset < end or file.offset % head.page_size:
             raise ValueError("files contradict each other")
+        if not -MAX_TIME <= file.mtime <= MAX_TIME or not 0 <= file.mode < 1 << 16:
+            raise ValueError(f"time {file.mtime} or mode {file.mode:o} of a file is impossible")
         end = file.offset + file.size
+    if end > MAX_IMAGE_SIZE:
+        raise ValueError(f"the files have {end} bytes, more than {MAX_IMAGE_SIZE >> 50} PiB")
 
 
 def _check_segments(head: Head) -> None:

@@ -59,6 +59,10 @@ class StateLog:
         states = [str(entry["state"]) for entry in self.entries(image_id)]
         return next((state for state in reversed(states) if state != "verified"), "verified" if states else "captured")
 
+    def name(self, image_id: str) -> str:
+        """The file of a state log."""
+        return f"states/{image_id}.log"
+
     def changed(self) -> tuple[int, bool]:
         """``Backend.changed`` of the directory of the state logs."""
         try:

@@ -3,21 +3,27 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+import tempfile
+from datetime import UTC, datetime
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from fuse_store.cli import text, values
 from fuse_store.cli.context import GC_HINT
-from fuse_store.cli.output import NAME_KEYS, name_record
+from fuse_store.cli.output import NAME_KEYS, name_record, print_json, print_result
 from fuse_store.cli.parser import DRY_RUN, OF_APPLICATION, OF_MACHINE, Verb, argument, see_help
 from fuse_store.errors import UsageError
 from fuse_store.policy.retention import COUNTED, Decision, Policy, decide
+from fuse_store.repository.manifest import machine_tag_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator
 
     from fuse_store.cli.context import Context
+    from fuse_store.errors import Damaged
     from fuse_store.repository.manifest import Summary
+    from fuse_store.store import Store
 
 
 def run(context: Context) -> int:
@@ -25,29 +31,73 @@ def run(context: Context) -> int:
     policy = _policy(options)
     if not policy:
         raise UsageError("prune", "no rule given.", f"Use at least one --keep option. {see_help('prune')}")
-    with context.open_store() as store:
-        candidates: list[Summary] = []
-        others: list[Summary] = []
-        for version in context.summaries(store):
-            matches = options.machine in (None, version.machine) and options.application in (None, version.application)
-            (candidates if matches else others).append(version)
-        decisions = decide(candidates, policy, others)
-        removed = [decision.version.id for decision in decisions if not decision.reasons]
+    unreadable: dict[str, Damaged] = {}
+    with context.open_store() as store, tempfile.TemporaryFile("w+", encoding="utf-8") as result:  # shown once it is true
+        plan = _Plan(store, policy, options.machine, options.application, unreadable)
+        kept, removed = 0, []
+        for decisions in plan.decisions():
+            kept += sum(bool(decision.reasons) for decision in decisions)
+            removed += [decision.version.id for decision in decisions if not decision.reasons]
+            if decisions and not context.json:
+                print(("\n" if result.tell() else "") + _human(decisions), file=result)
+        if context.json:
+            print_json({"dry_run": options.dry_run, "kept": plan.kept(), "removed": plan.removed()}, result)
         if removed and not options.dry_run:
             store.remove(removed)
-    record: dict[str, Any] = {
-        "dry_run": options.dry_run,
-        "kept": [
-            {**name_record(decision.version), "reasons": list(decision.reasons)} for decision in decisions if decision.reasons
-        ],
-        "removed": [name_record(decision.version) for decision in decisions if not decision.reasons],
-    }
-    context.emit(record, "" if context.json else _human(decisions))
-    counts = f"{text.count(len(decisions) - len(removed), 'version')} kept, {len(removed)} removed"
+        result.seek(0)
+        for part in iter(lambda: result.read(1 << 20), ""):
+            print_result(part, end="")
+    context.warn_of_unreadable(unreadable)
+    counts = f"{text.count(kept, 'version')} kept, {len(removed)} removed"
     context.remark(f"Dry run: {counts}" if options.dry_run else counts)
     if removed and not options.dry_run:
         context.remark(GC_HINT)
     return 0
+
+
+class _Plan:
+    """The decisions on the versions of a store, which are computed machine by machine, each time that they are asked for: so many may
+    not fit into memory."""
+
+    def __init__(
+        self, store: Store, policy: Policy, machine: str | None, application: str | None, unreadable: dict[str, Damaged]
+    ) -> None:
+        self._store, self._policy, self._machine, self._application = store, policy, machine, application
+        self._now = datetime.now(UTC)
+        self._based: dict[str, list[Summary]] = {}  # base to the versions of other machines that name it, and stay
+        for versions in store.versions.by_machine(unreadable=unreadable, states=True):
+            candidates, others = self._divided(versions)
+            staying = [decision.version for decision in decide(candidates, policy, others, self._now) if decision.reasons] + others
+            for version in staying:
+                for base in set(version.bases).difference(other.id for other in versions):
+                    if machine_tag_of(base) != machine_tag_of(version.id) or store.versions.exists(base):
+                        self._based.setdefault(base, []).append(version)
+
+    def decisions(self) -> Iterator[list[Decision]]:
+        """Those of one machine after the other."""
+        for versions in self._store.versions.by_machine(self._machine, states=True):
+            candidates, others = self._divided(versions)
+            based = [other for version in candidates for other in self._based.get(version.id, ())]
+            yield decide(candidates, self._policy, [*others, *based], self._now)
+
+    def kept(self) -> Iterator[dict[str, Any]]:
+        for decision in chain.from_iterable(self.decisions()):
+            if decision.reasons:
+                yield {**name_record(decision.version), "reasons": list(decision.reasons)}
+
+    def removed(self) -> Iterator[dict[str, Any]]:
+        for decision in chain.from_iterable(self.decisions()):
+            if not decision.reasons:
+                yield name_record(decision.version)
+
+    def _divided(self, versions: list[Summary]) -> tuple[list[Summary], list[Summary]]:
+        """(the versions to decide on, the others), of one machine."""
+        candidates: list[Summary] = []
+        others: list[Summary] = []
+        for version in versions:
+            matches = self._machine in (None, version.machine) and self._application in (None, version.application)
+            (candidates if matches else others).append(version)
+        return candidates, others
 
 
 def _policy(options: Namespace) -> Policy:
@@ -86,9 +136,9 @@ _PERIODS = {
 VERB = Verb(
     name="prune",
     summary="remove versions that no rule keeps",
-    description="Applies the rules to each machine and application separately, newest version first, in UTC. A version is kept if "
-    "at least one rule keeps it. The newest version of kind hibernation of each machine and application is always kept, as are bases "
-    "of kept versions of another machine or application. Run gc afterwards to reclaim disk space.",
+    description="Applies the rules to each machine and application separately, newest version first; periods are in UTC. A version is "
+    "kept if at least one rule keeps it. The newest version of kind hibernation of each machine and application is always kept, as are "
+    "bases of kept versions of another machine or application. Run gc afterwards to reclaim disk space.",
     run=run,
     arguments=(
         argument("--keep-last", metavar="N", type=values.count, default=0, help="keep the newest N versions; N may be 'unlimited'"),

@@ -29,7 +29,7 @@ def run(context: Context) -> int:
         options.machine, options.application, options.kind, options.event, options.state, options.before, profile
     )  # fmt: skip
     with context.open_store() as store:
-        selection = select(context.summaries(store), wanted)
+        selection = select(context.versions(store, options.machine), wanted)
     chosen = selection.chosen
     record = {
         "id": chosen.id if chosen else None,

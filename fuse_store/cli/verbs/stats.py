@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fuse_store.cli import text
 from fuse_store.cli.parser import Verb
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
+    from fuse_store.errors import Damaged
     from fuse_store.repository.backends import Backend
     from fuse_store.repository.manifest import Summary
 
@@ -18,17 +19,18 @@ COLUMNS = ("MACHINE", "APPLICATION", "VERSIONS", "LOGICAL", "ALLOCATED", "NEW", 
 
 
 def run(context: Context) -> int:
+    unreadable: dict[str, Damaged] = {}
+    groups: list[dict[str, Any]] = []
     with context.open_store() as store:
-        versions = context.summaries(store)
+        for versions in store.versions.by_machine(unreadable=unreadable):
+            for application, members in groupby(versions, key=lambda version: version.application):
+                groups.append({"machine": versions[0].machine, "application": application, **_sums([*members])})
         packs, stored = _on_disk(store.backend)
-    allocated = sum(version.allocated for version in versions)
+    context.warn_of_unreadable(unreadable)
+    count, logical, allocated = (sum(group[key] for group in groups) for key in ("versions", "logical", "allocated"))
     record = {
-        "store": store.url, "versions": len(versions), "logical": sum(version.size for version in versions), "allocated": allocated,
-        "stored": stored, "packs": packs, "ratio": round(allocated / stored, 3) if stored and versions else None,
-        "groups": [
-            {"machine": machine, "application": application, **_sums([*members])}
-            for (machine, application), members in groupby(versions, key=lambda version: (version.machine, version.application))
-        ],
+        "store": store.url, "versions": count, "logical": logical, "allocated": allocated, "stored": stored, "packs": packs,
+        "ratio": round(allocated / stored, 3) if stored and count else None, "groups": groups,
     }  # fmt: skip
     context.emit(record, "" if context.json else _human(record))
     return 0
@@ -39,7 +41,7 @@ def _sums(members: list[Summary]) -> dict[str, object]:
         "versions": len(members), "logical": sum(version.size for version in members),
         "allocated": sum(version.allocated for version in members), "new": sum(version.new for version in members),
         "stored": sum(version.stored for version in members),
-        "newest": max(version.taken for version in members).isoformat(timespec="milliseconds"),
+        "newest": members[-1].taken.isoformat(timespec="milliseconds"),
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fuse_store.cli import text, values
 from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
-from fuse_store.errors import Damaged
+from fuse_store.errors import Damaged, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ def run(context: Context) -> int:
     with context.open_store() as store:
         from fuse_store.maintenance.verify import verify
 
-        versions = store.summaries()
-        ids = [context.find(store, reference).id for reference in options.image]
+        ids = [store.versions.id_of(reference) for reference in options.image]
         if not options.image:  # all, also those with unreadable manifests
-            readable = [version.id for version in versions]
-            ids = [*readable, *sorted(set(store.ids()) - set(readable))]
+            unreadable: dict[str, Damaged] = {}
+            ids = [version.id for versions in store.versions.by_machine(unreadable=unreadable) for version in versions]
+            ids += sorted(unreadable)
         verdicts = verify(store, ids, options.sample, context.progress)
         checksums = _kernel_checksums(context, store, verdicts) if complete else {}
         sound = [verdict.id for verdict in verdicts if verdict.state == "sound"]
         recorded = complete and _record(context, store, sound, checksums)
-    names = {version.id: label(version) for version in versions}
+        names = {verdict.id: _label(store, verdict.id) for verdict in verdicts}
     damaged = [verdict for verdict in verdicts if verdict.state != "sound"]
     record = {
         "sample": options.sample, "sound": len(sound), "damaged": len(damaged), "recorded": recorded,
@@ -46,7 +46,7 @@ def run(context: Context) -> int:
         ],
     }  # fmt: skip
     rows = [
-        (verdict.id[:12], verdict.state, str(verdict.blocks), names.get(verdict.id, "unreadable manifest")) for verdict in verdicts
+        (verdict.id[:12], verdict.state, str(verdict.blocks), names[verdict.id]) for verdict in verdicts
     ]
     context.emit(record, text.table(("ID", "STATE", "BLOCKS", "VERSION"), rows, right=frozenset((2,))) if rows else "")
     if not damaged:
@@ -60,6 +60,13 @@ def run(context: Context) -> int:
         f"store {context.store_location}", f"{len(damaged)} of {text.count(len(verdicts), 'version')} damaged.",
         "Run 'fuse-store repair', then restore from a copy of the store what is still damaged. The other versions are usable.",
     )  # fmt: skip
+
+
+def _label(store: Store, image_id: str) -> str:
+    try:
+        return label(store.find(image_id))
+    except (Damaged, NotFound):
+        return "unreadable manifest"
 
 
 def _kernel_checksums(context: Context, store: Store, verdicts: Sequence[Verdict]) -> dict[str, str]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+MISSING = "missing"  # the stamp of a file that does not exist
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -109,6 +111,18 @@ class Backend(Protocol):
         """The names in a directory, without the directory."""
         ...
 
+    def directories(self, directory: str) -> list[str]:
+        """The names of the directories in a directory, without it."""
+        ...
+
+    def has_directory(self, directory: str) -> bool:
+        """Whether there is such a directory."""
+        ...
+
+    def remove_empty(self, directory: str) -> None:
+        """Remove a directory if there is nothing in it. In a bucket there is no such directory."""
+        ...
+
     def entries(self, directory: str) -> Iterator[Entry]:
         """Every file below a directory; "" is the whole store. Files that are removed meanwhile may be missing."""
         ...
@@ -116,6 +130,11 @@ class Backend(Protocol):
     def changed(self, directory: str) -> tuple[int, bool]:
         """(a stamp in ns since 1970 that differs after a file of the directory was added or removed, whether it can be trusted: a
         directory that changes twice within one tick of its clock has the same stamp)."""
+        ...
+
+    def stamps(self, directory: str) -> Callable[[str], str]:
+        """A function that tells a stamp of a file below a directory, by its name: another one after the file was replaced. Empty if
+        the file may be replaced without another stamp; a missing file has one, too."""
         ...
 
     def refresh(self, directory: str) -> None:

@@ -7,6 +7,7 @@ the steps of a commit.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -26,11 +27,11 @@ from fuse_store.repository.atomic import (
     sync_filesystem,
     write_file,
 )
-from fuse_store.repository.backends.base import Entry
+from fuse_store.repository.backends.base import MISSING, Entry
 from fuse_store.repository.locks import WriterLock
 
-DIRECTORIES = ("packs", "index", "images", "states", "trash", "locks", "partial")
-MAY_BE_MISSING = ("states", "trash", "locks", "partial")  # of a copy that lost empty directories, and is read-only
+DIRECTORIES = ("packs", "index", "images", "machines", "states", "trash", "locks", "partial")
+MAY_BE_MISSING = ("machines", "states", "trash", "locks", "partial")  # of a copy that lost empty directories, and is read-only
 DIRECTORIES_WITH_PARTIALS = ("partial", "index", "locks")  # of files of the store, of caches, of the lock
 NOT_SUPPORTED = (  # how file systems say that they cannot do something
     errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENODEV, errno.EMLINK, errno.EXDEV,
@@ -187,6 +188,17 @@ class PosixBackend:
                 raise
             return []
 
+    def directories(self, directory: str) -> list[str]:
+        with os.scandir(self.local_dir / directory) as items:
+            return [item.name for item in items if item.is_dir(follow_symlinks=False)]
+
+    def has_directory(self, directory: str) -> bool:
+        return (self.local_dir / directory).is_dir()
+
+    def remove_empty(self, directory: str) -> None:
+        with contextlib.suppress(OSError):
+            (self.local_dir / directory).rmdir()
+
     def entries(self, directory: str) -> Iterator[Entry]:
         try:
             with os.scandir(self.local_dir / directory) as items:
@@ -208,7 +220,21 @@ class PosixBackend:
             changed = os.stat(self.local_dir / directory).st_mtime_ns
         except FileNotFoundError:
             return -1, True
-        return changed, time.time_ns() - changed > (CLOCK_TICK if changed % 1_000_000_000 else COARSE_CLOCK_TICK)
+        return changed, _is_settled(changed, time.time_ns())
+
+    def stamps(self, directory: str) -> Callable[[str], str]:
+        now = time.time_ns()
+
+        def stamp(name: str) -> str:
+            try:
+                status = os.stat(self.local_dir / name)
+            except FileNotFoundError:
+                return MISSING
+            except OSError:
+                return ""
+            return f"{status.st_ino} {status.st_mtime_ns} {status.st_size}" if _is_settled(status.st_mtime_ns, now) else ""
+
+        return stamp
 
     def refresh(self, directory: str) -> None:
         pass
@@ -219,7 +245,12 @@ class PosixBackend:
     def write(
         self, name: str, content: bytes, sync: bool, before: Callable[[], None] | None = None, *, create: bool = False
     ) -> None:
-        write_file(self.local_dir / name, content, sync, before, create=create, partial_dir=self.local_dir / "partial")
+        try:
+            write_file(self.local_dir / name, content, sync, before, create=create, partial_dir=self.local_dir / "partial")
+        except BaseException:
+            if name.count("/") > 1:  # the directory may have been created for it
+                self.remove_empty(name.rpartition("/")[0])
+            raise
 
     def new(self, directory: str, sync: bool) -> PosixFile:
         return PosixFile(self.local_dir, directory, sync)
@@ -271,3 +302,8 @@ class PosixBackend:
             else:
                 self._files.move_to_end(name)
             return file
+
+
+def _is_settled(changed: int, now: int) -> bool:
+    """Whether a change after ``now`` is sure to get another time; both in ns since 1970."""
+    return now - changed > (CLOCK_TICK if changed % 1_000_000_000 else COARSE_CLOCK_TICK)

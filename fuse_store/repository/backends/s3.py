@@ -35,7 +35,7 @@ from obstore.store import S3Store
 
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.repository.atomic import WRITE_BUFFER_SIZE, fault_point, write_file
-from fuse_store.repository.backends.base import Entry, Lock
+from fuse_store.repository.backends.base import MISSING, Entry, Lock
 from fuse_store.repository.backends.lease import Lease, probe
 
 PIECE_SIZE = 1 << 20  # bytes of a pack that are read at once: a dozen blocks
@@ -163,6 +163,19 @@ class S3Backend:
     def names(self, directory: str) -> list[str]:
         return [entry.name.rpartition("/")[2] for entry in self.entries(directory)]
 
+    def directories(self, directory: str) -> list[str]:
+        try:
+            found = obstore.list_with_delimiter(self._objects, directory)
+        except BaseError as error:
+            raise self.error(error) from None
+        return [prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]]
+
+    def has_directory(self, directory: str) -> bool:
+        return next(self._list(directory), None) is not None
+
+    def remove_empty(self, directory: str) -> None:
+        pass
+
     def entries(self, directory: str) -> Iterator[Entry]:
         for meta in self._list(directory):
             yield Entry(meta["path"], meta["size"], meta["last_modified"].timestamp())
@@ -191,10 +204,15 @@ class S3Backend:
                 self._listed[directory] = listed_at, stamp
         return stamp, True
 
+    def stamps(self, directory: str) -> Callable[[str], str]:
+        tags = {meta["path"]: meta["e_tag"] or "" for meta in self._list(directory)}
+        return lambda name: tags.get(name, MISSING)
+
     def refresh(self, directory: str) -> None:
-        with self._lock:  # and those above it, whose lists have the same names
-            for listed in (directory, *map(str, PurePath(directory).parents)):
-                self._listed.pop(listed, None)
+        with self._lock:  # and those above it, whose lists have the same names, and below it
+            for listed in list(self._listed):
+                if f"{listed}/".startswith(f"{directory}/") or f"{directory}/".startswith(f"{listed}/"):
+                    del self._listed[listed]
 
     def now(self) -> float:
         name = f"locks/clock.{os.urandom(4).hex()}"

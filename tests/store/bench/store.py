@@ -191,8 +191,8 @@ class Bench:
         with Store.create(place, durability="none") as store:
             for number in range(LISTED):
                 head = Head(
-                    f"machine{number % 100}", "system", "file", "", {}, 1_700_000_000_000_000_000 + number * 10**9, 0, 0, 0, 0, 4096, (),
-                    (ImageFile("image", 0, 0),), (),
+                    f"machine{number % 100}", "system", "file", "", {}, 1_700_000_000_000_000_000 + number * 10**9, number, 0, 0, 0, 0,
+                    4096, (), (ImageFile("image", 0, 0),), (),
                 )  # fmt: skip
                 write_manifest(PosixBackend(place), head, [], store.aead, False)
             store.summaries()

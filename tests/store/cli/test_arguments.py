@@ -18,6 +18,7 @@ from fuse_store.cli.verbs import NAMES, load, needed
 from fuse_store.image.kind import KINDS
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.store import Store
+from fuse_store.versions import Versions
 from tests.store.cli.conftest import Run, image, put
 from tests.store.conftest import fork, wait
 
@@ -219,10 +220,10 @@ def test_locked(run: Run, store: Path, tmp_path: Path) -> None:
 def test_a_defect_is_one_line_that_asks_to_report(
     capfd: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Store) -> None:
+    def broken(*_given: object) -> None:
         raise ZeroDivisionError("by\nzero")
 
-    monkeypatch.setattr(Store, "summaries", broken)
+    monkeypatch.setattr(Versions, "each", broken)
     assert main(["list"]) == 1
     error = capfd.readouterr().err
     assert error.startswith("fuse-store: ZeroDivisionError: by\\nzero") and "report" in error and error.count("\n") == 1
@@ -235,10 +236,10 @@ def test_a_defect_is_one_line_that_asks_to_report(
 def test_what_the_system_refuses_is_one_line(
     run: Run, store: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def broken(self: Store) -> None:
+    def broken(*_given: object) -> None:
         raise error
 
-    monkeypatch.setattr(Store, "summaries", broken)
+    monkeypatch.setattr(Versions, "each", broken)
     done = run("list")
     assert done.code == 1 and done.err.count("\n") == 1
     assert done.err in ("fuse-store: /some/place: No space left on device\n", "fuse-store: out of memory.\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fuse_store.cli.output import NAME_KEYS
+from fuse_store.repository.manifest import image_name
 from tests.store.cli.conftest import PAGE, Run, image, put
 
 # init -------------------------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def test_samples_that_are_none(run: Run, store: Path, percent: str) -> None:
 
 def test_a_damaged_manifest_is_named_everywhere(run: Run, store: Path, tmp_path: Path) -> None:
     lost, there = put(run, image(tmp_path / "a")), put(run, image(tmp_path / "b", 1, 2))
-    path = store / "images" / f"{lost}.img"
+    path = store / image_name(lost)
     path.chmod(0o600)
     path.write_bytes(b"FSIMAGE1" + bytes(20))
     listed = run("list")
@@ -434,7 +435,7 @@ def test_a_root_that_does_not_exist_is_an_error(run: Run, store: Path, tmp_path:
 def test_latest_is_not_silently_an_older_version(run: Run, store: Path, tmp_path: Path) -> None:
     older = put(run, image(tmp_path / "source", seed=1))
     newest = put(run, image(tmp_path / "source", seed=2))
-    (store / "images" / f"{newest}.img").write_bytes(b"")
+    (store / image_name(newest)).write_bytes(b"")
     for verb in (("get", "web01/system/latest", str(tmp_path / "out")), ("show", "web01/system/latest")):
         done = run(*verb)
         assert done.code == 0 and newest in done.err and "unreadable manifest" in done.err

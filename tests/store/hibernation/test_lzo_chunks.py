@@ -34,7 +34,7 @@ from fuse_store.progress import SILENT
 from fuse_store.repository.atomic import FAULT_POINT
 from fuse_store.repository.block import HEADER_SIZE
 from fuse_store.repository.extents import read_segment
-from fuse_store.repository.manifest import Summary, read_head
+from fuse_store.repository.manifest import Summary, image_name, read_head
 from fuse_store.repository.pack import all_packs, pack_name
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import Encoded, encode, kernel_lzo, machine, other_lzo
@@ -255,7 +255,7 @@ def test_a_manifest_tells_what_computes_its_blocks(store: Store, tmp_path: Path)
     encoded = encode(machine(pages=400), compression="lzo")
     for kind, transform in (("file", None), ("hibernation", "lzo")):
         version = put(store, encoded, tmp_path / "source", kind=kind)
-        content = (store.path / "images" / f"{version.id}.img").read_bytes()
+        content = (store.path / image_name(version.id)).read_bytes()
         magic, length = struct.unpack_from("<8sI", content)
         head = msgpack.unpackb(store.aead.decrypt(b"image" + bytes.fromhex(version.id), content[12 : 12 + length]))
         assert magic == b"FSIMAGE1" and head["format"] == 1
@@ -369,7 +369,7 @@ def test_a_flipped_bit_in_any_object(store: Store, tmp_path: Path) -> None:
     encoded = encode(machine(pages=700), compression="lzo", threads=2)
     version = put(store, encoded, tmp_path / "source")
     device, source = bytes(encoded.device), random.Random(11)
-    name = Path("images") / f"{version.id}.img"
+    name = Path(image_name(version.id))
     content = (store.path / name).read_bytes()
     for at in [source.randrange(len(content)) for _flip in range(40)]:
         path = clone(store.path, tmp_path / "damaged")

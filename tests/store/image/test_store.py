@@ -343,7 +343,7 @@ def test_neither_content_nor_names_stand_in_the_files(tmp_path: Path, compressio
     names_in_it = [b"salaries", b"acme", b"payroll", b"merger", b"owner-x", b"alice", b"auditor", b"telling"]
     words = [SECRET, *names_in_it, bytes.fromhex(key), key.encode()]
     files = every_file(store.path)
-    assert len(files) > 24 and (store.path / "index" / "summaries") in files
+    assert len(files) > 24 and list(store.path.glob("summaries/*"))
     for path in files:
         stored = path.read_bytes()
         for word in words:

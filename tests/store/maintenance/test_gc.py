@@ -16,6 +16,7 @@ from fuse_store.maintenance.gc import Collected, collect
 from fuse_store.progress import SILENT
 from fuse_store.repository import index
 from fuse_store.repository.index import merged
+from fuse_store.repository.manifest import image_name
 from fuse_store.repository.pack import pack_name
 from fuse_store.store import Label, Store
 from tests.store.conftest import content, packs_of, read_whole, replace_content, write_sparse
@@ -126,7 +127,7 @@ def test_blocks_of_one_pack_may_be_in_several_fragments(store: Store, monkeypatc
 def test_without_a_manifest_or_the_index_nothing_is_freed(store: Store) -> None:
     first, second, third = put(store, 1), put(store, 1000), put(store, 2000)
     store.remove([first])
-    path = store.path / "images" / f"{second}.img"
+    path = store.path / image_name(second)
     manifest = path.read_bytes()
     replace_content(path, manifest[:-1])
     before = names(store)

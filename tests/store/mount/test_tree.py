@@ -9,9 +9,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,17 +23,16 @@ from fuse_store.image.kind import KINDS, RIGHT, Kind
 from fuse_store.mount import content, ranges, tree
 from fuse_store.mount.content import ImageContent, WindowCache
 from fuse_store.mount.tree import Directory, File, Link, Tree, attributes
-from fuse_store.mount.versions import VersionIndex, VersionIndexCache
-from fuse_store.repository.backends import PosixBackend
+from fuse_store.repository.backends.posix import CLOCK_TICK
 from fuse_store.repository.manifest import Summary
 from fuse_store.store import Label, Store
 from tests.store.bench import corpus
+from tests.store.bench.versions import fill
 from tests.store.conftest import PAGE
 from tests.store.conftest import content as pages
 from tests.store.hibernation.cases import E820, make_case
 
 MB = 1 << 20
-STATE_LOG = SimpleNamespace(changed=lambda: (0, True))  # nothing ever happened
 
 
 @pytest.fixture
@@ -99,7 +97,7 @@ def test_layout(store: Store, shown: Tree, tmp_path: Path) -> None:
     assert names(shown, f"{directory}/{first.version}") == ["image", "info.json", "B3SUMS"]
     assert sorted(names(shown, "ids")) == sorted([first.id, second.id, other.id])
     assert target(shown, f"ids/{first.id}") == f"{directory}/{first.version}"
-    assert names(shown, "kinds") == ["file", "disk"]
+    assert names(shown, "kinds") == ["disk", "file"]
     assert target(shown, f"kinds/disk/web01-system-{second.version}") == f"{directory}/{second.version}"
     assert target(shown, f"kinds/file/db 01é-pg-{other.version}") == f"machines/db 01é/pg/{other.version}"
     assert read(shown, f"{directory}/{first.version}/image") == pages([1, 0, 2])
@@ -209,64 +207,66 @@ def test_always_current(store: Store, shown: Tree, tmp_path: Path) -> None:
         at(shown, "machines/web01")
 
 
-def summaries(count: int) -> list[Summary]:
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    return [
-        Summary(f"{number:032x}"[::-1], "m", "a", "file", "", {}, start + timedelta(minutes=number), 1, 1, 1, 1, 1, ())
-        for number in range(count)
-    ]
-
-
-def test_ten_thousand_versions_are_listed_without_opening_one(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    os.utime(tmp_path / "images", (1, 1))
+def test_ten_thousand_versions_are_listed_without_opening_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
+    with Store.create(tmp_path / "store", durability="none") as store:
+        fill(store, 1, 10_000)
+        real = store.versions.listed
 
-    def every() -> list[Summary]:
-        asked.append("summaries")
-        return summaries(10_000)
+        def listed(tag: str) -> Any:
+            asked.append(tag)
+            return real(tag)
 
-    shown = Tree(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=STATE_LOG, summaries=every, open_image=asked.append))  # type: ignore[arg-type]
-    found = names(shown, "machines/m/a")
-    assert len(found) == 10_001
-    for name in found[:-1]:
-        node = at(shown, f"machines/m/a/{name}/image")
-        assert isinstance(node, File) and node.size == 1
-    assert asked == ["summaries"], "the list is made once, and no image is opened"
-    os.utime(tmp_path / "images", (2, 2))
-    names(shown, "machines")
-    assert asked == ["summaries"] * 2
-    shown.close()
-
-
-def test_a_change_within_one_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    lists = [summaries(1), summaries(2)]
-    index = VersionIndexCache(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=STATE_LOG, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
-    stamp = os.stat(tmp_path / "images").st_mtime_ns
-    assert len(index.current().ids) == 1
-    os.utime(tmp_path / "images", ns=(stamp, stamp))  # a new version, in the same tick
-    assert len(index.current().ids) == 2
+        monkeypatch.setattr(store.versions, "listed", listed)
+        monkeypatch.setattr(store, "open_image", lambda _id: pytest.fail("an image was opened"))
+        shown = Tree(store)
+        time.sleep(2 * CLOCK_TICK / 1e9)
+        found = names(shown, "machines/machine0/system")
+        assert len(found) == 10_001
+        for name in found[:-1]:
+            node = at(shown, f"machines/machine0/system/{name}/image")
+            assert isinstance(node, File) and node.size == 0
+        assert len(asked) == 1, "the list is made once"
+        store.remove([attributes(at(shown, f"machines/machine0/system/{found[5]}"))["user.fuse_store.id"].decode()])
+        time.sleep(2 * CLOCK_TICK / 1e9)
+        assert found[5] not in names(shown, "machines/machine0/system") and len(asked) == 2
+        shown.close()
 
 
-def test_a_change_is_seen_where_times_are_in_whole_seconds(tmp_path: Path) -> None:
+def test_a_look_at_all_machines_reads_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.create(tmp_path / "store", durability="none") as store:
+        fill(store, 50, 3)
+        monkeypatch.setattr("fuse_store.versions.read_head", lambda *_args: pytest.fail("a manifest was read"))
+        shown = Tree(store)
+        assert len(names(shown, "machines")) == 50
+        for name in names(shown, "machines"):
+            assert isinstance(at(shown, f"machines/{name}"), Directory)
+        ids = at(shown, "ids")
+        assert isinstance(ids, Directory) and len(list(ids.names())) == 150
+        with pytest.raises(FileNotFoundError):
+            at(shown, "machines/another")
+        shown.close()
+
+
+def test_a_change_is_seen_where_times_are_in_whole_seconds(store: Store, shown: Tree, tmp_path: Path) -> None:
     """FAT has every second one: the time of a directory may be that of two changes, two seconds apart."""
-    (tmp_path / "images").mkdir()
-    lists = [summaries(1), summaries(2)]
-    index = VersionIndexCache(SimpleNamespace(backend=PosixBackend(tmp_path), state_log=STATE_LOG, summaries=lambda: lists.pop(0)))  # type: ignore[arg-type]
+    put(store, tmp_path, pages([1]))
+    (directory,) = store.path.glob("images/*")
     second = int(time.time())
-    os.utime(tmp_path / "images", (second, second))
+    os.utime(directory, (second, second))
     time.sleep(0.1)
-    assert len(index.current().ids) == 1
-    os.utime(tmp_path / "images", (second, second))  # a new version, in the same second
-    assert len(index.current().ids) == 2
+    assert len(names(shown, "machines/web01/system")) == 2 and names(shown, "kinds") == ["file"]
+    put(store, tmp_path, pages([2]), kind="disk")
+    os.utime(directory, (second, second))  # in the same second
+    assert len(names(shown, "machines/web01/system")) == 3 and names(shown, "kinds") == ["disk", "file"]
 
 
-def test_names_in_kinds_are_names() -> None:
-    version = summaries(1)[0]
-    long = Summary(**{**vars(version), "machine": "é" * 100, "application": "x" * 200})
-    (name,) = VersionIndex([long], 0).kinds["file"]
+def test_names_in_kinds_are_names(store: Store, shown: Tree, tmp_path: Path) -> None:
+    version = put(store, tmp_path, pages([1]), machine="é" * 100, application="x" * 200)
+    (name,) = names(shown, "kinds/file")
     assert 250 < len(name.encode()) <= 255 and name.endswith(version.version)
+    link = at(shown, f"kinds/file/{name}")
+    assert isinstance(link, Link) and link.target.endswith(version.version)
 
 
 def test_image_of_several_files(store: Store, shown: Tree, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def version(
     taken: datetime, number: int = 0, *, kind: str = "file", application: str = "system", bases: tuple[str, ...] = (),
     tags: dict[str, str] | None = None,
 ) -> Summary:  # fmt: skip
-    return Summary(f"{number:032x}", "m", application, kind, "", tags or {}, taken, 1, 1, 1, 1, 1, bases)
+    return Summary(f"{number:032x}", "m", application, kind, "", tags or {}, taken, 0, 1, 1, 1, 1, 1, bases)
 
 
 def kept(versions: list[Summary], policy: Policy) -> set[str]:

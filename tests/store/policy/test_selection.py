@@ -15,7 +15,7 @@ from fuse_store.repository.manifest import Summary
 def version(number: int, **values: object) -> Summary:
     taken = datetime(2026, 11, 20, 2, 0, tzinfo=UTC) + timedelta(days=number)
     made = Summary(
-        f"{number:032x}", "web01", "system", "hibernation", "nightly", {"kernel": "6.12.9"}, taken, 1, 1, 1, 1, 1, ()
+        f"{number:032x}", "web01", "system", "hibernation", "nightly", {"kernel": "6.12.9"}, taken, number, 1, 1, 1, 1, 1, ()
     )
     return replace(made, **values)  # type: ignore[arg-type]
 

@@ -7,9 +7,9 @@ Every kind of object is flipped, cut off, emptied, swapped and lost, in an encry
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.backends.posix import CLOCK_TICK
 from fuse_store.repository.block import HEADER_SIZE
 from fuse_store.repository.index import _START, ROW_SIZE
-from fuse_store.repository.manifest import _FILE, Summary, read_head
+from fuse_store.repository.manifest import _FILE, Summary, image_name, read_head
 from fuse_store.repository.pack import PACK_HEADER, TRAILER, TRAILER_SIZE
 from fuse_store.store import Label, Store
 from tests.store.conftest import clone, content, make_small, read_store, replace_content, write_sparse
@@ -78,7 +78,7 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             ids.append(store.put(str(write_sparse(directory / "source", OTHER)), Label("other")).id)
             store.record(ids[:2], "verified")
             time.sleep(2 * CLOCK_TICK / 1e9)  # else the cache has no states
-            monkeypatch.setattr("fuse_store.versions.MIN_STALE", 0)
+            monkeypatch.setattr("fuse_store.summaries.MIN_STALE", 0)
             store.summaries()  # writes the cache
         images = read_store(directory / "store")
     assert images == dict(zip(ids, [*VERSIONS, OTHER], strict=True)) and len(list((directory / "store").glob("packs/*/*"))) >= 5
@@ -124,9 +124,15 @@ def repaired(path: Path) -> Repaired:
 
 
 def put_again(path: Path, directory: Path, data: bytes, read: bool = True) -> None:
-    """Whatever the damage, a put stores a version that can be read (once the index is as it should be)."""
+    """Whatever the damage, a put stores a version that can be read; or none, and does so once the index is as it should be."""
     with Store.open(path) as store:
-        made = store.put(str(write_sparse(directory / "again", data)), Label("m"))
+        source, before = str(write_sparse(directory / "again", data)), store.ids()
+        try:
+            made = store.put(source, Label("m"))
+        except Damaged as error:
+            assert not read and "cannot be read back" in str(error) and store.ids() == before
+            repair(store, SILENT)
+            made = store.put(source, Label("m"))
         if not read:
             repair(store, SILENT)
         image = store.open_image(made.id)
@@ -386,7 +392,7 @@ def replace_content_of_new(path: Path, data: bytes) -> None:
 
 @pytest.mark.parametrize("part", ["start", "head", "segments"])
 def test_a_flipped_bit_in_a_manifest(sound: Sound, tmp_path: Path, part: str) -> None:
-    for name in sound.files("images/*.img"):
+    for name in sound.files("images/*/*.img"):
         data = (sound.path / name).read_bytes()
         head = _FILE.size + _FILE.unpack_from(data)[1]
         path = sound.flipped(name, *{"start": (0, _FILE.size), "head": (_FILE.size, head), "segments": (head, len(data))}[part])
@@ -397,7 +403,7 @@ def test_a_flipped_bit_in_a_manifest(sound: Sound, tmp_path: Path, part: str) ->
         problems = verdicts(path, sound.images)
         assert problems and all(name.stem in problem for problem in problems)
         with Store.open(path) as store:
-            (path / "index" / "summaries").unlink(missing_ok=True)
+            shutil.rmtree(path / "summaries")
             listed = {summary.id for summary in store.summaries()}
             assert listed == set(sound.images) - ({name.stem} if part != "segments" else set())
             with pytest.raises(StoreError, match="Nothing was freed"):
@@ -411,7 +417,7 @@ def test_a_flipped_bit_in_a_manifest(sound: Sound, tmp_path: Path, part: str) ->
 
 @pytest.mark.parametrize("how", ["empty", "in the start", "in the head", "in a segment", "last byte"])
 def test_a_manifest_that_is_cut_off(sound: Sound, how: str) -> None:
-    name = sound.files("images/*.img")[0]
+    name = sound.files("images/*/*.img")[0]
     data = (sound.path / name).read_bytes()
     head = _FILE.size + _FILE.unpack_from(data)[1]
     path = sound.clone()
@@ -423,7 +429,7 @@ def test_a_manifest_that_is_cut_off(sound: Sound, how: str) -> None:
 
 
 def test_two_manifests_under_each_others_names(sound: Sound) -> None:
-    first, second = sound.files("images/*.img")[:2]
+    first, second = sound.files("images/*/*.img")[:2]
     path = sound.clone()
     data = (path / first).read_bytes(), (path / second).read_bytes()
     replace_content(path / first, data[1])
@@ -435,7 +441,7 @@ def test_two_manifests_under_each_others_names(sound: Sound) -> None:
 def test_a_segment_of_one_version_in_another(sound: Sound) -> None:
     """Each segment opens in any manifest of the store, but under its own digest only."""
     path = sound.clone()
-    name = Path("images") / f"{list(sound.images)[2]}.img"  # of the most scattered one
+    name = Path(image_name(list(sound.images)[2]))  # of the most scattered one
     with Store.open(path) as store:
         head, start = read_head(PosixBackend(path), name.stem, store.aead)
     data = bytearray((path / name).read_bytes())
@@ -508,7 +514,7 @@ def test_a_flipped_bit_in_a_state_log_is_a_version_that_was_captured(sound: Soun
         path = sound.flipped(name, 0, (sound.path / name).stat().st_size)
         with Store.open(path) as store:
             assert store.state_log.entries(name.stem) == [] and store.state_log.state(name.stem) == "captured"
-            (path / "index" / "summaries").unlink()
+            shutil.rmtree(path / "summaries")
             assert {summary.id: summary.state for summary in store.summaries()}[name.stem] == "captured"
             store.record([name.stem], "staged")
             assert [entry["state"] for entry in store.state_log.entries(name.stem)] == ["staged"]
@@ -516,47 +522,59 @@ def test_a_flipped_bit_in_a_state_log_is_a_version_that_was_captured(sound: Soun
 
 def summaries_without_cache(sound: Sound) -> list[Summary]:
     path = sound.clone()
-    (path / "index" / "summaries").unlink()
+    shutil.rmtree(path / "summaries")
     with Store.open(path) as store:
         return store.summaries()
 
 
-def test_the_cache_of_summaries_is_read(sound: Sound) -> None:
+def test_the_cache_of_summaries_is_read(sound: Sound, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests of a damaged cache say something only if the one they damage is used: no manifest and no state log is read."""
     before = summaries_without_cache(sound)
     path = sound.clone()
-    for name in (*sound.files("images/*.img"), *sound.files("states/*.log")):
+    for name in sound.files("images/*/*.img"):
         replace_content(path / name, b"damaged")
-    os.utime(path / "states", ns=(0, (sound.path / "states").stat().st_mtime_ns))
     with Store.open(path) as store:
+        monkeypatch.setattr(store.state_log, "state", lambda _image_id: pytest.fail("a state log was read"))
         assert store.summaries() == before
+
+
+def test_a_state_log_that_changed_is_read_whatever_the_cache_says(sound: Sound) -> None:
+    before = {summary.id: summary.state for summary in summaries_without_cache(sound)}
+    name = sound.files("states/*.log")[0]
+    path = sound.clone()
+    with Store.open(path) as store:
+        time.sleep(2 * CLOCK_TICK / 1e9)
+        store.summaries()
+        store.record([name.stem], "staged")
+        assert {summary.id: summary.state for summary in store.summaries()} == {**before, name.stem: "staged"}
 
 
 def test_a_flipped_bit_in_the_cache_of_summaries_changes_nothing(sound: Sound) -> None:
     before = summaries_without_cache(sound)
-    size = (sound.path / "index" / "summaries").stat().st_size
-    for at in range(0, size, 3):  # every third byte, and each bit in turn
-        path = sound.clone()
-        flipped = bytearray((path / "index" / "summaries").read_bytes())
-        flipped[at] ^= 1 << at % 8
-        replace_content(path / "index" / "summaries", bytes(flipped))
-        with Store.open(path) as store:
-            assert store.summaries() == before
-    for data in (b"", b"x", bytes(100)):
-        path = sound.clone()
-        replace_content(path / "index" / "summaries", data)
-        with Store.open(path) as store:
-            assert store.summaries() == before
+    for name in sound.files("summaries/*"):
+        for at in range(0, (sound.path / name).stat().st_size, 7):  # and each bit in turn
+            path = sound.clone()
+            flipped = bytearray((path / name).read_bytes())
+            flipped[at] ^= 1 << at % 8
+            replace_content(path / name, bytes(flipped))
+            with Store.open(path) as store:
+                assert store.summaries() == before
+        for data in (b"", b"x", bytes(100)):
+            path = sound.clone()
+            replace_content(path / name, data)
+            with Store.open(path) as store:
+                assert store.summaries() == before
 
 
 @pytest.mark.parametrize(
-    "value", [None, [], [[], 0], [[[1]], 0, {}], [[["x"] * 15], 0, {}], [[[10**18] * 15], 0, {}], [[], "x", {}], [[], 0, 7]]
+    "value", [None, [], [[], 0], [[[1]], 0, {}], [["x"] * 16], [[10**18] * 16], [[-1] * 16], {"x": 1}, [[["x"], [], {}]], 7]
 )
 def test_a_cache_of_summaries_of_another_program_changes_nothing(sound: Sound, value: object) -> None:
     path = sound.clone()
     with Store.open(path) as store:
         before = store.summaries()
-        replace_content(path / "index" / "summaries", store.aead.encrypt(b"summaries", msgpack.packb(value)))
+        for name in sound.files("summaries/*"):
+            replace_content(path / name, store.aead.encrypt(b"summaries" + name.name.encode(), msgpack.packb(value)))
         assert store.summaries() == before
 
 
@@ -590,7 +608,8 @@ def test_files_of_a_power_cut_without_durability(sound: Sound, tmp_path: Path) -
 def test_names_that_are_not_the_stores_are_passed_over(sound: Sound) -> None:
     path = sound.clone()
     for name in (
-        "images/x.img", "images/" + "0" * 31 + ".img", "images/" + "A" * 32 + ".img", "images/.hidden", "images/lost+found", "packs/x.pack",
+        "images/x.img", "images/" + "0" * 32 + ".img", "images/0000/" + "0" * 31 + ".img", "images/0000/" + "A" * 32 + ".img",
+        "images/0000/" + "1" * 32 + ".img", "images/0000/x", "machines/x", "images/.hidden", "images/lost+found", "packs/x.pack",
         "packs/zz/zz.pack", "packs/README", "packs/ab/" + "0" * 31 + ".pack", "index/x.idx", "index/" + "Z" * 32 + ".idx", "states/x.log",
         "trash/x", "x", "locks/x",
     ):  # fmt: skip
@@ -609,7 +628,7 @@ def test_an_object_of_another_store_does_not_open(sound: Sound, tmp_path: Path) 
     encryption = json.loads((sound.path / "store.json").read_text())["encryption"] != "none"
     with Store.create(tmp_path / "other", encryption=encryption, durability="none") as store:
         store.put(str(write_sparse(tmp_path / "source", VERSIONS[0])), Label("m"))
-    for pattern in ("images/*.img", "index/*.idx", "packs/*/*.pack"):
+    for pattern in ("images/*/*.img", "index/*.idx", "packs/*/*.pack"):
         name = sound.files(pattern)[0]
         path = sound.clone()
         replace_content(path / name, next((tmp_path / "other").glob(pattern)).read_bytes())

@@ -115,12 +115,14 @@ class SecondReader:
         self.page_digests = table[8 + 32 * count : end]
 
     def image(self, image_id: str) -> dict[str, bytes]:
-        content = (self.directory / "images" / f"{image_id}.img").read_bytes()
+        content = (self.directory / "images" / image_id[-4:] / f"{image_id}.img").read_bytes()
         magic, length = struct.unpack_from("<8sI", content)
         assert magic == b"FSIMAGE1"
         packed = self.open(b"image" + bytes.fromhex(image_id), content[12 : 12 + length])
-        assert self.digest(packed).hex() == image_id
         head = msgpack.unpackb(packed)
+        machine = self.digest(b"machine" + head["machine"].encode())
+        assert (self.digest(packed)[:14] + machine[:2]).hex() == image_id
+        assert self.open(b"machine" + machine, (self.directory / "machines" / machine.hex()).read_bytes()).decode() == head["machine"]
         size, computed = head["page_size"], head["computed"]
         assert head["format"] == 1
         end = max(file["offset"] + file["size"] for file in head["files"])

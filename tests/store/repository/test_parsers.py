@@ -90,7 +90,7 @@ def head_of(pages: int, layout: Layout | None = None) -> Head:
     """Of a version with one file of ``pages`` pages of 4 KiB."""
     file = ImageFile("image", pages * 4096, 0)
     computed = layout.computed(2) if layout is not None else None
-    return Head("m", "system", "file", "", {}, 0, file.size, 0, 0, 0, 4096, (), (file,), (), computed)
+    return Head("m", "system", "file", "", {}, 0, 1, file.size, 0, 0, 0, 4096, (), (file,), (), computed)
 
 
 def some_extents() -> Extents:
@@ -250,7 +250,7 @@ def test_extents_that_grow_without_end() -> None:
 def some_head() -> dict[str, Any]:
     files = (ImageFile("a", 5000, 0), ImageFile("b", 70000, 8192, 0o644, 10**18))
     segments = (Segment(0, 2, 0, 100, DIGESTS[:16]), Segment(2, 20, 100, 80, DIGESTS[16:32]))
-    head = Head("m", "system", "file", "e", {"k": "v"}, 10**18, 75000, 75000, 1, 1, 4096, ("0" * 32,), files, segments)
+    head = Head("m", "system", "file", "e", {"k": "v"}, 10**18, 1, 75000, 75000, 1, 1, 4096, ("0" * 32,), files, segments)
     return {"format": 1, **asdict(head)}
 
 
@@ -266,7 +266,7 @@ def a_head_with_computed_blocks() -> dict[str, Any]:
     [
         ("files", 0, {"size": 8192}, True), ("files", 0, {"size": 8193}, False), ("files", 0, {"size": -1}, False),
         ("files", 0, {"size": 0}, True), ("files", 1, {"offset": 8191}, False), ("files", 1, {"offset": 4096}, False),
-        ("files", 1, {"size": manifest.MAX_IMAGE_SIZE}, True), ("files", 1, {"size": manifest.MAX_IMAGE_SIZE + 1}, False),
+        ("files", 1, {"size": manifest.MAX_IMAGE_SIZE - 8192}, True), ("files", 1, {"size": manifest.MAX_IMAGE_SIZE - 8191}, False),
         ("segments", 0, {"last": 0}, False), ("segments", 1, {"first": 1}, False), ("segments", 1, {"first": 3}, True),
         ("segments", 1, {"last": 3}, True), ("segments", 1, {"last": 2}, False), ("segments", 1, {"last": 21}, False),
         ("segments", 0, {"offset": -1}, False), ("segments", 0, {"length": -1}, False), ("segments", 0, {"length": 0}, True),

@@ -643,13 +643,14 @@ def test_many_versions_are_listed_without_asking_for_each(url: str, monkeypatch:
     with Store.create(url) as store:
         for number in range(1100):  # more than a server lists at once
             head = Head(
-                f"machine{number % 7}", "system", "file", "", {}, 1_700_000_000_000_000_000 + number, 0, 0, 0, 0, PAGE, (),
+                f"machine{number % 7}", "system", "file", "", {}, 1_700_000_000_000_000_000 + number, number, 0, 0, 0, 0, PAGE, (),
                 (ImageFile("image", 0, 0),), (),
             )  # fmt: skip
             write_manifest(store.backend, head, [], store.aead, False)
+            store.versions.name_machine(f"machine{number % 7}", False)
         assert len(store.summaries()) == 1100
     asked: list[str] = []
-    for verb in ("get", "get_range", "head", "list"):
+    for verb in ("get", "get_range", "head", "list", "list_with_delimiter"):
         real = getattr(obstore, verb)
 
         def counted(*given: Any, real: Callable[..., Any] = real, verb: str = verb, **named: Any) -> Any:
@@ -659,7 +660,8 @@ def test_many_versions_are_listed_without_asking_for_each(url: str, monkeypatch:
         monkeypatch.setattr(obstore, verb, counted)
     with Store.open(url) as store:
         assert len(store.summaries()) == 1100
-    assert sorted(asked) == ["get", "list", "list"]  # store.json; the state logs, the manifests
+    # store.json; the state logs, the names of the machines, the directories of seven machines
+    assert sorted(asked) == ["get", *["list"] * 9, "list_with_delimiter"]
 
 
 # what goes wrong ------------------------------------------------------------------------------------------------------

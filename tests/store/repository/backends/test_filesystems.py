@@ -14,7 +14,7 @@ import pytest
 from fuse_store.errors import Refused
 from fuse_store.maintenance.gc import collect
 from fuse_store.maintenance.verify import verify
-from fuse_store.mount.versions import VersionIndexCache
+from fuse_store.mount.versions import VersionIndex
 from fuse_store.progress import SILENT
 from fuse_store.repository import atomic
 from fuse_store.repository.backends import PosixBackend
@@ -57,11 +57,11 @@ def test_a_version_is_seen_at_once_where_times_are_in_whole_seconds(tmp_path: Pa
     needs_root()
     (tmp_path / "source").write_bytes(DATA)
     with mounted(tmp_path / "behind", tmp_path / "point", "seconds") as point, Store.create(point / "store") as store:
-        shown = VersionIndexCache(store)
+        shown = VersionIndex(store)
         for number in range(1, 12):
             store.put(str(tmp_path / "source"), Label("m", event=str(number)))
-            assert len(shown.current().ids) == number
-            shown.current()
+            assert len(list(shown.machine("m"))) == number
+            shown.machine("m")
 
 
 @pytest.mark.parametrize(("lacks", "words"), [("fsyncdir", "sync files and directories"), ("utimens", "replace, move")])

@@ -22,6 +22,7 @@ from fuse_store.repository import locks
 from fuse_store.repository.atomic import remove_partials
 from fuse_store.repository.backends import Lock
 from fuse_store.repository.locks import WriterLock
+from fuse_store.repository.manifest import image_name
 from fuse_store.store import Label, Store
 from tests.store.conftest import content, fork, run, wait
 
@@ -282,7 +283,7 @@ def test_a_put_that_lost_its_lock_makes_no_version(tmp_path: Path, monkeypatch: 
         with pytest.raises(Locked) as caught:
             store.put(str(source), Label("m"), progress=Sleeps())
         assert caught.value.exit_code == 6
-        assert store.ids() == [] and not list((store.path / "images").iterdir())
+        assert store.ids() == [] and not list((store.path / "images").glob("**/*.*"))
         assert json.loads(lock.read_text())["token"] == "new"
         lock.unlink()
         store.put(str(source), Label("m"))
@@ -300,7 +301,7 @@ def test_who_loses_the_lock_while_removing_removes_no_more(tmp_path: Path, monke
             store.remove(ids)
         assert sorted(store.ids()) == sorted(ids[1:])
         lock.unlink()
-        newest = store.path / "images" / f"{ids[2]}.img"
+        newest = store.path / image_name(ids[2])
         before_commit = store.before_commit
 
         def lost_then(own: Lock) -> None:
