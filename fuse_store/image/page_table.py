@@ -32,6 +32,7 @@ class Bases:
         self._reader, self._page_size, self._open_all = reader, page_size, open_all
         self._offsets: dict[bytes, I64] = {}  # by pack, ascending
         self._unopened: dict[int, tuple[Table, int]] = {}  # by ordinal: a row of a table; those whose turn it is
+        self._due = np.zeros(0, bool)  # by ordinal: is it in ``_unopened``
         self._pool = ThreadPoolExecutor(threads, "bases")
 
     def __enter__(self) -> Bases:
@@ -67,13 +68,16 @@ class Bases:
             due = np.flatnonzero(every | (halves(table.digests)[0] % PARTS == turn))
             of_due = table.select(due, self._page_size)
             self._unopened.update((first + block, (of_due, row)) for row, block in enumerate(due.tolist()))
+            self._due = np.append(self._due, np.isin(np.arange(len(table.offset)), due))
             first += len(table.offset)
             yield table
 
     def unreadable(self, blocks: I64) -> I64:
-        """Which of the blocks, by their ordinals in the order of ``tables``, cannot be read, or have other pages than the table says.
-        Each is opened once, if it is its turn."""
-        due = [block for block in blocks.tolist() if block in self._unopened]
+        """Which of the blocks cannot be read, or have other pages than the table says. Blocks are named by their ordinals in the order of
+        ``tables``; others are passed over. Each is opened once, if it is its turn."""
+        blocks = blocks[(blocks >= 0) & (blocks < len(self._due))]
+        due = np.unique(blocks[self._due[blocks]]).tolist()
+        self._due[due] = False
         readable = self._pool.map(self._is_readable, [self._unopened.pop(block) for block in due])
         return np.array([block for block, good in zip(due, readable, strict=True) if not good], np.int64)
 

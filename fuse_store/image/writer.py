@@ -325,7 +325,7 @@ class ImageWriter:
         """(block, slot) of pages that are known; block is -1 for the others, and for those of blocks that are found to be damaged."""
         while True:
             block, slot = self._known.find(high, low)
-            bad = self._bases.unreadable(np.unique(block))
+            bad = self._bases.unreadable(block)
             if not len(bad):
                 return block, slot
             self._known.forget(bad)

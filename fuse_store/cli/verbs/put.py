@@ -64,7 +64,10 @@ VERB = Verb(
             help="disk of the hibernated machine: a device or raw image, unchanged since it hibernated; may be repeated. Records the "
             "state of its filesystems for preflight (default: the disks of this machine)",
         ),
-        argument("--replace", action="store_true", help="remove the previous version once the new one is stored"),
+        argument(
+            "--replace", action="store_true",
+            help="remove the previous version once the new one is stored, of which it reads every block that both share",
+        ),
     ),
     keys={**VERSION_KEYS, "seconds": "elapsed time"},
     examples=(
