@@ -183,15 +183,6 @@ class Image:
                 compute = functools.partial(self._compute_for, segment, block, first[block])
                 yield functools.partial(self._blocks.begin_computed, segment.extents.digest(block), compute)
 
-    def packs(self) -> list[bytes]:
-        """The packs that the image's blocks are in, those with most of them first. Raises Damaged."""
-        blocks_in: dict[bytes, int] = {}
-        for _digests, located, _first in self.blocks():
-            count = np.bincount(located.pack[located.pack >= 0], minlength=len(located.packs)).tolist()
-            for pack, blocks in zip(located.packs, count, strict=True):
-                blocks_in[pack] = blocks_in.get(pack, 0) + blocks
-        return sorted(blocks_in, key=lambda pack: -blocks_in[pack])
-
     def chunk_at(self, offset: int) -> tuple[int, Callable[[], NDArray[np.uint8]]] | None:
         """``formats.readable.CompressedChunks``: the chunk of a compressed image that begins at ``offset``, if the version stores
         it as the pages it holds. Raises Damaged."""

@@ -106,6 +106,11 @@ def packs_of(path: Path) -> set[bytes]:
     return {pack for pack, _size in pack.all_packs(PosixBackend(path))}
 
 
+def packs_with(store: Store, image_id: str) -> set[bytes]:
+    """The packs that the blocks of a version are in."""
+    return {pack for _digests, located, _first_pages in store.open_image(image_id).blocks() for pack in located.packs}
+
+
 def read_store(path: Path) -> dict[str, bytes]:
     """The content of every version of a store, by id."""
     with Store.open(path) as store:

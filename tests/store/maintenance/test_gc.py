@@ -19,7 +19,7 @@ from fuse_store.repository.index import merged
 from fuse_store.repository.manifest import image_name
 from fuse_store.repository.pack import pack_name
 from fuse_store.store import Label, Store
-from tests.store.conftest import content, packs_of, read_whole, replace_content, write_sparse
+from tests.store.conftest import content, packs_of, packs_with, read_whole, replace_content, write_sparse
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_without_a_manifest_or_the_index_nothing_is_freed(store: Store) -> None:
 
 def test_a_lost_pack_is_reported_only_if_it_is_needed(store: Store) -> None:
     first, second = put(store, 1), put(store, 1000)
-    (lost,) = store.open_image(first).packs()
+    (lost,) = packs_with(store, first)
     (store.path / pack_name(lost)).unlink()
     with pytest.raises(StoreError, match=rf"pack {lost.hex()}: missing"):
         run(store)
@@ -271,7 +271,7 @@ def test_of_a_block_in_two_packs_one_is_needed(store: Store, monkeypatch: pytest
     for attempt in range(4):  # the order of fragments is random
         start = 1000 * attempt + 1
         twice = put(store, start + 32, 64, bases=[])
-        (first_pack,) = store.open_image(twice).packs()
+        (first_pack,) = packs_with(store, twice)
         path = store.path / pack_name(first_pack)
         hidden = path.with_suffix(".hidden")
         path.rename(hidden)

@@ -30,6 +30,7 @@ from fuse_store.repository.manifest import Summary
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
 from tests.store.bench import corpus
+from tests.store.conftest import packs_with
 
 MB = 1 << 20
 SIZE = 16 * MB
@@ -444,7 +445,7 @@ def test_a_hibernation_image_whose_chunks_are_stored_as_pages(tmp_path: Path) ->
             patch.setattr("fuse_store.hibernation.lzo_chunks.lzo.available", lambda: False)
             plain = store.put(str(source), Label("web01", application="plain", kind="hibernation"))
         assert made.chunks > 10 and not plain.chunks
-        (pack,) = set(store.open_image(made.id).packs()) - set(store.open_image(plain.id).packs())
+        (pack,) = packs_with(store, made.id) - packs_with(store, plain.id)
     with mounted(tmp_path) as own:
         directories = [own.point / "ids" / version.id for version in (made, plain)]
         run("cmp", directories[0] / "image", source)

@@ -27,7 +27,18 @@ from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
 from fuse_store.repository.atomic import FAULT_POINT, PARTIAL_SUFFIX
 from fuse_store.store import Label, Store
-from tests.store.conftest import clone, content, fork, make_small, packs_of, read_store, read_whole, wait, write_sparse
+from tests.store.conftest import (
+    clone,
+    content,
+    fork,
+    make_small,
+    packs_of,
+    packs_with,
+    read_store,
+    read_whole,
+    wait,
+    write_sparse,
+)
 
 FULL = 64 << 10  # bytes of a pack: two or three blocks
 OLD = [content(range(1, 330)), content([*range(1, 10), *range(400, 420)]), content([*range(200, 210), 0, *range(420, 430), 7])]
@@ -147,7 +158,7 @@ def check_no_leak(path: Path) -> None:
     """After a collection: every pack is needed, and nothing of a writer that was killed is left."""
     with Store.open(path) as store:
         collect(store, dry_run=False, progress=SILENT, grace=0.0)
-        needed = {pack for image_id in store.ids() for pack in store.open_image(image_id).packs()}
+        needed = {pack for image_id in store.ids() for pack in packs_with(store, image_id)}
         assert packs_of(path) == needed
         again = collect(store, dry_run=True, progress=SILENT)
         assert again.packs_removed == 0
@@ -272,7 +283,7 @@ def check_no_leak_but_locks(path: Path) -> None:
     with Store.open(path) as store:
         collect(store, dry_run=False, progress=SILENT, grace=0.0)
         collect(store, dry_run=False, progress=SILENT, grace=0.0)
-        needed = {pack for image_id in store.ids() for pack in store.open_image(image_id).packs()}
+        needed = {pack for image_id in store.ids() for pack in packs_with(store, image_id)}
         assert packs_of(path) == needed
         assert all(verdict.state == "sound" for verdict in verify(store, store.ids(), 100, SILENT))
 
