@@ -85,19 +85,19 @@ def pack_block(pages: bytes, digest: bytes, aead: Aead, codec: str, level: int) 
     code = CODECS[codec].code
     if len(compressed) >= len(pages):
         compressed, code = pages, CODECS["none"].code
-    body = encrypt_units(b"block" + digest, BODY.pack(code, len(pages), len(compressed)) + compressed, aead)
+    body = encrypt_units(b"block" + digest, aead, BODY.pack(code, len(pages), len(compressed)), compressed)
     return with_header(digest, len(pages), body, aead)
 
 
 def with_header(digest: bytes, length: int, body: Sequence[bytes], aead: Aead) -> Block:
     """The Block with the encrypted ``body``, in parts, and ``length`` bytes of pages."""
-    header = encrypt_units(b"header", HEADER.pack(digest, sum(map(len, body))), aead)
+    header = encrypt_units(b"header", aead, HEADER.pack(digest, sum(map(len, body))))
     return Block(digest, length, b"".join((*header, *body)))
 
 
-def encrypt_units(name: bytes, content: bytes, aead: Aead) -> tuple[bytes, bytes]:
-    """``Aead.encrypt_parts`` of ``content`` and so many zeros that whole units are filled."""
-    return aead.encrypt_parts(name, content + bytes(-(len(content) + aead.overhead) % UNIT))
+def encrypt_units(name: bytes, aead: Aead, *content: bytes) -> tuple[bytes, bytes]:
+    """``Aead.encrypt_parts`` of ``content``, in parts, and so many zeros that whole units are filled."""
+    return aead.encrypt_parts(name, b"".join((*content, bytes(-(sum(map(len, content)) + aead.overhead) % UNIT))))
 
 
 def unpack_block(body: bytes | memoryview, digest: bytes, aead: Aead) -> bytes:

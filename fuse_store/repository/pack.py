@@ -150,8 +150,8 @@ class PackWriter:
             return None
         content = pack_table(self._blocks, b"".join(self._pages))
         pack = _pack_id(self._nonce, content, self._aead)
-        table = b"".join(encrypt_units(b"table" + pack, content, self._aead))
-        trailer = b"".join(encrypt_units(b"trailer", TRAILER.pack(pack, len(table)), self._aead))
+        table = b"".join(encrypt_units(b"table" + pack, self._aead, content))
+        trailer = b"".join(encrypt_units(b"trailer", self._aead, TRAILER.pack(pack, len(table))))
         self._new.file.write(self._padding(len(table) + len(trailer)) + table + trailer)
         self._new.create(pack_name(pack))
         self._new = None

@@ -239,7 +239,7 @@ def test_ends_and_headers_of_packs_that_are_refused(backend: PosixBackend) -> No
     length = TRAILER.unpack_from(AEAD.decrypt(b"trailer", whole[-TRAILER_SIZE:]))[1]
 
     def ending(owner: bytes, length: int) -> bytes:
-        return whole[:-TRAILER_SIZE] + b"".join(encrypt_units(b"trailer", TRAILER.pack(owner, length), AEAD))
+        return whole[:-TRAILER_SIZE] + b"".join(encrypt_units(b"trailer", AEAD, TRAILER.pack(owner, length)))
 
     assert ending(pack_id, length) == whole
     for data, problem in (

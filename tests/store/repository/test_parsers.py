@@ -451,7 +451,7 @@ def test_a_block_that_was_changed(data: st.DataObject, codec: str, aead: Aead) -
 
 def body_of(number: int, compressed: bytes, length: int, named: int) -> bytes:
     """The body of a block as it is stored, whatever is in it, with every tag right."""
-    return b"".join(encrypt_units(b"block" + DIGESTS[:16], BODY.pack(number, length, named) + compressed, PLAIN))
+    return b"".join(encrypt_units(b"block" + DIGESTS[:16], PLAIN, BODY.pack(number, length, named), compressed))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 255])
@@ -471,7 +471,7 @@ def test_a_block_whose_content_is_not_what_it_says(number: int) -> None:
 @fewer
 @given(data=st.data(), length=st.integers(0, (1 << 32) - 1), aead=st.sampled_from([ENCRYPTED, PLAIN]))
 def test_a_header_of_a_block(data: st.DataObject, length: int, aead: Aead) -> None:
-    header = b"".join(encrypt_units(b"header", HEADER.pack(DIGESTS[:16], length), aead))
+    header = b"".join(encrypt_units(b"header", aead, HEADER.pack(DIGESTS[:16], length)))
     assert len(header) == HEADER_SIZE
     found = bounded(lambda: parse_header(data.draw(changed(header)), aead))
     assert found in (None, (DIGESTS[:16], length)) and (found is None or 0 < length < block.MAX_STORED)
