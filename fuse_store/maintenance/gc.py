@@ -26,6 +26,7 @@ from fuse_store.repository.index import Rows
 from fuse_store.repository.pack import PackWriter, all_packs, pack_name
 from fuse_store.store import Store
 
+DRY_RUNS = 5  # attempts of a dry run
 MIN_USED_RATIO = 0.5  # a pack of which less than this is needed is copied; above, the space is not worth the work
 
 
@@ -41,11 +42,23 @@ class Collected:
 
 
 def collect(store: Store, *, dry_run: bool, progress: Progress, grace: float = GRACE_PERIOD) -> Collected:
+    """As ``_collect``. A dry run takes no lock; what it sees of a writer's work may not fit together, and then it looks again."""
+    for _attempt in range(DRY_RUNS - 1 if dry_run else 0):
+        before = store.backend.changed("index")[0], set(store.ids())
+        try:
+            return _collect(store, dry_run, progress, grace)
+        except StoreError:
+            store.backend.refresh("index")
+            if before == (store.backend.changed("index")[0], set(store.ids())):
+                raise
+    return _collect(store, dry_run, progress, grace)
+
+
+def _collect(store: Store, dry_run: bool, progress: Progress, grace: float) -> Collected:
     """Free the packs that no version needs, and copy the needed blocks out of mostly unneeded packs.
 
     A block is needed as long as any manifest names it. If a manifest or the index cannot be read, nothing is freed. Files that
-    have been in the trash for ``grace`` seconds are destroyed first, because a full disk has no space for anything else. A dry run
-    takes no lock; beside a writer its result may be that of before or after.
+    have been in the trash for ``grace`` seconds are destroyed first, because a full disk has no space for anything else.
     Raises Locked, Damaged, StoreError.
     """
     result = Collected()

@@ -50,8 +50,9 @@ LIST_FAILED_SECONDS = 5.0  # how long ``changed`` repeats that a list failed: th
 CONNECT_SECONDS, REQUEST_SECONDS = 5, 120
 SILENCE_SECONDS = 15  # a server that sends nothing for so long has stalled; not for uploads, whose answer comes at the end
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
+RETRY_SECONDS = 20
 RETRIES = {
-    "max_retries": 4, "retry_timeout": datetime.timedelta(seconds=20),
+    "max_retries": 4, "retry_timeout": datetime.timedelta(seconds=RETRY_SECONDS),
     "backoff": {"init_backoff": datetime.timedelta(milliseconds=100), "max_backoff": datetime.timedelta(seconds=5), "base": 2},
 }  # fmt: skip
 _CHECKSUM_SIZE = 32
@@ -250,8 +251,10 @@ class S3Backend:
         fault_point(f"rename {suffix}")
         if before is not None:
             before()
-        if self.put(name, content, "create" if create else "overwrite") is None:
-            raise self._exists(name)
+        if create:
+            self._create(name, content)
+        else:
+            self.put(name, content)
         fault_point(f"renamed {suffix}")
         self.refresh(name.rpartition("/")[0])
 
@@ -263,8 +266,7 @@ class S3Backend:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if size <= UPLOAD_PART_SIZE:
-            if self.put(name, file.read(), "create") is None:
-                raise self._exists(name)
+            self._create(name, file.read())
             return
         # The last request of a multipart upload has no condition in obstore. The name of a pack depends on its content: what another
         # machine could write there between the two requests are the same bytes.
@@ -322,6 +324,12 @@ class S3Backend:
             if re.search(pattern, text):
                 return kind(f"store {self.url}", cause, remedy)
         return StoreError(f"store {self.url}", f"request failed: {' '.join(text.split())[:300]}.")
+
+    def _create(self, name: str, content: bytes) -> None:
+        """Write an object that must not exist. Raises FileExistsError, StoreError."""
+        # A request that was sent again, because its answer was lost, finds what it wrote itself.
+        if self.put(name, content, "create") is None and self.read(name) != content:
+            raise self._exists(name)
 
     def _exists(self, name: str) -> FileExistsError:
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{self.url}/{name}")

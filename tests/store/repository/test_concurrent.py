@@ -131,6 +131,32 @@ def test_readers_beside_a_writer(path: Path, tmp_path: Path) -> None:
     assert number > 6 and moved
 
 
+def test_a_dry_run_beside_a_writer_waits_for_nothing_and_fails_not(path: Path, tmp_path: Path) -> None:
+    stop, tried = threading.Event(), 0
+
+    def work() -> None:
+        number = 3
+        with Store.open(path) as store:
+            while not stop.is_set():
+                put(store, tmp_path, number)
+                store.remove([store.summaries()[0].id])
+                collect(store)
+                number += 1
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        with Store.open(path) as store:
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                gc.collect(store, dry_run=True, progress=SILENT)
+                tried += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert tried > 3
+
+
 def test_who_has_an_image_open_reads_it_while_its_packs_are_copied(path: Path, tmp_path: Path) -> None:
     with Store.open(path) as reader, Store.open(path) as writer:
         first, second, third = [summary.id for summary in reader.summaries()]

@@ -144,6 +144,22 @@ def test_nothing_is_overwritten_that_is_created(there: Backend, size: int) -> No
     assert {entry.name for entry in there.entries("")} == {"packs/ab/a.pack", "images/0a0b/a.img"}
 
 
+def test_a_request_that_is_sent_again_is_no_other_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client repeats a request whose answer was lost; what it wrote the first time is there."""
+    there, real = backend(url), S3Backend.put
+
+    def twice(self: S3Backend, name: str, content: bytes, mode: Any = "overwrite") -> str | None:
+        real(self, name, content, mode)
+        return real(self, name, content, mode)
+
+    monkeypatch.setattr(S3Backend, "put", twice)
+    there.write("images/a.img", b"content", sync=False, create=True)
+    with pytest.raises(FileExistsError):
+        there.write("images/a.img", b"other", sync=False, create=True)
+    with there.lock() as lock:
+        lock.check()
+
+
 def test_of_many_that_create_a_file_one_does(there: Backend) -> None:
     for name in ("images/a.img", "images/b.img"):
         done: list[int] = []

@@ -105,7 +105,10 @@ class Passthrough(mfusepy.Operations):  # type: ignore[misc]
     def utimens(self, path: str, times: tuple[int, int] | None = None) -> None:
         if "utimens" in self._lacks:
             raise OSError(errno.EPERM, "")
-        os.utime(self._path(path), ns=times)
+        if times is None:
+            os.utime(self._path(path))
+        else:
+            os.utime(self._path(path), ns=times)
 
     def chmod(self, path: str, mode: int) -> None:
         os.chmod(self._path(path), mode)

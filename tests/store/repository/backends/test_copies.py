@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fuse_store.errors import StoreError
+from fuse_store.errors import Locked, StoreError
 from fuse_store.maintenance import gc
 from fuse_store.maintenance.verify import verify
 from fuse_store.mount.tree import Tree
@@ -54,10 +54,14 @@ def test_a_copy_made_by_the_recipe_while_a_collection_runs_is_whole(
         source.write_bytes(version(number))
         store.put(str(source), Label("m", event=str(number)))
 
+    def again(_locked: Locked, waited: float) -> bool:
+        time.sleep(0.01)
+        return waited < 60
+
     def work() -> None:
         number = 6
         with Store.open(tmp_path / "store") as store:
-            store.wait = lambda locked, waited: not time.sleep(0.01) and waited < 60
+            store.wait = again
             while not stop.exists():
                 put(store, number)
                 store.remove([store.summaries()[0].id])

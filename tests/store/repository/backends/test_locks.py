@@ -189,10 +189,15 @@ def test_a_process_number_of_another_container_means_nothing_without_a_kernel_lo
 
 
 def test_a_forked_process_does_not_keep_the_lock(directory: Path) -> None:
+    reader, writer = os.pipe()
+
+    def sleep() -> None:
+        os.write(writer, b"x")
+        time.sleep(60)
+
     def work() -> None:
-        reader, writer = os.pipe()
         with WriterLock(directory) as lock:
-            child = fork(lambda: (os.write(writer, b"x"), time.sleep(60)))
+            child = fork(sleep)
             os.read(reader, 1)
             pids.write_text(str(child))
             lock.check()
