@@ -3,7 +3,8 @@
 
 Makes a store of that many versions, each with a manifest and nothing else, and measures a put of 12 bytes, lists, look-ups, a
 collection and a first look into a mount: seconds, those of them of a processor, and the most memory of one process, each in a new
-one. The first run of a verb finds no cache; the other ones do. Needs 4 KiB of disk and one inode a version, below ``--folder``, and removes them.
+one. The first run of a verb finds no cache; the other ones do. Needs 4 KiB of disk and an inode a version below ``--folder``, and
+removes them.
 """
 
 from __future__ import annotations
