@@ -143,8 +143,10 @@ class VersionIndex:
     def by_name_in_kinds(self, kind: str, name: str) -> Summary:
         """Raises KeyError."""
         for machine in self.machines():
-            if name.startswith(f"{machine}-"):
-                for version in self.machine(machine):
+            if not name.startswith(f"{machine}-"):
+                continue
+            for versions in self._store.versions.by_machine(machine, states=True):
+                for version in versions:
                     if version.kind == kind and name_in_kinds(version) == name:
                         return version
         raise KeyError(name)

@@ -85,6 +85,7 @@ class S3Backend:
         self._pieces: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._sizes: dict[str, int] = {}
         self._listed: dict[str, tuple[float, int]] = {}
+        self._directories: dict[str, tuple[float, frozenset[str]]] = {}
         self._failed: dict[str, tuple[float, StoreError]] = {}
         self._lock = threading.Lock()
         allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
@@ -165,14 +166,19 @@ class S3Backend:
         return [entry.name.rpartition("/")[2] for entry in self.entries(directory)]
 
     def directories(self, directory: str) -> list[str]:
-        try:
+        with self._translated_errors(directory):
             found = obstore.list_with_delimiter(self._objects, directory)
-        except BaseError as error:
-            raise self.error(error) from None
         return [prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]]
 
     def has_directory(self, directory: str) -> bool:
-        return next(self._list(directory), None) is not None
+        above, _slash, name = directory.rpartition("/")
+        with self._lock:
+            listed_at, names = self._directories.get(above, (0.0, frozenset()))
+        if not listed_at or time.monotonic() - listed_at >= LIST_VALID_SECONDS:  # one is asked for after the other
+            listed_at, names = time.monotonic(), frozenset(self.directories(above))
+            with self._lock:
+                self._directories[above] = listed_at, names
+        return name in names
 
     def remove_empty(self, directory: str) -> None:
         pass
@@ -211,6 +217,7 @@ class S3Backend:
 
     def refresh(self, directory: str) -> None:
         with self._lock:  # and those above it, whose lists have the same names, and below it
+            self._directories.clear()
             for listed in list(self._listed):
                 if f"{listed}/".startswith(f"{directory}/") or f"{directory}/".startswith(f"{listed}/"):
                     del self._listed[listed]
@@ -296,6 +303,7 @@ class S3Backend:
     def remove_partials(self) -> None:
         with self._lock:  # a writer trusts nothing from before it had the lock
             self._listed.clear()
+            self._directories.clear()
             self._sizes.clear()
 
     def forget(self, name: str) -> None:
