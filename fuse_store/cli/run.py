@@ -57,7 +57,7 @@ class _Command:
         except KeyboardInterrupt as interrupt:
             for number in handlers:
                 signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
-            return self._interrupted(getattr(interrupt, "number", signal.SIGINT))
+            return self._interrupted(getattr(interrupt, "number", signal.SIGINT), getattr(interrupt, "__notes__", []))
         except Exception as error:
             self._stop_progress()
             if _is_broken_pipe(error):
@@ -83,11 +83,12 @@ class _Command:
         self.context = Context(options)
         return self.verb.run(self.context)
 
-    def _interrupted(self, number: int) -> int:
+    def _interrupted(self, number: int, notes: list[str]) -> int:
         self._stop_progress()
         _print_traceback()
         code = 128 + number
-        print_error(self.json, {"type": "interrupted", "exit_code": code}, f"interrupted. {self.verb.interrupted if self.verb else SAFE}")
+        text = " ".join(("interrupted.", self.verb.interrupted if self.verb else SAFE, *notes))
+        print_error(self.json, {"type": "interrupted", "exit_code": code}, text)
         return code
 
     def _stop_progress(self) -> None:

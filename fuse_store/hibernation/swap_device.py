@@ -19,10 +19,9 @@ from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, Us
 from fuse_store.formats.readable import Readable
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
 from fuse_store.image import devices
+from fuse_store.image.targets import usage
 
 BLANK_EDGE = 1 << 20  # bytes: a device whose first and last bytes are zero, this many each, counts as blank
-_SWAPS = Path("/proc/swaps")
-_SYS_BLOCK = Path("/sys/block")
 _STABLE_LINKS = tuple(Path("/dev/disk") / name for name in ("by-id", "by-path"))  # by-uuid changes with the contents
 
 
@@ -39,6 +38,7 @@ class SwapDevice:
         if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
             raise UsageError(f"device {path}", "not a block device or a regular file.")
         self.is_file = stat.S_ISREG(mode)
+        self._check_unused = usage.check_alone if self.is_file else usage.check_device
         self.name = str(self.path.resolve()) if self.is_file else stable_name(self.path)
         self.descriptor = _open_file(self.path) if self.is_file else devices.open_device(self.path)
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
@@ -69,7 +69,8 @@ class SwapDevice:
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def write_checked(self, offset: int, content: bytes) -> None:
-        """Write, sync, and read back. Raises StoreError, Damaged."""
+        """Write, sync, and read back, if nobody else has opened it meanwhile. Raises StoreError, Refused, Damaged."""
+        self._check_unused(self.descriptor, self.path)
         self.write(offset, content)
         self.sync()
         if self.read(offset, len(content)) != content:
@@ -80,7 +81,10 @@ class SwapDevice:
         return Damaged(f"device {self.path}", f"data written at {offset:#x} reads back differently.", "Do not use this device.")
 
     def _open_direct(self) -> int:
-        """A descriptor that bypasses the kernel's cache (O_DIRECT); ``descriptor`` where that is not supported."""
+        """A descriptor that bypasses the kernel's cache (O_DIRECT); ``descriptor`` where that is not supported, and for a file:
+        opening it again would break the lease."""
+        if self.is_file:
+            return self.descriptor
         try:
             direct = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:
@@ -105,29 +109,24 @@ class SwapDevice:
 
 
 def _open_file(path: Path) -> int:
-    """A locked descriptor of a file that is not in use as swap or behind a loop device. Raises Refused, Locked."""
-    resolved = path.resolve()
-    in_use = [line.split()[0] for line in _lines(_SWAPS)[1:]]
-    in_use += [line.strip() for loop in _SYS_BLOCK.glob("loop*/loop/backing_file") for line in _lines(loop)]
-    if str(resolved) in in_use:
-        raise Refused(f"file {path}", "in use as swap or behind a loop device.", "Run swapoff or losetup -d first.")
+    """A locked descriptor of a file that nobody else has open: no virtual machine, loop device or swap. Raises Refused, Locked."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except BlockingIOError:  # another process has it alone
+        raise _locked(path) from None
     except OSError as error:
         raise Refused(f"file {path}", f"cannot be opened for writing: {error.strerror}.") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        usage.hold_alone(descriptor, path)
+    except BaseException as error:
         os.close(descriptor)
-        raise Locked(f"file {path}", "locked by another process.", "Stop the virtual machine that uses the file.") from None
+        raise (_locked(path) if isinstance(error, BlockingIOError) else error) from None
     return descriptor
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return []
+def _locked(path: Path) -> Locked:
+    return Locked(f"file {path}", "locked by another process.", "Stop the virtual machine that uses the file.")
 
 
 def stable_name(path: Path) -> str:
@@ -163,7 +162,7 @@ def contents_of(device: SwapDevice) -> DeviceContents:
             contents = _swap_contents(device, page_size)
             if contents is not None:
                 return contents
-    kind = devices.content_of(device.path)
+    kind = devices.content_of(device, device.path).kind
     if kind:
         return DeviceContents(kind)
     edges = (device.read(0, BLANK_EDGE), device.read(max(0, device.size - BLANK_EDGE), BLANK_EDGE))
@@ -184,7 +183,7 @@ def _swap_contents(device: SwapDevice, page_size: int) -> DeviceContents | None:
     torn = _is_torn(page)
     if signature not in layout.SWAP_SIGNATURES and not torn:
         return None
-    kind = devices.content_of(device.path)
+    kind = devices.content_of(device, device.path).kind
     if kind not in ("swap", "swsuspend", ""):
         return DeviceContents(f"a swap area and {kind}")
     header = _image_header(_WithSwapSignature(device, page) if torn else device, page_size)

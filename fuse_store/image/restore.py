@@ -1,59 +1,62 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writes a version to a file, a directory of files, standard output or a block device.
 
-A file appears whole or not at all, sparse where the image has zeros. A device that is in use or has content that blkid
-recognises is refused; what was written to it is read back and compared. For one thread.
+A file appears whole or not at all, sparse where the image has zeros. A file or device that is in use is refused, and so is a device
+with content that blkid recognises; what was written to it is read back and compared. For one thread.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.image import devices, page_io
 from fuse_store.image.kind import row_of
 from fuse_store.image.reader import Image
+from fuse_store.image.targets import usage
+from fuse_store.image.targets.folder import Folder, find, system_folder
+from fuse_store.image.targets.partial import Partial, is_own, open_partial
 from fuse_store.progress import Progress
 from fuse_store.repository.manifest import ImageFile
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
 
 def get(image: Image, target: str, progress: Progress, *, changed_only: bool = False, force: bool = False) -> int:
-    """Write the image to ``target``; returns how many bytes were written. Raises StoreError."""
+    """Write the image to ``target``; returns how many bytes were written. Raises StoreError; KeyboardInterrupt, with a note on
+    what is left."""
+    if target == "-":
+        return _to_stream(image, progress)
+    several = len(image.files) != 1 or image.files[0].name != "image"
+    system = system_folder(target)
     try:
-        if target == "-":
-            return _to_stream(image, progress)
-        path = Path(target)
-        if path.exists() and stat.S_ISBLK(path.stat().st_mode):
-            return to_device(image, path, progress, changed_only=changed_only, force=force)
-        if changed_only:
-            raise UsageError("--changed-only", "for block devices only; a file is always written whole.", "Omit it.")
-        if not path.exists() and _is_device_name(path):
-            raise NotFound(f"target {target}", "no such device.", "Check the name, for example with lsblk.")
-        if len(image.files) == 1 and image.files[0].name == "image":
-            if path.is_dir():
+        if several and not system:
+            Path(target).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with find(target) as (folder, name):
+            path, status = folder.path / name, folder.status(name)
+            kind = stat.S_IFMT(status.st_mode) if status else 0
+            if kind == stat.S_IFBLK:
+                return to_device(image, path, progress, folder=folder.descriptor, changed_only=changed_only, force=force)
+            if changed_only:
+                raise UsageError("--changed-only", "for block devices only; a file is always written whole.", "Omit it.")
+            if system == "/dev" and kind in (0, stat.S_IFREG):
+                raise NotFound(f"target {target}", "no such device.", "Check the name, for example with lsblk.")
+            if system:
+                raise UsageError(f"target {target}", f"in {system}, which is not for files.", "Name a place elsewhere, or a block device.")
+            if several:
+                return _to_directory(image, folder, name, progress)
+            if kind == stat.S_IFDIR:
                 raise UsageError(f"target {target}", "is a directory.", "Name a file in it.")
-            if path.exists() and not path.is_file():
+            if kind not in (0, stat.S_IFREG):
                 raise UsageError(f"target {target}", "not a file or block device.")
-            return _to_file(image, image.files[0], path, progress)
-        return _to_directory(image, path, progress)
+            return _to_file(image, image.files[0], folder, name, status, progress)
     except FileNotFoundError as error:
         raise NotFound(f"target {error.filename or target}", "no such directory.", "Create it first.") from None
     except PermissionError:
         raise Refused(f"target {target}", "permission denied.") from None
     except OSError as error:
         raise StoreError(f"target {target}", f"{error.strerror or error}.", "The old content was kept.") from None
-
-
-def _is_device_name(path: Path) -> bool:
-    """Whether a file there would be one in devtmpfs: in memory, under the name of a device."""
-    place = Path(os.path.realpath(path))
-    return place.is_relative_to("/dev") and not place.is_relative_to("/dev/shm")
 
 
 def _to_stream(image: Image, progress: Progress) -> int:
@@ -72,73 +75,112 @@ def _to_stream(image: Image, progress: Progress) -> int:
     return image.size
 
 
-def _to_file(image: Image, file: ImageFile, path: Path, progress: Progress) -> int:
-    # Named by the boot: after a power cut its content is not known.
-    partial = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}{_mark_of(image)}")
-    with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+b", buffering=0) as out:
-        try:
-            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(f"target {path}", "another process is writing this image there.", "Wait until it has finished.") from None
-        resumed = os.fstat(out.fileno()).st_size > 0
-        try:
-            out.truncate(file.size)
-            written = page_io.write(image, file, out.fileno(), progress, compare=resumed, zeros=resumed)
-            _take_attributes(out.fileno(), path, image, file)
-            os.rename(partial, path)
-        except (StoreError, OSError):  # interrupted or killed, it stays, and the next get goes on with it
-            partial.unlink(missing_ok=True)
-            raise
+def _to_file(image: Image, file: ImageFile, folder: Folder, name: str, old: os.stat_result | None, progress: Progress) -> int:
+    """A file that may replace another, with the status ``old``, whose mode and owner it then gets."""
+    _check_old(folder, name, old)
+    with open_partial(folder, name, image.id) as partial:
+        written = _fill(image, file, partial, progress)
+        if old is None:
+            os.fchmod(partial.descriptor, _mode(image, file))
+        else:  # it is on the disk before the old one is gone
+            os.fsync(partial.descriptor)
+            os.fchown(partial.descriptor, old.st_uid, old.st_gid)
+            os.fchmod(partial.descriptor, old.st_mode & 0o777)
+            os.fsync(partial.descriptor)
+            _check_old(folder, name, old)
+        partial.take_name(name)
+        if old is not None:
+            os.fsync(folder.descriptor)
     return written
 
 
-def _mark_of(image: Image) -> str:
-    return f".{image.id[:12]}.{_BOOT_ID.read_text()[:8]}.partial"
+def _check_old(folder: Folder, name: str, old: os.stat_result | None) -> None:
+    """Raises Refused if a program would go on with the file that is replaced."""
+    if old is None:
+        return
+    try:
+        descriptor = folder.open(name, os.O_RDONLY)
+    except OSError:  # gone, or not for this user's eyes
+        return
+    try:
+        usage.check_replaceable(descriptor, folder.path / name)
+    finally:
+        os.close(descriptor)
 
 
-def _take_attributes(descriptor: int, path: Path, image: Image, file: ImageFile) -> None:
-    """A file that replaces another gets its mode and owner, and is on the disk before the old one is gone."""
-    if path.exists():
-        status = path.stat()
-        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-        os.fchown(descriptor, status.st_uid, status.st_gid)
-        os.fsync(descriptor)
-    else:
-        private = row_of(image.summary.kind).private
-        os.fchmod(descriptor, file.mode & (0o700 if private else 0o777))
+def _fill(image: Image, file: ImageFile, partial: Partial, progress: Progress) -> int:
+    """Write the content of a partial file. If it is interrupted, what was written stays for the next get."""
+    try:
+        os.truncate(partial.descriptor, file.size)
+        return page_io.write(image, file, partial.descriptor, progress, compare=partial.resumed, zeros=partial.resumed)
+    except KeyboardInterrupt as interrupt:
+        if os.fstat(partial.descriptor).st_blocks:
+            interrupt.add_note(f"The next get of this version to this target goes on with {partial.path}.")
+        else:
+            partial.remove()
+        raise
+    except BaseException:
+        partial.remove()
+        raise
 
 
-def _to_directory(image: Image, path: Path, progress: Progress) -> int:
-    marker = path / _mark_of(image)  # there until all files are: then an interrupted get may go on
-    if path.exists() and any(path.iterdir()) and not marker.exists():
-        raise Refused(f"target {path}", "not empty, and the image has several files.", "Name a new or empty directory.")
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    marker.touch(0o600)
-    written = 0
-    for file in image.files:
-        if Path(file.name).is_absolute() or ".." in Path(file.name).parts:
-            raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of the target.", image=image.id)
-        place = path / file.name
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if place.exists() and (place.stat().st_size, place.stat().st_mtime_ns) == (file.size, file.mtime):
-            continue  # an earlier get came as far as this
-        written += _to_file(image, file, place, progress)
-        os.utime(place, ns=(file.mtime, file.mtime))
-    marker.unlink()
+def _mode(image: Image, file: ImageFile) -> int:
+    return file.mode & (0o700 if row_of(image.summary.kind).private else 0o777)
+
+
+def _to_directory(image: Image, parent: Folder, name: str, progress: Progress) -> int:
+    with parent.below((name,)) as root, open_partial(root, "", image.id) as marker:  # there until all files are
+        if not marker.resumed and set(root.names) - {marker.name}:
+            marker.remove()
+            raise Refused(f"target {root.path}", "not empty, and the image has several files.", "Name a new or empty directory.")
+        written = 0
+        for file in image.files:
+            parts = PurePosixPath(file.name).parts
+            if file.name.startswith("/") or ".." in parts or not parts:
+                raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of the target.", image=image.id)
+            with root.below(parts[:-1]) as folder:
+                written += _to_file_below(image, file, folder, parts[-1], marker.resumed, progress)
+        marker.remove()
     return written
 
 
-def to_device(image: Image, path: Path, progress: Progress, *, changed_only: bool, force: bool) -> int:
+def _to_file_below(image: Image, file: ImageFile, folder: Folder, name: str, resumed: bool, progress: Progress) -> int:
+    if resumed and _is_there(image, file, folder, name):
+        return 0
+    with open_partial(folder, name, image.id) as partial:
+        written = _fill(image, file, partial, progress)
+        os.fchmod(partial.descriptor, _mode(image, file))
+        os.utime(partial.descriptor, ns=(file.mtime, file.mtime))
+        partial.take_name(name)
+    return written
+
+
+def _is_there(image: Image, file: ImageFile, folder: Folder, name: str) -> bool:
+    """Whether a get that was interrupted came as far as this file: it is this user's, and every page is right."""
+    try:
+        descriptor = folder.open(name, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(descriptor)
+        if not is_own(status) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime):
+            return False
+        return not any(stale or holes for _end, stale, holes in page_io.differing(image, file, descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def to_device(image: Image, path: Path, progress: Progress, *, changed_only: bool, force: bool, folder: int | None = None) -> int:
     """Write the image onto a block device, from its start; returns how many bytes were written. Raises StoreError."""
     if len(image.files) != 1:
         raise UsageError(f"target {path}", "is a device, and the image has several files.", "Name a directory.")
-    if not force:
-        devices.check_content(path, ours=changed_only)
-    descriptor = devices.open_device(path)
+    descriptor = devices.open_device(path, folder)
     try:
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-        if size < image.size:
-            raise Refused(f"device {path}", f"too small: {size} bytes for an image of {image.size}.", "Choose a larger device.")
+        device = devices.OpenDevice(descriptor)
+        if device.size < image.size:
+            raise Refused(f"device {path}", f"too small: {device.size} bytes for an image of {image.size}.", "Choose a larger device.")
+        if not force:
+            _check_content(image, device, path, changed_only)
         written = page_io.write(image, image.files[0], descriptor, progress, compare=changed_only, zeros=True)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -146,3 +188,14 @@ def to_device(image: Image, path: Path, progress: Progress, *, changed_only: boo
     finally:
         os.close(descriptor)
     return written
+
+
+def _check_content(image: Image, device: devices.OpenDevice, path: Path, changed_only: bool) -> None:
+    """Raises Refused if a device holds something; with --changed-only, something else than an earlier version."""
+    content = devices.content_of(device, path)
+    if not content.kind:
+        return
+    if not changed_only:
+        raise Refused(f"device {path}", f"holds {content.kind}.", "Use --force to overwrite it.")
+    if not content.may_be_replaced_by(devices.content_of(image, path)):
+        raise Refused(f"device {path}", f"holds {content.kind}, and no earlier version of this image.", "Use --force to overwrite it.")

@@ -147,8 +147,8 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
             self._tree.add_directory(INCOMING, self._incoming.node)
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._working_directory = os.getcwd()
-        readable = 0o444 if allow_other else 0o400
-        self._modes = {Directory: readable | readable >> 2, Link: 0o777, File: readable}  # a directory is searchable too
+        # Nothing can be written, but a copy has these modes, and its owner must be able to change and remove it.
+        self._modes = {Directory: 0o755 if allow_other else 0o700, Link: 0o777, File: 0o644 if allow_other else 0o600}
         self._contents: dict[int, Content] = {}  # by file handle
         self._next_handle = itertools.count(1)
 
@@ -202,7 +202,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         kind = type(node)
         mode = self._modes[kind]
         if tree_path[:1] == (INCOMING,) and kind is not Link:
-            mode = mode & 0o500 | 0o200
+            mode &= 0o700
         size = node.size if isinstance(node, File) else len(node.target.encode()) if isinstance(node, Link) else 0
         return {
             "st_mode": FILE_TYPES[kind] | mode,

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fuse_store.formats.readable import File
+from fuse_store.image import devices
 from fuse_store.image.reader import Image
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
@@ -44,6 +46,12 @@ class Case:
 
     def content(self, index: int) -> bytes:
         return self.sources[index].read_bytes()
+
+
+def kind_on(device: Path) -> str:
+    """What blkid recognises there."""
+    with File(device) as opened:
+        return devices.content_of(opened, device).kind
 
 
 def make_case(

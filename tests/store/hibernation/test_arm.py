@@ -23,7 +23,7 @@ from fuse_store.image import devices
 from fuse_store.repository.locks import WriterLock
 from fuse_store.store import Label
 from tests.fuzz.swsusp_encoder import UUID, decode, swap_header
-from tests.store.hibernation.cases import FREE, SIZE, Case, blank, make_case, signature, unarmed
+from tests.store.hibernation.cases import FREE, SIZE, Case, blank, kind_on, make_case, signature, unarmed
 from tests.store.hibernation.test_stage import ROOT, loop, needs_root, write
 
 __all__ = ["loop"]
@@ -81,9 +81,9 @@ def test_block_device(case: Case, loop: Path) -> None:
     put_on(case, loop, 1)
     arm_it(case, loop, *MACHINE)
     assert loop.read_bytes()[:SIZE] == case.content(1)
-    assert devices.content_of(loop) == "swsuspend"
+    assert kind_on(loop) == "swsuspend"
     assert disarm(loop).changed
-    assert devices.content_of(loop) == "swap"
+    assert kind_on(loop) == "swap"
 
 
 MACHINE = ("memory_map", "memory_size")

@@ -22,7 +22,7 @@ from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.image import devices
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import UUID, swap_header
-from tests.store.hibernation.cases import SIZE, Case, blank, differing, make_case, signature, unarmed
+from tests.store.hibernation.cases import SIZE, Case, blank, differing, kind_on, make_case, signature, unarmed
 
 ROOT = Path(__file__).resolve().parents[3]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes loop devices")
@@ -110,7 +110,7 @@ def test_another_uuid_of_the_swap_area_is_told(case: Case, tmp_path: Path) -> No
 def test_block_device(case: Case, loop: Path) -> None:
     stage(case.image(0), loop)
     assert loop.read_bytes()[:SIZE] == unarmed(case.content(0))
-    assert devices.content_of(loop) == "swap"
+    assert kind_on(loop) == "swap"
 
 
 # what is refused --------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_file_that_another_fuse_store_uses(case: Case, tmp_path: Path) -> None:
 
 @needs_root
 def test_devices_in_use(case: Case, loop: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="behind a loop device"):
+    with pytest.raises(Refused, match="behind the loop device"):
         stage(case.image(0), tmp_path / "disk", force=True)
     filesystem(loop)
     directory = tmp_path / "mounted"
