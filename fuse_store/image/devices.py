@@ -65,7 +65,8 @@ def content_of(source: Readable, path: Path) -> Content:
                 env={**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"},
             )  # fmt: skip
         except OSError:
-            raise Refused(f"device {path}", "blkid cannot be run; it tells what a device holds.", "Install util-linux, or use --force.") from None
+            remedy = "Install util-linux, or use --force."
+            raise Refused(f"device {path}", "blkid cannot be run; it tells what a device holds.", remedy) from None
     fields = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     kind = fields.get("TYPE") or fields.get("PTTYPE") or ""
     match done.returncode:

@@ -18,7 +18,7 @@ from fuse_store.image.kind import row_of
 from fuse_store.image.reader import Image
 from fuse_store.image.targets import usage
 from fuse_store.image.targets.folder import Folder, find, system_folder
-from fuse_store.image.targets.partial import Partial, is_own, open_partial
+from fuse_store.image.targets.partial import Partial, is_own, open_partial, replacement
 from fuse_store.progress import Progress
 from fuse_store.repository.manifest import ImageFile
 
@@ -78,7 +78,7 @@ def _to_stream(image: Image, progress: Progress) -> int:
 def _to_file(image: Image, file: ImageFile, folder: Folder, name: str, old: os.stat_result | None, progress: Progress) -> int:
     """A file that may replace another, with the status ``old``, whose mode and owner it then gets."""
     _check_old(folder, name, old)
-    with open_partial(folder, name, image.id) as partial:
+    with replacement(folder, name, image.id) as partial:
         written = _fill(image, file, partial, progress)
         if old is None:
             os.fchmod(partial.descriptor, _mode(image, file))
@@ -109,19 +109,8 @@ def _check_old(folder: Folder, name: str, old: os.stat_result | None) -> None:
 
 
 def _fill(image: Image, file: ImageFile, partial: Partial, progress: Progress) -> int:
-    """Write the content of a partial file. If it is interrupted, what was written stays for the next get."""
-    try:
-        os.truncate(partial.descriptor, file.size)
-        return page_io.write(image, file, partial.descriptor, progress, compare=partial.resumed, zeros=partial.resumed)
-    except KeyboardInterrupt as interrupt:
-        if os.fstat(partial.descriptor).st_blocks:
-            interrupt.add_note(f"The next get of this version to this target goes on with {partial.path}.")
-        else:
-            partial.remove()
-        raise
-    except BaseException:
-        partial.remove()
-        raise
+    os.truncate(partial.descriptor, file.size)
+    return page_io.write(image, file, partial.descriptor, progress, compare=partial.resumed, zeros=partial.resumed)
 
 
 def _mode(image: Image, file: ImageFile) -> int:
@@ -147,7 +136,7 @@ def _to_directory(image: Image, parent: Folder, name: str, progress: Progress) -
 def _to_file_below(image: Image, file: ImageFile, folder: Folder, name: str, resumed: bool, progress: Progress) -> int:
     if resumed and _is_there(image, file, folder, name):
         return 0
-    with open_partial(folder, name, image.id) as partial:
+    with replacement(folder, name, image.id) as partial:
         written = _fill(image, file, partial, progress)
         os.fchmod(partial.descriptor, _mode(image, file))
         os.utime(partial.descriptor, ns=(file.mtime, file.mtime))

@@ -20,7 +20,7 @@ from fuse_store.errors import NotFound, Refused
 
 MAX_LINKS = 40  # as many as the kernel follows
 _SYSTEM = tuple(Path(name) for name in ("/dev", "/proc", "/sys"))
-_FOR_FILES = (Path("/dev/shm"),)  # noqa: S108 a file system of its own, for files
+_FOR_FILES = (Path("/dev/shm"),)  # a file system of its own, in memory
 
 
 class Folder:
@@ -28,7 +28,7 @@ class Folder:
 
     def __init__(self, path: str, parent: Folder | None = None, *, flags: int = 0) -> None:
         flags |= os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        self.descriptor = os.open(path, flags, dir_fd=None if parent is None else parent.descriptor)
+        self.descriptor: int = os.open(path, flags, dir_fd=None if parent is None else parent.descriptor)
 
     @property
     def path(self) -> Path:

@@ -66,6 +66,23 @@ def open_partial(folder: Folder, target: str, image_id: str) -> Iterator[Partial
         os.close(partial.descriptor)
 
 
+@contextlib.contextmanager
+def replacement(folder: Folder, target: str, image_id: str) -> Iterator[Partial]:
+    """A partial file that is removed if writing it fails. If it is interrupted, what was written stays, which the exception notes."""
+    with open_partial(folder, target, image_id) as partial:
+        try:
+            yield partial
+        except KeyboardInterrupt as interrupt:
+            if os.fstat(partial.descriptor).st_blocks and folder.status(partial.name):
+                interrupt.add_note(f"The next get of this version to this target goes on with {partial.path}.")
+            else:
+                partial.remove()
+            raise
+        except BaseException:
+            partial.remove()
+            raise
+
+
 def _earlier(folder: Folder, target: str, start: str) -> Partial | None:
     """An earlier partial file of a target to go on with; others that are left are removed. Raises Locked."""
     names = re.compile(r"\." + re.escape(os.fsdecode(os.fsencode(target)[:_MAX_NAME])) + _ENDING)
