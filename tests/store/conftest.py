@@ -6,14 +6,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import mmap
 import os
 import shutil
+import signal
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -152,6 +154,42 @@ def fork(work: Callable[[], object]) -> int:
 def wait(child: int) -> int:
     """The exit code of a child, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextlib.contextmanager
+def busy(act: Callable[[], object]) -> Iterator[int]:
+    """Another process, which has done something and stays."""
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        kept = act()
+        os.write(writer, b"x")
+        signal.pause()
+        del kept
+
+    child = fork(work)
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"x"
+        yield child
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        wait(child)
+
+
+def opened(path: Path) -> BinaryIO:
+    return open(path, "r+b", buffering=0)
+
+
+def opened_to_read(path: Path) -> BinaryIO:
+    return open(path, "rb")
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """A file or device that is mapped and closed, as the memory of a virtual machine may be."""
+    with open(path, "r+b") as file:
+        return mmap.mmap(file.fileno(), PAGE)
 
 
 def run(*command: str) -> str:

@@ -219,7 +219,7 @@ def test_a_link_that_takes_the_place_of_the_target_meanwhile(store: Store, image
 
 
 def test_a_link_that_takes_the_place_of_the_folder_meanwhile(store: Store, image_id: str, place: Place) -> None:
-    as_nobody(lambda: (place.folder / "deep").mkdir())
+    as_nobody((place.folder / "deep").mkdir)
 
     def exchange() -> None:
         os.rename(place.folder / "deep", place.folder / "moved")

@@ -4,11 +4,17 @@ contents, an empty swap area, or the whole image; and data is not overwritten wi
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +28,7 @@ from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.image import devices
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import UUID, swap_header
+from tests.store.conftest import busy, fork, mapped, opened, opened_to_read, wait
 from tests.store.hibernation.cases import SIZE, Case, blank, differing, kind_on, make_case, signature, unarmed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -192,6 +199,125 @@ def test_devices_in_use(case: Case, loop: Path, tmp_path: Path) -> None:
             stage(case.image(0), loop, force=True)
     finally:
         subprocess.run(["umount", directory], check=True)
+
+
+@pytest.mark.parametrize("act", [opened, opened_to_read, mapped])
+def test_file_that_a_program_has_open(case: Case, tmp_path: Path, act: Callable[[Path], object]) -> None:
+    device = blank(tmp_path / "device")
+    with busy(lambda: act(device)), pytest.raises(Refused, match="open in ") as caught:
+        stage(case.image(0), device, force=True)
+    assert caught.value.exit_code == 5 and not any(device.read_bytes())
+    stage(case.image(0), device)
+
+
+@pytest.mark.parametrize("share", ["on", "off"])
+def test_file_that_a_virtual_machine_has(case: Case, tmp_path: Path, share: str) -> None:
+    """As the memory of an NVDIMM, and as a disk; the machine does not run (-S)."""
+    assert shutil.which("qemu-system-x86_64"), "this test needs qemu-system-x86_64 (Debian: qemu-system-x86)"
+    for options in (
+        ["-object", f"memory-backend-file,id=nvm,mem-path={tmp_path / 'device'},size={SIZE},share={share}"],
+        ["-drive", f"file={tmp_path / 'device'},format=raw,if=none,id=disk,readonly={'off' if share == 'on' else 'on'}"],
+    ):
+        device = blank(tmp_path / "device", SIZE)
+        machine = ["qemu-system-x86_64", "-S", "-machine", "none", "-nodefaults", "-display", "none", "-monitor", "stdio"]
+        with subprocess.Popen([*machine, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as qemu:
+            assert qemu.stdin is not None and qemu.stdout is not None and "QEMU" in qemu.stdout.readline()
+            try:
+                with pytest.raises(Refused, match="open in "):
+                    stage(case.image(0), device, force=True)
+            finally:
+                qemu.kill()
+        stage(case.image(0), device)
+
+
+def test_program_that_opens_the_file_meanwhile(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits; when it is let in, nothing is written any more, and the device does not lead to an image."""
+    device = blank(tmp_path / "device")
+    (tmp_path / "said").touch()
+
+    def waits() -> None:
+        with open(device, "rb"):
+            (tmp_path / "said").write_text("in")
+            signal.pause()
+
+    real, waiting = SwapDevice.sync, []
+
+    def sync(target: SwapDevice) -> None:
+        real(target)
+        if not waiting:
+            waiting.append(fork(waits))
+            until = time.monotonic() + 20
+            while fcntl.fcntl(target.descriptor, fcntl.F_GETLEASE) == fcntl.F_WRLCK and time.monotonic() < until:
+                time.sleep(0.01)
+            assert (tmp_path / "said").read_text() == ""
+
+    monkeypatch.setattr(SwapDevice, "sync", sync)
+    with pytest.raises(Refused, match="open in "):
+        stage(case.image(0), device)
+    os.kill(waiting[0], signal.SIGKILL)
+    wait(waiting[0])
+    assert (tmp_path / "said").read_text() == "in"
+    assert not leads_to_image(device.read_bytes())
+
+
+def test_another_fuse_store_that_is_refused_meanwhile_does_no_harm(case: Case, tmp_path: Path) -> None:
+    device = blank(tmp_path / "device")
+    with SwapDevice(device) as target:
+        with pytest.raises(Locked):
+            SwapDevice(device)
+        target.write_checked(0, bytes(4096))
+
+
+@needs_root
+def test_file_of_another_user(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Who may write to it, but is not told by the kernel whether it is in use."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        device = blank(Path(directory) / "device")
+        device.chmod(0o666)
+
+        def work() -> None:
+            os.setgroups([])
+            os.setuid(65534)
+            with pytest.raises(Refused, match="belongs to another user"):
+                SwapDevice(device)
+
+        assert wait(fork(work)) == 0
+
+
+def test_filesystem_without_leases(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of NFS and CephFS; what fcntl says there."""
+    real = fcntl.fcntl
+
+    def without(descriptor: int, command: int, *argument: int) -> int:
+        if command == fcntl.F_SETLEASE:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(descriptor, command, *argument)
+
+    monkeypatch.setattr(fcntl, "fcntl", without)
+    with pytest.raises(Refused, match="has no leases"):
+        stage(case.image(0), blank(tmp_path / "device"), force=True)
+
+
+@needs_root
+def test_device_that_a_program_has_open(case: Case, loop: Path) -> None:
+    with busy(lambda: opened(loop)), pytest.raises(Refused, match="open for writing in"):
+        stage(case.image(0), loop, force=True)
+    assert not any(loop.read_bytes())
+
+
+@needs_root
+def test_swap_file_in_use(case: Case, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.write_bytes(bytes(SIZE))
+    subprocess.run(["mkswap", device], check=True, capture_output=True)
+    device.chmod(0o600)
+    subprocess.run(["swapon", device], check=True)
+    try:
+        with pytest.raises(Refused, match="in use as swap"):
+            stage(case.image(0), device, force=True)
+    finally:
+        subprocess.run(["swapoff", device], check=True)
 
 
 @needs_root

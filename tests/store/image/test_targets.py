@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import mmap
 import os
 import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 from fuse_store.image import devices, restore
 from fuse_store.progress import SILENT, Silent
 from fuse_store.store import Label, Store
-from tests.store.conftest import PAGE, content, fork, loop_device, needs_root, run, wait, write_sparse
+from tests.store.conftest import PAGE, busy, content, fork, loop_device, mapped, needs_root, opened, opened_to_read, run, wait, write_sparse
 
 SIZE = 4 << 20
 DATA = content([*range(1, 500), *[0] * 200, *range(1000, 1200)])
@@ -46,34 +46,6 @@ def device(tmp_path: Path) -> Iterator[Path]:
 
 def get(store: Store, image_id: str, target: Path | str, progress: Silent = SILENT, **options: bool) -> int:
     return restore.get(store.open_image(image_id), str(target), progress, **options)
-
-
-@contextlib.contextmanager
-def busy(act: Callable[[], object]) -> Iterator[int]:
-    """Another process, which has done something and stays."""
-    reader, writer = os.pipe()
-
-    def work() -> None:
-        kept = act()
-        os.write(writer, b"x")
-        signal.pause()
-        del kept
-
-    child = fork(work)
-    os.close(writer)
-    try:
-        assert os.read(reader, 1) == b"x"
-        yield child
-    finally:
-        os.close(reader)
-        os.kill(child, signal.SIGKILL)
-        wait(child)
-
-
-def mapped(path: Path) -> mmap.mmap:
-    """A file or device that is mapped and closed, as the memory of a virtual machine may be."""
-    with open(path, "r+b") as file:
-        return mmap.mmap(file.fileno(), PAGE)
 
 
 # what a device holds ---------------------------------------------------------------------------------------------------------
@@ -245,22 +217,24 @@ def test_a_disk_of_which_a_partition_is_mounted_and_the_other_way_round(
             refused(store, small, target, f"{Path(second).name} stands on it")
         finally:
             run("losetup", "--detach", second)
-        with busy(lambda used=used: open(used, "r+b", buffering=0)):  # type: ignore[misc]
+        with busy(partial(opened, used)):
             refused(store, small, target, "open for writing in")
     get(store, small, partition, force=True)
 
 
 def test_a_device_that_a_virtual_machine_may_have_as_its_disk(store: Store, image_id: str, device: Path) -> None:
     """QEMU opens a disk without O_EXCL."""
-    with busy(lambda: open(device, "r+b", buffering=0)) as child:
+    with busy(lambda: opened(device)) as child:
         refused(store, image_id, device, rf"open for writing in .*\(process {child}\)")
     with busy(lambda: mapped(device)) as child:
         refused(store, image_id, device, rf"\(process {child}\)")
-    with busy(lambda: open(device, "rb")):  # as udev does
+    with busy(lambda: opened_to_read(device)):  # as udev does
         get(store, image_id, device)
 
 
-def test_without_sysfs_a_device_is_refused(store: Store, image_id: str, device: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_sysfs_a_device_is_refused(
+    store: Store, image_id: str, device: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("fuse_store.image.targets.usage._SYS_NUMBERS", tmp_path)
     with pytest.raises(Refused, match="/sys"):
         get(store, image_id, device, force=True)
@@ -269,7 +243,7 @@ def test_without_sysfs_a_device_is_refused(store: Store, image_id: str, device: 
 # what has a file in use ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("act", [lambda path: open(path, "r+b"), mapped], ids=["open", "mapped"])  # noqa: SIM115
+@pytest.mark.parametrize("act", [opened, mapped])
 def test_a_file_that_a_program_would_go_on_with_is_not_replaced(
     store: Store, image_id: str, tmp_path: Path, act: Callable[[Path], object]
 ) -> None:
@@ -289,7 +263,7 @@ def test_a_program_that_opens_the_file_meanwhile(store: Store, image_id: str, tm
 
     class Opens(Silent):
         def finish(self) -> None:
-            kept.append(open(target, "r+b"))  # noqa: SIM115
+            kept.append(opened(target))
 
     with pytest.raises(Refused, match="open in "):
         get(store, image_id, target, Opens())
@@ -484,7 +458,7 @@ def test_a_partial_file_that_others_may_open_or_have_open_is_not_gone_on_with(st
         interrupted(store.path, image_id, folder / "target")
         (left,) = partials(folder)
         inode = left.stat().st_ino
-        with busy(lambda left=left: open(left, "r+b")):  # type: ignore[misc]
+        with busy(partial(opened, left)):
             prepare(left)
             assert get(store, image_id, folder / "target") == sum(any(DATA[at : at + PAGE]) for at in range(0, len(DATA), PAGE)) * PAGE
         assert (folder / "target").stat().st_ino != inode and partials(folder) == []
