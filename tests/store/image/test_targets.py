@@ -21,7 +21,20 @@ from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 from fuse_store.image import devices, restore
 from fuse_store.progress import SILENT, Silent
 from fuse_store.store import Label, Store
-from tests.store.conftest import PAGE, busy, content, fork, loop_device, mapped, needs_root, opened, opened_to_read, run, wait, write_sparse
+from tests.store.conftest import (
+    PAGE,
+    busy,
+    content,
+    fork,
+    loop_device,
+    mapped,
+    needs_root,
+    opened,
+    opened_to_read,
+    run,
+    wait,
+    write_sparse,
+)
 
 SIZE = 4 << 20
 DATA = content([*range(1, 500), *[0] * 200, *range(1000, 1200)])

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,8 @@ from fuse_store.mount import mount
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 with Store.open(sys.argv[1]) as store:
-    mount(store, sys.argv[2], foreground="-f" in sys.argv, writable="--writable" in sys.argv)
+    mount(store, sys.argv[2], foreground="-f" in sys.argv, writable="--writable" in sys.argv,
+          allow_other="--allow-other" in sys.argv)
 """
 PACKAGES = {"fusermount3": "fuse3", "rsync": "rsync", "qemu-img": "qemu-utils", "findmnt": "util-linux", "setpriv": "util-linux"}
 
@@ -147,9 +149,9 @@ def test_find_sees_the_tree(served: Mounted) -> None:
     first, last = (summary.version for summary in served.store.summaries() if summary.application == "system")
     found = run("find", served.system, "-printf", "%P %y %m %l\n").splitlines()
     assert sorted(found) == sorted(
-        [" d 500 "]
-        + [f"{version} d 500 " for version in (first, last)]
-        + [f"{version}/{name} f 400 " for version in (first, last) for name in ("image", "info.json", "B3SUMS")]
+        [" d 700 "]
+        + [f"{version} d 700 " for version in (first, last)]
+        + [f"{version}/{name} f 600 " for version in (first, last) for name in ("image", "info.json", "B3SUMS")]
         + [f"latest l 777 {last}"]
     )
     for link in run("find", served.point / "ids", served.point / "kinds", "-type", "l").split("\n")[:-1]:
@@ -488,6 +490,19 @@ def test_versions_come_and_go(served: Mounted, home: Path, tmp_path: Path) -> No
     assert not directory.exists()
 
 
+@pytest.mark.parametrize(("options", "directory", "file"), [((), 0o700, 0o600), (("--allow-other",), 0o755, 0o644)])
+def test_modes_are_those_that_a_copy_should_have(
+    served: Mounted, tmp_path: Path, options: tuple[str, ...], directory: int, file: int
+) -> None:
+    (tmp_path / "x").write_bytes(b"data")
+    with Store.create(tmp_path / "store", durability="none") as store:
+        store.put(str(tmp_path / "x"), Label("web01"))
+    with mounted(tmp_path, *options) as own:
+        for path in (own.point, own.point / "machines", own.system, (own.system / "latest").resolve(), own.system / "latest" / "image"):
+            assert stat.S_IMODE(path.stat().st_mode) == (directory if path.is_dir() else file), path
+        assert not os.access(own.system, os.W_OK)
+
+
 def test_nothing_can_be_changed(served: Mounted) -> None:
     image = served.system / "latest" / "image"
     for change in (
@@ -762,6 +777,11 @@ with Store.create("store", durability="none") as store:
 image = "mount/machines/web01/system/latest/image"
 assert open(image, "rb").read() == b"data" * 1000
 assert os.stat(image).st_uid == 65534
+for options in ("-r", "-a"):
+    subprocess.run(["cp", options, "mount/machines", "copied"], check=True)
+    with open("copied/web01/system/latest/image", "r+b") as copied:
+        copied.write(b"changed")
+    subprocess.run(["rm", "-r", "copied"], check=True, stdin=subprocess.DEVNULL)
 os.mkdir("mount/incoming/web01/mine")
 subprocess.run(["cp", "x", "mount/incoming/web01/mine/"], check=True)
 assert open("mount/machines/web01/mine/latest/image", "rb").read() == b"data" * 1000
