@@ -7,10 +7,12 @@ with content that blkid recognises; what was written to it is read back and comp
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import stat
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.image import devices, page_io
@@ -118,17 +120,18 @@ def _mode(image: Image, file: ImageFile) -> int:
 
 
 def _to_directory(image: Image, parent: Folder, name: str, progress: Progress) -> int:
+    for file in image.files:
+        if {"", ".", ".."} & set(file.name.split("/")) or "\0" in file.name:
+            raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of the target.", image=image.id)
     with parent.below((name,)) as root, open_partial(root, "", image.id) as marker:  # there until all files are
         if not marker.resumed and set(root.names) - {marker.name}:
             marker.remove()
             raise Refused(f"target {root.path}", "not empty, and the image has several files.", "Name a new or empty directory.")
         written = 0
-        for file in image.files:
-            parts = PurePosixPath(file.name).parts
-            if file.name.startswith("/") or ".." in parts or not parts:
-                raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of the target.", image=image.id)
-            with root.below(parts[:-1]) as folder:
-                written += _to_file_below(image, file, folder, parts[-1], marker.resumed, progress)
+        for folders, files in itertools.groupby(image.files, lambda file: tuple(file.name.split("/")[:-1])):
+            with root.below(folders) as folder:
+                for file in files:
+                    written += _to_file_below(image, file, folder, file.name.split("/")[-1], marker.resumed, progress)
         marker.remove()
     return written
 
@@ -139,7 +142,8 @@ def _to_file_below(image: Image, file: ImageFile, folder: Folder, name: str, res
     with replacement(folder, name, image.id) as partial:
         written = _fill(image, file, partial, progress)
         os.fchmod(partial.descriptor, _mode(image, file))
-        os.utime(partial.descriptor, ns=(file.mtime, file.mtime))
+        with contextlib.suppress(OverflowError):  # a time that no file of this system has
+            os.utime(partial.descriptor, ns=(file.mtime, file.mtime))
         partial.take_name(name)
     return written
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether something else has a file or a block device in use.
 
-Of a file the kernel knows: a lease (fcntl(2), F_SETLEASE) is granted only while nobody else has it open or mapped, be it a
+Of a file the kernel knows: a file lease (fcntl(2), F_SETLEASE) is granted only while nobody else has it open or mapped, be it a
 process, a loop device or swap. While it is held, whoever opens the file waits, for 45 seconds by default. What has a block device
 mounted, as swap, or as part of another device claims it, and open(2) with O_EXCL fails. Loop devices and virtual machines claim
 nothing, so they are looked for in /sys and /proc. Not seen: another machine, on a network file system or a shared disk; processes
@@ -47,7 +47,7 @@ def hold_alone(descriptor: int, path: Path) -> None:
         ) from None  # fmt: skip
     except OSError:
         raise Refused(
-            f"file {path}", "its filesystem has no leases, so it cannot be known whether a program has it open.",
+            f"file {path}", "its filesystem has no file leases, so it cannot be known whether a program has it open.",
             "Write to a copy on a local filesystem, and copy it back.",
         ) from None  # fmt: skip
     if not alone:

@@ -295,7 +295,7 @@ def test_filesystem_without_leases(case: Case, tmp_path: Path, monkeypatch: pyte
         return real(descriptor, command, *argument)
 
     monkeypatch.setattr(fcntl, "fcntl", without)
-    with pytest.raises(Refused, match="has no leases"):
+    with pytest.raises(Refused, match="has no file leases"):
         stage(case.image(0), blank(tmp_path / "device"), force=True)
 
 

@@ -11,13 +11,14 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fuse_store.cli import main
-from fuse_store.errors import NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.image import devices, restore
 from fuse_store.progress import SILENT, Silent
 from fuse_store.store import Label, Store
@@ -349,6 +350,24 @@ PLACES = {
     "/dev/stdout": Refused, "/proc/self/fd/1": Refused, "/proc/sys/kernel/hostname": UsageError, "/proc/nothing": UsageError,
     "/sys/power/resume": UsageError, "/sys/nothing": UsageError, "/proc/self/root/sys/nothing": UsageError,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["../out", "sub/../../out", "sub/..", "..", ".", "", "/tmp/out", "sub//out", "sub/./out", "sub/", "a\0b"])
+def test_names_of_files_that_lead_out_of_the_directory(store: Store, image_id: str, tmp_path: Path, name: str) -> None:
+    """From who has the key."""
+    image = store.open_image(image_id)
+    image.files = (replace(image.files[0], name=name),)
+    with pytest.raises(Damaged, match="leads out of the target"):
+        restore.get(image, str(tmp_path / "folder"), SILENT)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("mtime", [-1, 1 << 66, 1 << 100, -(1 << 100)])
+def test_times_that_no_file_has(store: Store, image_id: str, tmp_path: Path, mtime: int) -> None:
+    image = store.open_image(image_id)
+    image.files = (replace(image.files[0], name="sub/x", mtime=mtime),)
+    restore.get(image, str(tmp_path / "folder"), SILENT)
+    assert (tmp_path / "folder" / "sub" / "x").read_bytes() == DATA
 
 
 @pytest.mark.parametrize("several", [False, True])
