@@ -69,7 +69,7 @@ class SwapDevice:
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def write_checked(self, offset: int, content: bytes) -> None:
-        """Write, sync, and read back, if nobody else has opened it meanwhile. Raises StoreError, Refused, Damaged."""
+        """Write, sync, and read back, if no one else has opened it meanwhile. Raises StoreError, Refused, Damaged."""
         self._check_unused(self.descriptor, self.path)
         self.write(offset, content)
         self.sync()
@@ -109,7 +109,7 @@ class SwapDevice:
 
 
 def _open_file(path: Path) -> int:
-    """A locked descriptor of a file that nobody else has open: no virtual machine, loop device or swap. Raises Refused, Locked."""
+    """A locked descriptor of a file that no one else has open: no virtual machine, loop device or swap. Raises Refused, Locked."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except BlockingIOError:  # another process has it alone

@@ -22,12 +22,12 @@ PROBED = 8 << 20  # bytes at the start and at the end that are shown to blkid: n
 SWAP_TYPES = ("swap", "swsuspend")
 
 
-def open_device(path: Path, folder: int | None = None) -> int:
-    """A descriptor of a block device that no one else has in use; ``folder``: the open directory that it is in. Raises Refused."""
+def open_device(path: Path, directory: int | None = None) -> int:
+    """A descriptor of a block device that no one else has in use; ``directory``: the open directory that it is in. Raises Refused."""
     flags = os.O_RDWR | os.O_EXCL | os.O_CLOEXEC
     try:
         # O_EXCL: fails with EBUSY while it is mounted, swap, or part of something, or a partition of it is (blkdev_open).
-        descriptor = os.open(path, flags) if folder is None else os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=folder)
+        descriptor = os.open(path, flags) if directory is None else os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=directory)
     except OSError as error:
         remedy = "Unmount it, or stop what uses it (see lsblk)." if error.errno == errno.EBUSY else ""
         raise Refused(f"device {path}", f"cannot be opened exclusively: {error.strerror}.", remedy) from None

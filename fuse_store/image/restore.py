@@ -19,7 +19,7 @@ from fuse_store.image import devices, page_io
 from fuse_store.image.kind import row_of
 from fuse_store.image.reader import Image
 from fuse_store.image.targets import usage
-from fuse_store.image.targets.folder import Folder, find, system_folder
+from fuse_store.image.targets.directory import Directory, find, system_directory
 from fuse_store.image.targets.partial import Partial, is_own, open_partial, replacement
 from fuse_store.progress import Progress
 from fuse_store.repository.manifest import ImageFile
@@ -31,15 +31,15 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
     if target == "-":
         return _to_stream(image, progress)
     several = len(image.files) != 1 or image.files[0].name != "image"
-    system = system_folder(target)
+    system = system_directory(target)
     try:
         if several and not system:
             Path(target).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with find(target) as (folder, name):
-            path, status = folder.path / name, folder.status(name)
+        with find(target) as (directory, name):
+            path, status = directory.path / name, directory.status(name)
             kind = stat.S_IFMT(status.st_mode) if status else 0
             if kind == stat.S_IFBLK:
-                return to_device(image, path, progress, folder=folder.descriptor, changed_only=changed_only, force=force)
+                return to_device(image, path, progress, directory=directory.descriptor, changed_only=changed_only, force=force)
             if changed_only:
                 raise UsageError("--changed-only", "for block devices only; a file is always written whole.", "Omit it.")
             if system == "/dev" and kind in (0, stat.S_IFREG):
@@ -47,12 +47,12 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
             if system:
                 raise UsageError(f"target {target}", f"in {system}, which is not for files.", "Name a place elsewhere, or a block device.")
             if several:
-                return _to_directory(image, folder, name, progress)
+                return _to_directory(image, directory, name, progress)
             if kind == stat.S_IFDIR:
                 raise UsageError(f"target {target}", "is a directory.", "Name a file in it.")
             if kind not in (0, stat.S_IFREG):
                 raise UsageError(f"target {target}", "not a file or block device.")
-            return _to_file(image, image.files[0], folder, name, status, progress)
+            return _to_file(image, image.files[0], directory, name, status, progress)
     except FileNotFoundError as error:
         raise NotFound(f"target {error.filename or target}", "no such directory.", "Create it first.") from None
     except PermissionError:
@@ -77,10 +77,10 @@ def _to_stream(image: Image, progress: Progress) -> int:
     return image.size
 
 
-def _to_file(image: Image, file: ImageFile, folder: Folder, name: str, old: os.stat_result | None, progress: Progress) -> int:
+def _to_file(image: Image, file: ImageFile, directory: Directory, name: str, old: os.stat_result | None, progress: Progress) -> int:
     """A file that may replace another, with the status ``old``, whose mode and owner it then gets."""
-    _check_old(folder, name, old)
-    with replacement(folder, name, image.id) as partial:
+    _check_old(directory, name, old)
+    with replacement(directory, name, image.id) as partial:
         written = _fill(image, file, partial, progress)
         if old is None:
             os.fchmod(partial.descriptor, _mode(image, file))
@@ -89,23 +89,23 @@ def _to_file(image: Image, file: ImageFile, folder: Folder, name: str, old: os.s
             os.fchown(partial.descriptor, old.st_uid, old.st_gid)
             os.fchmod(partial.descriptor, old.st_mode & 0o777)
             os.fsync(partial.descriptor)
-            _check_old(folder, name, old)
+            _check_old(directory, name, old)
         partial.take_name(name)
         if old is not None:
-            os.fsync(folder.descriptor)
+            os.fsync(directory.descriptor)
     return written
 
 
-def _check_old(folder: Folder, name: str, old: os.stat_result | None) -> None:
+def _check_old(directory: Directory, name: str, old: os.stat_result | None) -> None:
     """Raises Refused if a program would go on with the file that is replaced."""
     if old is None:
         return
     try:
-        descriptor = folder.open(name, os.O_RDONLY)
+        descriptor = directory.open(name, os.O_RDONLY)
     except OSError:  # gone, or not for this user's eyes
         return
     try:
-        usage.check_replaceable(descriptor, folder.path / name)
+        usage.check_replaceable(descriptor, directory.path / name)
     finally:
         os.close(descriptor)
 
@@ -119,7 +119,7 @@ def _mode(image: Image, file: ImageFile) -> int:
     return file.mode & (0o700 if row_of(image.summary.kind).private else 0o777)
 
 
-def _to_directory(image: Image, parent: Folder, name: str, progress: Progress) -> int:
+def _to_directory(image: Image, parent: Directory, name: str, progress: Progress) -> int:
     for file in image.files:
         if {"", ".", ".."} & set(file.name.split("/")) or "\0" in file.name:
             raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of the target.", image=image.id)
@@ -128,18 +128,18 @@ def _to_directory(image: Image, parent: Folder, name: str, progress: Progress) -
             marker.remove()
             raise Refused(f"target {root.path}", "not empty, and the image has several files.", "Name a new or empty directory.")
         written = 0
-        for folders, files in itertools.groupby(image.files, lambda file: tuple(file.name.split("/")[:-1])):
-            with root.below(folders) as folder:
+        for directories, files in itertools.groupby(image.files, lambda file: tuple(file.name.split("/")[:-1])):
+            with root.below(directories) as directory:
                 for file in files:
-                    written += _to_file_below(image, file, folder, file.name.split("/")[-1], marker.resumed, progress)
+                    written += _to_file_below(image, file, directory, file.name.split("/")[-1], marker.resumed, progress)
         marker.remove()
     return written
 
 
-def _to_file_below(image: Image, file: ImageFile, folder: Folder, name: str, resumed: bool, progress: Progress) -> int:
-    if resumed and _is_there(image, file, folder, name):
+def _to_file_below(image: Image, file: ImageFile, directory: Directory, name: str, resumed: bool, progress: Progress) -> int:
+    if resumed and _is_there(image, file, directory, name):
         return 0
-    with replacement(folder, name, image.id) as partial:
+    with replacement(directory, name, image.id) as partial:
         written = _fill(image, file, partial, progress)
         os.fchmod(partial.descriptor, _mode(image, file))
         with contextlib.suppress(OverflowError):  # a time that no file of this system has
@@ -148,10 +148,10 @@ def _to_file_below(image: Image, file: ImageFile, folder: Folder, name: str, res
     return written
 
 
-def _is_there(image: Image, file: ImageFile, folder: Folder, name: str) -> bool:
+def _is_there(image: Image, file: ImageFile, directory: Directory, name: str) -> bool:
     """Whether a get that was interrupted came as far as this file: it is this user's, and every page is right."""
     try:
-        descriptor = folder.open(name, os.O_RDONLY)
+        descriptor = directory.open(name, os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -163,11 +163,11 @@ def _is_there(image: Image, file: ImageFile, folder: Folder, name: str) -> bool:
         os.close(descriptor)
 
 
-def to_device(image: Image, path: Path, progress: Progress, *, changed_only: bool, force: bool, folder: int | None = None) -> int:
+def to_device(image: Image, path: Path, progress: Progress, *, changed_only: bool, force: bool, directory: int | None = None) -> int:
     """Write the image onto a block device, from its start; returns how many bytes were written. Raises StoreError."""
     if len(image.files) != 1:
         raise UsageError(f"target {path}", "is a device, and the image has several files.", "Name a directory.")
-    descriptor = devices.open_device(path, folder)
+    descriptor = devices.open_device(path, directory)
     try:
         device = devices.OpenDevice(descriptor)
         if device.size < image.size:

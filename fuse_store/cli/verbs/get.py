@@ -46,15 +46,16 @@ def run(context: Context) -> int:
 VERB = Verb(
     name="get",
     summary="restore a version to a file, a directory, a block device or standard output",
-    description="A file is replaced atomically, and is sparse where the image has zeros. Data written to a device is read back and "
-    "compared. Refuses a device that is in use and, without --force or --changed-only, one with content that blkid recognizes.",
+    description="A file is replaced atomically, and is sparse where the image has zeros; a symbolic link stays. Data written to a device "
+    "is read back and compared. Refuses a file or device that is in use and, without --force, a device with content that blkid "
+    "recognizes, or of which it cannot tell.",
     run=run,
     arguments=(
         IMAGE,
         argument("target", metavar="TARGET", help="file, new directory, block device, or - for standard output", complete="file"),
         argument(
             "--changed-only", action="store_true",
-            help="write only pages that differ from the content of the device, whatever it is: an older version is expected there",
+            help="write only pages that differ from the content of the device: an older version, with the same UUID, or a swap area",
         ),
         argument("--force", action="store_true", help="overwrite a device that contains data"),
     ),
@@ -70,5 +71,5 @@ VERB = Verb(
         ("fuse-store get 4f1c9a /dev/pmem0 --changed-only", "update a device that contains an older version"),
         ("fuse-store get 4f1c9a - | ssh web02 dd of=/dev/vdb bs=4M", "restore to another machine"),
     ),
-    interrupted="A target file is unchanged. A target device may be partly written: run it again.",
+    interrupted="A target file is unchanged. A target directory or device may be partly written: run it again.",
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DEVICE = argument(
     "device", metavar="DEVICE", complete="file",
-    help="unused block device, or file that backs the NVM of a virtual machine",
+    help="unused block device, or file that backs the NVM of a virtual machine that is off",
 )  # fmt: skip
 
 
@@ -46,8 +46,8 @@ def run(context: Context) -> int:
 VERB = Verb(
     name="stage",
     summary="write a hibernation image to a device, without arming it",
-    description="Writes and reads back only pages that differ from the content of the device, the header last. Refuses a device that "
-    "is in use and, without --force, one that contains an armed image, a filesystem or anything but a swap area. Then run arm.",
+    description="Writes and reads back only pages that differ from the content of the device, the header last. Refuses a device or "
+    "file that is in use and, without --force, one that contains an armed image, a filesystem or anything but a swap area. Then run arm.",
     run=run,
     arguments=(
         IMAGE,

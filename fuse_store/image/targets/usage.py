@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether something else has a file or a block device in use.
 
-Of a file the kernel knows: a file lease (fcntl(2), F_SETLEASE) is granted only while nobody else has it open or mapped, be it a
-process, a loop device or swap. While it is held, whoever opens the file waits, for 45 seconds by default. What has a block device
+Of a file the kernel knows: a file lease (fcntl(2), F_SETLEASE) is granted only while no one else has it open or mapped, be it a
+process, a loop device or swap. While it is held, a process that opens the file waits, for 45 seconds by default. What has a block device
 mounted, as swap, or as part of another device claims it, and open(2) with O_EXCL fails. Loop devices and virtual machines claim
 nothing, so they are looked for in /sys and /proc. Not seen: another machine, on a network file system or a shared disk; processes
 that this one may not look at. For one thread.
@@ -36,7 +36,7 @@ _SWAPS = Path("/proc/swaps")
 
 
 def hold_alone(descriptor: int, path: Path) -> None:
-    """Make sure that nobody else has a file open, until the descriptor is closed: others who open it wait. Raises Refused, also
+    """Make sure that no one else has a file open, until the descriptor is closed: others who open it wait. Raises Refused, also
     where that cannot be known."""
     try:
         alone = _lease(descriptor, fcntl.F_WRLCK)
@@ -62,7 +62,7 @@ def check_alone(descriptor: int, path: Path) -> None:
 
 
 def is_alone(descriptor: int) -> bool:
-    """Whether nobody else has a file open, as far as can be known; if so, until the descriptor is closed."""
+    """Whether no one else has a file open, as far as can be known; if so, until the descriptor is closed."""
     try:
         return _lease(descriptor, fcntl.F_WRLCK)
     except OSError:

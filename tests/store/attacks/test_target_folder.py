@@ -133,7 +133,12 @@ def test_no_partial_file_of_another_user_is_adopted(
     store: Store, image_id: str, place: Place, plant: Callable[[Path, Place], None]
 ) -> None:
     planted = [place.folder / name for name in names_to_guess("out", image_id)]
-    as_nobody(lambda: [plant(name, place) for name in planted])
+
+    def act() -> None:
+        for name in planted:
+            plant(name, place)
+
+    as_nobody(act)
     get(store, image_id, place.folder / "out")
     status = (place.folder / "out").lstat()
     assert (place.folder / "out").read_bytes() == DATA and stat.S_ISREG(status.st_mode) and status.st_uid == 0
@@ -210,6 +215,14 @@ def test_nor_a_link_that_a_link_of_roots_leads_to(store: Store, image_id: str, p
     (tmp_path / "link").symlink_to(place.folder / "out")
     with pytest.raises(Refused, match="symbolic link of the user"):
         get(store, image_id, tmp_path / "link")
+    assert place.untouched()
+
+
+def test_nor_a_link_of_roots_under_a_name_of_his(store: Store, image_id: str, place: Place) -> None:
+    (place.folder.parent / "link").symlink_to(place.file)
+    os.link(place.folder.parent / "link", place.folder / "out", follow_symlinks=False)  # fs.protected_hardlinks keeps others from it
+    with pytest.raises(Refused, match="several names"):
+        get(store, image_id, place.folder / "out")
     assert place.untouched()
 
 

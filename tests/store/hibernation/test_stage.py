@@ -240,7 +240,8 @@ def test_program_that_opens_the_file_meanwhile(case: Case, tmp_path: Path, monke
             (tmp_path / "said").write_text("in")
             signal.pause()
 
-    real, waiting = SwapDevice.sync, []
+    real = SwapDevice.sync
+    waiting: list[int] = []
 
     def sync(target: SwapDevice) -> None:
         real(target)

@@ -58,8 +58,8 @@ def device(tmp_path: Path) -> Iterator[Path]:
         yield made
 
 
-def get(store: Store, image_id: str, target: Path | str, progress: Silent = SILENT, **options: bool) -> int:
-    return restore.get(store.open_image(image_id), str(target), progress, **options)
+def get(store: Store, image_id: str, target: Path | str, **options: bool) -> int:
+    return restore.get(store.open_image(image_id), str(target), SILENT, **options)
 
 
 # what a device holds ---------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_a_program_that_opens_the_file_meanwhile(store: Store, image_id: str, tm
             kept.append(opened(target))
 
     with pytest.raises(Refused, match="open in "):
-        get(store, image_id, target, Opens())
+        restore.get(store.open_image(image_id), str(target), Opens())
     assert target.read_bytes() == bytes(SIZE) and [path.name for path in tmp_path.glob(".*")] == []
     for file in kept:
         file.close()
@@ -460,7 +460,7 @@ def test_a_get_that_is_interrupted_before_it_wrote_leaves_nothing(store: Store, 
 
     (tmp_path / "folder").mkdir()
     with pytest.raises(KeyboardInterrupt) as caught:
-        get(store, image_id, tmp_path / "folder" / "target", Interrupts())
+        restore.get(store.open_image(image_id), str(tmp_path / "folder" / "target"), Interrupts())
     assert partials(tmp_path / "folder") == [] and not hasattr(caught.value, "__notes__")
 
 

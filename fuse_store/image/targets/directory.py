@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The folder that a target is in, open, so that nobody can put another in its place, and names in it.
+"""The directory that a target is in, open, so that no one can put another in its place, and names in it.
 
-Who owns the folder may put links there, or take files away, at any time. So every name is looked up in an open folder, one step
-at a time, and a link below a target is never followed. Folders belong to one thread.
+Who owns the directory may put links there, or take files away, at any time. So every name is looked up in an open directory, one step
+at a time, and a link below a target is never followed. Directorys belong to one thread.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _SYSTEM = tuple(Path(name) for name in ("/dev", "/proc", "/sys"))
 _FOR_FILES = (Path("/dev/shm"),)  # a file system of its own, in memory
 
 
-class Folder:
+class Directory:
     """An open directory; a context manager. Functions raise OSError."""
 
-    def __init__(self, path: str, parent: Folder | None = None, *, flags: int = 0) -> None:
+    def __init__(self, path: str, parent: Directory | None = None, *, flags: int = 0) -> None:
         flags |= os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self.descriptor: int = os.open(path, flags, dir_fd=None if parent is None else parent.descriptor)
 
@@ -55,22 +55,23 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.descriptor)
 
-    def below(self, parts: tuple[str, ...]) -> Folder:
-        """A folder below this one; it is made if there is none. Raises Refused if a link is on the way."""
-        folder = Folder(".", self)
+    def below(self, parts: tuple[str, ...]) -> Directory:
+        """A directory below this one; it is made if there is none. Raises Refused if a link is on the way."""
+        directory = Directory(".", self)
         for part in parts:
-            with folder:
+            with directory:
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o700, dir_fd=folder.descriptor)
+                    os.mkdir(part, 0o700, dir_fd=directory.descriptor)
                 try:
-                    folder = Folder(part, folder, flags=os.O_NOFOLLOW)
+                    directory = Directory(part, directory, flags=os.O_NOFOLLOW)
                 except OSError as error:
                     if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                         raise
-                    raise Refused(f"target {folder.path / part}", "a link or a file, where a directory is needed.", "Remove it.") from None
-        return folder
+                    cause = "a link or a file, where a directory is needed."
+                    raise Refused(f"target {directory.path / part}", cause, "Remove it.") from None
+        return directory
 
-    def __enter__(self) -> Folder:
+    def __enter__(self) -> Directory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -78,44 +79,55 @@ class Folder:
 
 
 @contextlib.contextmanager
-def find(target: str) -> Iterator[tuple[Folder, str]]:
-    """The folder that a target is in, or will be in, and its name there. If it is a link, the folder and name of what that leads
+def find(target: str) -> Iterator[tuple[Directory, str]]:
+    """The directory that a target is in, or will be in, and its name there. If it is a link, the directory and name of what that leads
     to, as with cp; but not the link of another user, who could lead a write of root's to any file.
 
     Raises NotFound if the link leads to nothing, Refused, OSError.
     """
-    folder, name = _split(target, None)
+    directory, name = _split(target, None)
     try:
         for followed in range(MAX_LINKS):
-            status = folder.status(name)
+            status = directory.status(name)
             if status is None and followed:
-                raise NotFound(f"target {target}", f"a link to {folder.path / name}, which does not exist.", "Remove the link.")
+                raise NotFound(f"target {target}", f"a link to {directory.path / name}, which does not exist.", "Remove the link.")
             if status is None or not stat.S_ISLNK(status.st_mode):
-                yield folder, name
+                yield directory, name
                 return
-            if status.st_uid not in (0, os.geteuid()):
-                raise Refused(f"target {target}", f"a symbolic link of the user {status.st_uid}.", "Name the file that it leads to.")
-            if system_folder(str(folder.path)) == "/proc":
+            if system_directory(str(directory.path)) == "/proc":
                 raise Refused(f"target {target}", "a link of the kernel's.", "Name a file, or - for standard output.")
-            last = folder
-            folder, name = _split(os.readlink(name, dir_fd=last.descriptor), last)
+            last = directory
+            directory, name = _split(_read_link(last, name, target), last)
             os.close(last.descriptor)
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
     finally:
-        os.close(folder.descriptor)
+        os.close(directory.descriptor)
 
 
-def _split(path: str, parent: Folder | None) -> tuple[Folder, str]:
-    """The folder that a path is in, and its name there."""
+def _read_link(directory: Directory, name: str, target: str) -> str:
+    """Where a link leads. Raises Refused if it may be another user's."""
+    link = directory.open(name, os.O_PATH)  # it is the same for both questions
+    try:
+        status = os.fstat(link)
+        if status.st_uid not in (0, os.geteuid()) or status.st_nlink != 1:  # another name of a link of root's is not root's
+            cause = f"a symbolic link of the user {status.st_uid}" + (", with several names." if status.st_nlink != 1 else ".")
+            raise Refused(f"target {target}", cause, "Name the file that it leads to.")
+        return os.readlink("", dir_fd=link)
+    finally:
+        os.close(link)
+
+
+def _split(path: str, parent: Directory | None) -> tuple[Directory, str]:
+    """The directory that a path is in, and its name there."""
     head, name = os.path.split(path.rstrip("/"))
     if name in ("", ".", ".."):
-        return Folder(path, parent), "."
-    return Folder(head or ".", parent), name
+        return Directory(path, parent), "."
+    return Directory(head or ".", parent), name
 
 
-def system_folder(path: str) -> str:
+def system_directory(path: str) -> str:
     """/dev, /proc or /sys if a path is below it, where files of users have no place; else empty."""
     place = Path(os.path.realpath(path))
-    if any(place.is_relative_to(folder) for folder in _FOR_FILES):
+    if any(place.is_relative_to(directory) for directory in _FOR_FILES):
         return ""
-    return next((str(folder) for folder in _SYSTEM if place.is_relative_to(folder)), "")
+    return next((str(directory) for directory in _SYSTEM if place.is_relative_to(directory)), "")
