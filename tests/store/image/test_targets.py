@@ -347,7 +347,7 @@ def test_relative_names(store: Store, image_id: str, tmp_path: Path, monkeypatch
 
 PLACES = {
     "/dev/no-such-device": NotFound, "/dev/mapper/no-such-device": NotFound, "/dev/null": UsageError, "/dev/fd/1": Refused,
-    "/dev/stdout": Refused, "/proc/self/fd/1": Refused, "/proc/sys/kernel/hostname": UsageError, "/proc/nothing": UsageError,
+    "/proc/self/fd/1": Refused, "/proc/sys/kernel/hostname": UsageError, "/proc/nothing": UsageError,
     "/sys/power/resume": UsageError, "/sys/nothing": UsageError, "/proc/self/root/sys/nothing": UsageError,
 }  # fmt: skip
 
@@ -382,6 +382,14 @@ def test_no_files_where_the_kernel_has_its_own(store: Store, image_id: str, tmp_
     with pytest.raises(PLACES[name], match=name):
         get(store, image_id, name)
     assert os.path.lexists(name) == existed
+
+
+def test_a_link_to_standard_output_is_no_target(store: Store, image_id: str, tmp_path: Path) -> None:
+    """As /dev/stdout, which is not put at risk here."""
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    with pytest.raises(Refused, match="- for standard output"):
+        get(store, image_id, tmp_path / "stdout")
+    assert os.readlink(tmp_path / "stdout") == "/proc/self/fd/1"
 
 
 def test_a_file_in_devtmpfs_is_no_target(store: Store, image_id: str) -> None:
