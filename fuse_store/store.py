@@ -29,7 +29,9 @@ from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.backends import Backend, Lock, backend
 from fuse_store.repository.config import COMPRESSIONS, DURABILITY, LEVEL, LEVELS, Config
 from fuse_store.repository.extents import check_segment
-from fuse_store.repository.keyfile import default_key_file, new_key, read_key, write_key
+from fuse_store.repository.keys import known_stores
+from fuse_store.repository.keys.keyfile import default_key_file, new_key, read_key, write_key
+from fuse_store.repository.keys.known_stores import Known
 from fuse_store.repository.manifest import (
     PAGE_SIZES,
     Head,
@@ -107,9 +109,10 @@ class Store:
     @classmethod
     def create(
         cls, path: str | Path, *, encryption: bool = True, key_file: str | Path | None = None, compression: str = "zstd",
-        level: int = LEVEL, page_size: int = 4096, durability: str = "full",
+        level: int = LEVEL, page_size: int = 4096, durability: str = "full", unencrypted: bool = False,
     ) -> Store:  # fmt: skip
-        """A new store in a new or empty directory or S3 prefix. Raises Refused, UsageError, StoreError."""
+        """A new store in a new or empty directory or S3 prefix. ``unencrypted``: as for ``open``; a store without encryption need not be
+        remembered then. Raises Refused, UsageError, StoreError."""
         place = backend(path)
         for what, value, choice in (
             ("page size", page_size, PAGE_SIZES), ("compression", compression, COMPRESSIONS), ("durability", durability, DURABILITY),
@@ -120,22 +123,23 @@ class Store:
             raise UsageError(f"level {level}", "not possible.", "Choose -7 to -1, which are faster, or 1 to 19.")
         store_id, root = os.urandom(DIGEST), new_key()
         aead = Aead(store_id, root, encryption)
-        key_path = Path(key_file) if key_file else default_key_file(store_id)
         config = Config(
             configuration.FORMAT, store_id.hex(), page_size, compression, level, "aes-256-gcm" if encryption else "none",
             durability, aead.check.hex(), "" if encryption else root.hex(),
-        )  # fmt: skip
+        ).signed(aead.config_mac)  # fmt: skip
         try:
             if not place.is_free():
                 raise Refused(f"store {path}", "not empty.", "Name a directory that is empty or does not exist.")
-            if encryption:
-                write_key(key_path, store_id, root)
+            key_path = _new_key_file(path, key_file, store_id) if encryption else None
+            if key_path is not None:
+                write_key(key_path, store_id, root, config.to_line())
             try:
+                _remember(place.url, config, needed=not unencrypted)
                 place.prepare()
                 place.probe(durability != "none")
                 place.write(configuration.NAME, config.to_json(), sync=durability != "none", create=True)
             except (OSError, StoreError):
-                if encryption:
+                if key_path is not None:
                     key_path.unlink()
                 raise
         except FileExistsError:
@@ -145,22 +149,30 @@ class Store:
         return cls(place, config, aead)
 
     @classmethod
-    def open(cls, path: str | Path, *, key_file: str | Path | None = None) -> Store:
-        """Raises NotFound, Refused (no key), WrongKey, Damaged."""
+    def open(cls, path: str | Path, *, key_file: str | Path | None = None, unencrypted: bool = False) -> Store:
+        """``unencrypted``: the store is meant to have no encryption; also said by FUSE_STORE_UNENCRYPTED=1. Without it, such a store is
+        opened only where this user created it. Raises NotFound, Refused (no key; not the store that was here before), WrongKey,
+        Damaged."""
         place = backend(path)
         config = _read_config(place, str(path))
         store_id, check, root = (bytes.fromhex(text) for text in (config.id, config.check, config.root))
+        named = key_file or os.environ.get("FUSE_STORE_KEY_FILE")
+        unencrypted = unencrypted or os.environ.get("FUSE_STORE_UNENCRYPTED") == "1"
+        known_stores.admit(place.url, Known(config.id, config.encrypted), told=bool(named) if config.encrypted else unencrypted)
         if config.encrypted:
-            named = key_file or os.environ.get("FUSE_STORE_KEY_FILE")
-            root = read_key(Path(named) if named else default_key_file(store_id), store_id)
-        elif Path(key_file or default_key_file(store_id)).exists():
+            root = read_key(Path(named) if named else default_key_file(store_id), store_id, _owners(place))
+        elif _has_key(key_file, store_id):
             raise Refused(
                 f"store {path}", "has a key file, but its store.json says that it is not encrypted.",
-                "Restore store.json from a copy: it may have been tampered with.",
+                "Restore store.json from the key file: it may have been tampered with.",
             )  # fmt: skip
         aead = Aead(store_id, root, config.encrypted)
         if aead.check != check:
             raise WrongKey(f"store {path}", "wrong key.", "Name the key file of this store with --key-file.")
+        if config.signed(aead.config_mac) != config:
+            raise Damaged(f"store {path}", "store.json was changed.", "Restore it from the key file, or from a copy.")
+        if config.encrypted:
+            _remember(place.url, config, needed=False)
         return cls(place, config, aead)
 
     def __enter__(self) -> Store:
@@ -405,16 +417,49 @@ def _with_files(head: Head, placed: Sequence[tuple[InputFile, int]]) -> Head:
 def _read_config(place: Backend, path: str) -> Config:
     """``store.json``. Raises NotFound, Refused, Damaged, StoreError."""
     try:
-        config = configuration.parse(place.read(configuration.NAME), path)
-        for text in (config.id, config.check, config.root):
-            bytes.fromhex(text)
-        return config
+        return configuration.parse(place.read(configuration.NAME), path)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"store {path}", "no such store.", f"Run 'fuse-store --store {path} init' to create it.") from None
     except OSError as error:
         raise StoreError(f"store {path}", f"{error.strerror}.") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Damaged(f"store {path}", f"store.json cannot be read ({error}).", "Restore it from a copy.") from None
+        raise Damaged(f"store {path}", f"store.json cannot be read ({error}).", "Restore it from the key file, or from a copy.") from None
+
+
+def _new_key_file(path: str | Path, key_file: str | Path | None, store_id: bytes) -> Path:
+    """Where the key of a new store goes. Raises Refused if that is in the store: who reads the one would have the other."""
+    key_path = Path(key_file) if key_file else default_key_file(store_id)
+    if "://" not in str(path) and key_path.resolve().is_relative_to(Path(path).resolve()):
+        raise Refused(f"key file {key_path}", "is inside the store.", "Name a place outside of it with --key-file.")
+    return key_path
+
+
+def _has_key(key_file: str | Path | None, store_id: bytes) -> bool:
+    try:
+        return Path(key_file or default_key_file(store_id)).exists()
+    except Refused:
+        return False  # a user without a home directory
+
+
+def _owners(place: Backend) -> tuple[int, ...]:
+    """Who may own the key file besides this user and root: the owner of the store, in whose name root may work."""
+    try:
+        return (os.stat(place.url).st_uid,)
+    except OSError:
+        return ()  # a bucket
+
+
+def _remember(url: str, config: Config, *, needed: bool) -> None:
+    """Note that the store is there. Raises StoreError if that fails and is ``needed``: a store without encryption could not be opened."""
+    try:
+        known_stores.remember(url, Known(config.id, config.encrypted))
+    except (OSError, Refused) as error:
+        if needed and not config.encrypted:
+            cause = error.strerror if isinstance(error, OSError) else error.cause.rstrip(".")
+            raise StoreError(
+                f"store {url}", f"cannot be remembered as one without encryption: {cause}.",
+                "Set XDG_CONFIG_HOME to a directory that can be written, or add --unencrypted, here and to each command.",
+            ) from None  # fmt: skip
 
 
 class _Writing:

@@ -62,11 +62,16 @@ class Context:
     def key_file(self) -> str | None:
         return self.options.key_file or os.environ.get("FUSE_STORE_KEY_FILE") or None
 
+    @property
+    def unencrypted(self) -> bool:
+        """Whether --unencrypted or $FUSE_STORE_UNENCRYPTED says that the store is meant to have no encryption."""
+        return self.options.unencrypted or os.environ.get("FUSE_STORE_UNENCRYPTED") == "1"
+
     def open_store(self) -> Store:
         """The store, a context manager. Raises StoreError."""
         from fuse_store.store import Store
 
-        store = Store.open(self.store_location, key_file=self.options.key_file)
+        store = Store.open(self.store_location, key_file=self.options.key_file, unencrypted=self.options.unencrypted)
         store.wait = self.wait
         return store
 

@@ -27,8 +27,9 @@ EXIT_CODES = {
 ENVIRONMENT = {
     "FUSE_STORE": "Store to use if --store is not given.",
     "FUSE_STORE_KEY_FILE": "Key file to use if --key-file is not given.",
+    "FUSE_STORE_UNENCRYPTED": "Set to 1 for the same as --unencrypted.",
     "FUSE_STORE_DEBUG": "Set to 1 to print a traceback before each error.",
-    "XDG_CONFIG_HOME": "Directory of fuse-store/keys. Default: ~/.config.",
+    "XDG_CONFIG_HOME": "Directory of fuse-store/keys and fuse-store/stores. Default: ~/.config.",
     "XDG_CACHE_HOME": "Directory of fuse-store, the cache of S3 stores. Default: ~/.cache.",
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN": "Credentials of an S3 store.",
     "AWS_REGION, AWS_ENDPOINT_URL": "Region and server of an S3 store.",
@@ -36,6 +37,7 @@ ENVIRONMENT = {
 }
 FILES = {
     "~/.config/fuse-store/keys/STORE_ID.key": "Key file of a store. Without it, an encrypted store cannot be read: keep a copy elsewhere.",
+    "~/.config/fuse-store/stores": "Which store is where, and whether it is encrypted, as this user has seen it.",
     "STORE/store.json": "Format version and settings of a store in a directory.",
 }
 DESCRIPTION = (

@@ -82,6 +82,10 @@ GENERAL = (
         "--key-file", metavar="FILE", complete="file",
         help="key file of the store (default: $FUSE_STORE_KEY_FILE, then ~/.config/fuse-store/keys/STORE_ID.key)",
     ),
+    argument(
+        "--unencrypted", action="store_true",
+        help="open a store without encryption where this user did not create it (default: $FUSE_STORE_UNENCRYPTED)",
+    ),
     argument("--json", action="store_true", help="print one JSON object; print errors as JSON on standard error"),
     argument(
         "--wait", metavar="SECONDS", nargs="?", type=values.seconds, const=math.inf,

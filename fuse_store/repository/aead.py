@@ -34,6 +34,7 @@ class Aead:
         self._encryption_key = self._derive("encrypt", root)
         self._page_key = self._derive("page digest", root)
         self._page_mac = AESGCM(self._page_key)
+        self._config_key = self._derive("store.json", root)
         self.check = self._derive("check", root)[:DIGEST]  # tells a wrong key from damage; reveals nothing about the key
 
     def _derive(self, purpose: str, root: bytes) -> bytes:
@@ -55,6 +56,10 @@ class Aead:
             digest = self._page_mac.encrypt
             return b"".join([digest(NONCE, b"", page) for page in pages])
         return b"".join([blake3(page, key=self._page_key).digest(DIGEST) for page in pages])
+
+    def config_mac(self, content: bytes) -> bytes:
+        """Authenticates ``store.json``. In a store without encryption, whose key is in that file, a checksum."""
+        return blake3(content, key=self._config_key).digest(DIGEST)
 
     def encrypt(self, name: bytes, content: bytes) -> bytes:
         """``content``, encrypted as the object ``name``: salt, ciphertext, tag; without encryption: content, checksum."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(context: Context) -> int:
-    from fuse_store.repository.keyfile import default_key_file
+    from fuse_store.repository.keys.keyfile import default_key_file
     from fuse_store.store import Store
 
     options, location = context.options, context.store_location
@@ -24,7 +24,7 @@ def run(context: Context) -> int:
     key_file = None if options.no_encryption else context.key_file
     with Store.create(
         location, encryption=not options.no_encryption, key_file=key_file, compression=options.compression, level=options.level,
-        page_size=options.page_size, durability=options.durability,
+        page_size=options.page_size, durability=options.durability, unencrypted=context.unencrypted,
     ) as store:  # fmt: skip
         config = store.config
         key = Path(key_file) if key_file else default_key_file(bytes.fromhex(config.id))

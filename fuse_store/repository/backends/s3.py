@@ -37,6 +37,7 @@ from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.repository.atomic import WRITE_BUFFER_SIZE, fault_point, write_file
 from fuse_store.repository.backends.base import MISSING, Entry, Lock
 from fuse_store.repository.backends.lease import Lease, probe
+from fuse_store.user_directories import cache_home
 
 PIECE_SIZE = 1 << 20  # bytes of a pack that are read at once: a dozen blocks
 MAX_PIECES = 48  # in memory
@@ -81,7 +82,7 @@ class S3Backend:
             raise UsageError(f"store {url}", "not a URL like s3://BUCKET/PREFIX.", "Name a directory or an S3 URL.")
         self.url = url.rstrip("/")
         self.readers, self.needs_fsync, self.survives_fork = READ_REQUESTS, False, False
-        self.local_dir = _cache_home()  # until ``bind``
+        self.local_dir = cache_home()  # until ``bind``
         self._pieces: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._sizes: dict[str, int] = {}
         self._listed: dict[str, tuple[float, int]] = {}
@@ -101,7 +102,7 @@ class S3Backend:
             self._objects = S3Store(match[1], client_options=silence, **settings)
 
     def bind(self, store_id: str) -> None:
-        self.local_dir = _cache_home() / store_id
+        self.local_dir = cache_home() / store_id
         try:
             for directory in (self.local_dir, self.local_dir / "index", self.local_dir / "tables"):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -482,10 +483,6 @@ def _check_endpoint() -> None:
             valid = False
         if not valid or not re.fullmatch(r"[!-~]+", value):
             raise UsageError(f"{variable} {value!r}", "not a URL like https://HOST:PORT.", "Write it with http:// or https://.")
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fuse-store"
 
 
 def _map_cached(path: Path) -> mmap.mmap | bytes | None:

@@ -57,7 +57,7 @@ def test_levels(run: Run, tmp_path: Path) -> None:
 def test_init_without_encryption(run: Run, tmp_path: Path) -> None:
     done = run("init", "--no-encryption", "--json")
     assert done.json["key_file"] is None and done.json["encryption"] == "none"
-    assert not (tmp_path / "config").exists()
+    assert not (tmp_path / "config/fuse-store/keys").exists()
     assert run("init", "--store", "b", "--no-encryption", "--key-file", "k").code == 2
 
 

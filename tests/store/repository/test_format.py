@@ -35,15 +35,18 @@ class SecondReader:
         if key_file is None:
             root = bytes.fromhex(config["root"])
         else:
-            head, store, key = key_file.read_text().splitlines()
+            head, store, key, copy = key_file.read_text().splitlines()
             assert head == "fuse-store key 1" and store == f"store {config['id']}"
             root = bytes.fromhex(key.removeprefix("key "))
+            assert json.loads(copy.removeprefix("store.json ")) == config
         self.encrypted = config["encryption"] == "aes-256-gcm"
         self.keys = {
             purpose: blake3(root + self.store_id, derive_key_context=f"fuse_store 2026-11-24 {purpose}").digest()
-            for purpose in ("digest", "encrypt", "page digest", "check")
+            for purpose in ("digest", "encrypt", "page digest", "check", "store.json")
         }
         assert self.keys["check"][:16].hex() == config["check"]
+        content = json.dumps({name: value for name, value in config.items() if name != "mac"}, sort_keys=True, separators=(",", ":"))
+        assert blake3(content.encode(), key=self.keys["store.json"]).digest(16).hex() == config["mac"]
         self.where = {}
         for fragment in directory.glob("index/*.idx"):
             self.where.update(self._fragment(fragment.read_bytes()))

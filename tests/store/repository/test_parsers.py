@@ -33,7 +33,7 @@ from fuse_store.repository.aead import Aead
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.block import BODY, HEADER, HEADER_SIZE, encrypt_units, pack_block, parse_header, unpack_block
 from fuse_store.repository.extents import MAX_SEGMENT_SIZE, Extents, no_rows, pack_extents, parse_extents, read_segment
-from fuse_store.repository.keyfile import read_key
+from fuse_store.repository.keys.keyfile import read_key
 from fuse_store.repository.manifest import Head, ImageFile, Segment, parse_head, read_head
 from fuse_store.repository.pack import pack_table, parse_table
 from fuse_store.repository.state_log import StateLog
@@ -545,6 +545,7 @@ def test_a_store_json_that_was_changed(directory: Directory, store_json: bytes, 
 @given(data=st.data())
 def test_a_key_file_that_was_changed(directory: Directory, data: st.DataObject) -> None:
     path = directory.path / "key"
+    path.touch(0o600)
     path.write_bytes(data.draw(changed(f"fuse-store key 1\nstore {bytes(16).hex()}\nkey {'ab' * 32}\n".encode())))
     try:
         assert len(read_key(path, bytes(16))) == 32
