@@ -199,10 +199,10 @@ class Store:
         ``versions.each`` needs the memory of one machine."""
         return list(self.versions.each())
 
-    def find(self, reference: str) -> Summary:
-        """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. Raises NotFound, UsageError, and
-        Damaged if it may be one whose manifest cannot be read."""
-        return self.versions.find(reference)
+    def find(self, reference: str, unreadable: Unreadable | None = None) -> Summary:
+        """The version that ``reference`` means; see ``Versions.find``. Raises NotFound, UsageError, and Damaged if it may be one whose
+        manifest cannot be read."""
+        return self.versions.find(names.normal(reference), unreadable)
 
     def open_image(self, image_id: str) -> Image:
         """The version with that id, to read. Raises NotFound, Damaged."""

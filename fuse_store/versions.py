@@ -9,7 +9,7 @@ small file each. A cache saves reading the manifests each time (``summaries``). 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
@@ -28,8 +28,10 @@ from fuse_store.repository.manifest import (
 )
 from fuse_store.repository.state_log import StateLog
 from fuse_store.summaries import SummaryCache, is_stale
+from fuse_store.times import period
 
 MACHINES = "machines"  # the directory of the machines' names
+READ_WHOLE = frozenset({"verified", "staged", "armed", "resumed"})  # states that are reached only after every byte was verified
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 _PREFIX = re.compile(r"[0-9a-f]{1,32}\Z")
 _TAG = re.compile(r"[0-9a-f]{4}\Z")
@@ -43,6 +45,15 @@ class Listed:
 
     summaries: list[Summary]
     unreadable: dict[str, Damaged]
+
+
+def verified(version: Summary) -> bool:
+    """Whether every byte of the version was verified, and no problem was recorded since."""
+    return version.state in READ_WHOLE
+
+
+# Names that mean the newest version of an application that is so; in references and in the mount.
+LINKS: Mapping[str, Callable[[Summary], bool]] = {"latest": lambda _version: True, "latest-verified": verified}
 
 
 class Versions:
@@ -234,14 +245,16 @@ class Versions:
         return next(self.by_machine(machine, application, unreadable))
 
     def find(self, reference: str, unreadable: Unreadable | None = None) -> Summary:
-        """The version that ``reference`` means: an id or the start of one, M/A/latest, M/A@TIME. ``unreadable``: see ``each``.
-        Raises NotFound, UsageError, and Damaged if it may be one whose manifest cannot be read."""
+        """The version that ``reference`` means: an id or the start of one, M/A/NAME with a name in the mount, latest or latest-verified,
+        M/A@TIME for the newest one of that period. ``unreadable``: see ``each``. Raises NotFound, UsageError, and Damaged if it
+        may be one whose manifest cannot be read."""
         if "/" not in reference:
             image_id = self.id_of(reference)
             return self.with_state(summary(image_id, read_head(self._backend, image_id, self._aead)[0]))
         damaged: dict[str, Damaged] = {} if unreadable is None else unreadable  # type: ignore[assignment]
-        machine, _slash, rest = reference.partition("/")
-        matching = _by_name(rest, lambda application: self.of(machine, application, damaged))
+        machine = reference.partition("/")[0]
+        states = reference.endswith("/latest-verified")
+        matching = _by_name(reference, lambda application: next(self.by_machine(machine, application, damaged, states=states)))
         if matching:
             return self.with_state(matching[-1])
         if damaged:
@@ -298,13 +311,18 @@ def _in_state(version: Summary, state: str) -> Summary:
     return version if state == version.state else replace(version, state=state)
 
 
-def _by_name(rest: str, of: Callable[[str], list[Summary]]) -> list[Summary]:
-    """Those that the rest of a reference means, after the machine; ``of`` gives the versions of an application."""
+def _by_name(reference: str, of: Callable[[str], list[Summary]]) -> list[Summary]:
+    """Those that a reference means; ``of`` gives the versions of an application of its machine. Raises UsageError."""
+    rest = reference.partition("/")[2]
     application, at, when = rest.partition("@")
     if at:
-        return [
-            version for version in of(application)
-            if version.taken.isoformat().startswith(when) or version.version.startswith(when)
-        ]  # fmt: skip
+        named = [version for version in of(application) if version.version == when]
+        if named:
+            return named
+        try:
+            start, end = period(when)
+        except ValueError as error:
+            raise UsageError(f"image {reference}", f"{error}.", "Name a day, an hour or a second after the @.") from None
+        return [version for version in of(application) if start <= version.taken < end]
     application, _slash, name = rest.rpartition("/")
-    return [version for version in of(application) if name in ("latest", version.version)]
+    return [version for version in of(application) if (LINKS[name](version) if name in LINKS else version.version == name)]

@@ -104,7 +104,7 @@ class Context:
         """``Store.find``. Warns of manifests that can't be read: the newest version may be one of them. Raises NotFound, UsageError,
         Damaged."""
         unreadable: dict[str, Damaged] = {}
-        version = store.versions.find(reference, unreadable)
+        version = store.find(reference, unreadable)
         self.warn_of_unreadable(unreadable)
         return version
 

@@ -45,8 +45,9 @@ DESCRIPTION = (
     "Pages that versions have in common are stored once. Every byte is verified when read. Stores are encrypted by default.",
     "Any version can be restored to a file or device, compared with another, or read as a file in a FUSE mount. "
     "Versions of kind hibernation can be written back to a swap device, from where the kernel resumes them.",
-    "IMAGE is a version: an id or a unique prefix of one, MACHINE/APPLICATION/latest, or MACHINE/APPLICATION@TIME for the newest "
-    "version of that day or hour.",
+    "IMAGE is a version: an id or a unique prefix of one, MACHINE/APPLICATION/latest or MACHINE/APPLICATION/latest-verified, "
+    "MACHINE/APPLICATION/NAME with its name in the mount, or MACHINE/APPLICATION@TIME for the newest version of that month, day, hour or "
+    "second, in any form in which times are printed, in UTC by default.",
 )
 SEE_ALSO = "b3sum(1), borg(1), fusermount3(1), mkswap(8), mount.fuse3(8), restic(1), swapon(8), systemd-hibernate-resume(8)"
 

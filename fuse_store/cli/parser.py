@@ -94,10 +94,10 @@ GENERAL = (
     argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only"),
 )  # fmt: skip
 
-IMAGE_HELP = "version: an id, a unique prefix of one, MACHINE/APPLICATION/latest or MACHINE/APPLICATION@2026-11-22"
+IMAGE_HELP = "version: an id, a unique prefix of one, MACHINE/APPLICATION/latest or …/latest-verified, or MACHINE/APPLICATION@2026-11-22"
 IMAGE = argument("image", metavar="IMAGE", help=IMAGE_HELP, empty=True)  # an empty reference matches no version
-OF_MACHINE = argument("--machine", metavar="M", help="only versions of this machine")
-OF_APPLICATION = argument("--application", metavar="A", help="only versions of this application")
+OF_MACHINE = argument("--machine", metavar="M", type=values.name, help="only versions of this machine")
+OF_APPLICATION = argument("--application", metavar="A", type=values.name, help="only versions of this application")
 DRY_RUN = argument("--dry-run", action="store_true", help="show what would be done, change nothing")
 
 

@@ -6,16 +6,23 @@ from __future__ import annotations
 import math
 import re
 from argparse import ArgumentTypeError
-from datetime import UTC, datetime
+from datetime import datetime
 
+from fuse_store.policy.names import normal
 from fuse_store.policy.retention import ALL, Duration
+from fuse_store.times import period
 
 FOREVER = "forever"
 _SIZES = {"": 1, "k": 1 << 10, "kib": 1 << 10}
 
 
+def name(text: str) -> str:
+    """A name, or a reference to a version, as the store has it."""
+    return normal(text)
+
+
 def tag(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
+    key, equals, value = normal(text).partition("=")
     if not equals or not key:
         raise ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
@@ -29,12 +36,11 @@ def percent(text: str) -> float:
 
 
 def moment(text: str) -> datetime:
-    """ISO 8601; UTC unless it has an offset. A date alone means its first moment."""
+    """UTC unless it has an offset. A date alone means its first moment."""
     try:
-        value = datetime.fromisoformat(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a time such as 2026-11-22 or 2026-11-22T02:10:33Z") from None
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return period(text)[0]
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def count(text: str) -> int:

@@ -30,7 +30,7 @@ from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, Us
 from fuse_store.mount.content import MAX_CACHED_WINDOWS, READ_AHEAD_WINDOW, Content
 from fuse_store.mount.incoming import Incoming, Spool
 from fuse_store.mount.prefetch import UPKEEP_INTERVAL, PrefetchProcesses, close_removed
-from fuse_store.mount.tree import Directory, File, Link, Path, Tree, attributes
+from fuse_store.mount.tree import Directory, File, Link, Path, Tree, attributes, normal_path
 from fuse_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -414,7 +414,7 @@ def _inode(path: str) -> int:
 
 def _below(path: str) -> Path:
     """A path below incoming/. Raises EROFS for the rest of the tree, which is read-only."""
-    tree_path = split_path(path)
+    tree_path = normal_path(split_path(path))
     if tree_path[:1] != (INCOMING,):
         raise OSError(errno.EROFS, "versions are read-only")
     return tree_path[1:]

@@ -18,12 +18,14 @@ from fuse_store.mount.content import Content, GeneratedContent
 from fuse_store.mount.image_views import ImageViews
 from fuse_store.mount.prefetch import PrefetchProcesses
 from fuse_store.mount.versions import VersionIndex
+from fuse_store.policy import names
 from fuse_store.repository.manifest import Summary
 from fuse_store.store import Store
+from fuse_store.versions import LINKS
 
 Path: TypeAlias = tuple[str, ...]
 
-LATEST = ("latest", "latest-verified")
+NAMES_DEPTH = 4  # parts of a path that are the store's names; what is below them are names of files in images, any bytes
 ATTRIBUTE_PREFIX = "user.fuse_store."  # of the extended attributes
 
 
@@ -70,6 +72,11 @@ def attributes(node: Node) -> dict[str, bytes]:
     return {ATTRIBUTE_PREFIX + name: value.encode() for name, value in values.items()}
 
 
+def normal_path(path: Path) -> Path:
+    """``path`` with the store's names in their normal form: other systems look for them in others."""
+    return (*map(names.normal, path[:NAMES_DEPTH]), *path[NAMES_DEPTH:])
+
+
 def taken_ns(summary: Summary) -> int:
     """When the version was taken, in ns since 1970; exact to the microsecond, which a float would not be."""
     seconds = summary.taken.replace(microsecond=0)
@@ -88,6 +95,7 @@ class Tree:
 
     def node(self, path: Path) -> Node:
         """Raises FileNotFoundError, NotADirectoryError, Damaged, StoreError."""
+        path = normal_path(path)
         if not path:
             return Directory(lambda: ((name, Directory) for name in self._root), self._versions.changed)
         try:
@@ -123,9 +131,9 @@ class Tree:
         machine = versions.machine(path[0])
         own, links = machine.applications[path[1]], machine.links[path[1]]
         if len(path) == 2:
-            names = [*((name, Directory) for name in own), *((name, Link) for name in links)]
-            return Directory(lambda: names, taken_ns(links["latest"]))
-        if path[2] in LATEST:
+            shown = [*((name, Directory) for name in own), *((name, Link) for name in links)]
+            return Directory(lambda: shown, taken_ns(links["latest"]))
+        if path[2] in LINKS:
             summary = links[path[2]]
             return _leaf(Link(summary.version, taken_ns(summary), summary), path[3:])
         return self._version(own[path[2]], path[3:])

@@ -14,17 +14,12 @@ from collections.abc import Iterator, Sequence
 
 from fuse_store.repository.manifest import Summary, image_directory, machine_tag
 from fuse_store.store import Store
+from fuse_store.versions import LINKS
 
-READ_WHOLE = frozenset({"verified", "staged", "armed", "resumed"})  # states that are reached only after every byte was verified
 NAME_MAX = 255  # bytes of a file name (include/uapi/linux/limits.h)
 MAX_MACHINES = 16  # whose versions are kept
 
 _Stamp = tuple[int, int]
-
-
-def verified(summary: Summary) -> bool:
-    """Whether every byte of the version was verified, and no problem was recorded since."""
-    return summary.state in READ_WHOLE
 
 
 def name_in_kinds(summary: Summary) -> str:
@@ -45,9 +40,7 @@ class MachineVersions:
         for summary in summaries:
             self.applications.setdefault(summary.application, {}).setdefault(summary.version, summary)
             links = self.links.setdefault(summary.application, {})
-            links["latest"] = summary
-            if verified(summary):
-                links["latest-verified"] = summary
+            links.update((name, summary) for name, matches in LINKS.items() if matches(summary))
 
     def __iter__(self) -> Iterator[Summary]:
         for versions in self.applications.values():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Valid names of machines, applications, events and tags. Pure functions.
+"""Valid names of machines, applications, events and tags, and the one form in which they are stored and compared. Pure functions.
 
 Names become directories in the mount and parts of references (``M/A/latest``). So they contain no slash, no ``@`` and no control
 character, and are not longer than a file name may be.
@@ -17,9 +17,15 @@ MAX_NAME_SIZE = 200  # bytes of UTF-8; a file name has at most 255, and kinds/ j
 MAX_TAGS = 64  # of a version
 
 
+def normal(text: str) -> str:
+    """``text`` in Unicode's NFC. The same name may be typed in other forms: a Mac has é as e and an accent. Everything that names a
+    version, and comes from outside, passes through here."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def checked(what: str, name: str, empty: bool = False) -> str:
-    """``name`` in Unicode's NFC. ``what``: the thing that has the name, for the error. Raises UsageError."""
-    name = unicodedata.normalize("NFC", name)
+    """``name`` in its normal form. ``what``: the thing that has the name, for the error. Raises UsageError."""
+    name = normal(name)
     for wrong, cause in (
         (not name and not empty, "empty name."),
         (len(name.encode(errors="surrogatepass")) > MAX_NAME_SIZE, f"longer than {MAX_NAME_SIZE} bytes."),

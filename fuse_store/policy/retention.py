@@ -20,6 +20,7 @@ from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 from fuse_store.image.kind import row_of
+from fuse_store.policy.names import normal
 
 if TYPE_CHECKING:
     from fuse_store.repository.manifest import Summary
@@ -80,6 +81,9 @@ class Policy:
     counts: Mapping[str, int] = field(default_factory=dict)
     within: Duration | None = None
     tags: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", tuple((normal(key), normal(value)) for key, value in self.tags))
 
     def __bool__(self) -> bool:
         """Whether there is any rule."""

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from fuse_store.image.kind import row_of
+from fuse_store.policy.names import normal
 
 if TYPE_CHECKING:
     from fuse_store.repository.manifest import Summary
@@ -30,6 +31,13 @@ class Wanted:
     state: str | None = None
     before: datetime | None = None
     profile: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("machine", "application", "event"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else normal(value))
+        if self.profile is not None:
+            object.__setattr__(self, "profile", {normal(fact): normal(value) for fact, value in self.profile.items()})
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def write_key(path: Path, store_id: bytes, key: bytes, config: bytes) -> None:
     except FileExistsError:
         raise Refused(f"key file {path}", "file exists.", "Name another file, or move this one away.") from None
     with open(descriptor, "w") as file:
-        file.write(f"{FIRST_LINE}\nstore {store_id.hex()}\nkey {key.hex()}\nstore.json {config.decode()}\n")
+        file.write(f"{FIRST_LINE}\nstore {store_id.hex()}\nstore.json {config.decode()}\nkey {key.hex()}\n")
         file.flush()
         os.fsync(file.fileno())
 

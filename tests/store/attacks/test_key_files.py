@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_any_path(tmp_path: Path, name: str) -> None:
 def test_many_processes_at_once(tmp_path: Path) -> None:
     """Each adds its own; none is lost."""
     stores = {f"s3://bucket/{number}": Known(f"{number:032x}", number % 2 == 0) for number in range(24)}
-    children = [fork(lambda url=url, store=store: known_stores.remember(url, store)) for url, store in stores.items()]
+    children = [fork(partial(known_stores.remember, url, store)) for url, store in stores.items()]
     assert [wait(child) for child in children] == [0] * len(children)
     for url, store in stores.items():
         known_stores.admit(url, store, told=False)
@@ -164,7 +165,7 @@ def test_a_service_without_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_user_without_a_home_directory(tmp_path: Path) -> None:
     """A user that is in no password database: init refuses, unless a key file is named; nothing is made in the working directory."""
     needs_root()
-    script = f"""
+    script = """
 import os, sys
 os.setgroups([]); os.setgid(54321); os.setuid(54321)
 from fuse_store.cli import main

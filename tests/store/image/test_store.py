@@ -393,6 +393,8 @@ def test_without_its_key_a_store_can_not_be_opened_and_nothing_is_created(tmp_pa
     key = next(config_home.rglob("*.key"))
     text = key.read_text()
     key.unlink()
+    if wrong != "missing":
+        key.touch(0o600)
     if wrong == "of another store":
         shutil.copy(tmp_path / "other.key", key)
     elif wrong == "changed":

@@ -35,7 +35,7 @@ class SecondReader:
         if key_file is None:
             root = bytes.fromhex(config["root"])
         else:
-            head, store, key, copy = key_file.read_text().splitlines()
+            head, store, copy, key = key_file.read_text().splitlines()
             assert head == "fuse-store key 1" and store == f"store {config['id']}"
             root = bytes.fromhex(key.removeprefix("key "))
             assert json.loads(copy.removeprefix("store.json ")) == config
