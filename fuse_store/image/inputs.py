@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuse_store.columns import expand
-from fuse_store.errors import NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import NotFound, StoreError, UsageError
 
 BATCH_SIZE = 16 << 20  # bytes that are read at once; a multiple of every page size
 MIN_HOLE = 16 << 10  # a hole that is smaller than this is read
@@ -67,7 +67,7 @@ class InputFile:
 
 
 def open_input(text: str) -> list[InputFile]:
-    """The files of what a user named; ``-`` is standard input. Raises NotFound, Refused, UsageError."""
+    """The files of what a user named; ``-`` is standard input. Raises NotFound, StoreError, UsageError."""
     if not text:
         raise UsageError("SOURCE", "empty.", "Name a file, block device or directory, or - for standard input.")
     if text == "-":
@@ -86,7 +86,7 @@ def open_input(text: str) -> list[InputFile]:
     except FileNotFoundError:
         raise NotFound(f"source {text}", "no such file or directory.") from None
     except PermissionError:
-        raise Refused(f"source {text}", "permission denied.", "Run the command as root, or as the owner.") from None
+        raise StoreError(f"source {text}", "permission denied.", "Run the command as root, or as the owner.") from None
     except OSError as error:
         raise StoreError(f"source {text}", f"{error.strerror}.") from None
     return [InputFile("image", path, size, stat.S_IMODE(status.st_mode), status.st_mtime_ns)]

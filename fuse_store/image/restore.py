@@ -56,7 +56,7 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
     except FileNotFoundError as error:
         raise NotFound(f"target {error.filename or target}", "no such directory.", "Create it first.") from None
     except PermissionError:
-        raise Refused(f"target {target}", "permission denied.") from None
+        raise StoreError(f"target {target}", "permission denied.", "Run the command as root, or as the owner.") from None
     except OSError as error:
         raise StoreError(f"target {target}", f"{error.strerror or error}.", "The old content was kept.") from None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fuse_store.errors import Damaged, NotFound
+from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.store import Store
@@ -57,6 +57,12 @@ def verify(store: Store, ids: Sequence[str], sample: float, progress: Progress) 
         progress.finish()
 
 
+def _problem(error: Exception) -> str:
+    """An error without its remedy, which may be to run this very command."""
+    remedy = error.remedy if isinstance(error, StoreError) else ""
+    return str(error).replace(f" {remedy}", "", 1) if remedy else str(error)
+
+
 class _Verifier:
     def __init__(self, store: Store, sample: float, progress: Progress, pool: ThreadPoolExecutor) -> None:
         self._store, self._sample, self._progress, self._pool = store, sample, progress, pool
@@ -77,7 +83,7 @@ class _Verifier:
             self._check_blocks(verdict, image)
             self._check_computed_blocks(verdict, image)
         except (Damaged, NotFound) as error:
-            verdict.problems.append(str(error))
+            verdict.problems.append(_problem(error))
         if verdict.problems:
             verdict.state = "damaged"
         return verdict
@@ -131,7 +137,7 @@ class _Verifier:
                 except FileNotFoundError:
                     self._pack_problems[pack] = ""  # its blocks are missing, unless they are in others
                 except Damaged as error:
-                    self._pack_problems[pack] = str(error)
+                    self._pack_problems[pack] = _problem(error)
             if self._pack_problems[pack] and self._pack_problems[pack] not in verdict.problems:
                 verdict.problems.append(self._pack_problems[pack])
 
@@ -141,14 +147,14 @@ class _Verifier:
             self._block_problems[digest] = ""
             self._count_read(pages)
         except Damaged as error:
-            self._block_problems[digest] = str(error)
+            self._block_problems[digest] = _problem(error)
         self._add_block_problem(verdict, digest, offset)
 
     def _finish_computed_block(self, verdict: Verdict, job: Future[bytes]) -> None:
         try:
             self._count_read(job.result())
         except Damaged as error:
-            verdict.problems.append(str(error))
+            verdict.problems.append(_problem(error))
 
     def _add_block_problem(self, verdict: Verdict, digest: bytes, offset: int) -> None:
         if self._block_problems[digest]:

@@ -71,7 +71,7 @@ def _checked(directory: Path, store: Path | None, allow_other: bool) -> Path:
     except NotADirectoryError:
         raise UsageError(thing, "not a directory.") from None
     except PermissionError:
-        raise Refused(thing, "permission denied.", "Choose a directory of your own.") from None
+        raise StoreError(thing, "permission denied.", "Choose a directory of your own.") from None
     except OSError as error:  # ENOTCONN: the process that served a mount here has died
         raise StoreError(thing, f"{error.strerror}.", f"If a dead mount is left, run '{MOUNT_HELPER} -u {directory}'.") from None
     if not empty:
@@ -80,7 +80,7 @@ def _checked(directory: Path, store: Path | None, allow_other: bool) -> Path:
         raise Refused(thing, "inside the store.", "Choose a directory outside of the store.")
     if os.geteuid() != 0:
         if not os.access(point, os.W_OK):
-            raise Refused(thing, "not writable.", "Choose a directory of your own.")
+            raise StoreError(thing, "permission denied.", "Choose a directory of your own.")
         if not any(os.access(Path(path) / MOUNT_HELPER, os.X_OK) for path in os.environ.get("PATH", "").split(os.pathsep)):
             raise StoreError("mount", f"{MOUNT_HELPER} not found; users other than root need it.", INSTALL_FUSE)
         if allow_other and not _allows_other():

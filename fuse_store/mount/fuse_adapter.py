@@ -65,36 +65,42 @@ R = TypeVar("R")
 
 
 class DamageLog:
-    """Logs damaged reads, the same one at most once in DAMAGE_LOG_INTERVAL. Threads may share it."""
+    """Logs reads that failed, the same one at most once in DAMAGE_LOG_INTERVAL. Threads may share it."""
 
     def __init__(self) -> None:
         self._logged: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def log(self, error: Damaged) -> None:
-        text, now = str(error), time.monotonic()
+    def log(self, damage: str, text: str) -> None:
+        """``damage`` tells which one it is, ``text`` where it was met."""
+        now = time.monotonic()
         with self._lock:
-            if self._logged.get(text, -DAMAGE_LOG_INTERVAL) > now - DAMAGE_LOG_INTERVAL:
+            if self._logged.get(damage, -DAMAGE_LOG_INTERVAL) > now - DAMAGE_LOG_INTERVAL:
                 return
             if len(self._logged) > MAX_REMEMBERED_DAMAGES:
                 self._logged.clear()
-            self._logged[text] = now
-        log.error("damaged: %s", text)
+            self._logged[damage] = now
+        log.error("%s", text)
 
 
 DAMAGE_LOG = DamageLog()
 
 
-def errno_of(error: Exception) -> int:
-    """The errno for an error. Logs the error, unless it is an OSError."""
+def errno_of(error: Exception, where: str = "") -> int:
+    """The errno for an error. Logs the error, unless it is an OSError. ``where`` it happened, for a read: then every error is logged,
+    because the reader sees no more than the errno."""
+    place = f"{where}: " if where else ""
     if isinstance(error, OSError):
+        if where:
+            text = f"{place}{error.strerror or error}"
+            DAMAGE_LOG.log(text, text)
         return error.errno or _default_errno(error)
     if isinstance(error, Damaged):
-        DAMAGE_LOG.log(error)
+        DAMAGE_LOG.log(str(error), f"damaged: {place}{error}")
     elif isinstance(error, StoreError):
-        log.error("%s", error)
+        log.error("%s%s", place, error)
     else:
-        log.exception("unexpected error")
+        log.exception("%sunexpected error", place)
     cause = error.__context__  # a StoreError is raised while an OSError is handled: a full disk, for example
     default = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
     return next((value for kind, value in ERRNOS if isinstance(error, kind)), default)
@@ -150,6 +156,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         # Nothing can be written, but a copy has these modes, and its owner must be able to change and remove it.
         self._modes = {Directory: 0o755 if allow_other else 0o700, Link: 0o777, File: 0o644 if allow_other else 0o600}
         self._contents: dict[int, Content] = {}  # by file handle
+        self._paths: dict[int, str] = {}  # the same; for the log
         self._next_handle = itertools.count(1)
 
     def init_with_config(self, connection: Any, config: Any) -> None:
@@ -264,15 +271,19 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         else:
             content = None
         if content is not None:
-            return self._handle(content), False
+            return self._handle(content, path), False
         node = self._tree.node(tree_path)
         if not isinstance(node, File):
             raise IsADirectoryError(errno.EISDIR, "is a directory")
-        return self._handle(node.open()), node.fixed
+        return self._handle(node.open(), path), node.fixed
 
     @fuse_call
     def read(self, fh: int, size: int, offset: int) -> bytes | memoryview:
-        return self._contents[fh].read(offset, size)
+        try:
+            return self._contents[fh].read(offset, size)
+        except Exception as error:
+            value = errno_of(error, f"{self._paths.get(fh, '')} at offset {offset}")
+        raise OSError(value, os.strerror(value))
 
     @fuse_call
     def lseek(self, fh: int, offset: int, whence: int) -> int:
@@ -296,6 +307,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
     @fuse_call
     def release(self, path: str | None, fh: int) -> int:
         content = self._contents.pop(fh)
+        self._paths.pop(fh, None)
         if isinstance(content, Spool):
             self._require_incoming().release(content)
         return 0
@@ -314,7 +326,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
 
     @fuse_call
     def create(self, path: str, mode: int, flags: int) -> int:
-        return self._handle(self._require_incoming().create(_below(path), _caller()))
+        return self._handle(self._require_incoming().create(_below(path), _caller()), path)
 
     @fuse_call
     def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
@@ -362,8 +374,9 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
             raise OSError(errno.EROFS, "the mount is read-only")
         return self._incoming
 
-    def _handle(self, content: Content) -> int:
+    def _handle(self, content: Content, path: str) -> int:
         handle = next(self._next_handle)
+        self._paths[handle] = path
         self._contents[handle] = content
         return handle
 

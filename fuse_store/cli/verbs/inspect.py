@@ -37,13 +37,24 @@ def run(context: Context) -> int:
 def _source(context: Context, stack: ExitStack) -> Readable:
     """The file at that path if it exists, else a version of the store. Raises NotFound."""
     name = context.options.source
-    if os.path.exists(name) or not context.store_named:
+    if _exists(name) or not context.store_named:
         from fuse_store.formats.readable import File
 
         return stack.enter_context(File(name))
     store = stack.enter_context(context.open_store())
     image: Readable = store.open_image(context.find(store, name).id)
     return image
+
+
+def _exists(name: str) -> bool:
+    """Whether there is such a file, as far as this user may know."""
+    try:
+        os.stat(name)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def human(description: dict[str, Any]) -> str:

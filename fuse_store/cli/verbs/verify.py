@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fuse_store.maintenance.verify import Verdict
     from fuse_store.store import Store
 
+MAX_PROBLEMS = 3  # of a version that are printed; --json has all
+MAX_VERSIONS = 20  # whose problems are printed
+
 
 def run(context: Context) -> int:
     options = context.options
@@ -53,9 +56,7 @@ def run(context: Context) -> int:
         sample = "" if complete else f" in a sample of {options.sample:g} %"
         context.remark(f"{text.count(len(verdicts), 'version')} verified, no errors found{sample}")
         return 0
-    for verdict in damaged:
-        for problem in verdict.problems:
-            context.complain(problem if verdict.id in problem else f"image {verdict.id}: {problem}")
+    _print_problems(context, damaged)
     raise Damaged(
         f"store {context.store_location}", f"{len(damaged)} of {text.count(len(verdicts), 'version')} damaged.",
         "Run 'fuse-store repair', then restore from a copy of the store what is still damaged. The other versions are usable.",
@@ -67,6 +68,19 @@ def _label(store: Store, image_id: str) -> str:
         return label(store.find(image_id))
     except (Damaged, NotFound):
         return "unreadable manifest"
+
+
+def _print_problems(context: Context, damaged: Sequence[Verdict]) -> None:
+    """The first of each version: a pack that is gone takes thousands of blocks with it."""
+    for verdict in damaged[:MAX_VERSIONS]:
+        for problem in verdict.problems[:MAX_PROBLEMS]:
+            context.complain(problem if verdict.id in problem else f"image {verdict.id}: {problem}")
+        more = len(verdict.problems) - MAX_PROBLEMS
+        if more > 0:
+            context.complain(f"image {verdict.id}: {text.count(more, 'more error')} of this kind. Use --json to see all.")
+    more = len(damaged) - MAX_VERSIONS
+    if more > 0:
+        context.complain(f"{text.count(more, 'more version')} damaged. Use --json to see all.")
 
 
 def _kernel_checksums(context: Context, store: Store, verdicts: Sequence[Verdict]) -> dict[str, str]:
@@ -102,7 +116,7 @@ VERB = Verb(
     name="verify",
     summary="read versions and compare every page with its digest",
     description="Verifies all versions unless some are named. Records sound versions as verified, unless --sample is used. Exits with 4 "
-    "if anything is damaged; each error names image, extent and pack.",
+    "if anything is damaged. Prints the first errors of each version, with image, extent and pack; --json prints all.",
     run=run,
     arguments=(
         argument("image", metavar="IMAGE", nargs="*", help=IMAGE_HELP, empty=True),

@@ -652,6 +652,8 @@ def test_damage(tmp_path: Path) -> None:
         lines = [line for line in own.log.read_text().splitlines() if "damaged" in line]
         assert lines and all(f"image {bad.id}" in line and "extent 0x" in line for line in lines)
         assert any(f"pack {pack.stem}" in line for line in lines)
+        assert all(f"/machines/web01/system/{bad.version}/image at offset " in line for line in lines if "image at" in line)
+        assert any("image at offset" in line for line in lines)
         assert len(lines) <= failed + 10, "the same damage is not told with each read"
         assert "Traceback" not in own.log.read_text()
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -442,3 +443,26 @@ def test_a_version_that_goes_while_it_is_looked_at(store: Store, shown: Tree, tm
     monkeypatch.setattr(store, "open_image", raises)
     with pytest.raises(FileNotFoundError):
         at(shown, f"machines/web01/system/{version.version}/B3SUMS")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), Damaged("block 1", "wrong.", image="ab"), StoreError("server", "gone.")]
+)
+def test_the_log_says_where_a_read_failed(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    """A program that reads the mount is told an errno, and nothing else."""
+    from fuse_store.mount import fuse_adapter
+
+    class Failing:
+        size = 1 << 20
+
+        def read(self, offset: int, length: int) -> bytes:
+            raise error
+
+    operations = fuse_adapter.Operations.__new__(fuse_adapter.Operations)
+    operations._contents = {7: Failing()}  # type: ignore[dict-item]
+    operations._paths = {7: "/machines/m/system/2026-11-22T02-10-33Z-4f1c9a/image"}
+    fuse_adapter.DAMAGE_LOG._logged.clear()
+    with pytest.raises(OSError) as caught:
+        operations.read(7, 4096, 12345)
+    assert caught.value.errno == errno.EIO
+    assert "/machines/m/system/2026-11-22T02-10-33Z-4f1c9a/image at offset 12345: " in caplog.text

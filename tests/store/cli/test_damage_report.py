@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What verbs say of damage, and of files that this user may not use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fuse_store.cli.verbs import verify
+from tests.store.cli.conftest import Run, image, put
+
+
+def test_a_lost_pack_is_a_few_lines(run: Run, store: Path, tmp_path: Path) -> None:
+    made = put(run, image(tmp_path / "a", 2048))
+    for pack in store.glob("packs/*/*.pack"):
+        content = bytearray(pack.read_bytes())
+        content[100:-2000:1000] = b"x" * len(content[100:-2000:1000])
+        pack.chmod(0o600)
+        pack.write_bytes(content)
+    done = run("verify")
+    lines = done.err.splitlines()
+    assert done.code == 4 and len(lines) == verify.MAX_PROBLEMS + 2
+    assert all(made in line for line in lines[:-1]) and "more errors of this kind. Use --json to see all." in lines[-2]
+    problems = run("verify", "--json").json["versions"][0]["problems"]
+    assert len(problems) >= 60
+    for text in (done.err, *problems):
+        assert "fuse-store verify" not in text, "verify does not say to run verify"
+
+
+def test_many_damaged_versions_are_a_few_lines(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "MAX_VERSIONS", 2)
+    for number in range(5):
+        put(run, image(tmp_path / "a", 2, seed=number))
+    for pack in store.glob("packs/*/*.pack"):
+        pack.unlink()
+    done = run("verify")
+    assert done.code == 4 and "fuse-store: 3 more versions damaged. Use --json to see all.\n" in done.err
+    assert "5 of 5 versions damaged" in done.err and "fuse-store verify" not in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["put", "/dir/closed", "--machine", "m"], ["get", "web01/system/latest", "/dir/x"],
+        ["--key-file", "/dir/closed", "list"], ["--store", "/dir/closed/store", "list"],
+        ["--store", "/dir/store", "init", "--key-file", "k"],
+        ["init", "--store", "new", "--key-file", "/dir/key"], ["inspect", "/dir/closed"], ["mount", "/dir"],
+        ["select", "--machine", "web01", "--bootable-on", "/dir/closed"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_permission_denied_is_one_exit_code(run: Run, store: Path, tmp_path: Path, arguments: list[str]) -> None:
+    """Whatever the verb, and whatever the file: as another user than the one who owns it, who is stopped where root is not."""
+    put(run, image(tmp_path / "a", 1))
+    (tmp_path / "dir").mkdir()
+    image(tmp_path / "dir/closed", 1)
+    (tmp_path / "dir").chmod(0)
+    words = [word.replace("/dir", str(tmp_path / "dir")) if word.startswith("/dir") else word for word in arguments]
+    words = [word if word not in ("k", "new") else str(tmp_path / word) for word in words]
+    script = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for capability in range(64):
+    libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: root without its privileges
+os.execv(sys.executable, [sys.executable, "-m", "fuse_store.cli", *sys.argv[1:]])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run([sys.executable, "-c", script, *words], env=environment, capture_output=True, text=True, check=False)
+    (tmp_path / "dir").chmod(0o700)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "ermission denied" in done.stderr
