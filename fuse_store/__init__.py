@@ -6,11 +6,14 @@ From Python: ``Store.create`` and ``Store.open``; ``store.put(source, Label(mach
 file or device. What goes wrong is a ``StoreError`` or one of its subclasses. ``docs/architecture.md`` shows the layers.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError, WrongKey
 
+TYPE_CHECKING = False  # typing would take longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from fuse_store.store import Label, Store
 
 __version__ = "1.0.0"

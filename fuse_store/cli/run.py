@@ -51,6 +51,7 @@ class _Command:
     def run(self) -> int:
         handlers = _catch_signals()
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # ``main`` has blocked it
             code = self._execute()
             sys.stdout.flush()
             return code
@@ -60,7 +61,9 @@ class _Command:
             return self._interrupted(getattr(interrupt, "number", signal.SIGINT), getattr(interrupt, "__notes__", []))
         except Exception as error:
             self._stop_progress()
-            if _is_broken_pipe(error):
+            if interrupted := _cause(error, KeyboardInterrupt):  # in the middle of an import, or of the creation of a class
+                return self._interrupted(getattr(interrupted, "number", signal.SIGINT))
+            if _cause(error, BrokenPipeError):  # the reader exited, as in ``fuse-store get IMAGE - | head``
                 flush_or_abandon_stdout()
                 return BROKEN_PIPE
             _print_traceback()
@@ -123,13 +126,11 @@ def _print_traceback() -> None:
         traceback.print_exc()
 
 
-def _is_broken_pipe(error: BaseException | None) -> bool:
-    """Whether the reader of a pipe exited, as in ``fuse-store get IMAGE - | head``; also if other errors followed from that."""
-    while error is not None:
-        if isinstance(error, BrokenPipeError):
-            return True
-        error = error.__context__
-    return False
+def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """The error, or one that it followed from, that is of this kind."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _catch_signals() -> dict[int, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
@@ -15,8 +16,12 @@ from pathlib import Path
 
 import pytest
 
+import fuse_store
 from tests.store.cli.conftest import COMMAND, DOCS, Run, image, put
 from tests.store.conftest import Done
+
+NOT_IGNORED = ["env", "--default-signal=INT"]  # shells have the signal ignored in the background
+INTERRUPTED = "fuse-store: interrupted. The store is consistent.\n"
 
 
 def test_a_reader_that_goes_away(run: Run, store: Path, tmp_path: Path) -> None:
@@ -71,7 +76,69 @@ command()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 130 and done.stdout == ""
-    assert done.stderr in ("", "fuse-store: interrupted. The store is consistent.\n")
+    assert done.stderr == INTERRUPTED
+
+
+PROGRAM = Path(sys.executable).with_name("fuse-store")  # as it is installed
+MOMENTS = 60  # over the whole time that a command takes
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["verify", "--json"]])
+def test_an_interrupt_at_any_moment_gives_no_traceback(store: Path, arguments: list[str]) -> None:
+    """Also while the interpreter itself starts, which would answer with a traceback of its own. In the first milliseconds, before
+    anything could have been done, the signal ends the process as it ends any other: a shell says 130 of that, too."""
+    assert PROGRAM.read_bytes() == (DOCS.parent / "fuse_store/cli/fuse-store").read_bytes(), "run make setup"
+    started = time.monotonic()
+    subprocess.run([PROGRAM, *arguments], capture_output=True, check=True)
+    whole = time.monotonic() - started
+    ends = set()
+    for moment in (whole * number / MOMENTS for number in range(MOMENTS)):
+        process = subprocess.Popen(
+            [*NOT_IGNORED, PROGRAM, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(moment)
+        process.send_signal(signal.SIGINT)
+        _out, error = process.communicate(timeout=20)
+        ends.add(process.returncode)
+        if process.returncode == 130:
+            assert error == (INTERRUPTED if "--json" not in arguments else error) and error.count("\n") == 1, moment
+            assert "--json" not in arguments or json.loads(error)["error"]["exit_code"] == 130
+        else:
+            assert (process.returncode, error) in ((-signal.SIGINT, ""), (0, ""), (0, "No versions.\n")), moment
+    assert 130 in ends
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_that_an_import_made_into_another_error(store: Path, number: int, code: int) -> None:
+    """As the creation of a class does, and numpy's modules do."""
+    script = f"""
+import os, sys
+from fuse_store.store import Store
+class Field:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), {number})
+def ids(self):
+    class Made:
+        field = Field()
+Store.ids = ids
+from fuse_store.cli import command
+sys.argv = ["fuse-store", "list"]
+command()
+"""
+    done = subprocess.run([*NOT_IGNORED, sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, INTERRUPTED)
+
+
+def test_the_command_takes_no_modules_from_the_working_directory(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('planted')\n")
+    done = subprocess.run([PROGRAM, "list", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, '{"versions":[]}\n')
+
+
+def test_the_command_through_a_link(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "a link").symlink_to(PROGRAM)
+    done = subprocess.run([tmp_path / "a link", "--version"], cwd="/", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"fuse-store {fuse_store.__version__}\n")
 
 
 def test_the_entry_point_imports_nothing() -> None:
