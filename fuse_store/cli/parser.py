@@ -27,8 +27,8 @@ SAFE = "The store is consistent."
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a verb: ``flags`` and ``settings`` of ``add_argument``; ``complete``: file, directory or nothing;
-    ``empty``: whether an empty string is a valid value."""
+    """One argument of a verb: ``flags`` and ``settings`` of ``add_argument``; ``complete``: file, directory, code (of a
+    refusal), page size or nothing, which are the choices if there are any; ``empty``: whether an empty string is a valid value."""
 
     flags: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -122,7 +122,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build(verbs: Sequence[Verb], completions: Mapping[str, Any] | None = None) -> Parser:
-    """The parser. ``completions`` maps file and directory to the values that shtab completes them with."""
+    """The parser. ``completions`` maps what an argument's ``complete`` may say to what shtab has for it, or to the words."""
     parser = Parser(
         prog=PROGRAM,
         description=f"{capital(TAGLINE)}.",
@@ -175,7 +175,11 @@ def capital(text: str) -> str:
 def _add(parser: Any, argument_: Argument, completions: Mapping[str, Any] | None, **more: Any) -> None:
     action = parser.add_argument(*argument_.flags, **argument_.settings, **more)
     if completions and argument_.complete:
-        action.complete = completions[argument_.complete]
+        offered = completions[argument_.complete]
+        if isinstance(offered, tuple):
+            action.choices = offered
+        else:
+            action.complete = offered
 
 
 def _epilog(verb: Verb) -> str:

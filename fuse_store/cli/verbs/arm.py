@@ -44,7 +44,10 @@ VERB = Verb(
     arguments=(
         DEVICE,
         argument("--image", metavar="IMAGE", help=f"version expected on the device (default: the one staged last); {IMAGE_HELP}"),
-        argument("--force", metavar="CODE", action="append", default=[], help="override the refusal with this code; may be repeated"),
+        argument(
+            "--force", metavar="CODE", action="append", default=[], complete="code",
+            help="override the refusal with this code; may be repeated",
+        ),
         ROOT,
         DISK,
     ),

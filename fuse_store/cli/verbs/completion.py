@@ -17,8 +17,13 @@ def run(context: Context) -> int:
     import shtab
 
     from fuse_store.cli.verbs import load
+    from fuse_store.hibernation.preflight import CODES
+    from fuse_store.repository.manifest import PAGE_SIZES
 
-    parser = build(load(), {"file": shtab.FILE, "directory": shtab.DIRECTORY})
+    completions = {
+        "file": shtab.FILE, "directory": shtab.DIRECTORY, "code": tuple(CODES), "page size": tuple(f"{size >> 10}KiB" for size in PAGE_SIZES),
+    }  # fmt: skip
+    parser = build(load(), completions)
     script = shtab.complete(parser, context.options.shell, root_prefix=PROGRAM.replace("-", "_"))
     context.emit({"shell": context.options.shell, "script": script}, script.rstrip("\n"))
     return 0

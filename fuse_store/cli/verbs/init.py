@@ -60,7 +60,7 @@ VERB = Verb(
             help="zstd level: -7 (fastest) to -1, or 1 to 19 (smallest) (default: -2)",
         ),
         argument(
-            "--page-size", type=values.page_size, default=4096, metavar="SIZE",
+            "--page-size", type=values.page_size, default=4096, metavar="SIZE", complete="page size",
             help="unit of deduplication: 4KiB, 16KiB or 64KiB; use the page size of the machines (default: 4KiB)",
         ),
         argument(

@@ -23,7 +23,7 @@ def backend(location: str | Path) -> Backend:
             from fuse_store.repository.backends.s3 import S3Backend
         except ImportError as error:
             cause = f"Python package {error.name} is not installed."
-            raise StoreError(f"store {location}", cause, "Install it with 'pip install obstore'.") from None
+            raise StoreError(f"store {location}", cause, "Install it beside fuse-store, with the pip of its virtual environment.") from None
 
         return S3Backend(location)
     return PosixBackend(Path(location))
