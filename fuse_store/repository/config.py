@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``store.json``: how a store stores. Written once, when the store is created; byte map: docs/format.md, "store.json".
 
-Whoever can write to the store can replace the file: ``mac`` authenticates it with the store's key, and ``keys.known_stores`` tells a
+An attacker who can write to the store can replace the file: ``mac`` authenticates it with the store's key, and ``keys.known_stores`` tells a
 store from another one.
 """
 

@@ -43,7 +43,7 @@ def test_store_json_is_restored_as_it_is_documented(tmp_path: Path) -> None:
         pass
     before = (tmp_path / "store/store.json").read_text()
     (tmp_path / "store/store.json").unlink()
-    command = documented.replace("KEY_FILE", shlex.quote(str(tmp_path / "key"))).replace("STORE/", shlex.quote(str(tmp_path / "store")) + "/")
+    command = documented.replace("KEY_FILE", shlex.quote(str(tmp_path / "key"))).replace("STORE", shlex.quote(str(tmp_path / "store")))
     subprocess.run(["sh", "-c", command], check=True)
     with Store.open(tmp_path / "store", key_file=tmp_path / "key") as opened:
         assert opened.config.to_json().decode() == before

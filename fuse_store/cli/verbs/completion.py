@@ -21,7 +21,8 @@ def run(context: Context) -> int:
     from fuse_store.repository.manifest import PAGE_SIZES
 
     completions = {
-        "file": shtab.FILE, "directory": shtab.DIRECTORY, "code": tuple(CODES), "page size": tuple(f"{size >> 10}KiB" for size in PAGE_SIZES),
+        "file": shtab.FILE, "directory": shtab.DIRECTORY, "code": tuple(CODES),
+        "page size": tuple(f"{size >> 10}KiB" for size in PAGE_SIZES),
     }  # fmt: skip
     parser = build(load(), completions)
     script = shtab.complete(parser, context.options.shell, root_prefix=PROGRAM.replace("-", "_"))

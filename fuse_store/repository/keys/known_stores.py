@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The stores that a user has seen, and where: so that whoever can change a store cannot put another one, or one without encryption,
+"""The stores that a user has seen, and where: so that an attacker who can change a store cannot put another one, or one without encryption,
 in its place (docs/format.md, "Known stores"; docs/decisions/0098-remember-which-store-is-where.md).
 
 A text file in the user's configuration directory, one line for each location. It is replaced atomically; processes that add to it
