@@ -134,7 +134,9 @@ class Store:
             if key_path is not None:
                 write_key(key_path, store_id, root, config.to_line())
             try:
-                _remember(place.url, config, needed=not unencrypted)
+                if not encryption and not unencrypted:
+                    with _memory_needed(place.url):
+                        known_stores.check_writable()
                 place.prepare()
                 place.probe(durability != "none")
                 place.write(configuration.NAME, config.to_json(), sync=durability != "none", create=True)
@@ -142,6 +144,7 @@ class Store:
                 if key_path is not None:
                     key_path.unlink()
                 raise
+            _remember(place.url, config)  # not before: another process may have been faster
         except FileExistsError:
             raise Refused(f"store {path}", "another process created a store there.", "Name another place.") from None
         except OSError as error:
@@ -172,7 +175,7 @@ class Store:
         if config.signed(aead.config_mac) != config:
             raise Damaged(f"store {path}", "store.json was changed.", "Restore it from the key file, or from a copy.")
         if config.encrypted:
-            _remember(place.url, config, needed=False)
+            _remember(place.url, config)
         return cls(place, config, aead)
 
     def __enter__(self) -> Store:
@@ -449,17 +452,23 @@ def _owners(place: Backend) -> tuple[int, ...]:
         return ()  # a bucket
 
 
-def _remember(url: str, config: Config, *, needed: bool) -> None:
-    """Note that the store is there. Raises StoreError if that fails and is ``needed``: a store without encryption could not be opened."""
-    try:
+def _remember(url: str, config: Config) -> None:
+    """Note that the store is there, if that is possible. An encrypted store can do without; ``create`` has checked it for others."""
+    with suppress(OSError, Refused):
         known_stores.remember(url, Known(config.id, config.encrypted))
+
+
+@contextmanager
+def _memory_needed(url: str) -> Iterator[None]:
+    """Raises StoreError where a store without encryption could not be remembered, and then not be opened."""
+    try:
+        yield
     except (OSError, Refused) as error:
-        if needed and not config.encrypted:
-            cause = error.strerror if isinstance(error, OSError) else error.cause.rstrip(".")
-            raise StoreError(
-                f"store {url}", f"cannot be remembered as one without encryption: {cause}.",
-                "Set XDG_CONFIG_HOME to a directory that can be written, or add --unencrypted, here and to each command.",
-            ) from None  # fmt: skip
+        cause = error.strerror if isinstance(error, OSError) else error.cause.rstrip(".")
+        raise StoreError(
+            f"store {url}", f"cannot be remembered as one without encryption: {cause}.",
+            "Set XDG_CONFIG_HOME to a directory that can be written, or add --unencrypted, here and to each command.",
+        ) from None  # fmt: skip
 
 
 class _Writing:

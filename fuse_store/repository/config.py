@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``store.json``: how a store stores. Written once, when the store is created; byte map: docs/format.md, "store.json".
 
-An attacker who can write to the store can replace the file: ``mac`` authenticates it with the store's key, and ``keys.known_stores`` tells a
-store from another one.
+An attacker who can write to the store can replace the file: ``mac`` authenticates it with the key of the store, and
+``keys.known_stores`` tells a store from another one.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from fuse_store.user_directories import config_home
 
 NAME = "stores"
 FIRST_LINE = "fuse-store stores 1"
+SERVERS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")  # of the environment: where a bucket is
 MAX_WAIT = 10.0  # seconds for other processes that write the file
 _LINE = re.compile(r'(?P<id>[0-9a-f]{32}) (?P<encryption>encrypted|unencrypted) (?P<location>".*")')
 
@@ -72,21 +73,22 @@ def remember(url: str, store: Known) -> None:
     stores = _known()
     if all(stores.get(name) == store for name in names):
         return
-    place = path()
-    if not _is_own(place.parent):
-        raise PermissionError(errno.EPERM, "the directory belongs to another user", str(place.parent))
-    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _turn(place.with_name(f"{NAME}.lock")):
-        stores = _known() | dict.fromkeys(names, store)
-        write_file(place, _text(stores).encode(), sync=True)
+    with _changing() as place:
+        write_file(place, _text(_known() | dict.fromkeys(names, store)).encode(), sync=True)
+
+
+def check_writable() -> None:
+    """Raises Refused, OSError if nothing can be remembered."""
+    with _changing():
+        pass
 
 
 def _names(url: str) -> list[str]:
     """What a location is known as: of a directory, its path as given, made absolute, and without links: neither may change unnoticed;
     of a bucket, the URL and its server."""
     if "://" in url:
-        server = os.environ.get("AWS_ENDPOINT_URL", "").rstrip("/")
-        return [f"{url.rstrip('/')} {server}".rstrip()]
+        servers = (os.environ.get(name, "").rstrip("/") for name in SERVERS)
+        return [" ".join((url.rstrip("/"), *filter(None, servers)))]
     return list(dict.fromkeys((os.path.abspath(url), os.path.realpath(url))))
 
 
@@ -132,6 +134,17 @@ def _text(stores: dict[str, Known]) -> str:
         for location, known in sorted(stores.items())
     )
     return "\n".join((FIRST_LINE, *rows)) + "\n"
+
+
+@contextlib.contextmanager
+def _changing() -> Iterator[Path]:
+    """The path of the list, for the one process that may replace it now. Raises Refused, OSError."""
+    place = path()
+    if not _is_own(place.parent):
+        raise PermissionError(errno.EPERM, "the directory belongs to another user", str(place.parent))
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _turn(place.with_name(f"{NAME}.lock")):
+        yield place
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fuse_store.errors import Refused, StoreError, UsageError
+from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.keys import known_stores, private_file
 from fuse_store.repository.keys.keyfile import default_key_file
 from fuse_store.repository.keys.known_stores import Known
@@ -131,6 +132,14 @@ def test_a_configuration_that_cannot_be_written(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "plain").exists()
     Store.create(tmp_path / "plain", encryption=False, unencrypted=True).close()
     Store.open(tmp_path / "plain", unencrypted=True).close()
+
+
+def test_who_loses_the_race_to_create_a_store_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PosixBackend, "is_free", lambda self: True)
+    Store.create(tmp_path / "store", durability="none").close()
+    with pytest.raises(Refused, match="another process created a store there"):
+        Store.create(tmp_path / "store", encryption=False)
+    Store.open(tmp_path / "store").close()
 
 
 def test_root_leaves_nothing_in_the_home_of_another_user(tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
