@@ -58,11 +58,11 @@ class _Command:
         except KeyboardInterrupt as interrupt:
             for number in handlers:
                 signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
-            return self._interrupted(getattr(interrupt, "number", signal.SIGINT), getattr(interrupt, "__notes__", []))
+            return self._interrupted(interrupt)
         except Exception as error:
             self._stop_progress()
             if interrupted := _cause(error, KeyboardInterrupt):  # in the middle of an import, or of the creation of a class
-                return self._interrupted(getattr(interrupted, "number", signal.SIGINT))
+                return self._interrupted(interrupted)
             if _cause(error, BrokenPipeError):  # the reader exited, as in ``fuse-store get IMAGE - | head``
                 flush_or_abandon_stdout()
                 return BROKEN_PIPE
@@ -86,11 +86,11 @@ class _Command:
         self.context = Context(options)
         return self.verb.run(self.context)
 
-    def _interrupted(self, number: int, notes: list[str]) -> int:
+    def _interrupted(self, interrupt: BaseException) -> int:
         self._stop_progress()
         _print_traceback()
-        code = 128 + number
-        text = " ".join(("interrupted.", self.verb.interrupted if self.verb else SAFE, *notes))
+        code = 128 + getattr(interrupt, "number", signal.SIGINT)
+        text = " ".join(("interrupted.", self.verb.interrupted if self.verb else SAFE, *getattr(interrupt, "__notes__", [])))
         print_error(self.json, {"type": "interrupted", "exit_code": code}, text)
         return code
 
