@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -42,10 +42,11 @@ from fuse_store.repository.manifest import (
     machine_tag_of,
     no_such_image,
     pack_head,
+    read_head,
     summary,
     write_manifest,
 )
-from fuse_store.repository.state_log import StateLog
+from fuse_store.repository.state_log import ON_A_DEVICE, StateLog, on_devices
 from fuse_store.versions import Unreadable, Versions
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Store:
         self.backend.bind(config.id)
         self.url, self.path = backend.url, backend.local_dir
         self.sync = config.durability == "full" and backend.needs_fsync  # every file, before what depends on it
-        self.state_log = StateLog(backend, aead, self.sync)
+        self.state_log = StateLog(backend, aead, config.durability != "none" and backend.needs_fsync)
         self.versions = Versions(backend, aead, self.state_log)
 
     @classmethod
@@ -249,7 +250,7 @@ class Store:
         with kinds.load(label.kind).recognise(files, label.tags, machine_disks) as recognised:
             if recognised.problem:
                 warn(f"no {label.kind} image found in {source}: {recognised.problem}")
-            tags = names.checked_tags({**recognised.tags, **label.tags})
+            tags = {**names.recorded_tags(recognised.tags), **label.tags}
             with self.writing() as lock:
                 taken = time.time_ns()
                 unreadable: dict[str, Damaged] = {}
@@ -265,25 +266,32 @@ class Store:
                 written, stored = self._write(files, recognised, base_ids, progress, lock, open_all=replace)
                 head = dataclasses.replace(
                     _with_files(head, written.files), allocated=written.allocated, new=written.new, stored=stored,
-                    segments=tuple(written.segments), computed=written.computed,
+                    segments=tuple(written.segments), computed=written.computed, content=written.content,
                 )  # fmt: skip
+                head = dataclasses.replace(head, recognised=self._recognised(head, written.encrypted))
                 image_id = self._commit(head, written.encrypted, lock)
                 self._warn_of_clock(earlier, taken, warn)
                 if replace:
                     self._replace(earlier, unreadable, lock, warn)
-        return summary(image_id, head)
+                version = self.versions.with_state(summary(image_id, head))
+        return version
 
     def _replace(
         self, earlier: Sequence[Summary], unreadable: Unreadable, lock: Lock, warn: Callable[[str], None]
     ) -> None:
-        """Remove the version before the new one, unless a manifest that cannot be read may be that version."""
+        """Remove the version before the new one, unless a manifest that cannot be read may be that version, or it is on a device."""
         if unreadable:
             warn(
                 f"no version was replaced: the newest one may be one whose manifest cannot be read ({', '.join(sorted(unreadable)[:3])}). "
                 "Restore it from a copy of the store, or give it up with 'fuse-store remove --damaged ID'."
             )
             return
-        self._remove([version.id for version in earlier], lock)
+        staged = self.staged(version.content for version in earlier)
+        for version in earlier:
+            if version.id in staged:
+                warn(f"version {version.id[:12]} was not replaced: it is {staged[version.id]} on a device.")
+            else:
+                self._remove([version.id], lock)
 
     def _warn_of_clock(self, earlier: Sequence[Summary], taken: int, warn: Callable[[str], None]) -> None:
         before = earlier[0] if earlier else None
@@ -304,7 +312,7 @@ class Store:
         from fuse_store.repository.pack import PackWriter
 
         config = self.config
-        settings = kinds.Settings(config.page_size, config.compression, config.level, self.aead.digest)
+        settings = kinds.Settings(config.page_size, config.compression, config.level, self.aead.digest, self.aead.page_digests)
         stored_as = recognised.store_as(files[0], settings) if len(files) == 1 else None
         packs = PackWriter(self.backend, self.aead, self.sync)
         with self._no_version_on_error(), Bases(self.reader, config.page_size, self.backend.readers, open_all=open_all) as known:
@@ -319,6 +327,17 @@ class Store:
                 packs.abandon()
         return written, packs.written
 
+    def _recognised(self, head: Head, segments: Sequence[bytes]) -> str:
+        """The kind of image that is in what was written; what cannot be read is none."""
+        from fuse_store.image.block_cache import BlockCache
+        from fuse_store.image.reader import Image
+
+        with closing(BlockCache(self.index, self.reader, self.backend.readers)) as blocks:  # later readers read what is on the disk
+            try:
+                return kinds.recognised(Image.of_written(head, segments, self.aead, blocks))
+            except Damaged:
+                return ""
+
     def _commit(self, head: Head, segments: Sequence[bytes], lock: Lock) -> str:
         """Make the version exist, and read its manifest back as a reader would. Raises StoreError: no version exists then."""
         at = accumulate(map(len, segments), initial=0)
@@ -326,10 +345,16 @@ class Store:
         for segment in head.segments:
             check_segment(head, segment, written[segment.offset], self.aead)
         fault_point("commit")
+
+        def before(image_id: str) -> None:
+            lock.check()
+            self.state_log.begin(head.content, image_id, usable=_is_bootable(head), sync=self.sync)
+            self.before_commit(lock)
+
         with self._no_version_on_error():
             self.versions.name_machine(head.machine, self.sync)
             sync = self.config.durability != "none"
-            image_id = write_manifest(self.backend, head, segments, self.aead, sync, lambda: self.before_commit(lock))
+            image_id = write_manifest(self.backend, head, segments, self.aead, sync, before)
         try:
             self._read_back(image_id)
         except (Damaged, NotFound) as error:
@@ -365,20 +390,47 @@ class Store:
             self.backend.sync_all()
         lock.check()
 
-    def record(self, ids: Sequence[str], state: str, detail: str = "", **fields: str) -> None:
-        """Note in the state log what happened to versions: ``verified`` and so on. Raises Locked, StoreError."""
+    def record(self, ids: Sequence[str], state: str, detail: str = "", *, after: int = 0, **fields: str) -> None:
+        """Note in the state logs what happened to versions: ``verified`` and so on. Raises Locked, NotFound, Damaged, StoreError."""
         with self.writing():
             try:
                 for image_id in ids:
-                    self.state_log.record(image_id, state, detail, **fields)
+                    head, _start = read_head(self.backend, image_id, self.aead)
+                    self.state_log.record(
+                        head.content, image_id, state, detail, usable=_is_bootable(head), after=after, **fields
+                    )
             except OSError as error:
                 raise StoreError(f"store {self.url}", f"{error.strerror}.", "The state was not recorded.") from None
 
-    def remove(self, ids: Sequence[str]) -> None:
+    def staged(self, contents: Iterable[bytes]) -> dict[str, str]:
+        """By id, which versions with these contents are on a device to be resumed: ``staged`` or ``armed``. Another one that was
+        staged there since, and a report of how it went, end that."""
+        own = on_devices(map(self.state_log.read, set(contents)))
+        if not own:
+            return {}
+        staged = {version.content for version in self.versions.each() if version.state in (*ON_A_DEVICE, "unknown")}
+        every = on_devices(map(self.state_log.read, staged))
+        return {image_id: state for image_id, state in every.items() if image_id in own}
+
+    def remove(self, ids: Sequence[str], *, force: bool = False) -> None:
         """Remove versions, also those whose manifests cannot be read. Their manifests go to the trash; ``maintenance.gc`` frees the
-        space. Raises Locked, NotFound."""
+        space. Raises Locked, NotFound, and Refused for one that is staged or armed, without ``force``."""
         with self.writing() as lock:
+            staged = {} if force else self.staged(head.content for head in map(self._head, ids) if head)
+            for image_id in ids:
+                if image_id in staged:
+                    raise Refused(
+                        f"image {image_id[:12]}", f"{staged[image_id]} on a device, and how it went was not reported.",
+                        "Nothing was removed. Run 'fuse-store report' or 'fuse-store disarm', or use --force.",
+                    )  # fmt: skip
             self._remove(ids, lock)
+
+    def _head(self, image_id: str) -> Head | None:
+        """None for a version whose manifest cannot be read. Raises NotFound."""
+        try:
+            return read_head(self.backend, image_id, self.aead)[0]
+        except Damaged:
+            return None
 
     def writing(self) -> _Writing:
         """A context manager: the writer lock. Partial files of writers that were killed are removed first."""
@@ -391,16 +443,23 @@ class Store:
                 lock.check()
             except Locked as lost:
                 raise Locked(lost.thing, lost.cause, f"Image {image_id} was not removed. Run the command again.") from None
+            head = self._head(image_id)
             try:
                 self.backend.to_trash(image_name(image_id))
             except FileNotFoundError:
                 raise no_such_image(image_id) from None
             fault_point("removed")
-            self.state_log.forget(image_id)
+            with suppress(OSError):  # gc looks after a log that a full disk left
+                if head is not None:
+                    self.state_log.forget(head.content, image_id, usable=_is_bootable(head))
         for directory in {image_directory(machine_tag_of(image_id)) for image_id in ids}:
             if self.config.durability != "none":
                 self.backend.sync(directory)
             self.backend.remove_empty(directory)
+
+
+def _is_bootable(head: Head) -> bool:
+    return kinds.row_of(head.recognised).bootable
 
 
 def _placed(files: Sequence[InputFile], page_size: int) -> list[tuple[InputFile, int]]:

@@ -42,15 +42,15 @@ class SummaryCache:
         except (OSError, ValueError, TypeError, IndexError, OverflowError, msgpack.UnpackException):
             return {}
 
-    def states(self, tag: str) -> dict[str, tuple[str, str]]:
-        """By id: (stamp of the state log, state)."""
+    def states(self, tag: str) -> dict[str, tuple[str, str, bool]]:
+        """By id: (stamp of the state log, state, whether it was verified)."""
         try:
             packed = self._aead.decrypt(_name(f"{tag}.states"), (self._directory / f"{tag}.states").read_bytes())
-            return {str(image_id): (str(stamp), str(state)) for image_id, stamp, state in msgpack.unpackb(packed)}
+            return {str(image_id): (str(stamp), str(state), bool(verified)) for image_id, stamp, state, verified in msgpack.unpackb(packed)}
         except (OSError, ValueError, TypeError, msgpack.UnpackException):
             return {}
 
-    def keep_states(self, tag: str, states: Mapping[str, tuple[str, str]]) -> None:
+    def keep_states(self, tag: str, states: Mapping[str, tuple[str, str, bool]]) -> None:
         """Write the states of a directory. Does nothing where that is not possible: lists are slower then."""
         self._write(f"{tag}.states", [(image_id, *state) for image_id, state in states.items()])
 

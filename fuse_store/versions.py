@@ -31,7 +31,6 @@ from fuse_store.summaries import SummaryCache, is_stale
 from fuse_store.times import period
 
 MACHINES = "machines"  # the directory of the machines' names
-READ_WHOLE = frozenset({"verified", "staged", "armed", "resumed"})  # states that are reached only after every byte was verified
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 _PREFIX = re.compile(r"[0-9a-f]{1,32}\Z")
 _TAG = re.compile(r"[0-9a-f]{4}\Z")
@@ -49,7 +48,7 @@ class Listed:
 
 def verified(version: Summary) -> bool:
     """Whether every byte of the version was verified, and no problem was recorded since."""
-    return version.state in READ_WHOLE
+    return version.verified
 
 
 # Names that mean the newest version of an application that is so; in references and in the mount.
@@ -267,7 +266,11 @@ class Versions:
 
     def with_state(self, version: Summary) -> Summary:
         """The version with its newest state."""
-        return _in_state(version, self._state_log.state(version.id))
+        return _in_state(version, *self._state_of(version))
+
+    def _state_of(self, version: Summary) -> tuple[str, bool]:
+        log = self._state_log.read(version.content)
+        return log.state(version.id), log.verified(version.id)
 
     def _with_states(self, versions: list[Summary], stamp: Callable[[str], str]) -> list[Summary]:
         """The versions of a machine with their states, from the cache as far as ``stamp`` tells the same of the state logs."""
@@ -277,12 +280,12 @@ class Versions:
         known = self.cache.states(tag)
         result, fresh = [], 0
         for version in versions:
-            now = stamp(self._state_log.name(version.id))
+            now = stamp(self._state_log.name(version.content))
             seen = known.get(version.id)
             if seen is None or seen[0] != now or not now:
                 fresh += now != ""
-                seen = known[version.id] = now, self._state_log.state(version.id)
-            result.append(_in_state(version, seen[1]))
+                seen = known[version.id] = now, *self._state_of(version)
+            result.append(_in_state(version, *seen[1:]))
         if is_stale(fresh, 0, len(versions)):
             there = set(self.ids_in(tag))
             self.cache.keep_states(tag, {image_id: state for image_id, state in known.items() if image_id in there and state[0]})
@@ -307,8 +310,8 @@ class Versions:
         return matching[0]
 
 
-def _in_state(version: Summary, state: str) -> Summary:
-    return version if state == version.state else replace(version, state=state)
+def _in_state(version: Summary, state: str, is_verified: bool) -> Summary:
+    return replace(version, state=state, verified=is_verified)
 
 
 def _by_name(reference: str, of: Callable[[str], list[Summary]]) -> list[Summary]:

@@ -115,10 +115,10 @@ class Context:
                 f"not shown: {count(len(unreadable), 'version')} with an unreadable manifest ({examples}). Run '{PROGRAM} verify'."
             )
 
-    def record(self, store: Store, ids: Sequence[str], state: str, detail: str = "", **fields: str) -> bool:
+    def record(self, store: Store, ids: Sequence[str], state: str, detail: str = "", *, after: int = 0, **fields: str) -> bool:
         """Append a state of versions to the state log. False, with a remark, if that fails: the store may be read-only or locked."""
         try:
-            store.record(ids, state, detail, **fields)
+            store.record(ids, state, detail, after=after, **fields)
         except StoreError as error:
             self.remark(f"Not recorded as {state}: {error}")
             return False

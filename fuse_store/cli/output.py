@@ -33,13 +33,14 @@ VERSION_KEYS = {
     "tags": "object of tags",
     "taken": "time of capture in UTC (ISO 8601), by the clock of the machine that stored the version",
     "number": "place in the order of the machine's versions, which does not go by the clock",
-    "state": "captured, verified, staged, armed, resumed or failed",
+    "state": "captured, verified, staged, armed, resumed, failed or unknown",
     "size": "bytes of all files, holes included",
     "allocated": "bytes of pages that are not all zero",
     "new": "bytes of pages that no base has; of LZO chunks, the uncompressed pages",
     "stored": "bytes written to the store",
     "files": "number of files",
     "bases": "ids of the versions that pages were shared with",
+    "recognised": "kind of image that was found in the bytes, whatever kind says; empty if none",
     "chunks": "number of LZO chunks of a hibernation image that are stored as uncompressed pages",
 }
 NAME_KEYS = {key: VERSION_KEYS[key] for key in ("id", "version", "machine", "application", "taken")}

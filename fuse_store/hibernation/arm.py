@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError
-from fuse_store.formats.swsusp import Header, armed, disarmed, layout
+from fuse_store.formats.readable import File
+from fuse_store.formats.swsusp import Header, HibernationImage, armed, disarmed, layout
 from fuse_store.hibernation import history
 from fuse_store.hibernation.preflight import Report, TargetMachine, preflight
 from fuse_store.hibernation.stage import differences, head_size, header_of
@@ -21,10 +22,12 @@ from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
 from fuse_store.store import Store
 
+COMPARED_PAGES = 64  # of an image, to tell it from another one
+
 
 @dataclass(frozen=True)
 class ArmResult:
-    """``device``: its stable path. ``changed`` is False if it was armed already. ``forced``: codes that were overridden."""
+    """``device``: its stable path. ``changed`` is False if the device was armed already. ``forced``: codes that were overridden."""
 
     device: str
     id: str
@@ -39,7 +42,8 @@ def arm(
     """Arm the image staged on a device: version ``reference``, by default the one that was staged there last.
 
     Raises NotFound if no image is staged there, Refused with the codes of ``preflight`` that are not in ``force``, Damaged if
-    the copy on the device differs from the store, Locked, StoreError. The state log says ``armed`` before the device does.
+    the copy on the device differs from the store, Locked, StoreError. The state log says ``armed`` before the device does. A
+    device that is armed, but not by the log, may be a copy of one that was resumed: it is checked like any other.
     """
     with SwapDevice(device) as target:
         contents = contents_of(target)
@@ -50,13 +54,13 @@ def arm(
         if disarmed(contents.header.block) != disarmed(header.block):
             remedy = "Stage the version again, or name the staged one with --image."
             raise Refused(f"device {device}", f"contains another image than version {image.id[:12]}.", remedy)
-        if contents.armed:
+        if contents.armed and target.name in store.state_log.read(image.head.content).usage.armed:
             _compare(image, header, target, progress)
             return ArmResult(target.name, image.id, False)
         report = preflight(store, image, machine.with_device(target), progress)
         refuse(report, force)
         _compare(image, header, target, progress)
-        store.record([image.id], "armed", device=target.name)
+        store.record([image.id], "armed", after=history.newest_on(store, target.name), device=target.name)
         fault_point("arm recorded")
         try:
             target.write_checked(0, armed(header.block))
@@ -65,7 +69,7 @@ def arm(
             store.record([image.id], "failed", "the signature could not be written", device=target.name)
             raise
         fault_point("arm written")
-        return ArmResult(target.name, image.id, True, tuple(refusal.code for refusal in report.refusals))
+        return ArmResult(target.name, image.id, not contents.armed, tuple(refusal.code for refusal in report.refusals))
 
 
 def refuse(report: Report, force: tuple[str, ...]) -> None:
@@ -97,6 +101,19 @@ def _changed(target: SwapDevice, offset: int) -> Damaged:
         f"device {target.path}", f"data at {offset:#x} differs from the staged version: overwritten since, or not kept by the device.",
         "The device was not armed. Stage the version again.",
     )  # fmt: skip
+
+
+def holds(device: Path | str, image: Image) -> bool:
+    """Whether the image on a device is that of a version, by its header, its counts and the first of its lists, which no two
+    hibernations share. In doubt it is not."""
+    try:
+        with File(device) as file, HibernationImage(file) as there, HibernationImage(image) as stored:
+            if disarmed(there.header.block) != disarmed(stored.header.block) or there.map.count != stored.map.count:
+                return False
+            count = min(there.map.count, COMPARED_PAGES)
+            return bool((there.map.read(0, count) == stored.map.read(0, count)).all())
+    except StoreError:
+        return False
 
 
 @dataclass(frozen=True)

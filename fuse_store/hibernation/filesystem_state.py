@@ -118,7 +118,7 @@ def changes(recorded: Mapping[str, str], volumes: Iterable[Volume]) -> list[str]
 
 
 def _change(uuid: str, recorded: str, present: set[str]) -> str:
-    kind, *fields = recorded.split()
+    kind, *fields = recorded.split() or ["filesystem"]
     if not present:
         return f"{kind} {uuid} is missing"
     new_fields = sorted(present)[0].split()[1:]

@@ -96,6 +96,16 @@ class Implementation(Kind):
             return NO_CHECKSUM
         return NO_CHECKSUM if matches is None else RIGHT if matches else WRONG
 
+    def is_in(self, image: Image) -> bool:
+        if len(image.files) != 1:
+            return False
+        try:
+            with HibernationImage(image, metadata.resume_offset(image.head.tags) or 0) as opened:
+                _ = opened.pages  # the lists, which come first; the swap map was read to its end, and is within the device
+                return True
+        except (NotFound, Refused, Damaged):
+            return False
+
     def views(self, image: Image) -> Sequence[View]:
         tags = image.head.tags
         note = tags.get("vmcoreinfo_page", "")

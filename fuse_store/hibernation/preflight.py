@@ -24,6 +24,7 @@ from fuse_store.hibernation.stage import header_of
 from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.image.reader import Image
 from fuse_store.progress import SILENT, Progress
+from fuse_store.repository.state_log import Log
 from fuse_store.store import Store
 
 # The first version of Linux that …
@@ -84,6 +85,10 @@ class PreflightContext:
         return self.target.machine or Machine("/nonexistent")
 
     @property
+    def log(self) -> Log:
+        return self.store.state_log.read(self.version.head.content)
+
+    @property
     def kernel(self) -> tuple[int, int]:
         """Version of the kernel. Raises NotReported."""
         return reported(self.machine.release, "kernel release")
@@ -139,7 +144,7 @@ def _damaged(context: PreflightContext) -> Problem | None:
     try:
         _ = context.image.pages
         crc32 = context.image.header.crc32
-        if crc32 is None or history.checksum_was_right(context.store.state_log.entries(context.version.id)):
+        if crc32 is None or history.checksum_was_right(context.log.entries_of(context.version.id)):
             return None
         if context.image.crc_matches(context.progress):
             return None
@@ -149,8 +154,18 @@ def _damaged(context: PreflightContext) -> Problem | None:
     return Problem(reason, "Choose another version: this one was damaged when it was captured, or later.")
 
 
+def _history_unknown(context: PreflightContext) -> Problem | None:
+    doubt = history.doubt(context.store, context.version.summary)
+    if not doubt:
+        return None
+    return Problem(
+        f"it is not known whether the image was resumed before: its state log {doubt}.",
+        "If you know, run 'fuse-store report IMAGE failed' or '… resumed'. Otherwise choose another version.",
+    )
+
+
 def _already_used(context: PreflightContext) -> Problem | None:
-    resumed = history.resume_history(context.store.state_log.entries(context.version.id))
+    resumed = history.resume_history(context.log.usage)
     if not resumed:
         return None
     return Problem(f"{resumed}.", "If the attempt failed, run 'fuse-store report IMAGE failed'. Otherwise choose another version.")
@@ -352,6 +367,7 @@ class Check:
 CHECKS = (
     Check("damaged", _damaged),
     Check("device_too_small", _device_too_small),
+    Check("history_unknown", _history_unknown),
     Check("already_used", _already_used),
     Check("machine_unknown", _machine_unknown),
     Check("architecture", _architecture, needs_machine=True),

@@ -20,6 +20,7 @@ from fuse_store.errors import NotFound, Refused, StoreError
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
 from fuse_store.hibernation.swap_device import SwapDevice, contents_of
 from fuse_store.image import page_io
+from fuse_store.image.kind import row_of
 from fuse_store.image.reader import Image
 from fuse_store.image.segments import Place
 from fuse_store.progress import SILENT, Progress
@@ -51,6 +52,8 @@ def stage(image: Image, device: Path | str, *, force: bool = False, progress: Pr
     the device then holds an empty swap area; or if the device does not keep what is written to it.
     """
     header = header_of(image)
+    if not row_of(image.head.recognised).bootable:
+        raise NotFound(f"image {image.id}", "no whole hibernation image was in it when it was stored.", "Choose another version.")
     with SwapDevice(device) as target:
         if target.size < image.size:
             raise Refused(

@@ -17,6 +17,7 @@ shared by threads, but for ``Recognised``, which belongs to one put.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from fuse_store.repository.state_log import StateEntry
 
 
+FIRST_BYTES = 64 << 10  # in which a kind is told by its sign
 NO_CHECKSUM, RIGHT, WRONG = "none", "right", "wrong"
 
 
@@ -61,12 +63,13 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """How the store stores: bytes of a page, codec and level of blocks, the digest of a block."""
+    """How the store stores: bytes of a page, codec and level of blocks, the digest of a block, those of pages (16 bytes each)."""
 
     page_size: int
     codec: str
     level: int
     digest: Callable[[bytes], bytes]
+    page_digests: Callable[[Sequence[bytes | memoryview]], bytes]
 
 
 class StoredAs(Protocol):
@@ -102,6 +105,10 @@ class StoredAs(Protocol):
 
     def extents(self) -> tuple[I64, I64, I64, I64]:
         """(page, count, row, page in the computed block) of the pages that need not be read, ascending by ``page``."""
+        ...
+
+    def page_digests(self) -> tuple[I64, bytes]:
+        """(the pages that need not be read, ascending; the digests of what is in them, 16 bytes each)."""
         ...
 
 
@@ -156,12 +163,14 @@ class Recognised:
 @dataclass(frozen=True)
 class Kind:
     """A kind of image; this class is one without structure. ``private``: ``get`` writes its files for their owner only.
-    ``bootable``: a machine can be booted from it, so ``prune`` keeps the newest. ``module`` has a subclass ``Implementation``."""
+    ``bootable``: a machine can be booted from one that was recognised, so ``prune`` keeps the newest. ``module`` has a subclass
+    ``Implementation``; it is loaded for what has ``sign``, a pattern, in its first bytes."""
 
     name: str
     private: bool = False
     bootable: bool = False
     module: str = ""
+    sign: bytes = b""
 
     def recognise(self, files: Sequence[InputFile], tags: Mapping[str, str], machine_disks: Sequence[Path]) -> Recognised:
         """Look for an image of this kind in an input. ``tags`` are those that the user gave. ``machine_disks`` are disks of the
@@ -189,6 +198,10 @@ class Kind:
         Damaged if the image contradicts itself."""
         return NO_CHECKSUM
 
+    def is_in(self, image: Image) -> bool:
+        """Whether there is a whole image of this kind in the bytes of a version. Raises Damaged, StoreError if they cannot be read."""
+        return False
+
     def views(self, image: Image) -> Sequence[View]:
         """Files for the mount, beside the image."""
         return ()
@@ -197,7 +210,7 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("hibernation", private=True, bootable=True, module="fuse_store.hibernation.kind"),
+        Kind("hibernation", private=True, bootable=True, module="fuse_store.hibernation.kind", sign=rb"S1SUSPEND|SWAP-?SPACE"),
         Kind("memory", private=True),
         Kind("disk"),
         Kind("process", private=True),
@@ -223,6 +236,13 @@ def load(name: str) -> Kind:
         return row
     implementation: type[Kind] = importlib.import_module(row.module).Implementation
     return implementation(**vars(row))
+
+
+def recognised(image: Image) -> str:
+    """The first kind of which there is a whole image in the bytes of a version, whatever it was called; empty if none is."""
+    first = image.read(0, FIRST_BYTES)
+    named = (row for row in KINDS.values() if row.module and (row.name == image.head.kind or re.search(row.sign, first)))
+    return next((row.name for row in named if load(row.name).is_in(image)), "")
 
 
 def inspect(readable: Readable, resume_offset: int, check: bool, progress: Progress) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,7 @@ from fuse_store.image.segments import OpenSegment, PageDigests, Place, SegmentRe
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
 from fuse_store.repository.index import Located
-from fuse_store.repository.manifest import ImageFile, read_head, summary
-
-if TYPE_CHECKING:
-    pass
+from fuse_store.repository.manifest import Head, ImageFile, read_head, summary
 
 GROUP = 8  # blocks that a thread opens and copies from in one go
 
@@ -41,14 +39,26 @@ def _zeros(length: int) -> memoryview:
     return memoryview(bytes(length))
 
 
+class _Segments:
+    """The part of a manifest behind its head, in memory, for ``extents.read_segment``."""
+
+    def __init__(self, segments: Sequence[bytes]) -> None:
+        self._at = dict(zip(accumulate(map(len, segments), initial=0), segments, strict=False))
+
+    def read_range(self, _name: str, offset: int, length: int, *, trashed: bool) -> bytes:
+        return self._at[offset][:length]
+
+
 class Image:
     """An open version. Offsets are in its address space, in which its files follow each other at page boundaries."""
 
-    def __init__(self, backend: Backend, image_id: str, aead: Aead, blocks: BlockCache) -> None:
-        """Raises NotFound, Damaged."""
+    def __init__(
+        self, backend: Backend, image_id: str, aead: Aead, blocks: BlockCache, head: tuple[Head, int] | None = None
+    ) -> None:
+        """``head``, and where the segments begin, if they need not be read. Raises NotFound, Damaged."""
         self.aead, self._blocks = aead, blocks
         self.id = image_id
-        self.head, start = read_head(backend, image_id, aead)
+        self.head, start = head or read_head(backend, image_id, aead)
         try:
             self._transform = open_transform(self.head)
         except ValueError as error:
@@ -58,6 +68,11 @@ class Image:
         self.size = max((file.offset + file.size for file in self.files), default=0)
         self._segments = SegmentReader(backend, image_id, self.head, start, aead, blocks.index, self._transform)
         self._page_digests = PageDigests(blocks.reader, blocks.index, self.head.page_size, self._digests_of_computed)
+
+    @classmethod
+    def of_written(cls, head: Head, segments: Sequence[bytes], aead: Aead, blocks: BlockCache) -> Image:
+        """What a put has written, before there is a manifest: its blocks are in the store, ``segments`` are as in the manifest."""
+        return cls(cast(Backend, _Segments(segments)), "of this put", aead, blocks, (head, 0))
 
     # bytes and pages -------------------------------------------------------------------------------------------------
 

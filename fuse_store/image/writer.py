@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fuse_store.columns import I64, U64, distinct, group_starts, halves, joint_runs, starts
 from fuse_store.errors import StoreError
-from fuse_store.image.inputs import InputFile
+from fuse_store.image.inputs import Batch, InputFile
 from fuse_store.image.kind import Settings, StoredAs
 from fuse_store.image.page_table import Bases, PageTable
 from fuse_store.progress import Progress
@@ -35,6 +35,8 @@ from fuse_store.repository.pack import PackReader, PackWriter, Table
 
 GROUP = 8  # blocks that a thread compresses and encrypts in one go
 MAX_GROUPS = 8  # that wait or are being compressed
+MAX_HEADER_SIZE = 64 << 10  # bytes at the start of a device in which the header of an armed swap area ends
+ARMED = b"S1SUSPEND"  # is in it; that it is one is found out then
 _FIRST_COMPUTED = 1 << 40  # blocks with this ordinal or a higher one are computed, and in no pack
 
 _Job = tuple[int, bytes, U64]  # ordinal of a block, its pages, their digests and sums
@@ -58,6 +60,41 @@ class WrittenImage:
     allocated: int = 0
     new: int = 0
     computed: Computed | None = None
+    content: bytes = bytes(DIGEST)
+
+
+class ContentDigest:
+    """The digest of what an image holds, by which versions with the same bytes are known: over the number and the page digest of
+    each page that is not zero, in order, however it is stored. An armed swap area counts as if it was not armed: the ten bytes
+    that differ do not make it another state of a machine."""
+
+    def __init__(self, aead: Aead) -> None:
+        self._hasher = aead.hasher()
+        self._hasher.update(b"content")
+        self._known = np.empty((0, 3), np.uint64)  # rows of pages that ``add`` does not get
+
+    def know(self, page: I64, digests: bytes) -> None:
+        """Pages, ascending, that ``add`` will not get; before the first ``add``."""
+        self._known = _content_rows(page, *halves(digests))
+
+    def add(self, page: I64, high: U64, low: U64) -> None:
+        """Pages that are not zero, ascending from one call to the next."""
+        rows = _content_rows(page, high, low)
+        before = int(np.searchsorted(self._known[:, 0], np.uint64(page[-1]))) if len(page) else 0
+        if before:
+            rows = np.concatenate((self._known[:before], rows))
+            rows, self._known = rows[np.argsort(rows[:, 0])], self._known[before:]
+        self._hasher.update(rows.tobytes())
+
+    def digest(self) -> bytes:
+        self._hasher.update(self._known.tobytes())
+        return self._hasher.digest(DIGEST)
+
+
+def _content_rows(page: I64, high: U64, low: U64) -> U64:
+    rows = np.empty((len(page), 3), "<u8")
+    rows[:, 0], rows[:, 1], rows[:, 2] = page, high, low
+    return rows
 
 
 class BlockWriter:
@@ -252,6 +289,7 @@ class ImageWriter:
         self._known = PageTable()
         self._blocks = BlockWriter(index, reader, packs, aead, settings, sync)
         self._segments = SegmentWriter(aead, self._blocks)
+        self._content = ContentDigest(aead)
         self._written = WrittenImage()
         for table in bases.tables():
             self._know(table)
@@ -271,7 +309,8 @@ class ImageWriter:
                 behind, self._written.segments = self._written.segments, []
                 for file in files:
                     for batch in file.batches(self._page_size):
-                        self._batch(at // self._page_size + batch.page, batch.data)
+                        pages = self._batch(at // self._page_size + batch.page, batch.data)
+                        self._content.add(*(self._unarmed(*pages, batch) if len(files) == 1 else pages))
                         progress.at(before + at + batch.end)
                     progress.at(before + at + (file.size or 0))
                     self._written.files.append((file, at))
@@ -280,7 +319,7 @@ class ImageWriter:
                 self._blocks.finish()
             finally:
                 progress.finish()
-        self._written.encrypted = self._segments.encrypted
+        self._written.encrypted, self._written.content = self._segments.encrypted, self._content.digest()
         return self._written
 
     def _run_computed(self, stored_as: StoredAs, file: InputFile, progress: Progress) -> None:
@@ -296,18 +335,40 @@ class ImageWriter:
         extents = stored_as.extents()
         self._segments.add_computed(extents, stored_as.rows, stored_as.digests)
         file.skip = extents[:2]
+        self._content.know(*stored_as.page_digests())
         self._written.allocated = int(extents[1].sum()) * self._page_size
 
-    def _batch(self, page: I64, data: memoryview) -> None:
-        """Pages with these numbers, whose content stands one after the other in ``data``."""
+    def _unarmed(self, page: I64, high: U64, low: U64, batch: Batch) -> tuple[I64, U64, U64]:
+        """Pages of a batch; the digest of the one with the signature of an armed swap area is that of the page when not armed."""
+        size = self._page_size
+        if not len(page) or page[0] * size >= MAX_HEADER_SIZE or ARMED not in bytes(batch.data[:MAX_HEADER_SIZE]):
+            return page, high, low
+        from fuse_store.formats.swsusp import disarmed, layout
+
+        for end in layout.PAGE_SIZES:
+            number = (end - 1) // size
+            row = int(np.searchsorted(batch.page, number))
+            if row == len(batch.page) or batch.page[row] != number:
+                continue
+            content = bytes(batch.data[row * size : (row + 1) * size])
+            header, rest = content[: end - number * size], content[end - number * size :]
+            if header.endswith(layout.SIGNATURE) and header[: -layout.SIGNATURE_SIZE].endswith(layout.SWAP_SIGNATURES):
+                changed = page == number
+                high[changed], low[changed] = halves(self._aead.page_digests([disarmed(header) + rest]))
+                break
+        return page, high, low
+
+    def _batch(self, page: I64, data: memoryview) -> tuple[I64, U64, U64]:
+        """Pages with these numbers, whose content stands one after the other in ``data``. Those that are not zeros, with their
+        digests."""
         size = self._page_size
         content = np.frombuffer(data, np.uint8).reshape(-1, size)
         sums = page_sums(content)
         high, low = halves(self._aead.page_digests(split(data, size)))
         rows = np.flatnonzero((high != self._zero[0]) | (low != self._zero[1]))
-        if not len(rows):
-            return
         page, high, low = page[rows], high[rows], low[rows]
+        if not len(rows):
+            return page, high, low
         block, slot = self._find(high, low)
         absent = np.flatnonzero(block < 0)
         if len(absent):
@@ -320,6 +381,7 @@ class ImageWriter:
             self._written.new += len(new) * size
         self._written.allocated += len(page) * size
         self._written.segments += self._segments.add(page, block, slot)
+        return page, high, low
 
     def _find(self, high: U64, low: U64) -> tuple[I64, I64]:
         """(block, slot) of pages that are known; block is -1 for the others, and for those of blocks that are found to be damaged."""

@@ -24,6 +24,7 @@ from fuse_store.repository.backends import Lock
 from fuse_store.repository.block import HEADER_SIZE, with_header
 from fuse_store.repository.index import Rows
 from fuse_store.repository.pack import PackWriter, all_packs, pack_name
+from fuse_store.repository.state_log import outlives
 from fuse_store.store import Store
 
 DRY_RUNS = 5  # attempts of a dry run
@@ -73,12 +74,21 @@ def _collect(store: Store, dry_run: bool, progress: Progress, grace: float) -> C
         if lock is not None:
             if drop:
                 _replace_packs(store, lock, fragments, needed, drop, copy)
-            for image_id in set(store.state_log.ids()).difference(store.versions.ids()):
-                store.state_log.forget(image_id)  # a remove was killed between the manifest and the state log
+            _forget_states(store)
             store.versions.forget_names()
             trash.empty(store, grace)
         progress.finish()
     return result
+
+
+def _forget_states(store: Store) -> None:
+    """Remove the state logs of contents that no version has, unless they tell of use, or cannot be read: the same bytes may be
+    stored again."""
+    used = {version.content for versions in store.versions.by_machine() for version in versions}
+    for content in (content for content in store.state_log.contents() if content not in used):
+        log = store.state_log.read(content)
+        if not log.problem and not outlives(log.entries):
+            store.state_log.discard(content)
 
 
 def _checked_fragments(store: Store) -> dict[str, Rows]:

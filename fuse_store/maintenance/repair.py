@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Repair: rebuild the index from the packs, rescue readable blocks of damaged packs, and report damaged versions.
+"""Repair: rebuild the index from the packs, rescue readable blocks of damaged packs, begin lost state logs again, and
+report damaged versions.
 
 Takes the writer lock; blocks are read by a pool of threads. Manifests and packs are never removed: a damaged one may be restored
 from a copy of the store later.
@@ -17,6 +18,7 @@ import numpy as np
 
 from fuse_store.columns import halves
 from fuse_store.errors import Damaged, NotFound
+from fuse_store.image.kind import row_of
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.atomic import fault_point
@@ -31,12 +33,14 @@ ROWS_PER_FRAGMENT = 1 << 19  # a rebuilt fragment of the index is written with a
 
 @dataclass
 class Repaired:
-    """What ``repair`` did. ``lost``: versions with missing blocks, and the reason; ``packs_bad``: damaged packs, and how."""
+    """What ``repair`` did. ``lost``: versions with missing blocks, and the reason; ``packs_bad``: damaged packs, and how;
+    ``unknown``: versions whose state log was missing or damaged, and that may have been resumed."""
 
     packs_found: int = 0
     packs_rescued: int = 0
     packs_bad: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
 
 
 def repair(store: Store, progress: Progress) -> Repaired:
@@ -71,6 +75,10 @@ def repair(store: Store, progress: Progress) -> Repaired:
         store.versions.cache.forget()
         store.versions.name_all(store.sync)
         _find_lost_versions(store, result)
+        for version in store.versions.each():
+            usable = row_of(version.recognised).bootable
+            if store.state_log.mend(version.content, version.id, usable=usable) and usable:
+                result.unknown.append(version.id)
         progress.finish()
     return result
 

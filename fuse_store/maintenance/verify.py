@@ -80,6 +80,9 @@ class _Verifier:
         verdict = Verdict(image_id, problems=list(self._index_problems))
         try:
             image = self._store.open_image(image_id)
+            problem = self._store.state_log.read(image.head.content).problem_of(image_id)
+            if problem:
+                verdict.problems.append(f"state log of image {image_id}: it {problem}. Run 'fuse-store repair'.")
             self._check_blocks(verdict, image)
             self._check_computed_blocks(verdict, image)
         except (Damaged, NotFound) as error:

@@ -180,7 +180,8 @@ class ImageViews:
             raise
         except StoreError:
             return None
-        return fields and kinds.load(summary.kind).shown(fields, self._store.state_log.entries(summary.id), brief=True)
+        entries = self._store.state_log.read(summary.content).entries_of(summary.id)
+        return fields and kinds.load(summary.kind).shown(fields, entries, brief=True)
 
     def kill(self) -> None:
         self._windows.kill()

@@ -2,7 +2,7 @@
 """Valid names of machines, applications, events and tags, and the one form in which they are stored and compared. Pure functions.
 
 Names become directories in the mount and parts of references (``M/A/latest``). So they contain no slash, no ``@`` and no control
-character, and are not longer than a file name may be.
+character, and are not longer than a file name may be. Values that come from images are no names.
 """
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     if len(tags) > MAX_TAGS:
         raise UsageError("tags", f"too many tags ({len(tags)}).", f"Use at most {MAX_TAGS}.")
     return {checked("the tag", key): checked(f"the value of tag {key}", value, empty=True) for key, value in tags.items()}
+
+
+def recorded_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags that were read in an image or on a machine: data, not names. As they are, but for what has no place in a text, and cut
+    to MAX_NAME_SIZE: nothing that a machine is called may stop its capture."""
+    return {_cut(key): _cut(value) for key, value in tags.items()}
+
+
+def _cut(text: str) -> str:
+    encoded = text.encode("utf-8", "replace")  # a lone surrogate is no text
+    return encoded[:MAX_NAME_SIZE].decode("utf-8", "ignore")
 
 
 def checked_kind(kind: str) -> str:

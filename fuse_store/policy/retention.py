@@ -5,7 +5,8 @@ Versions are grouped by machine and application, and the rules apply to each gro
 which they were stored: a clock that was wrong changes the day that a version counts for, and nothing else. As in
 restic, every rule counts alone, so one version may be kept by several, and a rule that finds fewer periods than it may keep
 also keeps the oldest version: a history that is still short is not cut. All times are UTC, weeks are those of ISO 8601.
-Always kept: the newest bootable version of a group, and the base of a kept version of another group, because it was chosen
+Always kept: the newest version of a group in which a bootable image was recognised (its kind is only what someone called it), a
+version that is staged or armed on a device, and the base of a kept version of another group, because it was chosen
 explicitly. The previous version of the same group is the default base, and is removed like any other: no version needs
 another one to be read.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, groupby
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fuse_store.image.kind import row_of
@@ -99,15 +101,16 @@ class Decision:
 
 
 def decide(
-    versions: Iterable[Summary], policy: Policy, others: Iterable[Summary] = (), now: datetime = NEVER
+    versions: Iterable[Summary], policy: Policy, others: Iterable[Summary] = (), now: datetime = NEVER,
+    staged: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Decision]:
     """A Decision on each version, by group, newest first. ``others``: versions that are not decided on, but keep their bases.
-    ``now``: no version counts as taken later."""
+    ``now``: no version counts as taken later. ``staged``: the reason, by id, to keep versions that are on a device."""
     others = list(others)
     decisions = []
     for _group, members in groupby(sorted(versions, key=_group_of), key=_group_of):
         newest_first = sorted(members, key=lambda version: version.order, reverse=True)
-        reasons = _reasons(newest_first, policy, now)
+        reasons = _reasons(newest_first, policy, now, staged)
         decisions += [Decision(version, tuple(why)) for version, why in zip(newest_first, reasons, strict=True)]
     based_on: dict[str, list[Summary]] = {}  # base to the versions that name it
     for version in [*(decision.version for decision in decisions if decision.reasons), *others]:
@@ -117,6 +120,12 @@ def decide(
         decision if decision.reasons else Decision(decision.version, _base_reason(decision.version, based_on))
         for decision in decisions
     ]
+
+
+def emptied(decisions: Iterable[Decision]) -> list[tuple[str, str]]:
+    """(machine, application) of the groups of which nothing is kept."""
+    groups = groupby(decisions, key=lambda decision: _group_of(decision.version))
+    return [group for group, members in groups if not any(decision.reasons for decision in members)]
 
 
 def _base_reason(version: Summary, based_on: Mapping[str, list[Summary]]) -> tuple[str, ...]:
@@ -129,7 +138,7 @@ def _group_of(version: Summary) -> tuple[str, str]:
     return version.machine, version.application
 
 
-def _reasons(newest_first: list[Summary], policy: Policy, now: datetime) -> list[list[str]]:
+def _reasons(newest_first: list[Summary], policy: Policy, now: datetime, staged: Mapping[str, str]) -> list[list[str]]:
     reasons: list[list[str]] = [[] for _version in newest_first]
     for rule in COUNTED:
         for row, oldest in _by_count(rule, newest_first, policy.counts.get(rule, 0)):
@@ -142,9 +151,11 @@ def _reasons(newest_first: list[Summary], policy: Policy, now: datetime) -> list
                 reasons[row].append(f"within {policy.within}")
     for row, version in enumerate(newest_first):
         reasons[row] += [f"tag {key}={value}" for key, value in policy.tags if version.tags.get(key) == value]
-    bootable = next((row for row, version in enumerate(newest_first) if row_of(version.kind).bootable), None)
+    bootable = next((row for row, version in enumerate(newest_first) if row_of(version.recognised).bootable), None)
     if bootable is not None:
         reasons[bootable].append("newest bootable")
+    for row, version in enumerate(newest_first):
+        reasons[row] += [staged[version.id]] if version.id in staged else []
     return reasons
 
 

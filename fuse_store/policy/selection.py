@@ -96,8 +96,8 @@ def _before(version: Summary, wanted: Wanted) -> Iterable[Reason]:
 def _profile(version: Summary, wanted: Wanted) -> Iterable[Reason]:
     if wanted.profile is None:
         return
-    if not row_of(version.kind).bootable:
-        yield Reason("not_bootable", f"kind {version.kind} is not bootable")
+    if not row_of(version.recognised).bootable:
+        yield Reason("not_bootable", "no hibernation image was recognised in it")
     for fact, value in wanted.profile.items():
         if fact not in version.tags:
             yield Reason("fact_unknown", f"has no tag {fact}")

@@ -61,6 +61,10 @@ class Aead:
         """Authenticates ``store.json``. In a store without encryption, whose key is in that file, a checksum."""
         return blake3(content, key=self._config_key).digest(DIGEST)
 
+    def hasher(self) -> blake3:
+        """What ``digest`` is made of, for content that comes in parts: ``update``, then ``digest(DIGEST)``."""
+        return blake3(key=self._digest_key)
+
     def encrypt(self, name: bytes, content: bytes) -> bytes:
         """``content``, encrypted as the object ``name``: salt, ciphertext, tag; without encryption: content, checksum."""
         return b"".join(self.encrypt_parts(name, content))

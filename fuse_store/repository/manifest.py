@@ -10,6 +10,7 @@ read and write through a Backend; threads may call them.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -82,7 +83,8 @@ class Head:
     """What a version is. Sizes in bytes: ``size`` of all files, ``allocated`` of the pages that are not zero, ``new`` of
     those that no base had, ``stored`` of what was written for it. ``taken`` is in ns since 1970 (UTC), by a clock that may have
     been wrong; ``number`` is one more than the highest of the machine when it was stored: versions come in the order of
-    (``number``, ``taken``, id)."""
+    (``number``, ``taken``, id). ``content``: the digest of all pages, by which versions with the same bytes share a state log.
+    ``recognised``: the kind of image that the program found in the bytes, whatever ``kind`` says; empty if none."""
 
     machine: str
     application: str
@@ -100,6 +102,8 @@ class Head:
     files: tuple[ImageFile, ...]
     segments: tuple[Segment, ...]
     computed: Computed | None = None
+    content: bytes = bytes(DIGEST)
+    recognised: str = ""
 
     @property
     def pages(self) -> int:
@@ -111,7 +115,8 @@ class Head:
 
 @dataclass(frozen=True)
 class Summary:
-    """A version as lists show it. ``taken`` is in UTC; ``chunks`` is the number of computed blocks."""
+    """A version as lists show it. ``taken`` is in UTC; ``chunks`` is the number of computed blocks. ``verified``: whether every byte of it
+    was read and no failure was reported since. ``content`` and ``recognised``: see Head."""
 
     id: str
     machine: str
@@ -129,6 +134,9 @@ class Summary:
     bases: tuple[str, ...]
     state: str = "captured"
     chunks: int = 0
+    verified: bool = False
+    recognised: str = ""
+    content: bytes = bytes(DIGEST)
 
     @property
     def order(self) -> tuple[int, datetime, str]:
@@ -142,7 +150,8 @@ class Summary:
         return f"{self.taken:%Y-%m-%dT%H-%M-%SZ}-{self.id[:6]}"
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "taken": self.taken.isoformat(timespec="milliseconds"), "version": self.version}
+        taken = self.taken.isoformat(timespec="milliseconds")
+        return {**asdict(self), "taken": taken, "version": self.version, "content": self.content.hex()}
 
 
 def summary(image_id: str, head: Head) -> Summary:
@@ -187,12 +196,14 @@ def pack_head(head: Head, label: str) -> bytes:
 
 
 def write_manifest(
-    backend: Backend, head: Head, segments: Sequence[bytes], aead: Aead, sync: bool, before: Callable[[], None] | None = None
-) -> str:
-    """Make the version exist; returns its id. ``segments`` are encrypted, as ``head.segments`` says; ``before``: ``new_file``.
-    Raises Refused for a head that no reader would accept."""
+    backend: Backend, head: Head, segments: Sequence[bytes], aead: Aead, sync: bool,
+    before: Callable[[str], None] | None = None,
+) -> str:  # fmt: skip
+    """Make the version exist; returns its id. ``segments`` are encrypted, as ``head.segments`` says. ``before`` is called with the
+    id right before that. Raises Refused for a head that no reader would accept."""
     image_id, start = encrypt_head(pack_head(head, f"{head.machine}/{head.application}"), head.machine, aead)
-    backend.write(image_name(image_id), b"".join((start, *segments)), sync, before)
+    first = None if before is None else functools.partial(before, image_id)
+    backend.write(image_name(image_id), b"".join((start, *segments)), sync, first)
     return image_id
 
 
@@ -262,6 +273,8 @@ def _head_of(value: Mapping[str, Any]) -> Head:
             "segments": tuple(Segment(**segment) for segment in value["segments"]),
             "bases": tuple(value["bases"]),
             "computed": None if computed is None else Computed(**computed),
+            "content": value["content"],
+            "recognised": value["recognised"],
         }
     )
 
@@ -270,11 +283,13 @@ def _check_types(head: Head) -> None:
     numbers = [head.taken, head.number, head.size, head.allocated, head.new, head.stored, head.page_size]
     numbers += [number for file in head.files for number in (file.size, file.offset, file.mode, file.mtime)]
     numbers += [number for part in head.segments for number in (part.first, part.last, part.offset, part.length)]
-    texts = [head.machine, head.application, head.kind, head.event, *head.bases, *(file.name for file in head.files)]
+    texts = [head.machine, head.application, head.kind, head.event, head.recognised, *head.bases, *(file.name for file in head.files)]
     if not all(isinstance(number, int) for number in numbers) or not all(isinstance(text, str) for text in texts):
         raise ValueError("head has values of the wrong type")
     if not all(isinstance(part.digest, bytes) and len(part.digest) == DIGEST for part in head.segments):
         raise ValueError("segments have impossible digests")
+    if not isinstance(head.content, bytes) or len(head.content) != DIGEST:
+        raise ValueError("head has an impossible digest")
     if head.page_size not in PAGE_SIZES or not isinstance(head.tags, dict):
         raise ValueError("head has impossible values")
     if not all(isinstance(text, str) for pair in head.tags.items() for text in pair):

@@ -51,10 +51,11 @@ options:
   with_state:
     description: Select only versions in this state.
     type: str
-    choices: [captured, verified, staged, armed, resumed, failed]
+    choices: [captured, verified, staged, armed, resumed, failed, unknown]
   force:
     description:
       - With O(state=staged), overwrite other data or an armed image on the device.
+      - With O(state=absent), remove the version although it is staged or armed on a device.
     type: bool
     default: false
   ignore_refusals:

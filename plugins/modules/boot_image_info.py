@@ -21,7 +21,7 @@ options:
   with_state:
     description: Select only versions in this state.
     type: str
-    choices: [captured, verified, staged, armed, resumed, failed]
+    choices: [captured, verified, staged, armed, resumed, failed, unknown]
 extends_documentation_fragment:
   - nvm.fastboot.image_store
   - nvm.fastboot.attributes.info

@@ -23,6 +23,7 @@ import pytest
 from fuse_store.image import block_cache, inputs, segments, writer
 from fuse_store.repository import index, pack
 from fuse_store.repository.backends import PosixBackend
+from fuse_store.repository.state_log import StateEntry
 from fuse_store.store import Store
 
 PAGE = 4096
@@ -101,6 +102,15 @@ def read_whole(store: Store, image_id: str) -> bytes:
     """An image's bytes, read in pieces that do not fit its pages."""
     opened = store.open_image(image_id)
     return b"".join(opened.read(at, 100_001) for at in range(0, opened.size, 100_001))
+
+
+def entries_of(store: Store, image_id: str) -> list[StateEntry]:
+    """The state log of a version."""
+    return store.state_log.read(store.open_image(image_id).head.content).entries_of(image_id)
+
+
+def state_of(store: Store, image_id: str) -> str:
+    return store.state_log.read(store.open_image(image_id).head.content).state(image_id)
 
 
 def packs_of(path: Path) -> set[bytes]:

@@ -25,17 +25,25 @@ def run(context: Context) -> int:
 
 
 def _record(context: Context, device: str) -> str | None:
-    """Record in the store, if one is named, that the armed version was not resumed; the id of that version."""
+    """Record in the store, if one is named, that the armed version was not resumed; the id of that version. If the device held
+    another image, the armed one was resumed, and the machine has hibernated since."""
     if not context.store_named:
         return None
     from fuse_store.hibernation import history
+    from fuse_store.hibernation.arm import holds
+    from fuse_store.repository.state_log import DISARMED
 
     try:
         with context.open_store() as store:
             image_id = history.staged_on(store, device)
-            if store.state_log.state(image_id) != "armed":
+            image = store.open_image(image_id)
+            if device not in store.state_log.read(image.head.content).usage.armed:
                 return None
-            recorded = context.record(store, [image_id], "staged", device=device, action=history.DISARMED)
+            if not holds(device, image):
+                context.remark(f"Not recorded: {device} holds another image than version {image_id[:12]}, which was armed there.")
+                return None
+            after = history.newest_on(store, device)
+            recorded = context.record(store, [image_id], "staged", after=after, device=device, action=DISARMED)
             return image_id if recorded else None
     except NotFound:
         return None

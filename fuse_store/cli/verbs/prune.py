@@ -12,9 +12,10 @@ from fuse_store.cli import text, values
 from fuse_store.cli.context import GC_HINT
 from fuse_store.cli.output import NAME_KEYS, name_record, print_json, print_result
 from fuse_store.cli.parser import DRY_RUN, OF_APPLICATION, OF_MACHINE, Verb, argument, see_help
-from fuse_store.errors import UsageError
-from fuse_store.policy.retention import COUNTED, Decision, Policy, decide
+from fuse_store.errors import Refused, UsageError
+from fuse_store.policy.retention import COUNTED, Decision, Policy, decide, emptied
 from fuse_store.repository.manifest import machine_tag_of
+from fuse_store.repository.state_log import ON_A_DEVICE
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from fuse_store.errors import Damaged
     from fuse_store.repository.manifest import Summary
     from fuse_store.store import Store
+
+MAX_GROUPS_SHOWN = 4
 
 
 def run(context: Context) -> int:
@@ -35,11 +38,19 @@ def run(context: Context) -> int:
     with context.open_store() as store, tempfile.TemporaryFile("w+", encoding="utf-8") as result:  # shown once it is true
         plan = _Plan(store, policy, options.machine, options.application, unreadable)
         kept, removed = 0, []
+        empty: list[tuple[str, str]] = []
         for decisions in plan.decisions():
+            empty += emptied(decisions)
             kept += sum(bool(decision.reasons) for decision in decisions)
             removed += [decision.version.id for decision in decisions if not decision.reasons]
             if decisions and not context.json:
                 print(("\n" if result.tell() else "") + _human(decisions), file=result)
+        if empty and not options.allow_empty:
+            groups = ", ".join("/".join(group) for group in empty[:MAX_GROUPS_SHOWN]) + (", …" if len(empty) > MAX_GROUPS_SHOWN else "")
+            raise Refused(
+                "prune", f"no rule keeps a version of {text.count(len(empty), 'group')}: {groups}.",
+                "Nothing was removed. Correct the rules, name the groups with --machine and --application, or use --allow-empty.",
+            )  # fmt: skip
         if context.json:
             print_json({"dry_run": options.dry_run, "kept": plan.kept(), "removed": plan.removed()}, result)
         if removed and not options.dry_run:
@@ -64,10 +75,13 @@ class _Plan:
     ) -> None:
         self._store, self._policy, self._machine, self._application = store, policy, machine, application
         self._now = datetime.now(UTC)
+        on_device = (version.content for version in store.versions.each() if version.state in (*ON_A_DEVICE, "unknown"))
+        self._staged = store.staged(on_device)
         self._based: dict[str, list[Summary]] = {}  # base to the versions of other machines that name it, and stay
         for versions in store.versions.by_machine(unreadable=unreadable, states=True):
             candidates, others = self._divided(versions)
-            staying = [decision.version for decision in decide(candidates, policy, others, self._now) if decision.reasons] + others
+            decisions = decide(candidates, policy, others, self._now, self._staged)
+            staying = [decision.version for decision in decisions if decision.reasons] + others
             for version in staying:
                 for base in set(version.bases).difference(other.id for other in versions):
                     if machine_tag_of(base) != machine_tag_of(version.id) or store.versions.exists(base):
@@ -78,7 +92,7 @@ class _Plan:
         for versions in self._store.versions.by_machine(self._machine, states=True):
             candidates, others = self._divided(versions)
             based = [other for version in candidates for other in self._based.get(version.id, ())]
-            yield decide(candidates, self._policy, [*others, *based], self._now)
+            yield decide(candidates, self._policy, [*others, *based], self._now, self._staged)
 
     def kept(self) -> Iterator[dict[str, Any]]:
         for decision in chain.from_iterable(self.decisions()):
@@ -137,8 +151,9 @@ VERB = Verb(
     name="prune",
     summary="remove versions that no rule keeps",
     description="Applies the rules to each machine and application separately, newest version first; periods are in UTC. A version is "
-    "kept if at least one rule keeps it. The newest version of kind hibernation of each machine and application is always kept, as are "
-    "bases of kept versions of another machine or application. Run gc afterwards to reclaim disk space.",
+    "kept if at least one rule keeps it. Always kept are the newest version of each machine and application in which a hibernation image "
+    "was recognised, versions that are staged or armed on a device, and bases of kept versions of another machine or application. "
+    "Refuses rules that keep nothing of a machine and application. Run gc afterwards to reclaim disk space.",
     run=run,
     arguments=(
         argument("--keep-last", metavar="N", type=values.count, default=0, help="keep the newest N versions; N may be 'unlimited'"),
@@ -157,6 +172,7 @@ VERB = Verb(
             "--keep-tag", metavar="KEY=VALUE", type=values.tag, action="append", default=[],
             help="keep versions with this tag; may be repeated",
         ),
+        argument("--allow-empty", action="store_true", help="allow rules that keep no version of a machine and application"),
         OF_MACHINE,
         OF_APPLICATION,
         DRY_RUN,

@@ -27,7 +27,7 @@ def run(context: Context) -> int:
                     remedy = f"Restore it from a copy of the store, or give the version up: '{PROGRAM} remove --damaged {image_id}'."
                     raise Damaged(error.thing, error.cause, remedy, image=image_id) from None
                 removed[image_id] = None
-        store.remove([*removed])
+        store.remove([*removed], force=context.options.force)
     records = [
         {**dict.fromkeys(NAME_KEYS), "id": image_id} if version is None else name_record(version)
         for image_id, version in removed.items()
@@ -42,11 +42,13 @@ def run(context: Context) -> int:
 VERB = Verb(
     name="remove",
     summary="remove the named versions",
-    description="Removes nothing if one of them does not exist. Versions that share pages with a removed one stay intact. Run gc "
+    description="Removes nothing if one of them does not exist, or is staged or armed on a device and how it went was not reported. "
+    "Versions that share pages with a removed one stay intact. Run gc "
     "afterwards to reclaim disk space.",
     run=run,
     arguments=(
         argument("image", metavar="IMAGE", nargs="+", help=IMAGE_HELP, empty=True),
+        argument("--force", action="store_true", help="remove versions that are staged or armed on a device, too"),
         argument(
             "--damaged", action="store_true",
             help="also remove versions whose manifest cannot be read, if named by their whole ids: they are lost for good",

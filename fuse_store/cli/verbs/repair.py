@@ -20,7 +20,7 @@ def run(context: Context) -> int:
         repaired = repair(store, context.progress)
     record = {
         "packs_found": repaired.packs_found, "packs_rescued": repaired.packs_rescued, "packs_bad": repaired.packs_bad,
-        "lost": repaired.lost,
+        "lost": repaired.lost, "unknown": repaired.unknown,
     }  # fmt: skip
     context.emit(
         record,
@@ -31,6 +31,11 @@ def run(context: Context) -> int:
         context.complain(f"pack {problem}")
     for image_id, reason in repaired.lost.items():
         context.complain(f"image {image_id}: {reason}")
+    for image_id in repaired.unknown:
+        context.warn(
+            f"image {image_id}: its state log was missing or damaged, so it is not known whether it was resumed. arm refuses it until "
+            "you run 'fuse-store report'."
+        )
     if not repaired.lost and not repaired.packs_bad:
         context.remark("The index lists every block of every version. Run 'fuse-store verify' to read them.")
         return 0
@@ -51,6 +56,7 @@ VERB = Verb(
         "packs_rescued": "number of packs whose table of blocks was rebuilt",
         "packs_bad": "packs with missing blocks, with the reason",
         "lost": "object: id of each incomplete version, with the reason",
+        "unknown": "ids of the hibernation images whose state log was lost, so that they may have been resumed",
     },
     examples=(("fuse-store repair && fuse-store verify", "after disk errors"),),
     interrupted="All versions are unchanged. Run it again.",

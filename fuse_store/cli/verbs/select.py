@@ -13,11 +13,11 @@ from fuse_store.cli.parser import Verb, argument
 from fuse_store.errors import NotFound, StoreError, UsageError
 from fuse_store.image.kind import KINDS
 from fuse_store.policy.selection import Selection, Wanted, select
+from fuse_store.repository.state_log import STATES
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
 
-STATES = ("captured", "verified", "staged", "armed", "resumed", "failed")
 MAX_PROFILE = 1 << 20  # bytes
 MAX_SHOWN = 20  # versions listed when none matches; --json lists all
 

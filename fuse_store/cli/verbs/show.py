@@ -24,7 +24,7 @@ def run(context: Context) -> int:
         head = image.head
         kind = kinds.load(version.kind)
         description = kind.describe(image)
-        entries = store.state_log.entries(version.id)
+        entries = store.state_log.read(version.content).entries_of(version.id)
         if description is not None:
             description = kind.shown(description, entries, brief=False)
     record = {
@@ -100,6 +100,7 @@ VERB = Verb(
         "history": "one object for each entry of the state log, oldest first:",
         "  state": "as above",
         "  time": "time of the entry in UTC",
+        "  image": "id of the version that it was recorded for; versions with the same content share all but captured and verified",
         "  detail": "remark given to report; may be empty",
         "  fields": "object of texts, such as device, where a version was staged or armed",
         "hibernation": "object as printed by inspect; null if not a hibernation image",

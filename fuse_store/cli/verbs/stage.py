@@ -23,11 +23,12 @@ def run(context: Context) -> int:
     options = context.options
     started = time.monotonic()
     with context.open_store() as store:
+        from fuse_store.hibernation.history import newest_on
         from fuse_store.hibernation.stage import stage
 
         version = context.find(store, options.image)
         staged = stage(store.open_image(version.id), options.device, force=options.force, progress=context.progress)
-        recorded = context.record(store, [version.id], "staged", device=staged.device)
+        recorded = context.record(store, [version.id], "staged", after=newest_on(store, staged.device), device=staged.device)
     seconds = time.monotonic() - started
     record = {
         "id": version.id, "device": staged.device, "size": version.size, "written": staged.differed, "held": staged.held,

@@ -19,7 +19,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.columns import I64, joint_runs
+from fuse_store.columns import I64, expand, joint_runs
 from fuse_store.errors import Damaged
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.formats.swsusp.stream import ChunkStream
@@ -38,6 +38,7 @@ from fuse_store.hibernation.lzo_chunks.layout import (
 )
 from fuse_store.image.inputs import Batch
 from fuse_store.image.kind import Settings
+from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.block import BLOCK_SIZE, CODECS
 from fuse_store.repository.manifest import Computed
 
@@ -52,7 +53,8 @@ _Part = tuple[int, NDArray[np.uint8]]  # first page, content
 @dataclass(frozen=True)
 class _Chunk:
     """One that came out the same: its ``content`` on the device, up to the end of a page, of which ``used`` bytes are its own;
-    the ``pages`` it holds, one row each; where on the device it stands, in pages of the store, and which of those are not zeros."""
+    the ``pages`` it holds, one row each; where on the device it stands, in pages of the store, which of those are not zeros
+    (``filled``), and ``page_digests`` of these."""
 
     content: NDArray[np.uint8]
     used: int
@@ -60,6 +62,7 @@ class _Chunk:
     device: I64
     filled: I64
     digest: bytes
+    page_digests: bytes
 
 
 class LzoEncoder:
@@ -72,6 +75,7 @@ class LzoEncoder:
         self._rows: list[tuple[int, int, int, int]] = []
         self._digests = bytearray()
         self._columns = tuple(array("q") for _column in range(4))  # of the extents, as they come
+        self._page_digests = bytearray()  # of their pages, as they come
 
     @property
     def size(self) -> int:
@@ -96,6 +100,12 @@ class LzoEncoder:
         order = np.argsort(columns[0])
         page, count, row, slot = (column[order] for column in columns)
         return page, count, row, slot
+
+    def page_digests(self) -> tuple[I64, bytes]:
+        first, count = (np.frombuffer(column, np.int64) for column in self._columns[:2])
+        page = expand(first, count)
+        order = np.argsort(page)
+        return page[order], np.frombuffer(self._page_digests, f"V{DIGEST}")[order].tobytes()
 
     def is_worth_it(self) -> bool:
         """Whether most of the first chunks come out the same, and storing their pages takes not much more space."""
@@ -159,8 +169,10 @@ class LzoEncoder:
             return None
         times = self._image.page_size // self._page_size
         parts = [np.arange(block * times, (block + here) * times) for block, here in self._image.map.runs(entry, entries)]
-        filled = np.flatnonzero(content.reshape(-1, self._page_size).any(axis=1))
-        return _Chunk(content, used, pages, np.concatenate(parts), filled, self._settings.digest(content.tobytes()))
+        rows = content.reshape(-1, self._page_size)
+        filled = np.flatnonzero(rows.any(axis=1))
+        digest, page_digests = self._settings.digest(content.tobytes()), self._settings.page_digests([rows[row].data for row in filled])
+        return _Chunk(content, used, pages, np.concatenate(parts), filled, digest, page_digests)
 
     def _batch(self, parts: list[_Part], number: int) -> Batch:
         pages = [np.arange(first, first + len(content) // self._page_size) for first, content in parts]
@@ -179,6 +191,7 @@ class LzoEncoder:
             column.frombytes(more.astype(np.int64).tobytes())
         self._rows.append((number, chunk.used - LENGTH.size, len(chunk.pages), threads))
         self._digests += chunk.digest
+        self._page_digests += chunk.page_digests
 
 
 def _threads(chunk: _Chunk, earlier: deque[bytes | None]) -> int:

@@ -14,7 +14,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._store.pipe import TE
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import active_swaps
 
 NOT_FOUND, REFUSED = 3, 5  # exit codes of fuse-store
-_VERSION_STATES = ["captured", "verified", "staged", "armed", "resumed", "failed"]
+_VERSION_STATES = ["captured", "verified", "staged", "armed", "resumed", "failed", "unknown"]
 
 # Options of both modules; documented in the fragment image_store.
 COMMON = {
@@ -144,7 +144,7 @@ def _absent(transaction, store, options):
             return None, None
         raise
     transaction.note(_name(image), image["state"] + "\n", "")
-    answer = None if transaction.check_mode else store.call("remove", image["id"])
+    answer = None if transaction.check_mode else store.call("remove", image["id"], *(["--force"] if options["force"] else []))
     return image, answer
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from fuse_store.cli import main
 from fuse_store.store import Store
+from tests.fuzz.swsusp_encoder import encode, machine
 from tests.store.conftest import Done
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -53,6 +54,12 @@ def store(tmp_path: Path) -> Path:
 
 def image(path: Path, pages: int = 64, seed: int = 1) -> Path:
     path.write_bytes(np.random.default_rng(seed).bytes(pages * PAGE))
+    return path
+
+
+def hibernation(path: Path, seed: int = 1) -> Path:
+    """A swap device with a hibernation image."""
+    path.write_bytes(encode(machine(pages=60, seed=seed), 4096, "x86", "none").device)
     return path
 
 

@@ -107,7 +107,7 @@ def test_empty_paths_and_names(run: Run, store: Path, tmp_path: Path, arguments:
 def test_empty_values_that_are_valid(run: Run, store: Path, tmp_path: Path) -> None:
     made = put(run, image(tmp_path / "a", 1), "--event", "")
     assert run("select", "--machine", "web01", "--event", "").out.strip() == made
-    assert run("report", made, "failed", "--detail", "").code == 0
+    assert run("report", made, "failed", "--detail", "").code == 5
 
 
 @pytest.mark.parametrize("kind", ["nonsense", "Hibernation"])

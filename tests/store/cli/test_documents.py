@@ -87,7 +87,8 @@ def test_help_offers_what_the_store_takes() -> None:
     assert sorted(offered["--compression"]) == sorted(CODECS) == sorted(COMPRESSIONS)
     (kind,) = (one for one in put_verb.VERB.arguments if one.flags == ("--kind",))
     assert all(name in str(kind.settings["help"]) for name in KINDS) and kind.settings["choices"] == tuple(KINDS)
-    assert select_verb.STATES == STATES
+    (state,) = (one for one in select_verb.VERB.arguments if one.flags == ("--state",))
+    assert state.settings["choices"] == STATES
 
 
 def test_the_man_page_is_that_of_this_program() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import argparse
 import stat
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fuse_store.cli.output import NAME_KEYS
 from fuse_store.repository.manifest import image_name
-from tests.store.cli.conftest import PAGE, Run, image, put
+from tests.fuzz.swsusp_encoder import swap_header
+from tests.store.cli.conftest import PAGE, Run, hibernation, image, put
 
 # init -------------------------------------------------------------------------------------------------------------------
 
@@ -311,11 +314,91 @@ def test_prune_says_what_goes_and_why_the_rest_stays(run: Run, store: Path, tmp_
 
 
 def test_prune_keeps_the_newest_bootable_version(run: Run, store: Path, tmp_path: Path) -> None:
-    boot = put(run, image(tmp_path / "a"), "--kind", "hibernation")
+    put(run, hibernation(tmp_path / "z", 2), "--kind", "hibernation")
+    boot = put(run, hibernation(tmp_path / "a"))  # whatever it is called
     other = put(run, image(tmp_path / "b", 64, 2))
     newest = put(run, image(tmp_path / "c", 64, 3), "--base", other)
     done = run("prune", "--keep-last", "1", "--json")
     assert {one["id"]: one["reasons"] for one in done.json["kept"]} == {newest: ["last"], boot: ["newest bootable"]}
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def swap_area(path: Path) -> Path:
+    path.write_bytes(swap_header(4096, 64, bytes(16)).ljust(64 * 4096, b"\0"))
+    return path
+
+
+@pytest.mark.parametrize("make", [swap_area, lambda path: cut(hibernation(path)), image])
+@pytest.mark.parametrize("pipe", [False, True])
+def test_what_only_is_called_a_hibernation_image_takes_no_place(
+    run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Path], pipe: bool
+) -> None:
+    (tmp_path / "profile").write_text("{}")
+    real = put(run, hibernation(tmp_path / "real"), "--kind", "hibernation")
+    with open(make(tmp_path / "no")) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        called = put(run, "-" if pipe else "no", "--kind", "hibernation")
+    assert [one["recognised"] for one in run("list", "--json").json["versions"]] == ["hibernation", ""]
+    assert run("select", "--machine", "web01", "--bootable-on", "profile").out.strip() == real
+    assert "no hibernation image was recognised" in run("select", "--machine", "web01", "--bootable-on", "profile", "--kind", "vm").err
+    (tmp_path / "device").write_bytes(bytes(4 << 20))
+    before = (tmp_path / "device").read_bytes()
+    assert run("stage", called, "device").code in (3, 4, 5) and (tmp_path / "device").read_bytes() == before
+    done = run("prune", "--keep-last", "1", "--json")
+    assert {one["id"]: one["reasons"] for one in done.json["kept"]} == {called: ["last"], real: ["newest bootable"]}
+
+
+def test_what_is_staged_or_armed_stays(run: Run, store: Path, tmp_path: Path) -> None:
+    ids = [put(run, hibernation(tmp_path / "a", seed), "--kind", "hibernation", "--tag", "fs.source=machine") for seed in range(4)]
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(bytes(4 << 20))
+    rules = ("prune", "--keep-last", "1", "--json")
+
+    def kept(*more: str) -> dict[str, list[str]]:
+        return {one["id"]: one["reasons"] for one in run(*rules, *more).json["kept"]}
+
+    assert run("stage", ids[0], "one").code == run("stage", ids[1], "two").code == 0
+    assert run("arm", "two", "--force", "machine_unknown").code == 0
+    last = {ids[3]: ["last", "newest bootable"]}
+    assert kept() == {ids[0]: ["staged"], ids[1]: ["armed"], **last}
+    for image_id, state in ((ids[0], "staged"), (ids[1], "armed")):
+        done = run("remove", ids[3], image_id)
+        assert done.code == 5 and f"image {image_id[:12]}: {state} on a device" in done.err and "--force" in done.err
+    assert len(run("list", "--json").json["versions"]) == 3
+    assert run("stage", ids[3], "one").code == 0, "which takes the place of the other"
+    assert kept("--dry-run") == {ids[1]: ["armed"], ids[3]: [*last[ids[3]], "staged"]}
+    assert run("report", ids[1], "failed").code == 0
+    assert kept("--dry-run") == {ids[3]: [*last[ids[3]], "staged"]}
+    assert run("remove", ids[3], "--force").code == 0
+
+
+def test_replace_leaves_what_is_staged(run: Run, store: Path, tmp_path: Path) -> None:
+    first = put(run, hibernation(tmp_path / "a"), "--kind", "hibernation")
+    (tmp_path / "device").write_bytes(bytes(4 << 20))
+    assert run("stage", first, "device").code == 0
+    done = run("put", str(hibernation(tmp_path / "a", 2)), "--machine", "web01", "--kind", "hibernation", "--replace")
+    assert done.code == 0 and f"version {first[:12]} was not replaced: it is staged on a device" in done.err
+    done = run("put", str(hibernation(tmp_path / "a", 3)), "--machine", "web01", "--kind", "hibernation", "--replace")
+    assert done.code == 0 and len(run("list", "--json").json["versions"]) == 2
+
+
+def test_prune_does_not_empty_a_group_unless_told_so(run: Run, store: Path, tmp_path: Path) -> None:
+    """A typo in a rule: restic issue 4568."""
+    tagged = put(run, image(tmp_path / "a"), "--tag", "keep=yes", machine="web02")
+    ids = [put(run, image(tmp_path / "a", 5, seed), *more) for seed, more in ((1, ()), (2, ()), (3, ("--application", "db")))]
+    for dry_run in ((), ("--dry-run",)):
+        for rule, groups in (("keep=yse", ("web01/db", "web01/system", "web02/system")), ("keep=yes", ("web01/db", "web01/system"))):
+            done = run("prune", "--keep-tag", rule, *dry_run)
+            assert done.code == 5 and done.out == "" and f"{len(groups)} groups: {', '.join(groups)}." in done.err
+            assert "Nothing was removed" in done.err and "--allow-empty" in done.err
+    assert len(run("list", "--json").json["versions"]) == 4
+    assert run("prune", "--keep-tag", "keep=yes", "--machine", "web02").code == 0
+    done = run("prune", "--keep-tag", "keep=yes", "--allow-empty", "--json")
+    assert [one["id"] for one in done.json["kept"]] == [tagged] and {one["id"] for one in done.json["removed"]} == set(ids)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +432,7 @@ def test_stats(run: Run, store: Path, tmp_path: Path) -> None:
 
 
 def test_select(run: Run, store: Path, tmp_path: Path) -> None:
-    one = put(run, image(tmp_path / "a"), "--kind", "hibernation", "--tag", "kernel=6.12.9", "--tag", "memory=1024")
+    one = put(run, hibernation(tmp_path / "a"), "--kind", "hibernation", "--tag", "kernel=6.12.9", "--tag", "memory=1024")
     two = put(run, image(tmp_path / "b", 1, 2), "--event", "nightly")
     done = run("select", "--machine", "web01")
     assert (done.code, done.out) == (0, two + "\n")

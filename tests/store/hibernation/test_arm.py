@@ -21,8 +21,10 @@ from fuse_store.hibernation.preflight import TargetMachine
 from fuse_store.hibernation.stage import stage
 from fuse_store.image import devices
 from fuse_store.repository.locks import WriterLock
+from fuse_store.repository.state_log import usage
 from fuse_store.store import Label
 from tests.fuzz.swsusp_encoder import UUID, decode, swap_header
+from tests.store.conftest import entries_of, state_of
 from tests.store.hibernation.cases import FREE, SIZE, Case, blank, kind_on, make_case, signature, unarmed
 from tests.store.hibernation.test_stage import ROOT, loop, needs_root, write
 
@@ -73,7 +75,7 @@ def test_armed_is_what_was_captured(case: Case, device: Path) -> None:
     assert device.read_bytes() == case.content(0)
     assert decode(device.read_bytes())
     assert done == ArmResult(str(device), case.ids[0], True, ("machine_unknown", "filesystems_unknown"))
-    assert case.store.state_log.state(case.ids[0]) == "armed"
+    assert state_of(case.store, case.ids[0]) == "armed"
 
 
 @needs_root
@@ -91,9 +93,9 @@ MACHINE = ("memory_map", "memory_size")
 
 def test_armed_already(case: Case, device: Path) -> None:
     arm_it(case, device)
-    entries = case.store.state_log.entries(case.ids[0])
+    entries = entries_of(case.store, case.ids[0])
     assert not arm_it(case, device).changed
-    assert case.store.state_log.entries(case.ids[0]) == entries
+    assert entries_of(case.store, case.ids[0]) == entries
 
 
 def test_refused_without_force(case: Case, device: Path) -> None:
@@ -104,7 +106,7 @@ def test_refused_without_force(case: Case, device: Path) -> None:
         assert "--force filesystems_unknown" in caught.value.remedy
         assert ("--force machine_unknown" in caught.value.remedy) == ("machine_unknown" not in force)
     assert device.read_bytes() == before
-    assert case.store.state_log.state(case.ids[0]) == "staged"
+    assert state_of(case.store, case.ids[0]) == "staged"
 
 
 @pytest.mark.parametrize("where", [4096 + 7, SIZE // 8, SIZE - 1, 1030])
@@ -115,7 +117,7 @@ def test_flipped_bit_in_the_staged_copy(case: Case, device: Path, where: int) ->
     with pytest.raises(kind, match="another image" if where < 4096 else f"{where // 4096 * 4096:#x} differs from the staged version"):
         arm_it(case, device)
     assert signature(device.read_bytes()) == b"SWAPSPACE2"
-    assert case.store.state_log.state(case.ids[0]) == "staged"
+    assert state_of(case.store, case.ids[0]) == "staged"
 
 
 def test_swap_that_was_used_since(case: Case, device: Path) -> None:
@@ -244,7 +246,7 @@ def test_disarm_refuses_images_of_others(tmp_path: Path) -> None:
 def test_disarm_noted_is_no_use(case: Case, device: Path) -> None:
     arm_it(case, device)
     assert main(["disarm", str(device), "--store", str(case.store.path), "--key-file", str(case.store.path.parent / "key")]) == 0
-    assert case.store.state_log.state(case.ids[0]) == "staged"
+    assert state_of(case.store, case.ids[0]) == "staged"
     assert arm_it(case, device).changed
     assert main(["disarm", str(device)]) == 0  # not recorded without a store
     with pytest.raises(Refused, match="already_used"):
@@ -267,7 +269,7 @@ def test_killed_at_every_step(case: Case, device: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, "FUSE_STORE_FAULT_POINT": str(step)}, check=False)
         if done.returncode == 0:
             break
-        content, recorded = device.read_bytes(), history.resume_history(case.store.state_log.entries(case.ids[0]))
+        content, recorded = device.read_bytes(), history.resume_history(usage(entries_of(case.store, case.ids[0])))
         assert content in (before, case.content(0))
         assert recorded or content == before, "armed, and not in the state log"
         disarm(device)
@@ -300,7 +302,7 @@ def test_device_that_fails(case: Case, device: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(Damaged, match="reads back differently"):
         arm_it(case, device)
     assert device.read_bytes() == unarmed(case.content(0))
-    assert case.store.state_log.state(case.ids[0]) == "failed"
+    assert state_of(case.store, case.ids[0]) == "failed"
 
     def fails(descriptor: int, data: memoryview, at: int) -> None:
         raise OSError(5, "Input/output error")
@@ -331,7 +333,7 @@ def test_commands_and_the_keys_of_their_json(case: Case, tmp_path: Path, capfd: 
         record = json.loads(capfd.readouterr().out)
         (verb,) = load(command[0])
         assert list(record) == [name for key in verb.keys if not key.startswith(" ") for name in key.split(", ")]
-    assert case.store.state_log.entries(case.ids[1])[-1]["detail"] == "why"
+    assert entries_of(case.store, case.ids[1])[-1]["detail"] == "why"
 
 
 def test_show_has_the_state_log(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -345,14 +347,14 @@ def test_show_has_the_state_log(case: Case, tmp_path: Path, capfd: pytest.Captur
     assert main(["show", case.ids[1], *options, "--json"]) == 0
     history = json.loads(capfd.readouterr().out)["history"]
     assert [(entry["state"], entry["detail"], entry["fields"]) for entry in history] == [
-        ("staged", "", {"device": str(device)}), ("armed", "", {"device": str(device)}),
+        ("captured", "", {}), ("staged", "", {"device": str(device)}), ("armed", "", {"device": str(device)}),
         ("staged", "", {"device": str(device), "action": "disarmed"}), ("failed", "no power", {}),
     ]  # fmt: skip
     assert [entry["time"] for entry in history] == sorted(entry["time"] for entry in history)
     assert main(["show", case.ids[1], *options]) == 0
     *_, table = capfd.readouterr().out.split("\n\n")
     assert [line.split(None, 3)[3:] for line in table.splitlines()[1:]] == [
-        [f"device {device}"], [f"device {device}"], [f"device {device}, action disarmed"], ["no power"],
+        [], [f"device {device}"], [f"device {device}"], [f"device {device}, action disarmed"], ["no power"],
     ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from fuse_store.image.reader import Image
 from fuse_store.progress import SILENT
 from fuse_store.store import Label
 from tests.fuzz.swsusp_encoder import machine
+from tests.store.conftest import entries_of
 from tests.store.hibernation.cases import SIZE, Case, cpio, make_case, make_filesystem, make_machine, uuid_of
 from tests.store.hibernation.test_initramfs import MODULES
 from tests.store.hibernation.test_stage import loop, needs_root, write
@@ -204,7 +205,7 @@ def test_damaged_images(case: Case, tmp_path: Path, where: str) -> None:
 def described(case: Case, image: Image) -> dict[str, Any]:
     description = KIND.describe(image)
     assert description is not None
-    return KIND.shown(description, case.store.state_log.entries(image.id), brief=False)
+    return KIND.shown(description, entries_of(case.store, image.id), brief=False)
 
 
 def test_kernel_checksum_and_description(case: Case) -> None:

@@ -28,7 +28,7 @@ from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.image import devices
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import UUID, swap_header
-from tests.store.conftest import busy, fork, mapped, opened, opened_to_read, wait
+from tests.store.conftest import busy, entries_of, fork, mapped, opened, opened_to_read, wait
 from tests.store.hibernation.cases import SIZE, Case, blank, differing, kind_on, make_case, signature, unarmed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -503,7 +503,7 @@ def test_command(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert main(["stage", case.ids[1], str(device), *store]) == 0
     record = json.loads(capfd.readouterr().out)
     assert record["id"] == case.ids[1] and record["device"] == str(device) and record["recorded"] is True
-    assert case.store.state_log.entries(case.ids[1])[-1]["state"] == "staged"
+    assert entries_of(case.store, case.ids[1])[-1]["state"] == "staged"
     write(device, 4086, b"S1SUSPEND\0")
     assert main(["stage", case.ids[1], str(device), *store]) == 5
     error = json.loads(capfd.readouterr().err)["error"]

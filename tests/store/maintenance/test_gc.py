@@ -71,12 +71,13 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be_done(store: Store) -> 
     both, _part = two_in_one_pack(store, 3000, 64)
     store.remove([_first, both])
     before = names(store)
-    (store.path / "states" / f"{'0' * 32}.log").write_bytes(b"x")
+    store.state_log.begin(bytes(16), "0" * 32, usable=True, sync=False)  # a put was killed before there was a manifest
+    left = str(store.path / "states" / "00" / f"{'0' * 32}.log")
     wanted = run(store, grace=0, dry_run=True)
     assert wanted.packs_removed == 1 and wanted.packs_copied == 1 and wanted.freed
-    assert names(store) == before | {str(store.path / "states" / f"{'0' * 32}.log")}
+    assert names(store) - before >= {left} and not before - names(store)
     assert run(store) == wanted
-    assert names(store) != before and not list((store.path / "states").iterdir())
+    assert not before <= names(store) and left not in names(store)
 
 
 def test_how_much_of_a_pack_must_be_needed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

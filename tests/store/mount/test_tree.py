@@ -334,7 +334,7 @@ def test_derived_files(
     def broken(image: Any) -> Sequence[Made]:
         raise Damaged("image", "it is something else.")
 
-    kinds = {"vm": Views("vm", make=make), "core": Views("core", make=broken)}
+    kinds = {"vm": Views("vm", make=make), "core": Views("core", make=broken), "hibernation": Kind("hibernation")}
     monkeypatch.setattr("fuse_store.image.kind.load", kinds.__getitem__)
     monkeypatch.setitem(KINDS, "vm", Kind("vm", module="made"))
     monkeypatch.setitem(KINDS, "core", Kind("core", module="made"))

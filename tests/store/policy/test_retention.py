@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_store.policy.retention import ALL, COUNTED, Duration, Policy, decide
+from fuse_store.policy.retention import ALL, COUNTED, Duration, Policy, decide, emptied
 from fuse_store.repository.manifest import Summary
 
 
 def version(
     taken: datetime, number: int = 0, *, kind: str = "file", application: str = "system", bases: tuple[str, ...] = (),
-    tags: dict[str, str] | None = None,
+    tags: dict[str, str] | None = None, recognised: str = "",
 ) -> Summary:  # fmt: skip
-    return Summary(f"{number:032x}", "m", application, kind, "", tags or {}, taken, 0, 1, 1, 1, 1, 1, bases)
+    return Summary(f"{number:032x}", "m", application, kind, "", tags or {}, taken, 0, 1, 1, 1, 1, 1, bases, recognised=recognised)
 
 
 def kept(versions: list[Summary], policy: Policy) -> set[str]:
@@ -88,7 +88,7 @@ def test_keeps_what_the_model_keeps(taken: list[tuple[datetime, dict[str, str]]]
 @given(st.lists(moments, min_size=1, max_size=30), policies, st.integers(0, 2))
 def test_a_second_run_removes_nothing_more(taken: list[datetime], policy: Policy, hibernations: int) -> None:
     versions = [
-        version(one, number, kind="hibernation" if number < hibernations else "file")
+        version(one, number, recognised="hibernation" if number < hibernations else "")
         for number, one in enumerate(taken)
     ]
     stays = kept(versions, policy)
@@ -182,14 +182,36 @@ def day(number: int) -> datetime:
 
 def test_the_newest_bootable_version_of_each_group_stays() -> None:
     versions = [
-        version(day(0), 0, kind="hibernation"),
-        version(day(1), 1, kind="hibernation"),
+        version(day(0), 0, recognised="hibernation"),
+        version(day(1), 1, recognised="hibernation"),
         version(day(2), 2, kind="disk"),
-        version(day(0), 3, kind="hibernation", application="db"),
+        version(day(0), 3, recognised="hibernation", application="db"),
         version(day(1), 4, application="db"),
     ]
     decisions = {int(decision.version.id, 16): decision.reasons for decision in decide(versions, Policy({"last": 1}))}
     assert decisions == {0: (), 1: ("newest bootable",), 2: ("last",), 3: ("newest bootable",), 4: ("last",)}
+
+
+def test_a_blank_swap_area_that_was_called_a_hibernation_image_takes_no_place() -> None:
+    versions = [version(day(0), 0, recognised="hibernation"), version(day(1), 1, kind="hibernation")]
+    decisions = {int(decision.version.id, 16): decision.reasons for decision in decide(versions, Policy({"last": 1}))}
+    assert decisions == {0: ("newest bootable",), 1: ("last",)}
+
+
+def test_what_is_staged_or_armed_stays() -> None:
+    versions = [version(day(number), number) for number in range(4)]
+    staged = {versions[0].id: "armed", versions[2].id: "staged"}
+    decisions = {int(decision.version.id, 16): decision.reasons for decision in decide(versions, Policy({"last": 1}), (), staged)}
+    assert decisions == {0: ("armed",), 1: (), 2: ("staged",), 3: ("last",)}
+
+
+def test_groups_that_rules_empty_are_named() -> None:
+    versions = [version(day(number), number, application="abc"[number % 3]) for number in range(6)]
+    tagged = version(day(7), 7, application="b", tags={"keep": "yes"})
+    decisions = decide([*versions, tagged], Policy({}, tags=(("keep", "yes"),)))
+    assert emptied(decisions) == [("m", "a"), ("m", "c")]
+    assert emptied(decide(versions, Policy({"last": 1}))) == []
+    assert emptied(decide(versions[:1], Policy({}, tags=(("keep", "yse"),)), (), {versions[0].id: "staged"})) == []
 
 
 def test_the_version_before_a_kept_one_goes_though_it_is_its_base() -> None:

@@ -15,8 +15,9 @@ from fuse_store.repository.manifest import Summary
 def version(number: int, **values: object) -> Summary:
     taken = datetime(2026, 11, 20, 2, 0, tzinfo=UTC) + timedelta(days=number)
     made = Summary(
-        f"{number:032x}", "web01", "system", "hibernation", "nightly", {"kernel": "6.12.9"}, taken, number, 1, 1, 1, 1, 1, ()
-    )
+        f"{number:032x}", "web01", "system", "hibernation", "nightly", {"kernel": "6.12.9"}, taken, number, 1, 1, 1, 1, 1, (),
+        recognised="hibernation",
+    )  # fmt: skip
     return replace(made, **values)  # type: ignore[arg-type]
 
 
@@ -24,7 +25,7 @@ VERSIONS = [
     version(1, state="verified"),
     version(2, application="db"),
     version(3, event="update"),
-    version(4, kind="disk", state="failed"),
+    version(4, kind="disk", recognised="", state="failed"),
     version(5, tags={}),
     version(6, tags={"kernel": "6.1.0"}),
     version(7, machine="web02"),
@@ -87,12 +88,18 @@ def test_reasons_say_what_differs() -> None:
         "tag kernel is 6.12.9, not 6.12.10 as in the profile",
         "has no tag memory",
     ]
-    assert messages[4][1] == "kind disk is not bootable"
+    assert messages[4][1] == "no hibernation image was recognised in it"
 
 
 def test_an_empty_profile_asks_for_a_bootable_kind_only() -> None:
     assert numbers(select(VERSIONS, Wanted("web01", profile={})))[0] == 6
     assert numbers(select(VERSIONS[3:4], Wanted("web01", profile={}))) == (None, {4: ["not_bootable"]})
+
+
+def test_bootable_is_what_was_recognised_whatever_it_was_called() -> None:
+    """A blank swap area that was put as a hibernation image is none; one that was put as a file is one."""
+    blank, called_a_file = version(1, recognised=""), version(0, kind="file")
+    assert numbers(select([blank, called_a_file], Wanted("web01", profile={}))) == (0, {1: ["not_bootable"]})
 
 
 def test_every_check_is_known_here() -> None:

@@ -163,7 +163,7 @@ def check_no_leak(path: Path) -> None:
         again = collect(store, dry_run=True, progress=SILENT)
         assert again.packs_removed == 0
         assert all(verdict.state == "sound" for verdict in verify(store, store.ids(), 100, SILENT))
-        assert set(store.state_log.ids()) <= set(store.ids())
+        assert set(store.state_log.contents()) == {version.content for version in store.summaries()}
     partial = [found for found in path.rglob("*") if PARTIAL_SUFFIX in found.name]
     assert not partial and list((path / "trash").iterdir()) == []
     assert sorted(found.name for found in (path / "locks").iterdir()) == ["free", "lock"]

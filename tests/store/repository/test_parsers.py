@@ -36,7 +36,7 @@ from fuse_store.repository.extents import MAX_SEGMENT_SIZE, Extents, no_rows, pa
 from fuse_store.repository.keys.keyfile import read_key
 from fuse_store.repository.manifest import Head, ImageFile, Segment, parse_head, read_head
 from fuse_store.repository.pack import pack_table, parse_table
-from fuse_store.repository.state_log import StateLog
+from fuse_store.repository.state_log import STATES, StateLog, Usage
 from fuse_store.store import Label, Store
 from tests.store.conftest import content, write_sparse
 
@@ -509,14 +509,16 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Directory:
 def test_a_state_log_that_was_changed(directory: Directory, data: st.DataObject) -> None:
     state_log = StateLog(PosixBackend(directory.path), ENCRYPTED, sync=False)
     name = "0" * 32
-    (directory.path / "states").mkdir(exist_ok=True)
-    entries = msgpack.packb([{"state": "verified", "time": 1, "detail": "x", "fields": {"checksum": "right"}}] * 2)
+    (directory.path / "states" / "00").mkdir(exist_ok=True, parents=True)
+    entry = {"state": "verified", "time": 1, "image": name, "detail": "x", "fields": {"checksum": "right"}}
+    entries = msgpack.packb([{**entry, "state": "captured"}, entry])
     inner = ENCRYPTED.encrypt(b"state" + bytes(16), data.draw(changed(entries)))
     outer = data.draw(changed(ENCRYPTED.encrypt(b"state" + bytes(16), entries)))
     for stored in (inner, outer):
-        (directory.path / "states" / f"{name}.log").write_bytes(stored)
-        assert isinstance(bounded(lambda: state_log.state(name)), str)
-        assert isinstance(bounded(lambda: state_log.entries(name)), list)
+        (directory.path / "states" / "00" / f"{name}.log").write_bytes(stored)
+        log = bounded(lambda: state_log.read(bytes(16)))
+        assert log.state(name) in STATES and isinstance(log.verified(name), bool) and isinstance(log.usage, Usage)
+        assert bool(log.problem) == (not log.entries) or not log.problem
 
 
 @pytest.fixture(scope="module")

@@ -274,8 +274,8 @@ def test_every_verb(place: str, tmp_path: Path) -> None:
     assert run(place, "select", "--machine", "m", "--json").json["id"] == ids[1]
     assert "resume offset" in run(place, "inspect", ids[1]).err  # it was read, and is no hibernation image
     assert "not a hibernation image" in run(place, "stage", ids[1], str(tmp_path / "device")).err
-    assert run(place, "report", ids[1], "resumed").code == 0
-    assert run(place, "show", ids[1], "--json").json["state"] == "resumed"
+    assert run(place, "report", ids[1], "resumed").code == 5
+    assert run(place, "show", ids[1], "--json").json["state"] == "captured"
     assert run(place, "show", "ffff").code == 3
     assert run(place, "prune", "--keep-last", "1", "--dry-run").code == 0
     assert run(place, "remove", ids[0]).code == 0
@@ -299,6 +299,11 @@ def test_a_hibernation_image_is_staged(place: str, tmp_path: Path) -> None:
     assert run(place, "stage", "m/system/latest", str(device)).code == 0
     assert device.read_bytes()[:SIZE] == unarmed(case.content(0))
     assert run(place, "show", "m/system/latest", "--json").json["state"] == "staged"
+    assert run(place, "arm", str(device), "--force", "machine_unknown", "--force", "filesystems_unknown").code == 0
+    assert run(place, "report", "m/system/latest", "resumed").code == 0
+    assert run(place, "show", "m/system/latest", "--json").json["state"] == "resumed"
+    assert run(place, "put", str(case.sources[0]), "--machine", "m", "--kind", "hibernation").code == 0
+    assert run(place, "show", "m/system/latest", "--json").json["state"] == "resumed"
 
 
 def test_nothing_of_an_image_can_be_read_in_the_bucket(url: str, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_who_loses_the_lock_while_removing_removes_no_more(tmp_path: Path, monke
     with Store.create(tmp_path / "store", durability="none") as store:
         ids = [store.put(str(source), Label("m")).id for _number in range(3)]
         lock = store.path / "locks" / "writer"
-        monkeypatch.setattr(store.state_log, "forget", lambda image_id: lock.write_text(holder(token="new")))
+        monkeypatch.setattr(store.state_log, "forget", lambda *_version, **_usable: lock.write_text(holder(token="new")))
         with pytest.raises(Locked, match=f"{ids[1]} was not removed"):
             store.remove(ids)
         assert sorted(store.ids()) == sorted(ids[1:])
