@@ -201,7 +201,7 @@ def test_a_blank_swap_area_that_was_called_a_hibernation_image_takes_no_place() 
 def test_what_is_staged_or_armed_stays() -> None:
     versions = [version(day(number), number) for number in range(4)]
     staged = {versions[0].id: "armed", versions[2].id: "staged"}
-    decisions = {int(decision.version.id, 16): decision.reasons for decision in decide(versions, Policy({"last": 1}), (), staged)}
+    decisions = {int(decision.version.id, 16): decision.reasons for decision in decide(versions, Policy({"last": 1}), staged=staged)}
     assert decisions == {0: ("armed",), 1: (), 2: ("staged",), 3: ("last",)}
 
 
@@ -211,7 +211,7 @@ def test_groups_that_rules_empty_are_named() -> None:
     decisions = decide([*versions, tagged], Policy({}, tags=(("keep", "yes"),)))
     assert emptied(decisions) == [("m", "a"), ("m", "c")]
     assert emptied(decide(versions, Policy({"last": 1}))) == []
-    assert emptied(decide(versions[:1], Policy({}, tags=(("keep", "yse"),)), (), {versions[0].id: "staged"})) == []
+    assert emptied(decide(versions[:1], Policy({}, tags=(("keep", "yse"),)), staged={versions[0].id: "staged"})) == []
 
 
 def test_the_version_before_a_kept_one_goes_though_it_is_its_base() -> None:
