@@ -206,7 +206,7 @@ class Store:
     def find(self, reference: str, unreadable: Unreadable | None = None) -> Summary:
         """The version that ``reference`` means; see ``Versions.find``. Raises NotFound, UsageError, and Damaged if it may be one whose
         manifest cannot be read."""
-        return self.versions.find(names.normal(reference), unreadable)
+        return self.versions.find(reference, unreadable)
 
     def open_image(self, image_id: str) -> Image:
         """The version with that id, to read. Raises NotFound, Damaged."""

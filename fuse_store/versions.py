@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from fuse_store.errors import Damaged, NotFound, StoreError, UsageError
+from fuse_store.policy.names import normal
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
 from fuse_store.repository.manifest import (
@@ -136,6 +137,7 @@ class Versions:
 
     def has_machine(self, machine: str) -> bool:
         """Whether a machine has versions; in doubt yes, if its name is in the store and it shares its directory."""
+        machine = normal(machine)
         tag = machine_tag(machine, self._aead)
         if not self._backend.has_directory(image_directory(tag)):
             return False
@@ -211,6 +213,7 @@ class Versions:
     ) -> Iterator[list[Summary]]:  # fmt: skip
         """The versions of one machine after the other, by application and order; with their ``states`` if wanted."""
         unreadable = {} if unreadable is None else unreadable
+        application = application if application is None else normal(application)
         met: set[str] = set()  # machines
         stamp = self._backend.stamps("states") if states else None
 
@@ -229,7 +232,7 @@ class Versions:
             return own if stamp is None else self._with_states(own, stamp)
 
         if machine is not None:
-            yield of(machine)
+            yield of(normal(machine))
             return
         names, unnamed = self._named()
         for name in sorted(names):
@@ -247,6 +250,7 @@ class Versions:
         """The version that ``reference`` means: an id or the start of one, M/A/NAME with a name in the mount, latest or latest-verified,
         M/A@TIME for the newest one of that period. ``unreadable``: see ``each``. Raises NotFound, UsageError, and Damaged if it
         may be one whose manifest cannot be read."""
+        reference = normal(reference)
         if "/" not in reference:
             image_id = self.id_of(reference)
             return self.with_state(summary(image_id, read_head(self._backend, image_id, self._aead)[0]))

@@ -163,7 +163,7 @@ def test_what_cannot_be_read_back_replaces_nothing(
 def test_a_damaged_head_is_damage_not_absence(run: Run, store: Path, tmp_path: Path) -> None:
     only = put(run, image(tmp_path / "a"))
     break_manifest(store, only)
-    for reference in ("web01/system/latest", "web01/system@2", only, only[:9]):
+    for reference in ("web01/system/latest", "web01/system@2026", only, only[:9]):
         done = run("get", reference, str(tmp_path / "back"), "--json")
         assert done.code == 4 and done.error["image"] == only, reference
     assert run("get", "web02/system/latest", str(tmp_path / "back")).code == 3  # another machine has none, for sure
