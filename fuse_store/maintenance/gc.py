@@ -45,14 +45,19 @@ class Collected:
 def collect(store: Store, *, dry_run: bool, progress: Progress, grace: float = GRACE_PERIOD) -> Collected:
     """As ``_collect``. A dry run takes no lock; what it sees of a writer's work may not fit together, and then it looks again."""
     for _attempt in range(DRY_RUNS - 1 if dry_run else 0):
-        before = store.backend.changed("index")[0], set(store.ids())
+        before = _seen(store)
         try:
             return _collect(store, dry_run, progress, grace)
         except StoreError:
             store.backend.refresh("index")
-            if before == (store.backend.changed("index")[0], set(store.ids())):
+            if before == _seen(store):
                 raise
     return _collect(store, dry_run, progress, grace)
+
+
+def _seen(store: Store) -> tuple[int, int]:
+    """Something that differs once a writer changed the index or the versions. Ids are digests: no two sets have one sum by chance."""
+    return store.backend.changed("index")[0], sum(int(image_id, 16) for image_id in store.versions.ids())
 
 
 def _collect(store: Store, dry_run: bool, progress: Progress, grace: float) -> Collected:
