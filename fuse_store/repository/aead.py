@@ -61,6 +61,14 @@ class Aead:
         """Authenticates ``store.json``. In a store without encryption, whose key is in that file, a checksum."""
         return blake3(content, key=self._config_key).digest(DIGEST)
 
+    def hasher(self) -> blake3:
+        """The digest of content that comes in parts: ``update`` and ``digest(DIGEST)``."""
+        return blake3(key=self._digest_key)
+
+    def key(self, name: bytes, salt: bytes) -> bytes:
+        """The key of the object ``name`` with this salt (16 bytes), for those who encrypt it in another way."""
+        return self._key_of(name, salt)
+
     def encrypt(self, name: bytes, content: bytes) -> bytes:
         """``content``, encrypted as the object ``name``: salt, ciphertext, tag; without encryption: content, checksum."""
         return b"".join(self.encrypt_parts(name, content))

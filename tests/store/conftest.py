@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from fuse_store.image import block_cache, inputs, segments, writer
-from fuse_store.repository import index, pack
+from fuse_store.repository import pack
 from fuse_store.repository.backends import PosixBackend
+from fuse_store.repository.index import Rows, merge
 from fuse_store.store import Store
 
 PAGE = 4096
@@ -64,7 +65,7 @@ def make_small(monkeypatch: pytest.MonkeyPatch, full: int = 64 << 10) -> None:
     monkeypatch.setattr(writer, "MAX_EXTENTS", 8)
     monkeypatch.setattr(segments, "MAX_OPEN_SEGMENTS", 2)
     monkeypatch.setattr(block_cache, "CACHE_SIZE", 512 << 10)
-    monkeypatch.setattr(index, "MAX_MERGED_ROWS", 64)
+    monkeypatch.setattr(merge, "PART_ROWS", 64)
 
 
 @pytest.fixture
@@ -101,6 +102,15 @@ def read_whole(store: Store, image_id: str) -> bytes:
     """An image's bytes, read in pieces that do not fit its pages."""
     opened = store.open_image(image_id)
     return b"".join(opened.read(at, 100_001) for at in range(0, opened.size, 100_001))
+
+
+def index_rows(store: Store) -> Rows:
+    """The whole index, in the order of the digests."""
+    fragments = store.index.fragments().values()
+    whole = merge.Merge([fragment.part(0, len(fragment)) for fragment in fragments])
+    parts = list(whole.parts())
+    names = ("high", "low", "offset", "pack", "stored", "length")
+    return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}, packs=whole.packs)
 
 
 def packs_of(path: Path) -> set[bytes]:
