@@ -74,6 +74,8 @@ class Index:
                 break
             row = fragment.find(high[pending], low[pending])
             hit = np.flatnonzero(row >= 0)
+            if not len(hit):
+                continue
             ordinal, *values = fragment.values(row[hit])
             listed = ordinal < fragment.pack_count  # else the fragment is damaged
             hit = hit[listed]
