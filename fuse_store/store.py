@@ -322,7 +322,7 @@ class Store:
             try:
                 writer = ImageWriter(self.index, self.reader, packs, self.aead, settings, self.sync, known)
                 written = writer.run(files, progress, stored_as)
-                self.index.compact(self.sync, lambda: self.before_commit(lock), self.reader.has)
+                self.index.compact(self.sync, lambda: self.before_commit(lock))
             finally:
                 packs.abandon()
         return written, packs.written

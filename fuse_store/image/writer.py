@@ -168,7 +168,7 @@ class BlockWriter:
         """Close the last pack. Raises OSError."""
         rows = self._packs.finish()
         if rows is not None:
-            self._index.add(rows, self._sync)
+            self._index.add([rows], self._sync)
 
     def _ordinal(self) -> int:
         return self.know(bytes(DIGEST))
@@ -215,7 +215,7 @@ class BlockWriter:
         for block, of_pages in self._jobs.popleft().result():
             rows = self._packs.add(block, of_pages)
             if rows is not None:
-                self._index.add(rows, self._sync)
+                self._index.add([rows], self._sync)
 
 
 class SegmentWriter:

@@ -7,11 +7,11 @@ trash is emptied by a later collection, when the grace period is over.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fuse_store.columns import halves, starts
 from fuse_store.errors import Damaged, NotFound, StoreError
@@ -23,7 +23,9 @@ from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.backends import Lock
 from fuse_store.repository.block import HEADER_SIZE, with_header
 from fuse_store.repository.index import Rows
-from fuse_store.repository.pack import PackWriter, all_packs, pack_name
+from fuse_store.repository.index.fragment import Fragment
+from fuse_store.repository.index.marks import Marks
+from fuse_store.repository.pack import PackWriter, Table, all_packs, pack_name
 from fuse_store.repository.state_log import outlives
 from fuse_store.store import Store
 
@@ -73,12 +75,18 @@ def _collect(store: Store, dry_run: bool, progress: Progress, grace: float) -> C
     store.versions.directories()  # raises StoreError if images/ is missing: the lock would create it, and no block would be needed any more
     with nullcontext() if dry_run else store.writing() as lock:
         progress.start("gc", None, unit="versions")
-        fragments = _checked_fragments(store)
-        needed = _needed_rows(store, fragments, result, progress)
-        drop, copy = _choose_packs(store, fragments, needed, result)
+        fragments, damaged = store.index.check()
+        if lock is not None:
+            if damaged:
+                _rebuild(store, lock, fragments, damaged)
+            store.index.compact(store.sync, lambda: store.before_commit(lock))
+            fragments = list(store.index.fragments().values())
+        needed = _needed_rows(store, Marks(fragments), result, progress)
+        known = _packs_of(fragments) if damaged else None
+        drop, copy = _choose_packs(store, needed, known, result)
         if lock is not None:
             if drop:
-                _replace_packs(store, lock, fragments, needed, drop, copy)
+                _replace_packs(store, lock, needed, drop, copy)
             _forget_states(store)
             store.versions.forget_names()
             trash.empty(store, grace)
@@ -96,25 +104,30 @@ def _forget_states(store: Store) -> None:
             store.state_log.discard(content)
 
 
-def _checked_fragments(store: Store) -> dict[str, Rows]:
-    """Every fragment of the index, checked. Raises StoreError."""
-    fragments = {}
-    for name, rows in store.index.checked():
-        if isinstance(rows, str):
-            raise StoreError(f"index {name}", f"{rows}.", "Nothing was freed. Run 'fuse-store repair' first.")
-        fragments[name] = rows
-    return fragments
+def _rebuild(store: Store, lock: Lock, sound: Sequence[Fragment], damaged: Mapping[str, str]) -> None:
+    """Replace damaged fragments: list the blocks of every pack that no sound one names. A fragment that names a pack has a row for
+    each of its blocks. Raises StoreError."""
+    known = _packs_of(sound)
+    try:
+        for pack, _size in all_packs(store.backend):
+            if pack not in known:
+                store.index.add([store.reader.table(pack).rows()], store.sync)
+    except Damaged as error:
+        name, problem = next(iter(damaged.items()))
+        raise StoreError(f"index {name}", f"{problem}: {error}", "Nothing was freed. Run 'fuse-store repair'.") from None
+    store.index.drop(damaged, store.sync, lambda: store.before_commit(lock), to_trash=True)
 
 
-def _needed_rows(
-    store: Store, fragments: dict[str, Rows], result: Collected, progress: Progress
-) -> dict[str, NDArray[np.bool_]]:
-    """For each fragment, which of its rows a version needs; of a block with several rows, one. Raises StoreError."""
-    needed = {name: np.zeros(len(rows), bool) for name, rows in fragments.items()}
+def _packs_of(fragments: Sequence[Fragment]) -> set[bytes]:
+    return {pack for fragment in fragments for pack in fragment.pack_ids()}
+
+
+def _needed_rows(store: Store, marks: Marks, result: Collected, progress: Progress) -> Marks:
+    """Mark the rows that a version needs; of a block with several rows, one. Raises StoreError."""
     for image_id in store.versions.ids():
         try:
             for digests, _located, _first_pages in store.open_image(image_id).blocks():
-                _mark_needed(store, digests, fragments, needed)
+                _mark_needed(store, digests, marks)
         except (Damaged, NotFound) as error:
             if not store.versions.exists(image_id):
                 continue  # without the lock, in a dry run: it was removed meanwhile
@@ -125,76 +138,56 @@ def _needed_rows(
             ) from None  # fmt: skip
         result.versions_needed += 1
         progress.at(result.versions_needed)
-    return needed
+    return marks
 
 
-def _mark_needed(store: Store, digests: bytes, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]]) -> None:
+def _mark_needed(store: Store, digests: bytes, marks: Marks) -> None:
     """Mark one row of each block as needed. Raises Damaged if a block has none."""
-    high, low = halves(digests)
-    row_of = {name: rows.find(high, low) for name, rows in fragments.items()}
-    copies = np.zeros(len(high), np.int64)
-    for rows_found in row_of.values():
-        copies += rows_found >= 0
-    if not copies.all():
-        raise Damaged(f"{np.count_nonzero(copies == 0)} blocks", "not in the index.")
-    for name, rows_found in row_of.items():
-        needed[name][rows_found[(rows_found >= 0) & (copies == 1)]] = True
-    for block in np.flatnonzero(copies > 1).tolist():  # the pack of one of the rows may be missing or another one
+    numbers, several = marks.find(*halves(digests))
+    if (numbers < 0).any():
+        raise Damaged(f"{np.count_nonzero(numbers < 0)} blocks", "not in the index.")
+    marks.set(numbers[~several])
+    for block in np.flatnonzero(several & ~marks.are_set(numbers)).tolist():
         digest = digests[block * DIGEST : (block + 1) * DIGEST]
-        candidates = [(name, int(rows_found[block])) for name, rows_found in row_of.items() if rows_found[block] >= 0]
-        readable = ((name, row) for name, row in candidates if store.reader.has(digest, *fragments[name].place(row)))
-        name, row = next(readable, candidates[0])
-        needed[name][row] = True
+        places = marks.places(digest)
+        if not marks.are_set(np.array([number for number, _place in places])).any():  # else it was chosen for another version
+            readable = (number for number, place in places if store.reader.has(digest, *place))  # a pack may be missing, or another
+            marks.set(np.array([next(readable, places[0][0])]))
 
 
-def _choose_packs(
-    store: Store, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]], result: Collected
-) -> tuple[set[bytes], set[bytes]]:
-    """(packs to drop, those among them whose needed blocks are copied first). Raises StoreError."""
-    used: dict[bytes, int] = {}  # bytes needed, by pack
-    for name, rows in fragments.items():
-        sums = np.bincount(rows.pack[needed[name]], rows.stored[needed[name]], len(rows.packs) // DIGEST)
-        for ordinal, size in enumerate(sums.tolist()):
-            pack = rows.pack_id(ordinal)
-            used[pack] = used.get(pack, 0) + int(size)
-    drop, copy = set(), set()
+def _choose_packs(store: Store, needed: Marks, known: set[bytes] | None, result: Collected) -> tuple[set[bytes], dict[bytes, int]]:
+    """(packs to drop; of those among them whose needed blocks are copied first, how many these are). With ``known``, other packs
+    stay: the index does not account for them. Raises StoreError."""
+    used: dict[bytes, tuple[int, int]] = {}  # by pack: how many of its blocks are needed, and their bytes
+    for fragment, rows in needed.marked():
+        counts = np.bincount(rows.pack)
+        sizes = np.bincount(rows.pack, rows.stored)
+        for ordinal in np.flatnonzero(counts).tolist():
+            pack = fragment.pack_id(ordinal)
+            count, size = used.get(pack, (0, 0))
+            used[pack] = count + int(counts[ordinal]), size + int(sizes[ordinal])
+    drop, copy = set(), {}
     packs = dict(all_packs(store.backend))
     for pack in used.keys() - packs.keys():
-        if used[pack]:
-            remedy = "Nothing was freed. Run 'fuse-store repair'."
-            raise StoreError(f"pack {pack.hex()}", "missing, and versions need it.", remedy)
+        raise StoreError(f"pack {pack.hex()}", "missing, and versions need it.", "Nothing was freed. Run 'fuse-store repair'.")
     for pack, size in packs.items():
-        live = used.get(pack, 0)
-        if live and live >= MIN_USED_RATIO * size:
+        count, live = used.get(pack, (0, 0))
+        if (count and live >= MIN_USED_RATIO * size) or (known is not None and pack not in known):
             result.packs_kept += 1
             continue
         drop.add(pack)
-        if live:
-            copy.add(pack)
-        result.packs_copied += bool(live)
-        result.packs_removed += not live
+        if count:
+            copy[pack] = count
+        result.packs_copied += bool(count)
+        result.packs_removed += not count
         result.freed += size - live
     return drop, copy
 
 
-def _replace_packs(
-    store: Store, lock: Lock, fragments: dict[str, Rows], needed: dict[str, NDArray[np.bool_]], drop: set[bytes], copy: set[bytes]
-) -> None:
+def _replace_packs(store: Store, lock: Lock, needed: Marks, drop: set[bytes], copy: Mapping[bytes, int]) -> None:
     """Copy the needed blocks, then write an index without the dropped packs, then drop them."""
-    wanted: dict[bytes, list[NDArray[np.uint64]]] = {pack: [] for pack in copy}  # a pack may be in several fragments
-    for name, rows in fragments.items():
-        for ordinal in range(len(rows.packs) // DIGEST):
-            pack = rows.pack_id(ordinal)
-            if pack in copy:
-                wanted[pack].append(np.stack((rows.high, rows.low), 1)[needed[name] & (rows.pack == ordinal)])
-    new = _copy_blocks(store, {pack: np.concatenate(parts) for pack, parts in wanted.items()})
-    for name, rows in fragments.items():
-        dropped = np.array([rows.pack_id(ordinal) in drop for ordinal in range(len(rows.packs) // DIGEST)], bool)
-        if dropped.any():
-            kept = rows.select(~dropped[rows.pack])
-            parts = [part for part in (kept, *new) if len(part)]
-            store.index.replace([name], parts, store.sync, lambda: store.before_commit(lock), to_trash=True)
-            new = []
+    _copy_blocks(store, needed, copy)
+    store.index.without(drop, store.sync, lambda: store.before_commit(lock))
     for pack in drop:
         lock.check()
         fault_point("gc drop pack")
@@ -202,31 +195,45 @@ def _replace_packs(
         store.reader.forget(pack)
 
 
-def _copy_blocks(store: Store, wanted: dict[bytes, NDArray[np.uint64]]) -> list[Rows]:
-    """Copy blocks, as they are stored, to new packs, which are durable when this returns. Raises Damaged: an unreadable
-    block is not copied, and the collection ends."""
+def _copy_blocks(store: Store, needed: Marks, copy: Mapping[bytes, int]) -> None:
+    """Copy the needed blocks of packs, as they are stored, to new packs, which are durable and in the index when this returns.
+    Raises Damaged: an unreadable block is not copied, and the collection ends."""
     writer = PackWriter(store.backend, store.aead, store.sync)
-    written: list[Rows | None] = []
     try:
-        for pack, digests in wanted.items():
+        for pack, count in copy.items():
             table = store.reader.table(pack)
-            chosen = {row.tobytes() for row in digests.astype("<u8")}
             counts = table.counts(store.config.page_size)
             first_pages = starts(counts)
-            for row in range(len(counts)):
+            wanted = _needed_blocks(table, needed)
+            if len(wanted) != count:
+                raise Damaged(f"pack {pack.hex()}", "pack table does not match the index.", "Run 'fuse-store repair'.")
+            for row in wanted:
                 digest = table.digests[row * DIGEST : (row + 1) * DIGEST]
-                if digest not in chosen:
-                    continue
-                chosen.discard(digest)
                 offset, stored = int(table.offset[row]), int(table.stored[row])
                 store.reader.check(table, offset, digest, store.reader.read(digest, pack, offset, stored), store.config.page_size)
                 body = store.reader.stored(pack, offset + HEADER_SIZE, stored - HEADER_SIZE)
                 block = with_header(digest, int(table.length[row]), [body], store.aead)
                 page_digests = table.pages[first_pages[row] : first_pages[row] + counts[row]]
-                written.append(writer.add(block, page_digests.astype("<u8").tobytes()))
-            if chosen:
-                raise Damaged(f"pack {pack.hex()}", "pack table does not match the index.", "Run 'fuse-store repair'.")
-        written.append(writer.finish())
+                _add(store, writer.add(block, page_digests.astype("<u8").tobytes()))
+        _add(store, writer.finish())
     finally:
         writer.abandon()
-    return [rows for rows in written if rows is not None]
+
+
+def _add(store: Store, rows: Rows | None) -> None:
+    if rows is not None:
+        store.index.add([rows], store.sync)
+
+
+def _needed_blocks(table: Table, needed: Marks) -> list[int]:
+    """The rows of a pack's table whose blocks are needed in this pack."""
+    numbers, several = needed.find(*halves(table.digests))
+    known = numbers >= 0
+    known[known] = several[known] | needed.are_set(numbers[known])
+    blocks = []
+    for row in np.flatnonzero(known).tolist():
+        here = table.pack, int(table.offset[row])
+        places = needed.places(table.digests[row * DIGEST : (row + 1) * DIGEST])
+        if needed.are_set(np.array([number for number, place in places if place[:2] == here], np.int64)).any():
+            blocks.append(row)
+    return blocks

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fuse_store.columns import halves
 from fuse_store.errors import Damaged, NotFound
 from fuse_store.image.kind import row_of
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.block import HEADER_SIZE, Block, split, with_header
-from fuse_store.repository.index import Rows, merged
+from fuse_store.repository.index import Rows
 from fuse_store.repository.pack import PackReader, PackWriter, Table, all_packs
 from fuse_store.store import Store
 
@@ -53,25 +52,27 @@ def repair(store: Store, progress: Progress) -> Repaired:
     result = Repaired()
     with store.writing() as lock:
         progress.start("repair", None, unit="packs")
-        old = [name for name, _rows in store.index.checked()]
-        new: list[Rows] = []
-        unmerged: list[Rows] = []
+        index = store.index
+        index.refresh()
+        index.separate()
+        old = {*index.fragments(), *index.damaged()}
+        unwritten: list[Rows] = []
         damaged: dict[bytes, str] = {}
         for pack, _size in sorted(all_packs(store.backend)):
             try:
-                unmerged.append(_checked_table(store, pack).rows())
+                unwritten.append(_checked_table(store, pack).rows())
             except Damaged as error:
                 damaged[pack] = str(error)
                 continue
             result.packs_found += 1
             progress.at(result.packs_found)
-            if sum(map(len, unmerged)) > ROWS_PER_FRAGMENT:
-                new, unmerged = [*new, merged(unmerged)], []
-        if unmerged:
-            new = [*new, merged(unmerged)]
-        new += _rescue_blocks(store, damaged, new, result)
+            if sum(map(len, unwritten)) > ROWS_PER_FRAGMENT:
+                index.add(unwritten, store.sync)
+                unwritten = []
+        index.add(unwritten, store.sync)
+        _rescue_blocks(store, damaged, old, result)
         fault_point("repair index")
-        store.index.replace(old, new, store.sync, lambda: store.before_commit(lock))
+        index.drop(old, store.sync, lambda: store.before_commit(lock))
         store.versions.cache.forget()
         store.versions.name_all(store.sync)
         _find_lost_versions(store, result)
@@ -104,29 +105,35 @@ def _checked_table(store: Store, pack: bytes) -> Table:
     return table
 
 
-def _rescue_blocks(store: Store, damaged: dict[bytes, str], known: Sequence[Rows], result: Repaired) -> list[Rows]:
-    """Copy the readable blocks of damaged packs that are in no other pack to new packs, which are durable when this returns.
-    A later collection frees the damaged packs once no version is damaged."""
+def _rescue_blocks(store: Store, damaged: dict[bytes, str], old: Collection[str], result: Repaired) -> None:
+    """Copy the readable blocks of damaged packs that are in no other pack to new packs, which are durable and in the index when
+    this returns. A later collection frees the damaged packs once no version is damaged. ``old``: fragments not to look into."""
     page_size = store.config.page_size
     writer = PackWriter(store.backend, store.aead, store.sync)
-    written: list[Rows | None] = []
-    copied: set[bytes] = set()
+    copied: set[bytes] = set()  # and not in the index yet
     try:
         for pack, error in damaged.items():
             readable = 0
             for block, pages in _readable_blocks(store, pack):
                 readable += 1
-                high, low = halves(block.digest)
-                if block.digest in copied or any(rows.find(high, low)[0] >= 0 for rows in known):
+                if block.digest in copied or _is_known(store, block.digest, old):
                     continue
                 copied.add(block.digest)
-                written.append(writer.add(block, store.aead.page_digests(split(pages, page_size))))
+                rows = writer.add(block, store.aead.page_digests(split(pages, page_size)))
+                if rows is not None:
+                    store.index.add([rows], store.sync)
+                    copied.clear()
             result.packs_rescued += bool(readable)
             result.packs_bad.append(f"{error} {readable} readable blocks found.")
-        written.append(writer.finish())
+        rows = writer.finish()
+        if rows is not None:
+            store.index.add([rows], store.sync)
     finally:
         writer.abandon()
-    return [rows for rows in written if rows is not None]
+
+
+def _is_known(store: Store, digest: bytes, old: Collection[str]) -> bool:
+    return any(name not in old and fragment.rows_of(digest) for name, fragment in store.index.fragments().items())
 
 
 def _readable_blocks(store: Store, pack: bytes) -> Iterator[tuple[Block, bytes]]:

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fuse_store.columns import halves
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
+from fuse_store.repository.index.marks import Marks
 from fuse_store.store import Store
 
 if TYPE_CHECKING:
@@ -44,9 +46,9 @@ class Verdict:
 def verify(store: Store, ids: Sequence[str], sample: float, progress: Progress) -> list[Verdict]:
     """Read ``sample`` percent (0 to 100) of the blocks of each version, and compare their pages with their digests.
 
-    The digests of their pages are compared with the pack tables. With 100 the checksums of the index, and all pack tables with the
-    ids of their packs are compared as well. A damaged index is a problem of every
-    version. Raises StoreError if the server of an S3 store fails.
+    The digests of their pages are compared with the pack tables, and with 100 all pack tables with the ids of their packs. A sound block
+    is read once, whatever versions share it. Memory is that of a bit for each block of the store. Raises StoreError if the server of
+    an S3 store fails.
     """
     progress.start("verify", None)
     try:
@@ -63,21 +65,33 @@ def _problem(error: Exception) -> str:
     return str(error).replace(f" {remedy}", "", 1) if remedy else str(error)
 
 
+def index_problems(store: Store, complete: bool) -> list[str]:
+    """What is wrong with the fragments of the index: problems of the store, not of versions, whose blocks may be found all the same.
+    ``complete``: compare all columns with their digests; otherwise look at the headers."""
+    damaged = store.index.check()[1] if complete else store.index.damaged()
+    return [f"index {name}: {problem}. Run 'fuse-store repair'." for name, problem in sorted(damaged.items())]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A block that is read: its row among the marks, -1 if it is in none, and the offset in the image that it is needed for."""
+
+    digest: bytes
+    number: int
+    offset: int
+
+
 class _Verifier:
     def __init__(self, store: Store, sample: float, progress: Progress, pool: ThreadPoolExecutor) -> None:
         self._store, self._sample, self._progress, self._pool = store, sample, progress, pool
         self._table = lru_cache(MAX_TABLES)(lambda pack: store.reader.table(pack, check=sample >= 100))
         self._random = random.Random(time.time_ns())
-        self._block_problems: dict[bytes, str] = {}  # by digest, of the blocks that were read; empty if sound
+        self._sound = Marks(store.index.fragments().values())  # the blocks that were read
         self._pack_problems: dict[bytes, str] = {}  # by pack id, of its table; empty if sound
         self._bytes_read = 0
-        self._index_problems: list[str] = []
-        if sample >= 100:
-            damaged = [(name, problem) for name, problem in store.index.checked() if isinstance(problem, str)]
-            self._index_problems = [f"index {name}: {problem}. Run 'fuse-store repair'." for name, problem in damaged]
 
     def verify(self, image_id: str) -> Verdict:
-        verdict = Verdict(image_id, problems=list(self._index_problems))
+        verdict = Verdict(image_id)
         try:
             image = self._store.open_image(image_id)
             problem = self._store.state_log.read(image.head.content).problem_of(image_id)
@@ -93,17 +107,20 @@ class _Verifier:
 
     def _check_blocks(self, verdict: Verdict, image: Image) -> None:
         """The blocks that are stored in packs."""
-        pending: deque[tuple[bytes, int, Future[bytes]]] = deque()
+        pending: deque[tuple[_Read, Future[bytes]]] = deque()
         for digests, located, first_pages in image.blocks():
             if self._sample >= 100:
                 self._check_pack_tables(verdict, located.packs)
-            for row in np.lexsort((located.offset, located.pack)).tolist():  # so that a pack is read from its start to its end
-                digest, offset = digests[row * DIGEST : (row + 1) * DIGEST], int(first_pages[row]) * image.head.page_size
-                if digest in self._block_problems:
-                    self._add_block_problem(verdict, digest, offset)
-                elif self._is_in_sample():
+            numbers, _several = self._sound.find(*halves(digests))
+            unread = numbers < 0
+            unread[~unread] = ~self._sound.are_set(numbers[~unread])
+            order = np.lexsort((located.offset, located.pack))  # so that a pack is read from its start to its end
+            for row in order[unread[order]].tolist():
+                if self._is_in_sample():
                     verdict.blocks += 1
-                    pending.append((digest, offset, self._pool.submit(self._open, digest, located, row)))
+                    digest = digests[row * DIGEST : (row + 1) * DIGEST]
+                    read = _Read(digest, int(numbers[row]), int(first_pages[row]) * image.head.page_size)
+                    pending.append((read, self._pool.submit(self._open, digest, located, row)))
                     if len(pending) >= MAX_PENDING_BLOCKS:
                         self._finish_block(verdict, *pending.popleft())
         while pending:
@@ -144,24 +161,21 @@ class _Verifier:
             if self._pack_problems[pack] and self._pack_problems[pack] not in verdict.problems:
                 verdict.problems.append(self._pack_problems[pack])
 
-    def _finish_block(self, verdict: Verdict, digest: bytes, offset: int, job: Future[bytes]) -> None:
+    def _finish_block(self, verdict: Verdict, read: _Read, job: Future[bytes]) -> None:
         try:
             pages = job.result()
-            self._block_problems[digest] = ""
             self._count_read(pages)
         except Damaged as error:
-            self._block_problems[digest] = _problem(error)
-        self._add_block_problem(verdict, digest, offset)
+            verdict.problems.append(f"{_problem(error)} (image {verdict.id}, extent {read.offset:#x})")
+            return
+        if read.number >= 0:
+            self._sound.set(np.array([read.number]))
 
     def _finish_computed_block(self, verdict: Verdict, job: Future[bytes]) -> None:
         try:
             self._count_read(job.result())
         except Damaged as error:
             verdict.problems.append(_problem(error))
-
-    def _add_block_problem(self, verdict: Verdict, digest: bytes, offset: int) -> None:
-        if self._block_problems[digest]:
-            verdict.problems.append(f"{self._block_problems[digest]} (image {verdict.id}, extent {offset:#x})")
 
     def _is_in_sample(self) -> bool:
         return self._random.random() * 100 < self._sample

@@ -62,8 +62,12 @@ class Aead:
         return blake3(content, key=self._config_key).digest(DIGEST)
 
     def hasher(self) -> blake3:
-        """What ``digest`` is made of, for content that comes in parts: ``update``, then ``digest(DIGEST)``."""
+        """The digest of content that comes in parts: ``update`` and ``digest(DIGEST)``."""
         return blake3(key=self._digest_key)
+
+    def key(self, name: bytes, salt: bytes) -> bytes:
+        """The key of the object ``name`` with this salt (16 bytes), for those who encrypt it in another way."""
+        return self._key_of(name, salt)
 
     def encrypt(self, name: bytes, content: bytes) -> bytes:
         """``content``, encrypted as the object ``name``: salt, ciphertext, tag; without encryption: content, checksum."""

@@ -90,9 +90,17 @@ def test_index(store: Path) -> None:
     assert value(content, "Index", "magic") == b"FSINDEX1"
     header, begin = number(content, "Index", "u32: H"), number(content, "Index", "u32: B")
     assert begin % 8 == 0 and 16 + header <= begin < 16 + header + 8
-    rows, rest = divmod(len(content) - begin, 36)
+    rows, rest = divmod(len(content) - begin, 32)
     (pack,) = store.glob("packs/*/*.pack")
-    assert rest == 0 and rows == int.from_bytes(_table(pack)[:4], "little")
+    table = _table(pack)
+    assert rest == 0 and rows == int.from_bytes(table[:4], "little")
+    blocks = {table[at : at + 16]: table[at + 16 : at + 32] for at in range(8, 8 + 32 * rows, 32)}
+    for row in range(rows):
+        digest = b"".join(content[begin + 8 * rows * half + 8 * row :][:8] for half in (0, 1))
+        values = begin + 16 * rows + 16 * row
+        block = blocks[digest]
+        for name, wanted in (("pack", bytes(4)), ("offset", block[:4]), ("stored", block[8:12]), ("length", block[12:])):
+            assert value(content, "Index", f"u32 {name}", values) == wanted
 
 
 def _table(pack: Path) -> bytes:

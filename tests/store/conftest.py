@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from fuse_store.image import block_cache, inputs, segments, writer
-from fuse_store.repository import index, pack
+from fuse_store.repository import pack
 from fuse_store.repository.backends import PosixBackend
+from fuse_store.repository.index import Rows, merge
 from fuse_store.repository.state_log import StateEntry
 from fuse_store.store import Store
 
@@ -65,7 +66,7 @@ def make_small(monkeypatch: pytest.MonkeyPatch, full: int = 64 << 10) -> None:
     monkeypatch.setattr(writer, "MAX_EXTENTS", 8)
     monkeypatch.setattr(segments, "MAX_OPEN_SEGMENTS", 2)
     monkeypatch.setattr(block_cache, "CACHE_SIZE", 512 << 10)
-    monkeypatch.setattr(index, "MAX_MERGED_ROWS", 64)
+    monkeypatch.setattr(merge, "PART_ROWS", 64)
 
 
 @pytest.fixture
@@ -111,6 +112,15 @@ def entries_of(store: Store, image_id: str) -> list[StateEntry]:
 
 def state_of(store: Store, image_id: str) -> str:
     return store.state_log.read(store.open_image(image_id).head.content).state(image_id)
+
+
+def index_rows(store: Store) -> Rows:
+    """The whole index, in the order of the digests."""
+    fragments = store.index.fragments().values()
+    whole = merge.Merge([fragment.part(0, len(fragment)) for fragment in fragments])
+    parts = list(whole.parts())
+    names = ("high", "low", "offset", "pack", "stored", "length")
+    return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}, packs=whole.packs)
 
 
 def packs_of(path: Path) -> set[bytes]:

@@ -25,7 +25,7 @@ def run(context: Context) -> int:
     options = context.options
     complete = options.sample >= 100
     with context.open_store() as store:
-        from fuse_store.maintenance.verify import verify
+        from fuse_store.maintenance.verify import index_problems, verify
 
         ids = [store.versions.id_of(reference) for reference in options.image]
         if not options.image:  # all, also those with unreadable manifests
@@ -33,13 +33,14 @@ def run(context: Context) -> int:
             ids = [version.id for versions in store.versions.by_machine(unreadable=unreadable) for version in versions]
             ids += sorted(unreadable)
         verdicts = verify(store, ids, options.sample, context.progress)
+        problems = index_problems(store, complete)
         checksums = _kernel_checksums(context, store, verdicts) if complete else {}
         sound = [verdict.id for verdict in verdicts if verdict.state == "sound"]
         recorded = complete and _record(context, store, sound, checksums)
         names = {verdict.id: _label(store, verdict.id) for verdict in verdicts}
     damaged = [verdict for verdict in verdicts if verdict.state != "sound"]
     record = {
-        "sample": options.sample, "sound": len(sound), "damaged": len(damaged), "recorded": recorded,
+        "sample": options.sample, "sound": len(sound), "damaged": len(damaged), "recorded": recorded, "problems": problems,
         "versions": [
             {
                 "id": verdict.id, "state": verdict.state, "blocks": verdict.blocks, "kernel_checksum": checksums.get(verdict.id),
@@ -52,11 +53,18 @@ def run(context: Context) -> int:
         (verdict.id[:12], verdict.state, str(verdict.blocks), names[verdict.id]) for verdict in verdicts
     ]
     context.emit(record, text.table(("ID", "STATE", "BLOCKS", "VERSION"), rows, right=frozenset((2,))) if rows else "")
-    if not damaged:
+    for problem in problems:
+        context.complain(problem)
+    if not damaged and not problems:
         sample = "" if complete else f" in a sample of {options.sample:g} %"
         context.remark(f"{text.count(len(verdicts), 'version')} verified, no errors found{sample}")
         return 0
     _print_problems(context, damaged)
+    if not damaged:
+        raise Damaged(
+            f"store {context.store_location}", f"no version damaged, but {text.count(len(problems), 'fragment')} of the index.",
+            "Run 'fuse-store repair'. All versions are usable.",
+        )  # fmt: skip
     raise Damaged(
         f"store {context.store_location}", f"{len(damaged)} of {text.count(len(verdicts), 'version')} damaged.",
         "Run 'fuse-store repair', then restore from a copy of the store what is still damaged. The other versions are usable.",
@@ -127,6 +135,7 @@ VERB = Verb(
         "sound": "number of sound versions",
         "damaged": "number of damaged versions",
         "recorded": "whether the sound versions were recorded as verified",
+        "problems": "list of errors of the store that are no version's",
         "versions": "one object for each version:",
         "  id": "version id",
         "  state": "sound or damaged",

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from fuse_store.errors import StoreError
 from fuse_store.repository.backends.base import Backend, Entry, Lock, NewFile
+from fuse_store.repository.backends.mapping import Mapped
 from fuse_store.repository.backends.posix import PosixBackend
 
-__all__ = ["Backend", "Entry", "Lock", "NewFile", "PosixBackend", "backend"]
+__all__ = ["Backend", "Entry", "Lock", "Mapped", "NewFile", "PosixBackend", "backend"]
 
 
 def backend(location: str | Path) -> Backend:

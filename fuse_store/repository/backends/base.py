@@ -7,12 +7,13 @@ file raises FileNotFoundError, a failing disk OSError, a failing server StoreErr
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from fuse_store.repository.backends.mapping import Mapped
 
 MISSING = "missing"  # the stamp of a file that does not exist
 
@@ -95,7 +96,7 @@ class Backend(Protocol):
         """Bytes of a file; a file in the trash is a missing one."""
         ...
 
-    def read_mmap(self, name: str, *, check: bool) -> bytes | mmap.mmap:
+    def read_mmap(self, name: str, *, check: bool) -> Mapped:
         """The content of an immutable file. ``check``: as it is in the store now, not as it is in the local cache."""
         ...
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import shutil
 import threading
@@ -28,6 +27,7 @@ from fuse_store.repository.atomic import (
     write_file,
 )
 from fuse_store.repository.backends.base import MISSING, Entry
+from fuse_store.repository.backends.mapping import Mapped, map_file
 from fuse_store.repository.locks import WriterLock
 
 DIRECTORIES = ("packs", "index", "images", "machines", "states", "trash", "locks", "partial")
@@ -133,7 +133,7 @@ class PosixBackend:
         with self.new("packs", False) as new:
             new.file.write(b"4")
             new.create("packs/00/probe")
-        mapped = bytes(self.read_mmap("images/probe", check=True))
+        mapped = bytes(self.read_mmap("images/probe", check=True).view)
         self.to_trash("images/probe")
         done = mapped == self.read("trash/probe") == b"3" and not self.names("images") and self.read("packs/00/probe") == b"4"
         for name in ("trash/probe", "packs/00/probe"):
@@ -167,12 +167,9 @@ class PosixBackend:
     def size(self, name: str) -> int:
         return os.stat(self.local_dir / name).st_size
 
-    def read_mmap(self, name: str, *, check: bool) -> bytes | mmap.mmap:
+    def read_mmap(self, name: str, *, check: bool) -> Mapped:
         with open(self.local_dir / name, "rb") as file:
-            try:
-                return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            except ValueError:
-                return b""  # an empty file cannot be mapped
+            return map_file(file, os.fstat(file.fileno()).st_size)
 
     def cached(self, name: str, make: Callable[[], bytes]) -> bytes:
         return make()

@@ -15,14 +15,13 @@ import datetime
 import errno
 import hashlib
 import io
-import mmap
 import os
 import re
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
@@ -34,9 +33,10 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
-from fuse_store.repository.atomic import WRITE_BUFFER_SIZE, fault_point, write_file
+from fuse_store.repository.atomic import WRITE_BUFFER_SIZE, NewFile, fault_point
 from fuse_store.repository.backends.base import MISSING, Entry, Lock
 from fuse_store.repository.backends.lease import Lease, probe
+from fuse_store.repository.backends.mapping import Mapped, map_file
 from fuse_store.user_directories import cache_home
 
 PIECE_SIZE = 1 << 20  # bytes of a pack that are read at once: a dozen blocks
@@ -44,7 +44,7 @@ MAX_PIECES = 48  # in memory
 READ_REQUESTS = 8  # at once, to hide the latency of the server
 UPLOAD_PART_SIZE = 16 << 20  # bytes of a pack
 UPLOAD_REQUESTS = 4  # at once
-MAX_OBJECT_SIZE = 1 << 30  # bytes of an object that is read as a whole; index fragments have less than a tenth
+MAX_OBJECT_SIZE = 1 << 30  # bytes of an object that is read as a whole
 LOCAL_CACHE_SIZE = 1 << 30  # bytes of each directory of the local cache; the oldest files are removed first
 LIST_VALID_SECONDS = 1.0  # how long ``changed`` trusts the last list
 LIST_FAILED_SECONDS = 5.0  # how long ``changed`` repeats that a list failed: the requests of one ls do not wait one after the other
@@ -142,22 +142,22 @@ class S3Backend:
                 self._sizes[name] = size
         return size
 
-    def read_mmap(self, name: str, *, check: bool) -> bytes | mmap.mmap:
+    def read_mmap(self, name: str, *, check: bool) -> Mapped:
         path = self.local_dir / name
         mapped = None if check else _map_cached(path)
         if mapped is None:
-            content = self.read(name)
-            self._add_to_cache(path, content)
-            mapped = _map_cached(path) or content  # in memory, if the disk is full
+            with self._translated_errors(name):
+                self._add_to_cache(path, map(bytes, obstore.get(self._objects, name).stream(min_chunk_size=PIECE_SIZE)))
+            mapped = _map_cached(path) or Mapped(memoryview(self.read(name)))  # in memory, if the disk is full
         return mapped
 
     def cached(self, name: str, make: Callable[[], bytes]) -> bytes:
         path = self.local_dir / "tables" / name
         mapped = _map_cached(path)
         if mapped is not None:
-            return bytes(mapped)
+            return bytes(mapped.view)
         content = make()
-        self._add_to_cache(path, content)
+        self._add_to_cache(path, [content])
         return content
 
     def stream(self, name: str) -> BinaryIO:
@@ -405,9 +405,15 @@ class S3Backend:
         own.set_result(content)
         return content
 
-    def _add_to_cache(self, path: Path, content: bytes) -> None:
+    def _add_to_cache(self, path: Path, content: Iterable[bytes]) -> None:
+        hasher = blake3()
         try:
-            write_file(path, content + blake3(content).digest(), sync=False)
+            with NewFile(path.parent, sync=False) as new:
+                for part in content:
+                    hasher.update(part)
+                    new.file.write(part)
+                new.file.write(hasher.digest())
+                new.replace(path)
             files = [(file.stat(), file) for file in path.parent.iterdir()]
             size = sum(status.st_size for status, _file in files)
             for status, file in sorted(files, key=lambda each: each[0].st_mtime):
@@ -485,17 +491,17 @@ def _check_endpoint() -> None:
             raise UsageError(f"{variable} {value!r}", "not a URL like https://HOST:PORT.", "Write it with http:// or https://.")
 
 
-def _map_cached(path: Path) -> mmap.mmap | bytes | None:
-    """The content of a file of the local cache, mapped; None if it does not exist or is damaged."""
+def _map_cached(path: Path) -> Mapped | None:
+    """The content of a file of the local cache; None if it does not exist or is damaged."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size - _CHECKSUM_SIZE
             if size <= 0:
                 return None
-            content = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
+            content = map_file(file, size)
             file.seek(size)
-            if blake3(content).digest() == file.read(_CHECKSUM_SIZE):
+            if blake3(content.view).digest() == file.read(_CHECKSUM_SIZE):
                 return content
-    except (OSError, ValueError):
+    except OSError:
         pass
     return None

@@ -15,10 +15,9 @@ from fuse_store.image import page_table, writer
 from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
-from fuse_store.repository.index import Rows, merged
 from fuse_store.repository.pack import Table, pack_name
 from fuse_store.store import Label, Store
-from tests.store.conftest import PAGE, content, packs_of, read_whole, replace_content, write_sparse
+from tests.store.conftest import PAGE, content, index_rows, packs_of, read_whole, replace_content, write_sparse
 
 DATA = content(range(1, 400))
 HOUR = 3600
@@ -33,13 +32,9 @@ def put(store: Store, data: bytes, machine: str = "m", replace: bool = False) ->
     return store.put(str(write_sparse(store.path.parent / "source", data)), Label(machine), replace=replace).id
 
 
-def rows_of(store: Store) -> Rows:
-    return merged(list(store.index.fragments().values()))
-
-
 def flip(store: Store, rows: list[int]) -> None:
     """One bit in the body of each of these blocks, by their rows in the index."""
-    index = rows_of(store)
+    index = index_rows(store)
     for pack, offset, stored in map(index.place, rows):
         path = store.path / pack_name(pack)
         data = bytearray(path.read_bytes())
@@ -50,10 +45,10 @@ def flip(store: Store, rows: list[int]) -> None:
 
 def damages() -> dict[str, Callable[[Store], None]]:
     def every_block(store: Store) -> None:
-        flip(store, list(range(len(rows_of(store)))))
+        flip(store, list(range(len(index_rows(store)))))
 
     def one_block(store: Store) -> None:
-        flip(store, [len(rows_of(store)) // 2])
+        flip(store, [len(index_rows(store)) // 2])
 
     def no_pack(store: Store) -> None:
         for pack in packs_of(store.path):
@@ -72,7 +67,7 @@ def damages() -> dict[str, Callable[[Store], None]]:
     def zeros_but_for_the_table(store: Store) -> None:
         for pack in packs_of(store.path):
             path = store.path / pack_name(pack)
-            end = max(sum(rows_of(store).place(row)[1:]) for row in range(len(rows_of(store))))
+            end = max(sum(index_rows(store).place(row)[1:]) for row in range(len(index_rows(store))))
             replace_content(path, bytes(end) + path.read_bytes()[end:])
 
     return {each.__name__: each for each in (every_block, one_block, no_pack, zeros, cut, zeros_but_for_the_table)}
@@ -107,7 +102,7 @@ def test_what_is_damaged_or_gone_is_stored_again(store: Store, damage: Callable[
 
 def test_of_several_copies_of_a_block_the_readable_one_is_shared_and_kept(store: Store) -> None:
     first = put(store, DATA)
-    flip(store, list(range(len(rows_of(store)))))
+    flip(store, list(range(len(index_rows(store)))))
     put(store, DATA, "other")
     assert read_whole(store, first) == DATA  # the same blocks
     packs = packs_of(store.path)
@@ -126,7 +121,7 @@ def test_of_a_large_base_a_part_is_opened_each_time(store: Store, monkeypatch: p
     monkeypatch.setattr(page_table, "ALL_OPENED", 0)
     data = content(range(1, 1600))
     image_id = put(store, data)
-    blocks = len(rows_of(store))
+    blocks = len(index_rows(store))
     opened: list[bytes] = []
     is_readable = page_table.Bases._is_readable
     now = 1_800_000_000

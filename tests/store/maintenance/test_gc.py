@@ -14,12 +14,11 @@ from fuse_store.errors import Damaged, Locked, StoreError
 from fuse_store.maintenance import gc, trash
 from fuse_store.maintenance.gc import Collected, collect
 from fuse_store.progress import SILENT
-from fuse_store.repository import index
-from fuse_store.repository.index import merged
+from fuse_store.repository.index import lookup
 from fuse_store.repository.manifest import image_name
 from fuse_store.repository.pack import pack_name
 from fuse_store.store import Label, Store
-from tests.store.conftest import content, packs_of, packs_with, read_whole, replace_content, write_sparse
+from tests.store.conftest import content, index_rows, packs_of, packs_with, read_whole, replace_content, write_sparse
 
 
 @pytest.fixture
@@ -49,6 +48,10 @@ def two_in_one_pack(store: Store, first: int, second: int) -> tuple[str, str]:
     both = put(store, 1, first + second)
     part = put(store, 1 + first, second)
     return both, part
+
+
+def no_merging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "similar", lambda fragments: fragments[:0])
 
 
 def test_a_pack_that_nothing_needs_goes_to_the_trash_and_is_destroyed_later(store: Store) -> None:
@@ -84,8 +87,8 @@ def test_how_much_of_a_pack_must_be_needed(store: Store, monkeypatch: pytest.Mon
     both, part = two_in_one_pack(store, 64, 32)
     store.remove([both])
     ((pack, size),) = sizes(store).items()
-    live = sum(int(rows.stored[row]) for rows in store.index.fragments().values() for row in range(len(rows))
-               if rows.digest(row) in digests_of(store, part))  # fmt: skip
+    rows = index_rows(store)
+    live = sum(int(rows.stored[row]) for row in range(len(rows)) if rows.digest(row) in digests_of(store, part))
     assert 0 < live < size
     monkeypatch.setattr(gc, "MIN_USED_RATIO", live / size)
     assert run(store) == Collected(packs_kept=1, versions_needed=1)
@@ -110,19 +113,20 @@ def test_the_pages_of_copied_blocks_are_still_known(store: Store) -> None:
 
 
 def test_blocks_of_one_pack_may_be_in_several_fragments(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "MAX_MERGED_ROWS", 0)
+    no_merging(monkeypatch)
     both, part = two_in_one_pack(store, 640, 96)
     other = put(store, 5000)
     old = dict(store.index.fragments())
-    rows = merged(list(old.values()))
-    halves = [rows.select(np.arange(at, len(rows), 2)) for at in (0, 1)]
-    store.index.replace(list(old), halves, sync=False, before=lambda: None)
+    rows = index_rows(store)
+    for at in (0, 1):
+        store.index.add([rows.select(np.arange(at, len(rows), 2))], sync=False)
+    store.index.drop(list(old), False, lambda: None)
     store.remove([both])
     done = run(store)
     assert (done.packs_kept, done.packs_copied, done.packs_removed) == (1, 1, 0)
     assert read_whole(store, part) == content(range(641, 737)) and read_whole(store, other) == content(range(5000, 5064))
-    every = merged(list(store.index.fragments().values()))
-    assert {every.pack_id(ordinal) for ordinal in range(len(every.packs) // 16)} == packs_of(store.path)
+    every = index_rows(store)
+    assert {every.place(row)[0] for row in range(len(every))} == packs_of(store.path)
 
 
 def test_without_a_manifest_or_the_index_nothing_is_freed(store: Store) -> None:
@@ -137,11 +141,6 @@ def test_without_a_manifest_or_the_index_nothing_is_freed(store: Store) -> None:
     assert packs_of(store.path) == {bytes.fromhex(Path(name).stem) for name in before if name.endswith(".pack")}
     replace_content(path, manifest)
     saved = {name: name.read_bytes() for name in (store.path / "index").glob("*.idx")}
-    for name, data in saved.items():
-        replace_content(name, data[:-1] + bytes([data[-1] ^ 1]))
-    store.index.refresh()
-    with pytest.raises(StoreError, match=r"index [0-9a-f]{32}\.idx: checksum mismatch\. Nothing was freed"):
-        run(store)
     for name in saved:
         name.unlink()
     store.index.refresh()
@@ -168,7 +167,7 @@ def test_a_damaged_block_is_not_copied(store: Store) -> None:
     both, part = two_in_one_pack(store, 640, 64)
     store.remove([both])
     ((pack, _size),) = sizes(store).items()
-    rows = merged(list(store.index.fragments().values()))
+    rows = index_rows(store)
     needed = next(row for row in range(len(rows)) if rows.digest(row) in digests_of(store, part))
     _pack, offset, stored = rows.place(needed)
     path = store.path / pack_name(pack)
@@ -268,8 +267,8 @@ def test_what_is_moved_to_the_trash_is_synced_if_the_store_is(tmp_path: Path, mo
 @pytest.mark.parametrize("lost", [True, False], ids=["one pack is lost", "both are there"])
 def test_of_a_block_in_two_packs_one_is_needed(store: Store, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
     """Beside blocks that are in one pack only, before and behind them."""
-    monkeypatch.setattr(index, "MAX_MERGED_ROWS", 0)
-    for attempt in range(4):  # the order of fragments is random
+    no_merging(monkeypatch)
+    for attempt in range(2):
         start = 1000 * attempt + 1
         twice = put(store, start + 32, 64, bases=[])
         (first_pack,) = packs_with(store, twice)

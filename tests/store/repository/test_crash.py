@@ -193,7 +193,7 @@ def test_every_kind_of_step_was_tried(prepared: Prepared, tmp_path: Path, monkey
     """The points that the verbs above pass: one of each object that is written, and of each that goes."""
     seen: set[str] = set()
     maintenance = ("maintenance.gc", "maintenance.repair", "maintenance.trash")
-    for module in ("repository.atomic", "repository.pack", "repository.index", *maintenance, "store"):
+    for module in ("repository.atomic", "repository.pack", "repository.index.lookup", *maintenance, "store"):
         monkeypatch.setattr(f"fuse_store.{module}.fault_point", seen.add)
     path = clone(prepared.path, tmp_path / "store")
     with Store.open(path) as store:

@@ -16,7 +16,10 @@ import msgpack
 import pytest
 import zstandard
 from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
@@ -49,7 +52,7 @@ class SecondReader:
         assert blake3(content.encode(), key=self.keys["store.json"]).digest(16).hex() == config["mac"]
         self.where = {}
         for fragment in directory.glob("index/*.idx"):
-            self.where.update(self._fragment(fragment.read_bytes()))
+            self.where.update(self._fragment(fragment.stem, fragment.read_bytes()))
 
     def digest(self, content: bytes) -> bytes:
         return blake3(content, key=self.keys["digest"]).digest(16)
@@ -69,20 +72,23 @@ class SecondReader:
         assert self.digest(content) == salt
         return content
 
-    def _fragment(self, content: bytes) -> dict[bytes, tuple[bytes, int, int]]:
+    def _fragment(self, name: str, content: bytes) -> dict[bytes, tuple[bytes, int, int]]:
         magic, length, begin = struct.unpack_from("<8sII", content)
         assert magic == b"FSINDEX1"
-        header = msgpack.unpackb(self.open(b"index", content[16 : 16 + length]))
-        rows, columns = header["rows"], content[begin:]
-        assert self.digest(columns) == header["digest"]
-        parts, at = [], 0
-        for kind, size in (("Q", 8), ("Q", 8), ("Q", 8), ("I", 4), ("I", 4), ("I", 4)):
-            parts.append(struct.unpack_from(f"<{rows}{kind}", columns, at))
-            at += rows * size
-        assert at == len(columns) and list(zip(parts[0], parts[1], strict=True)) == sorted(zip(parts[0], parts[1], strict=True))
+        packed = self.open(b"index", content[16 : 16 + length])
+        salt = self.digest(packed)
+        header = msgpack.unpackb(packed)
+        assert name == salt.hex() and len(content) == begin + 32 * header["rows"]
+        high, low, values = (content[begin + at * header["rows"] : begin + to * header["rows"]] for at, to in ((0, 8), (8, 16), (16, 32)))
+        if self.encrypted:
+            key = blake3(salt + b"index values", key=self.keys["encrypt"]).digest(32)
+            values = Cipher(AES(key), CTR(bytes(16))).decryptor().update(values)
+        assert header["digests"] == self.digest(high) + self.digest(low) + self.digest(values)
+        digests = list(zip(struct.unpack(f"<{header['rows']}Q", high), struct.unpack(f"<{header['rows']}Q", low), strict=True))
+        assert digests == sorted(digests)
         return {
-            struct.pack("<QQ", high, low): (header["packs"][16 * pack : 16 * pack + 16], offset, stored)
-            for high, low, offset, pack, stored, _length in zip(*parts, strict=True)
+            struct.pack("<QQ", *digest): (header["packs"][16 * pack : 16 * pack + 16], offset, stored)
+            for digest, (pack, offset, stored, _length) in zip(digests, struct.iter_unpack("<IIII", values), strict=True)
         }
 
     def block(self, digest: bytes) -> bytes:
