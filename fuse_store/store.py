@@ -11,7 +11,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError, WrongKey
 from fuse_store.image import kind as kinds
+from fuse_store.paths import checked_path
 from fuse_store.policy import names
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository import config as configuration
@@ -51,7 +52,7 @@ from fuse_store.versions import Unreadable, Versions
 
 if TYPE_CHECKING:
     from fuse_store.image.block_cache import BlockCache
-    from fuse_store.image.inputs import InputFile
+    from fuse_store.image.inputs import Input, InputFile
     from fuse_store.image.reader import Image
     from fuse_store.image.writer import WrittenImage
     from fuse_store.repository.index import Index
@@ -160,7 +161,7 @@ class Store:
         place = backend(path)
         config = _read_config(place, str(path))
         store_id, check, root = (bytes.fromhex(text) for text in (config.id, config.check, config.root))
-        named = key_file or os.environ.get("FUSE_STORE_KEY_FILE")
+        named = os.environ.get("FUSE_STORE_KEY_FILE") if key_file is None else checked_path("key file", key_file)
         unencrypted = unencrypted or os.environ.get("FUSE_STORE_UNENCRYPTED") == "1"
         known_stores.admit(place.url, Known(config.id, config.encrypted), told=bool(named) if config.encrypted else unencrypted)
         if config.encrypted:
@@ -238,18 +239,24 @@ class Store:
     # what changes it -------------------------------------------------------------------------------------------------
 
     def put(
-        self, source: str, label: Label, *, bases: Sequence[str] | None = None, replace: bool = False,
+        self, source: str | Input, label: Label, *, bases: Sequence[str] | None = None, replace: bool = False,
         machine_disks: Sequence[Path] = (), progress: Progress = SILENT, warn: Callable[[str], None] = _ignore,
     ) -> Summary:  # fmt: skip
-        """Store what ``source`` names as a new version. ``bases`` are references, by default the newest version of the same
-        machine and application; ``replace`` removes that one once the new one is there. ``machine_disks``: see
-        ``image.kind.Kind.recognise``. ``warn`` is told if there is no image of the label's kind. Raises StoreError."""
+        """Store what ``source`` names as a new version, or an input, which the caller closes. ``bases`` are references, by
+        default the newest version of the same machine and application; ``replace`` removes that one once the new one is there.
+        ``machine_disks``: see ``image.kind.Kind.recognise``. ``warn`` is told if there is no image of the label's kind, and what
+        is not certain of the source. Raises StoreError."""
         from fuse_store.image.inputs import open_input
 
-        files = open_input(source)
-        with kinds.load(label.kind).recognise(files, label.tags, machine_disks) as recognised:
+        disks = [checked_path("machine disk", disk) for disk in machine_disks]
+        with (
+            open_input(source) if isinstance(source, str) else nullcontext(source) as opened,
+            kinds.load(label.kind).recognise(opened.files, label.tags, disks) as recognised,
+        ):
+            if replace and not (opened.complete or recognised.confirms):
+                raise _incomplete()
             if recognised.problem:
-                warn(f"no {label.kind} image found in {source}: {recognised.problem}")
+                warn(f"no {label.kind} image found in {opened.name}: {recognised.problem}")
             tags = {**names.recorded_tags(recognised.tags), **label.tags}
             with self.writing() as lock:
                 taken = time.time_ns()
@@ -262,13 +269,20 @@ class Store:
                     label.machine, label.application, label.kind, label.event, tags, taken, number,
                     0, 0, 0, 0, self.config.page_size, tuple(base_ids), (), (),
                 )  # fmt: skip
-                pack_head(_with_files(head, _placed(files, self.config.page_size)), label.name)  # before everything is read
-                written, stored = self._write(files, recognised, base_ids, progress, lock, open_all=replace)
+                pack_head(_with_files(head, opened.placed(self.config.page_size)), label.name)  # before everything is read
+                written, stored = self._write(opened, recognised, base_ids, progress, lock, open_all=replace)
+                for text in opened.warnings:
+                    warn(text)
                 head = dataclasses.replace(
                     _with_files(head, written.files), allocated=written.allocated, new=written.new, stored=stored,
-                    segments=tuple(written.segments), computed=written.computed, content=written.content,
+                    segments=tuple(written.segments), computed=written.computed, content=written.content, tags=opened.tags_with(tags),
                 )  # fmt: skip
-                head = dataclasses.replace(head, recognised=self._recognised(head, written.encrypted))
+                with self._draft(head, written.encrypted) as draft:
+                    if not opened.complete:  # a pipe ends in the same way whether it was all or not
+                        whole = recognised.confirm(draft)
+                        if replace and not whole:
+                            raise _incomplete()
+                    head = dataclasses.replace(head, recognised=_recognised(draft))
                 image_id = self._commit(head, written.encrypted, lock)
                 self._warn_of_clock(earlier, taken, warn)
                 if replace:
@@ -302,7 +316,7 @@ class Store:
             )
 
     def _write(
-        self, files: Sequence[InputFile], recognised: kinds.Recognised, bases: Sequence[str], progress: Progress, lock: Lock,
+        self, source: Input, recognised: kinds.Recognised, bases: Sequence[str], progress: Progress, lock: Lock,
         *, open_all: bool,
     ) -> tuple[WrittenImage, int]:  # fmt: skip
         """Have everything but the manifest in the store; (what the manifest says of it, bytes written). ``open_all``: make sure that
@@ -313,7 +327,7 @@ class Store:
 
         config = self.config
         settings = kinds.Settings(config.page_size, config.compression, config.level, self.aead.digest, self.aead.page_digests)
-        stored_as = recognised.store_as(files[0], settings) if len(files) == 1 else None
+        stored_as = recognised.store_as(source.files[0], settings) if len(source.files) == 1 else None
         packs = PackWriter(self.backend, self.aead, self.sync)
         with self._no_version_on_error(), Bases(self.reader, config.page_size, self.backend.readers, open_all=open_all) as known:
             for image_id in bases:
@@ -321,22 +335,20 @@ class Store:
                     known.add(self.open_image(image_id))
             try:
                 writer = ImageWriter(self.index, self.reader, packs, self.aead, settings, self.sync, known)
-                written = writer.run(files, progress, stored_as)
+                written = writer.run(source, progress, stored_as)
                 self.index.compact(self.sync, lambda: self.before_commit(lock))
             finally:
                 packs.abandon()
         return written, packs.written
 
-    def _recognised(self, head: Head, segments: Sequence[bytes]) -> str:
-        """The kind of image that is in what was written; what cannot be read is none."""
+    @contextmanager
+    def _draft(self, head: Head, segments: Sequence[bytes]) -> Iterator[Image]:
+        """What was written, to read before there is a manifest."""
         from fuse_store.image.block_cache import BlockCache
         from fuse_store.image.reader import Image
 
         with closing(BlockCache(self.index, self.reader, self.backend.readers)) as blocks:  # later readers read what is on the disk
-            try:
-                return kinds.recognised(Image.of_written(head, segments, self.aead, blocks))
-            except Damaged:
-                return ""
+            yield Image.of_written(head, segments, self.aead, blocks)
 
     def _commit(self, head: Head, segments: Sequence[bytes], lock: Lock) -> str:
         """Make the version exist, and read its manifest back as a reader would. Raises StoreError: no version exists then."""
@@ -462,18 +474,25 @@ def _is_bootable(head: Head) -> bool:
     return kinds.row_of(head.recognised).bootable
 
 
-def _placed(files: Sequence[InputFile], page_size: int) -> list[tuple[InputFile, int]]:
-    """Files, and where each will begin, as far as their sizes are known."""
-    placed, at = [], 0
-    for file in files:
-        placed.append((file, at))
-        at += -(-(file.size or 0) // page_size) * page_size
-    return placed
+def _recognised(image: Image) -> str:
+    """The kind of image that is in what was written; what cannot be read is none."""
+    try:
+        return kinds.recognised(image)
+    except Damaged:
+        return ""
 
 
 def _with_files(head: Head, placed: Sequence[tuple[InputFile, int]]) -> Head:
     sized = tuple(ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in placed)
     return dataclasses.replace(head, files=sized, size=sum(file.size for file in sized))
+
+
+def _incomplete() -> Refused:
+    """A pipe ends in the same way when its producer has failed."""
+    return Refused(
+        "--replace", "standard input does not tell whether it is complete, so nothing was replaced.",
+        "Run the program that writes it with --command, or give its --size.",
+    )  # fmt: skip
 
 
 def _read_config(place: Backend, path: str) -> Config:
@@ -490,7 +509,7 @@ def _read_config(place: Backend, path: str) -> Config:
 
 def _new_key_file(path: str | Path, key_file: str | Path | None, store_id: bytes) -> Path:
     """Where the key of a new store goes. Raises Refused if that is in the store: who reads the one would have the other."""
-    key_path = Path(key_file) if key_file else default_key_file(store_id)
+    key_path = default_key_file(store_id) if key_file is None else checked_path("key file", key_file)
     if "://" not in str(path) and key_path.resolve().is_relative_to(Path(path).resolve()):
         raise Refused(f"key file {key_path}", "is inside the store.", "Name a place outside of it with --key-file.")
     return key_path

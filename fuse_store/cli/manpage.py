@@ -100,7 +100,7 @@ def _option_usage(argument: Argument) -> str:
 
 def _positional_usage(argument: Argument) -> str:
     name = f"\\fI{_roff(argument.metavar)}\\fR"
-    return {"*": f"[{name} ...]", "+": f"{name} ..."}.get(str(argument.settings.get("nargs")), name)
+    return {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} ..."}.get(str(argument.settings.get("nargs")), name)
 
 
 def _flags(flags: Iterable[str], argument: Argument) -> str:

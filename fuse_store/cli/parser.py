@@ -156,6 +156,17 @@ def without_ambiguity(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def split_command(verbs: Sequence[Verb], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the arguments to parse, the words of a command that an option gives after them): argparse ends a command at ``--``."""
+    flags = {flag for verb in verbs for own in verb.arguments if own.settings.get("nargs") == argparse.REMAINDER for flag in own.flags}
+    for at, word in enumerate(arguments):
+        if word == "--":
+            break
+        if word in flags:
+            return list(arguments[: at + 1]), list(arguments[at + 1 :])
+    return list(arguments), []
+
+
 def reject_empty(verb: Verb, options: argparse.Namespace) -> None:
     """Raises UsageError for an empty string where a path or a name is expected: the likely cause is an unset variable in a script."""
     for argument_ in (*GENERAL, *verb.arguments):

@@ -19,7 +19,7 @@ from typing import Any
 
 from fuse_store.cli.context import Context
 from fuse_store.cli.output import explain, flush_or_abandon_stdout, print_error
-from fuse_store.cli.parser import SAFE, Verb, build, reject_empty, without_ambiguity
+from fuse_store.cli.parser import SAFE, Verb, build, reject_empty, split_command, without_ambiguity
 from fuse_store.cli.verbs import load, needed
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -43,7 +43,7 @@ class _Command:
     """One command. ``verb`` and ``context`` are None until the arguments are parsed."""
 
     def __init__(self, arguments: list[str]) -> None:
-        self.arguments = without_ambiguity(arguments)
+        self.arguments = arguments
         self.json = "--json" in arguments
         self.verb: Verb | None = None
         self.context: Context | None = None
@@ -78,11 +78,16 @@ class _Command:
             if isinstance(stream, io.TextIOWrapper):  # print names that the terminal's encoding lacks as escapes
                 stream.reconfigure(errors="backslashreplace")
         try:
-            options = build(needed(self.arguments)).parse_args(self.arguments)
+            verbs = needed(without_ambiguity(self.arguments))
+            words, command = split_command(verbs, self.arguments)
+            options = build(verbs).parse_args(without_ambiguity(words))
+            if command:
+                options.command = command
         except SystemExit as end:  # argparse, after --help and --version
             return int(end.code or 0)
         (self.verb,) = load(options.verb)
         reject_empty(self.verb, options)
+        self.json = options.json  # not that of a command in the arguments
         self.context = Context(options)
         return self.verb.run(self.context)
 

@@ -13,7 +13,7 @@ from fuse_store.policy.retention import ALL, Duration
 from fuse_store.times import period
 
 FOREVER = "forever"
-_SIZES = {"": 1, "k": 1 << 10, "kib": 1 << 10}
+_SIZES = {suffix: 1 << 10 * power for power, letter in enumerate("kmgt", 1) for suffix in (letter, f"{letter}ib")} | {"": 1}
 
 
 def name(text: str) -> str:
@@ -68,7 +68,16 @@ def duration(text: str) -> Duration:
 
 def page_size(text: str) -> int:
     """Bytes, or KiB with a suffix. The store checks which sizes it supports."""
-    match = re.fullmatch(r"(\d{1,9}) ?(k|kib|)", text.lower(), re.ASCII)
+    return _bytes(text, "a page size such as 4096 or 16KiB")
+
+
+def size(text: str) -> int:
+    """Bytes, or KiB, MiB, GiB, TiB with a suffix."""
+    return _bytes(text, "a size such as 1073741824 or 1GiB")
+
+
+def _bytes(text: str, what: str) -> int:
+    match = re.fullmatch(r"(\d{1,19}) ?([kmgt]|[kmgt]ib|)", text.lower(), re.ASCII)
     if not match:
-        raise ArgumentTypeError(f"{text!r} is not a page size such as 4096 or 16KiB")
+        raise ArgumentTypeError(f"{text!r} is not {what}")
     return int(match[1]) * _SIZES[match[2]]

@@ -13,6 +13,8 @@ from fuse_store.errors import Damaged, NotFound, Refused
 from fuse_store.formats.readable import File, Readable
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.formats.swsusp.describe import describe
+from fuse_store.formats.swsusp.header import area_size
+from fuse_store.formats.swsusp.layout import IMAGE
 from fuse_store.formats.swsusp.views import derived
 from fuse_store.hibernation import filesystem_state, metadata
 from fuse_store.hibernation.lzo_chunks.encode import LzoEncoder, open_encoder
@@ -23,17 +25,21 @@ from fuse_store.image.reader import Image
 from fuse_store.progress import Progress
 from fuse_store.repository.state_log import StateEntry
 
+TRUNCATED = "Nothing was stored. Read the whole device again; to store it as it is, use --kind file."
+
 
 class HibernationInput(Recognised):
     """An input in which a hibernation image was found, or ``problem`` says why none was."""
 
     def __init__(self, path: Path | None, tags: Mapping[str, str], machine_disks: Sequence[Path]) -> None:
         """``path`` is None for a stream, of which only the disks are known. Raises StoreError if a disk cannot be read."""
+        self._resume_offset = metadata.resume_offset(tags)
+        self.confirms = path is None
         self._opened = ExitStack()
         self._file: File | None = None
         self._image: HibernationImage | None = None
         try:
-            recorded = self._open(path, tags) if path is not None else {}
+            recorded = self._open(path) if path is not None else {}
             state: Mapping[str, str] = {}
             if machine_disks:
                 state = filesystem_state.tags_of_disks(machine_disks)
@@ -44,14 +50,14 @@ class HibernationInput(Recognised):
             self.close()
             raise
 
-    def _open(self, path: Path, tags: Mapping[str, str]) -> dict[str, str]:
-        offset = metadata.resume_offset(tags)
-        if offset is None:
+    def _open(self, path: Path) -> dict[str, str]:
+        if self._resume_offset is None:
             self.problem = "the tag resume_offset is not a number of pages."
             return {}
         self._file = self._opened.enter_context(File(path))
+        _refuse_truncated(self._file, self._resume_offset)
         try:
-            self._image = self._opened.enter_context(HibernationImage(self._file, offset))
+            self._image = self._opened.enter_context(HibernationImage(self._file, self._resume_offset))
             return metadata.tags_of(self._image)
         except (NotFound, Refused, Damaged) as error:
             self.problem = str(error)
@@ -62,8 +68,26 @@ class HibernationInput(Recognised):
             return None
         return open_encoder(self._file.size, self._image, settings)
 
+    def confirm(self, image: Image) -> bool:
+        offset = self._resume_offset or 0
+        _refuse_truncated(image, offset)
+        try:
+            HibernationImage(image, offset).close()
+            return True
+        except (NotFound, Refused):
+            return False
+        except Damaged as error:
+            raise Refused(IMAGE, f"not whole: {error.cause}", TRUNCATED) from None
+
     def close(self) -> None:
         self._opened.close()
+
+
+def _refuse_truncated(readable: Readable, resume_offset: int) -> None:
+    """Raises Refused if a swap area says that it is longer."""
+    size = area_size(readable, resume_offset)
+    if size is not None and size > readable.size:
+        raise Refused(IMAGE, f"truncated: {readable.size} of the {size} bytes of its swap area.", TRUNCATED)
 
 
 @dataclass(frozen=True)
@@ -71,7 +95,7 @@ class Implementation(Kind):
     """Hibernation images in swap areas."""
 
     def recognise(self, files: Sequence[InputFile], tags: Mapping[str, str], machine_disks: Sequence[Path]) -> Recognised:
-        if len(files) != 1 or files[0].name != "image":
+        if len(files) != 1 or (files[0].path is None and files[0].size is not None):
             several = Recognised()
             several.problem = "a hibernation image is one file, not a directory."
             return several

@@ -145,10 +145,16 @@ class Recognised:
 
     tags: Mapping[str, str] = {}
     problem: str = ""  # why nothing was found, for people
+    confirms: bool = False  # whether ``confirm`` can tell
 
     def store_as(self, file: InputFile, settings: Settings) -> StoredAs | None:
         """How ``file`` is better stored; None: as it is. Raises StoreError."""
         return None
+
+    def confirm(self, image: Image) -> bool:
+        """Look at an image that came through a pipe, before it becomes a version: whether it says itself that it is whole. Raises
+        Refused if it says that a part is missing."""
+        return False
 
     def close(self) -> None:
         pass

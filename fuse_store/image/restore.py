@@ -21,6 +21,7 @@ from fuse_store.image.reader import Image
 from fuse_store.image.targets import usage
 from fuse_store.image.targets.directory import Directory, find, system_directory
 from fuse_store.image.targets.partial import Partial, is_own, open_partial, replacement
+from fuse_store.paths import checked_path
 from fuse_store.progress import Progress
 from fuse_store.repository.manifest import ImageFile
 
@@ -30,6 +31,7 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
     what is left."""
     if target == "-":
         return _to_stream(image, progress)
+    checked_path("target", target)
     several = len(image.files) != 1 or image.files[0].name != "image"
     system = system_directory(target)
     try:

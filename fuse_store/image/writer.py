@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from fuse_store.columns import I64, U64, distinct, group_starts, halves, joint_runs, starts
 from fuse_store.errors import StoreError
-from fuse_store.image.inputs import Batch, InputFile
+from fuse_store.image.inputs import Batch, Input, InputFile
 from fuse_store.image.kind import Settings, StoredAs
 from fuse_store.image.page_table import Bases, PageTable
 from fuse_store.progress import Progress
@@ -296,25 +295,23 @@ class ImageWriter:
             if not self._known.space:
                 break
 
-    def run(self, files: Sequence[InputFile], progress: Progress, stored_as: StoredAs | None = None) -> WrittenImage:
-        """Store what is new in the files. ``stored_as`` is how the only file is stored. Raises StoreError, OSError."""
-        at = 0
-        sizes = [file.size for file in files]
+    def run(self, source: Input, progress: Progress, stored_as: StoredAs | None = None) -> WrittenImage:
+        """Store what is new in an input. ``stored_as`` is how its only file is stored. Raises StoreError, OSError."""
+        end = source.end(self._page_size)
         before = 0 if stored_as is None else stored_as.size
-        progress.start("put", None if None in sizes else before + sum(size or 0 for size in sizes))
+        progress.start("put", None if end is None else before + end)
         with self._blocks:
             try:
                 if stored_as is not None:
-                    self._run_computed(stored_as, files[0], progress)
+                    self._run_computed(stored_as, source.files[0], progress)
                 behind, self._written.segments = self._written.segments, []
-                for file in files:
-                    for batch in file.batches(self._page_size):
-                        pages = self._batch(at // self._page_size + batch.page, batch.data)
-                        self._content.add(*(self._unarmed(*pages, batch) if len(files) == 1 else pages))
-                        progress.at(before + at + batch.end)
-                    progress.at(before + at + (file.size or 0))
-                    self._written.files.append((file, at))
-                    at += -(-(file.size or 0) // self._page_size) * self._page_size
+                with closing(source.batches(self._page_size)) as batches:
+                    for batch in batches:
+                        pages = self._batch(batch.page, batch.data)
+                        self._content.add(*(self._unarmed(*pages, batch) if len(source.files) == 1 else pages))
+                        progress.at(before + batch.end)
+                progress.at(before + (source.end(self._page_size) or 0))
+                self._written.files = source.placed(self._page_size)
                 self._written.segments += self._segments.close(final=True) + behind
                 self._blocks.finish()
             finally:

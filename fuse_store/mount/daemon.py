@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fuse_store import streams
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
+from fuse_store.paths import checked_path
 from fuse_store.store import Store
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def mount(
     that opens it, which is called in the process that serves the mount.
     Raises NotFound, UsageError, Refused, StoreError.
     """
-    point = _checked(Path(directory), store.path if isinstance(store, Store) else None, allow_other)
+    point = _checked(checked_path("directory", directory), store.path if isinstance(store, Store) else None, allow_other)
     adapter = _adapter()
     if foreground:
         _serve(adapter, store if isinstance(store, Store) else store(), point, writable, allow_other, _notify_systemd)

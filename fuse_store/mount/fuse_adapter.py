@@ -28,7 +28,7 @@ import numpy as np
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 from fuse_store.mount.content import MAX_CACHED_WINDOWS, READ_AHEAD_WINDOW, Content
-from fuse_store.mount.incoming import Incoming, Spool
+from fuse_store.mount.incoming import Incoming, Received
 from fuse_store.mount.prefetch import UPKEEP_INTERVAL, PrefetchProcesses, close_removed
 from fuse_store.mount.tree import Directory, File, Link, Path, Tree, attributes, normal_path
 from fuse_store.store import Store
@@ -300,7 +300,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
     @fuse_call
     def flush(self, path: str | None, fh: int) -> int:
         content = self._contents[fh]
-        if isinstance(content, Spool):
+        if isinstance(content, Received):
             self._require_incoming().flush(content, _caller())
         return 0
 
@@ -308,7 +308,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
     def release(self, path: str | None, fh: int) -> int:
         content = self._contents.pop(fh)
         self._paths.pop(fh, None)
-        if isinstance(content, Spool):
+        if isinstance(content, Received):
             self._require_incoming().release(content)
         return 0
 
@@ -331,9 +331,9 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
     @fuse_call
     def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
         content = self._contents[fh]
-        if not isinstance(content, Spool):
+        if not isinstance(content, Received):
             raise OSError(errno.EBADF, "not open for writing")
-        return content.write(data, offset)
+        return content.write(data, offset, _caller())
 
     @fuse_call
     def fsync(self, path: str | None, datasync: int, fh: int) -> int:
@@ -341,7 +341,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
 
     @fuse_call
     def truncate(self, path: str, length: int, fh: int | None = None) -> int:
-        self._require_incoming().truncate(_below(path), length)
+        self._require_incoming().truncate(_below(path), length, _caller())
         return 0
 
     @fuse_call
@@ -351,7 +351,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
 
     @fuse_call
     def rename(self, old: str, new: str) -> int:
-        self._require_incoming().rename(_below(old), _below(new))
+        self._require_incoming().rename(_below(old), _below(new), _caller())
         return 0
 
     @fuse_call

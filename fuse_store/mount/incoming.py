@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``incoming/MACHINE/APPLICATION/``: a file that is copied there becomes a version when it is closed.
 
-Until then its bytes are in a file without a name, which no other process can open and which disappears with this one. The
-process that opened the file gets the error of a failed put from ``close``; if another process is the last to close it, the
-error is only logged. No version is made of a file that is empty, that was removed before, or whose writer was killed. A
-stored file stays visible under the name it was copied to, so that tools can compare it, set its times and rename it.
-Threads may share an Incoming.
+The process that wrote the file gets the error of a failed put from ``close``; if another process is the last to close it,
+the error is only logged. What is not complete becomes no version:
+
+- a file under a name that tools give to one that is not complete (PARTIAL): it is stored when it is renamed, as rsync does;
+- a file whose writer a signal ended, or that fails, or that has just caught a signal (``writers``): it disappears;
+- a file that was removed before, or has no data: the program that created it will open it again.
+
+A stored file stays visible under the name it was copied to, so that tools can compare it, set its times and rename it. If
+it is opened and written to again, it becomes another version. Threads may share an Incoming.
 """
 
 from __future__ import annotations
@@ -13,13 +17,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from typing import BinaryIO, TypeAlias
+from pathlib import Path as LocalPath
+from typing import TypeAlias
 
 from fuse_store.errors import StoreError
+from fuse_store.mount import writers
+from fuse_store.mount.spool import Spool, SpoolInput
 from fuse_store.mount.tree import Directory, File, Node, Path, Tree, taken_ns
 from fuse_store.mount.versions import VersionIndex
 from fuse_store.policy import names
@@ -30,53 +36,72 @@ log = logging.getLogger(__name__)
 
 DEPTH = 3  # components of a file's path: MACHINE/APPLICATION/FILE
 MAX_VISIBLE_VERSIONS = 1000  # files that became versions and are still visible
-PF_SIGNALED = 0x400  # in the flags of /proc/PID/stat (include/linux/sched.h): a signal ended this process
-READ_ONLY = "versions are read-only"
+MAX_WAITING = 100  # files that are closed and wait to be renamed or written to
+COPY_SIZE = 4 << 20  # bytes that are copied at once
+# Names of files that are not complete: of rsync (.NAME.XXXXXX), Ansible, NFS; of browsers, WinSCP, editors and others.
+PARTIAL_PREFIXES = (".",)
+PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".temp", ".filepart", ".crdownload", ".download", "~")
 
 
-class Spool:
-    """A file that is being received. ``opener``: the thread that opened it first; ``opens``: how often it is open now."""
+class Received:
+    """A file that is being received. ``opener``: the thread that opened it first; ``opens``: how often it is open now. ``stored``:
+    the version that it is, while nothing else is written."""
 
-    def __init__(self, storage: BinaryIO, path: Path, opener: int) -> None:
-        self.storage, self.path, self.opener = storage, path, opener
+    def __init__(self, directory: LocalPath, path: Path, opener: int, stored: Summary | None = None) -> None:
+        self.spool = Spool(directory)
+        self.path, self.opener, self.stored = path, opener, stored
         self.opens = 1
         self.dirty = False  # there are written bytes that are in no version
         self.dropped = False  # and no version will be made of them
-        self.changed = time.time_ns()
-        self.stored: Summary | None = None
-        self.lock = threading.Lock()
+        self.handlers: int | None = None  # of the opener's process when it first wrote
+        self.processes = {opener: writers.process_of(opener)}  # that opened it or wrote to it, by thread
+        self.lock = threading.RLock()  # one change at a time; held while it is stored
+
+    # It is Content, for those that opened it for writing.
 
     @property
     def size(self) -> int:
-        return os.fstat(self.storage.fileno()).st_size
+        return self.spool.size
 
     def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.storage.fileno(), length, offset)
+        return self.spool.read(offset, length)
 
     def data(self, offset: int) -> int | None:
-        return offset
+        return self.spool.data(offset)
 
     def hole(self, offset: int) -> int:
-        return self.size
+        return self.spool.hole(offset)
 
-    def write(self, data: bytes, offset: int) -> int:
+    def write(self, data: bytes, offset: int, writer: int) -> int:
         """Raises OSError."""
-        try:
-            at = 0
-            while at < len(data):
-                at += os.pwrite(self.storage.fileno(), memoryview(data)[at:], offset + at)
-        except OSError:
-            self.dropped = True
-            raise
-        self.dirty, self.changed = True, time.time_ns()
+        with self.lock:
+            if writer not in self.processes:
+                self.processes[writer] = writers.process_of(writer)
+            if self.handlers is None:
+                self.handlers = writers.handlers(self.opener)
+            self.dirty = True
+            try:
+                self.spool.write(data, offset)
+            except OSError:
+                self.dropped = True
+                raise
         return len(data)
 
     def truncate(self, length: int) -> None:
-        os.ftruncate(self.storage.fileno(), length)
-        self.dirty, self.changed = True, time.time_ns()
+        with self.lock:
+            self.dirty = self.dirty or (self.size > 0 and self.size != length)
+            self.spool.truncate(length)
+
+    def check_writer(self, thread: int) -> None:
+        """Drop the file if the process that closes or renames it will not complete it. Raises OSError if it goes on for now."""
+        if writers.process_of(thread) in self.processes.values() and writers.fails(thread):
+            self.dropped = True
+        elif writers.same_process(self.opener, thread) and (self.handlers or 0) & ~writers.handlers(thread):
+            self.dropped = True
+            raise OSError(errno.ECANCELED, "the program that writes the file has been interrupted")
 
 
-IncomingFile: TypeAlias = Spool | Summary  # being received, or stored
+IncomingFile: TypeAlias = Received | Summary  # being received, or stored
 
 
 class Incoming:
@@ -101,9 +126,8 @@ class Incoming:
                 raise FileNotFoundError
             return Directory(lambda: self._names(versions, path), self._started)
         file = self._file(path)
-        if isinstance(file, Spool):
-            status = os.fstat(file.storage.fileno())
-            return File(status.st_size, status.st_blocks * 512, file.changed, lambda: file, fixed=False)
+        if isinstance(file, Received):
+            return File(file.size, file.spool.allocated, file.spool.changed, lambda: file.spool, fixed=False)
         return File(file.size, file.allocated, taken_ns(file), lambda: self._tree.image(file.id), fixed=False, summary=file)
 
     def _names(self, versions: VersionIndex, path: Path) -> Iterable[tuple[str, type]]:
@@ -136,85 +160,124 @@ class Incoming:
                 raise OSError(errno.ENOTEMPTY, "not empty")
             self._directories.remove(path)
 
-    def create(self, path: Path, opener: int) -> Spool:
+    def create(self, path: Path, opener: int) -> Received:
         """A new file to receive. ``opener``: the thread that opens it. Raises OSError."""
         if len(path) != DEPTH:
             raise PermissionError(errno.EPERM, "files belong in the directory of an application")
-        # TMPDIR only if it is set: /tmp is often in memory, and an image may not fit.
-        directory = os.environ.get("TMPDIR") or self._store.path
-        file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
-        spool = Spool(file, path, opener)
-        with self._lock:
-            self._drop(path)
-            self._files[path] = spool
-        return spool
+        return self._receive(Received(self._directory(), path, opener))
 
-    def open(self, path: Path, opener: int, truncate: bool) -> Spool:
-        """An existing file, for writing. Raises OSError."""
+    def _directory(self) -> LocalPath:
+        # TMPDIR only if it is set: /tmp is often in memory, and an image may not fit.
+        return LocalPath(os.environ.get("TMPDIR") or self._store.path)
+
+    def _receive(self, file: Received) -> Received:
+        with self._lock:
+            self._drop(file.path)
+            self._files[file.path] = file
+        return file
+
+    def open(self, path: Path, opener: int, truncate: bool) -> Received:
+        """An existing file, for writing. Raises OSError, StoreError."""
         file = self._file(path)
-        if isinstance(file, Spool):
-            with file.lock:
-                file.opens += 1
+        if isinstance(file, Summary):
+            return self.create(path, opener) if truncate else self._reopen(file, path, opener)
+        with file.lock:
+            if not file.opens:
+                file.opener, file.handlers, file.processes = opener, None, {opener: writers.process_of(opener)}
+            file.opens += 1
             if truncate:
                 file.truncate(0)
-            return file
-        if truncate:
-            return self.create(path, opener)
-        raise PermissionError(errno.EPERM, READ_ONLY)
+        return file
 
-    def flush(self, spool: Spool, closer: int) -> None:
+    def _reopen(self, version: Summary, path: Path, opener: int) -> Received:
+        """A version as a file that can be written to: the next one."""
+        file = Received(self._directory(), path, opener, version)
+        content, at = self._tree.image(version.id), 0
+        file.spool.truncate(version.size)
+        while at < version.size and (start := content.data(at)) is not None:
+            at = content.hole(start)
+            for begin in range(start, at, COPY_SIZE):
+                file.spool.write(bytes(content.read(begin, min(COPY_SIZE, at - begin))), begin)
+        return self._receive(file)
+
+    def flush(self, file: Received, closer: int) -> None:
         """A process closes one of its descriptors of the file. Raises StoreError if the file could not be stored."""
-        with spool.lock:
-            if _killed(closer):
-                spool.dropped = True
-            elif _same_process(spool.opener, closer):
-                self._put(spool)
+        with file.lock:
+            file.check_writer(closer)
+            if writers.same_process(file.opener, closer):
+                self._put(file)
 
-    def release(self, spool: Spool) -> None:
+    def release(self, file: Received) -> None:
         """The last descriptor of an open file was closed."""
-        with spool.lock:
-            spool.opens -= 1
-            if spool.opens:
+        with file.lock:
+            file.opens -= 1
+            if file.opens:
                 return
             try:
-                self._put(spool)
+                self._put(file)
             except (StoreError, OSError) as error:
-                log.error("%s was not stored: %s", "/".join(("incoming", *spool.path)), error)
-            with self._lock:
-                if self._files.get(spool.path) is spool:
-                    del self._files[spool.path]
-                    if spool.stored is not None:
-                        self._files[spool.path] = spool.stored
-                        self._forget_oldest()
-            spool.storage.close()
+                log.error("%s was not stored: %s", "/".join(("incoming", *file.path)), error)
+            self._settle(file)
+
+    def _settle(self, file: Received) -> None:
+        """A file that is not open any more: a version, one that waits, or gone. The caller holds its lock."""
+        with self._lock:
+            listed = self._files.get(file.path) is file
+            if listed and not file.dropped and (file.dirty or not file.stored):
+                self._files[file.path] = self._files.pop(file.path)  # the newest
+                self._forget_oldest()
+                return
+            if listed:
+                del self._files[file.path]
+                if file.stored is not None:
+                    self._files[file.path] = file.stored
+                    self._forget_oldest()
+        file.spool.close()
 
     def _forget_oldest(self) -> None:
-        """Keep the newest MAX_VISIBLE_VERSIONS stored files visible. The caller holds the lock."""
+        """Bound how many files are visible that are not open. The caller holds the lock."""
         stored = [path for path, file in self._files.items() if isinstance(file, Summary)]
-        for path in stored[: max(0, len(stored) - MAX_VISIBLE_VERSIONS)]:
-            del self._files[path]
+        waiting = [path for path, file in self._files.items() if isinstance(file, Received) and not file.opens]
+        for path in (*stored[: max(0, len(stored) - MAX_VISIBLE_VERSIONS)], *waiting[: max(0, len(waiting) - MAX_WAITING)]):
+            self._drop(path)
 
-    def truncate(self, path: Path, length: int) -> None:
-        file = self._file(path)
-        if not isinstance(file, Spool):
-            raise PermissionError(errno.EPERM, READ_ONLY)
-        file.truncate(length)
+    def truncate(self, path: Path, length: int, opener: int) -> None:
+        file = self.open(path, opener, truncate=not length)
+        try:
+            file.truncate(length)
+        finally:
+            self.release(file)
 
     def touch(self, path: Path, changed: int | None) -> None:
         """Set a file's time, in ns since 1970; None for now. A version keeps the time when it was taken."""
-        if len(path) == DEPTH and isinstance(file := self._file(path), Spool):
-            file.changed = time.time_ns() if changed is None else changed
+        if len(path) == DEPTH and isinstance(file := self._file(path), Received):
+            file.spool.changed = time.time_ns() if changed is None else changed
 
-    def rename(self, old: Path, new: Path) -> None:
+    def rename(self, old: Path, new: Path, caller: int) -> None:
+        """Give a file another name; one that was waiting for that is stored. Raises StoreError, OSError."""
         if len(old) != DEPTH or old[:-1] != new[:-1]:
             raise OSError(errno.EXDEV, "a file cannot be moved to another application")
         file = self._file(old)
+        if isinstance(file, Summary):
+            self._move(file, old, new)
+            return
+        with file.lock:
+            try:
+                file.check_writer(caller)
+                self._move(file, old, new)
+                if not file.opens:
+                    self._put(file)
+            finally:
+                if not file.opens:
+                    self._settle(file)
+
+    def _move(self, file: IncomingFile, old: Path, new: Path) -> None:
         with self._lock:
             if old != new:
                 self._drop(new)
                 del self._files[old]
                 self._files[new] = file
-                if isinstance(file, Spool):
+                if isinstance(file, Received):
                     file.path = new
 
     def remove(self, path: Path) -> None:
@@ -225,8 +288,10 @@ class Incoming:
 
     def _drop(self, path: Path) -> None:
         file = self._files.pop(path, None)
-        if isinstance(file, Spool):
+        if isinstance(file, Received):
             file.dropped = True
+            if not file.opens:
+                file.spool.close()
 
     def _file(self, path: Path) -> IncomingFile:
         with self._lock:
@@ -234,35 +299,25 @@ class Incoming:
                 raise FileNotFoundError
             return self._files[path]
 
-    def _put(self, spool: Spool) -> None:
+    def _put(self, file: Received) -> None:
         """Store what was written since the last put, if there is anything to store."""
-        if not spool.dirty or spool.dropped or spool.size == 0:
+        machine, application, name = file.path
+        if not file.dirty or file.dropped or not file.size or _is_partial(name):
             return
-        spool.dirty = False
-        machine, application, _name = spool.path
+        file.dirty = False
         with self._putting:
             try:
-                spool.stored = self._store.put(f"/proc/self/fd/{spool.storage.fileno()}", Label(machine, application=application))
-            except StoreError:
-                spool.dropped = True
+                file.stored = self._store.put(SpoolInput(file.spool), Label(machine, application=application))
+            except (StoreError, OSError):
+                file.dropped = True
                 raise
-        log.info("stored %s as image %s", "/".join(("incoming", *spool.path)), spool.stored.id)
+        log.info("stored %s as image %s", "/".join(("incoming", *file.path)), file.stored.id)
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(PARTIAL_PREFIXES) or name.endswith(PARTIAL_SUFFIXES)
 
 
 def _has(versions: VersionIndex, path: Path) -> bool:
     """Whether there are versions of a machine, or of a machine and an application."""
     return versions.has(path[0]) if len(path) == 1 else path[1] in versions.applications(path[0])
-
-
-def _same_process(thread: int, other: int) -> bool:
-    """Whether two threads belong to one process."""
-    return thread == other or os.path.exists(f"/proc/{thread}/task/{other}")
-
-
-def _killed(thread: int) -> bool:
-    """Whether a signal is ending the thread's process, which closes its files as it ends."""
-    try:
-        with open(f"/proc/{thread}/stat", "rb") as file:
-            return bool(int(file.read().rpartition(b")")[2].split()[6]) & PF_SIGNALED)
-    except (OSError, ValueError, IndexError):
-        return False

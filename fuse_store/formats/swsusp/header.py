@@ -101,6 +101,19 @@ def find(readable: Readable, resume_offset: int = 0, page_size: int | None = Non
     )  # fmt: skip
 
 
+def area_size(readable: Readable, resume_offset: int = 0) -> int | None:
+    """The bytes that the swap area at ``resume_offset`` says it has, from the start of the device; None if there is none, or it
+    is a swap file, which may be anywhere. Raises Damaged."""
+    for page_size in layout.PAGE_SIZES if not resume_offset else ():
+        if page_size > readable.size:
+            break
+        block = read_exactly(readable, 0, page_size, IMAGE)
+        if block[-layout.SIGNATURE_SIZE :] in (layout.SIGNATURE, *layout.SWAP_SIGNATURES):
+            version, last_page, *_rest = layout.SWAP.unpack_from(block, layout.SWAP_AT)
+            return (last_page + 1) * page_size if version == 1 else None
+    return None
+
+
 def _refuse_foreign(signature: bytes) -> None:
     """Raises Refused for the signature of another program."""
     for magic, maker in layout.FOREIGN.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fuse_store.errors import StoreError
+from fuse_store.paths import checked_path
 from fuse_store.repository.backends.base import Backend, Entry, Lock, NewFile
 from fuse_store.repository.backends.mapping import Mapped
 from fuse_store.repository.backends.posix import PosixBackend
@@ -27,4 +28,4 @@ def backend(location: str | Path) -> Backend:
             raise StoreError(f"store {location}", cause, "Install it beside fuse-store, with the pip of its virtual environment.") from None
 
         return S3Backend(location)
-    return PosixBackend(Path(location))
+    return PosixBackend(checked_path("store", location))

@@ -49,6 +49,8 @@ def _captured(transaction, store, options):
     if device:
         _not_in_use(host, device)
     words = ["put", "-" if source else device, "--machine", options["machine"], "--application", options["application"] or "system"]
+    if source and options["replace"]:  # a pipe replaces nothing: it does not tell whether it is complete
+        words.remove("-")
     words += ["--kind", options["kind"] or "hibernation"] + flags(options, ("event",)) + _disks(options)
     for key, value in sorted((options["tags"] or {}).items()):
         words += ["--tag", "%s=%s" % (key, value)]
@@ -57,7 +59,10 @@ def _captured(transaction, store, options):
     transaction.note(name, "", "a version of %s\n" % (device or " ".join(source)))
     if transaction.check_mode:
         return None, None
-    answer = _put_output(store, words, source) if source else store.call(*words)
+    if source and options["replace"]:
+        answer = store.call(*words, "--command", *source)
+    else:
+        answer = _put_output(store, words, source) if source else store.call(*words)
     return store.show(answer["id"]), answer
 
 

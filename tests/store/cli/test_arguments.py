@@ -104,6 +104,33 @@ def test_empty_paths_and_names(run: Run, store: Path, tmp_path: Path, arguments:
     assert run("list", "--json").json == {"versions": []}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "put: give either SOURCE or --command."), (["a", "--command", "cat", "a"], "put: SOURCE and --command given."),
+        (["--command"], "--command: no command given."), (["--command", ""], "--command: no command given."),
+        (["--command", "--"], "--command: no command given."), (["--allow-changing", "--command", "cat", "a"], "--allow-changing:"),
+        (["a", "--size", "much"], "put: argument --size: 'much' is not a size such as"), (["a", "--size", "-1"], "put: argument --size:"),
+        (["a", "--size", "4095"], "source a: has 4096 bytes, not the 4095 of --size."),
+    ],
+)
+def test_sources_and_commands_that_are_none(run: Run, store: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    image(tmp_path / "a", 1)
+    done = run("put", "--machine", "m", *arguments)
+    assert done.code in (2, 5) and done.err.startswith(f"fuse-store: {message}"), done.err
+    assert run("list", "--json").json == {"versions": []}
+
+
+def test_what_follows_a_command_is_its_own(run: Run, store: Path, tmp_path: Path) -> None:
+    """Also what looks like an option of ours."""
+    words = ["--wait", "--json", "--", "--quiet", "--command", "", "list"]
+    done = run("put", "--machine", "m", "--command", "printf", "%s,", *words)
+    assert done.code == 0 and not done.out.startswith("{")
+    assert run("get", "m/system/latest", "got").code == 0
+    assert (tmp_path / "got").read_text() == ",".join(words) + ","
+    assert run("put", "--machine", "m", "--size", "4KiB", "--command", "--", "head", "-c", "4096", "/dev/zero", "--json").code == 1
+
+
 def test_empty_values_that_are_valid(run: Run, store: Path, tmp_path: Path) -> None:
     made = put(run, image(tmp_path / "a", 1), "--event", "")
     assert run("select", "--machine", "web01", "--event", "").out.strip() == made

@@ -564,7 +564,6 @@ def test_one_version_from_several_writers(served: Mounted, incoming: Path, home:
 
 
 def test_no_version(served: Mounted, incoming: Path) -> None:
-    (incoming / "empty").touch()
     killed = subprocess.Popen(
         [sys.executable, "-c", "import sys,time; f=open(sys.argv[1],'wb',0); f.write(b'half'); print(1,flush=True); time.sleep(99)",
          incoming / "killed"], stdout=subprocess.PIPE,

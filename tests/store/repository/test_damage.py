@@ -31,7 +31,16 @@ from fuse_store.repository.index.fragment import ROW_SIZE, START
 from fuse_store.repository.manifest import _FILE, Summary, image_name, read_head
 from fuse_store.repository.pack import PACK_HEADER, TRAILER, TRAILER_SIZE
 from fuse_store.store import Label, Store
-from tests.store.conftest import clone, content, make_small, packs_of, read_store, replace_content, state_of, write_sparse
+from tests.store.conftest import (
+    clone,
+    content,
+    make_small,
+    packs_of,
+    read_store,
+    replace_content,
+    state_of,
+    write_sparse,
+)
 
 PIECE = 64 << 10  # what is read at once
 VERSIONS = [

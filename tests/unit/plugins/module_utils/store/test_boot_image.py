@@ -269,6 +269,15 @@ def test_a_source_that_fails_stores_nothing(real: Path, transcript: Transcript) 
     assert (real / "got").read_text() == "part\n"
 
 
+def test_a_source_that_replaces_is_run_by_the_store(machine: Host, transcript: Transcript) -> None:
+    """A pipe does not tell whether it is complete, so it replaces nothing."""
+    words = "put --machine web01 --application system --kind hibernation --replace --command ssh -q web01 cat /dev/pmem0"
+    answer(transcript, words, {"id": ID})
+    command = ["ssh", "-q", "web01", "cat", "/dev/pmem0"]
+    changed, result = apply(machine, "captured", machine="web01", source_command=command, replace=True)
+    assert changed and result["answer"] == {"id": ID}
+
+
 def test_a_source_that_succeeds_is_stored(real: Path, transcript: Transcript) -> None:
     program = str(real / "fuse-store")
     transcript.record("%s --json --store /srv/store show %s" % (program, ID), json.dumps(IMAGE))

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Inputs of ``put``: a file, a block device, a directory of files, standard input, the output of a command.
+
+An input gives its files, and the data of all of them in order; what is left out is a hole, which reads as zeros. It refuses
+what it cannot give as it was at one moment, or says that this is not known. ``input`` has the interface, ``holding`` how
+others are kept from changing a source; ``single``, ``tree`` and ``stream`` are the inputs, ``reading`` is what the first two
+share.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fuse_store.errors import NotFound, Refused, StoreError, UsageError
+from fuse_store.image.inputs.input import CONSISTENT, Batch, Doubts, Input, InputFile
+from fuse_store.image.inputs.single import SingleInput
+from fuse_store.image.inputs.stream import STANDARD_INPUT, CommandInput, StreamInput
+from fuse_store.image.inputs.tree import TreeInput
+from fuse_store.paths import checked_path
+
+__all__ = ["CONSISTENT", "Batch", "Input", "InputFile", "open_input", "run_command"]
+
+
+def open_input(text: str, *, size: int | None = None, allow_changing: bool = False) -> Input:
+    """The input that a user named; ``-`` is standard input. ``size``: how many bytes it must have. ``allow_changing``: also what
+    is in use or changes while it is read; it is marked then. Raises NotFound, Refused, UsageError, StoreError."""
+    if text == "-":
+        return _standard_input(size, allow_changing)
+    path = checked_path("SOURCE", text)
+    return _checked(_opened(path, f"source {text}", Doubts(allow_changing)), f"source {text}", size)
+
+
+def run_command(command: Sequence[str], *, size: int | None = None) -> Input:
+    """The output of a command, which is run. Raises NotFound, Refused, UsageError, StoreError."""
+    if not command or not command[0]:
+        raise UsageError("--command", "no command given.", "Give the command and its arguments after all other options.")
+    return CommandInput(command, size)
+
+
+def _standard_input(size: int | None, allow_changing: bool) -> Input:
+    try:
+        descriptor = sys.stdin.fileno()
+        status = os.fstat(descriptor)
+    except (AttributeError, OSError, ValueError):
+        raise UsageError(STANDARD_INPUT, "closed.", "Pipe an image into it, or name a file.") from None
+    if sys.stdin.isatty():
+        raise UsageError(STANDARD_INPUT, "is a terminal.", "Pipe an image into it, or name a file.")
+    if (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)) and not os.lseek(descriptor, 0, os.SEEK_CUR):
+        if stat.S_ISREG(status.st_mode) and not status.st_size and size is None:
+            raise Refused(STANDARD_INPUT, "empty.", "Nothing was stored. To store an empty image, use --size 0.")
+        file = _opened(Path(f"/proc/self/fd/{descriptor}"), STANDARD_INPUT, Doubts(allow_changing), STANDARD_INPUT)
+        return _checked(file, STANDARD_INPUT, size)
+    return StreamInput(descriptor, size)
+
+
+def _opened(path: Path, what: str, doubts: Doubts, name: str = "") -> Input:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return TreeInput(path, doubts)
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise UsageError(what, "not a file, block device or directory.", "Name one of these, or - for standard input.")
+        return SingleInput(path, doubts, name)
+    except FileNotFoundError:
+        raise NotFound(what, "no such file or directory.") from None
+    except PermissionError:
+        raise StoreError(what, "permission denied.", "Run the command as root, or as the owner.") from None
+    except OSError as error:
+        raise StoreError(what, f"{error.strerror}.") from None
+
+
+def _checked(opened: Input, what: str, size: int | None) -> Input:
+    total = sum(file.size or 0 for file in opened.files)
+    if size is not None and total != size:
+        opened.close()
+        raise Refused(what, f"has {total} bytes, not the {size} of --size.", "Nothing was stored.")
+    return opened

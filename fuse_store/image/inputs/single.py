@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An input of one file or block device. It is opened once, before anything is known of it, and held to the end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+
+from fuse_store.errors import StoreError
+from fuse_store.image.inputs.holding import Device, Lease
+from fuse_store.image.inputs.input import NOTHING_STORED, Batch, Doubts, Input, InputFile
+from fuse_store.image.inputs.reading import Run, batches, runs_of
+
+
+class SingleInput(Input):
+    """A regular file, or a block device."""
+
+    def __init__(self, path: Path, doubts: Doubts, name: str = "") -> None:
+        """``name``: what messages call it. Raises Refused, OSError."""
+        self.name, self._doubts = name or str(path), doubts
+        self._device: Device | None = None
+        self._lease: Lease | None = None
+        if stat.S_ISBLK(path.stat().st_mode):
+            self._device = Device(path, doubts)
+            self._descriptor = self._device.descriptor
+        else:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # something else may have taken its place
+        try:
+            self._status = os.fstat(self._descriptor)
+            if not (stat.S_ISREG if self._device is None else stat.S_ISBLK)(self._status.st_mode):
+                doubts.allow = False
+                doubts.differs(self.name, "replaced while being opened")
+            if self._device is None:
+                self._lease = Lease(doubts)
+                self._lease.take(self._descriptor, self.name)
+                self._status = os.fstat(self._descriptor)
+            size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        except BaseException:
+            self.close()
+            raise
+        # Whoever else reads it has to read the same file, whatever has its name by then.
+        again = Path(f"/proc/self/fd/{self._descriptor}")
+        self.files = [InputFile("image", again, size, stat.S_IMODE(self._status.st_mode), self._status.st_mtime_ns)]
+
+    def batches(self, page_size: int) -> Generator[Batch, None, None]:
+        try:
+            yield from batches(self._runs(page_size), self.files[0].size or 0, page_size, self._doubts)
+        except OSError as error:
+            raise StoreError(f"source {self.name}", f"{error.strerror}.", NOTHING_STORED) from None
+
+    def _runs(self, page_size: int) -> Generator[Run, None, None]:
+        if self._lease is None:
+            assert self._device is not None
+            yield from runs_of(self._descriptor, self.files[0], 0, page_size, self.name, lambda: None)
+            self._device.check()
+            return
+        yield from runs_of(self._descriptor, self.files[0], 0, page_size, self.name, self._lease.check)
+        self._lease.check()
+        after = os.fstat(self._descriptor)
+        if changed(self._status, after, times=not self._lease.held):
+            self._doubts.differs(self.name)
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return self._doubts.tags
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self._doubts.warnings
+
+    def close(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
+        os.close(self._descriptor)
+
+
+def changed(before: os.stat_result, after: os.stat_result, times: bool) -> bool:
+    """Whether a file changed. ``times``: its ctime counts too, which also tells that the mtime was put back, and changes when the
+    file is renamed."""
+    same = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+    return not same or (times and before.st_ctime_ns != after.st_ctime_ns)
