@@ -87,7 +87,8 @@ def mounted(disk: Path, directory: Path) -> Iterator[Path]:
             yield directory
         finally:
             gc.collect()
-            run("umount", str(directory))
+            if subprocess.run(["umount", str(directory)], check=False, capture_output=True).returncode:
+                run("umount", "--lazy", str(directory))  # a failed test's traceback has files of it open
     finally:
         run("losetup", "--detach", device)
 
