@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Attacks, each by the attacker's means alone: one file a subject. docs/format.md, "Threat model", says what holds against whom."""
+"""Attacks on the store, each by the attacker's means alone. docs/threat-model.md says who may do what, and names the test."""
