@@ -30,9 +30,10 @@ from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
 from fuse_store.repository import atomic
+from fuse_store.repository.state_log import usage
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
-from tests.store.conftest import content, fork, make_small, needs_root, read_whole, run, wait, write_sparse
+from tests.store.conftest import content, entries_of, fork, make_small, needs_root, read_whole, run, wait, write_sparse
 from tests.store.hibernation.cases import FREE
 from tests.store.power.recorder import Disk, recorded_disk
 from tests.store.power.replay import LOSSES, Cut, disks_after
@@ -196,7 +197,7 @@ def check(recorded: Recorded, cut: Cut, disk: Path, directory: Path) -> None:
             sound_and_whole(store, possible, step)
             resumable = nvm[4096 - layout.SIGNATURE_SIZE : 4096] == layout.SIGNATURE
             if recorded.hibernated in there and (resumable or recorded.armed(cut.position)):
-                used = history.resume_history(store.state_log.entries(recorded.hibernated))
+                used = history.resume_history(usage(entries_of(store, recorded.hibernated)))
                 assert used, f"cut in {step}: the device is armed, and the store does not know"
             new = store.put(str(write_sparse(directory / "new", content(range(700, 720)))), Label("new"))
             collect(store, dry_run=False, progress=SILENT, grace=0)
@@ -231,7 +232,7 @@ def test_power_cut(tmp_path: Path, filesystem: str, durability: str) -> None:
 
 
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr("fuse_store.repository.atomic.os.fsync", lambda descriptor: None)
 
 
 def no_sync_of_directories(monkeypatch: pytest.MonkeyPatch) -> None:
