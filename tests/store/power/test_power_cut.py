@@ -250,6 +250,6 @@ def test_a_sync_that_is_missing_is_noticed(
         without(patched)
         recorded = record(disk, tmp_path, make, "full")
     cuts = [Cut(end, "everything") for end in recorded.ends[1:]]
-    with pytest.raises((AssertionError, Exception), match="cut in|no such|damaged|unreadable|store"):
+    with pytest.raises((AssertionError, Exception), match=r"cut in|no such|damaged|unreadable|store"):
         for cut, left in disks_after(disk, tmp_path, cuts, 1):
             check(recorded, cut, left, tmp_path)
