@@ -134,6 +134,15 @@ def explain(error: Exception, as_json: bool) -> int:
     return 1
 
 
+def flush_stdout() -> None:
+    """An OSError names standard output."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = STDOUT
+        raise
+
+
 def flush_or_abandon_stdout() -> bool:
     """Flush standard output. If that fails, redirect it to /dev/null, so that the interpreter's last flush does not fail again;
     False then."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -119,6 +120,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         verb = self.prog.removeprefix(PROGRAM).strip()
         raise UsageError(verb or "command line", f"{message}.", see_help(verb))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Where the help and the version are printed. argparse passes over errors, so that a help that does not fit into the
+        buffer would be lost in part without notice. An OSError names standard output."""
+        try:
+            (file or sys.stdout).write(message)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
 
 
 def build(verbs: Sequence[Verb], completions: Mapping[str, Any] | None = None) -> Parser:

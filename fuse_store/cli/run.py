@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from fuse_store.cli.context import Context
-from fuse_store.cli.output import explain, flush_or_abandon_stdout, print_error
+from fuse_store.cli.output import explain, flush_or_abandon_stdout, flush_stdout, print_error
 from fuse_store.cli.parser import SAFE, Verb, build, reject_empty, split_command, without_ambiguity
 from fuse_store.cli.verbs import load, needed
 
@@ -53,7 +53,7 @@ class _Command:
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # ``main`` has blocked it
             code = self._execute()
-            sys.stdout.flush()
+            flush_stdout()
             return code
         except KeyboardInterrupt as interrupt:
             for number in handlers:
@@ -132,10 +132,14 @@ def _print_traceback() -> None:
 
 
 def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
-    """The error, or one that it followed from, that is of this kind."""
-    while error is not None and not isinstance(error, kind):
+    """The error, or one that it followed from, that is of this kind. An error may follow from itself: ``raise error from error``."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kind):
+            return error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def _catch_signals() -> dict[int, Any]:
