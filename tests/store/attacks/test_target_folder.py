@@ -265,7 +265,7 @@ def test_a_link_that_is_planted_in_the_directory_meanwhile(store: Store, several
     assert place.untouched()
 
 
-@pytest.mark.parametrize("kind", ["file", "pipe"])
+@pytest.mark.parametrize("kind", ["file", "right file", "pipe"])
 def test_a_planted_file_of_the_right_size_and_time_is_not_taken_for_the_image(
     store: Store, several_id: str, place: Place, kind: str
 ) -> None:
@@ -284,7 +284,8 @@ def test_a_planted_file_of_the_right_size_and_time_is_not_taken_for_the_image(
         if kind == "pipe":  # whose opening would block
             os.mkfifo(place.folder / "a")
             return
-        (place.folder / "a").write_bytes(b"mine".ljust(status.st_size))
+        # Also with the right bytes, which its owner could change later.
+        (place.folder / "a").write_bytes(DATA if kind == "right file" else b"mine".ljust(status.st_size))
         os.utime(place.folder / "a", ns=(status.st_mtime_ns, status.st_mtime_ns))
 
     as_nobody(exchange)

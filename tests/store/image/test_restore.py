@@ -143,6 +143,21 @@ def test_an_interrupted_get_of_a_directory_can_be_run_again(store: Store, tmp_pa
     }
 
 
+def test_a_whole_file_of_an_interrupted_get_is_not_believed(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / name).write_bytes(content(range(1, 101)))
+    made = store.put(str(source), Label("m"))
+    kill_after(store.path, made.id, tmp_path / "got", 150 * PAGE)
+    whole = (tmp_path / "got" / "a").stat()
+    with open(tmp_path / "got" / "a", "r+b") as file:
+        file.write(b"garbage")
+    os.utime(tmp_path / "got" / "a", ns=(whole.st_mtime_ns, whole.st_mtime_ns))
+    get(store, made.id, tmp_path / "got")
+    assert (tmp_path / "got" / "a").read_bytes() == (tmp_path / "got" / "b").read_bytes() == content(range(1, 101))
+
+
 def test_targets_that_are_refused(store: Store, versions: list[str], tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("x")
