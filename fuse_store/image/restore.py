@@ -80,16 +80,18 @@ def _to_stream(image: Image, progress: Progress) -> int:
 
 
 def _to_file(image: Image, file: ImageFile, directory: Directory, name: str, old: os.stat_result | None, progress: Progress) -> int:
-    """A file that may replace another, with the status ``old``, whose mode and owner it then gets."""
+    """A file that may replace another, with the status ``old``, whose mode and owner it then gets if the directory is trusted."""
     _check_old(directory, name, old)
     with replacement(directory, name, image.id) as partial:
         written = _fill(image, file, partial, progress)
-        if old is None:
+        if old is not None:
+            os.fsync(partial.descriptor)  # in a file that no one else may open, which is left if the process is killed here
+        if old is None or (row_of(image.summary.kind).private and not directory.is_trusted):  # the old one may have been planted
             os.fchmod(partial.descriptor, _mode(image, file))
-        else:  # it is on the disk before the old one is gone
-            os.fsync(partial.descriptor)
+        else:
             os.fchown(partial.descriptor, old.st_uid, old.st_gid)
             os.fchmod(partial.descriptor, old.st_mode & 0o777)
+        if old is not None:  # it is on the disk before the old one is gone
             os.fsync(partial.descriptor)
             _check_old(directory, name, old)
         partial.take_name(name)

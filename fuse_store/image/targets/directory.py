@@ -35,6 +35,12 @@ class Directory:
         """Where it is now, for messages."""
         return Path(os.readlink(f"/proc/self/fd/{self.descriptor}"))
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether root and this user alone can have put there what is in it."""
+        status = os.fstat(self.descriptor)
+        return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+
     @cached_property
     def names(self) -> list[str]:
         """What is in it, at the first look."""

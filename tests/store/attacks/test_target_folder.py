@@ -200,6 +200,26 @@ def test_what_is_written_is_open_to_nobody(store: Store, image_id: str, place: P
     assert [path.name for path in place.folder.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("kind", ["memory", "hibernation"])
+def test_a_planted_target_does_not_make_a_private_image_his(store: Store, place: Place, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "source").write_bytes(DATA)
+    private = store.put(str(tmp_path / "source"), Label("m", kind=kind)).id
+
+    def plant() -> None:
+        (place.folder / "out").write_bytes(b"mine")
+        (place.folder / "out").chmod(0o666)
+
+    as_nobody(plant)
+    get(store, private, place.folder / "out")
+    status = (place.folder / "out").stat()
+    assert (status.st_uid, stat.S_IMODE(status.st_mode) & 0o077) == (0, 0) and (place.folder / "out").read_bytes() == DATA
+    place.folder.chmod(0o755)
+    os.chown(place.folder, 0, 0)
+    os.chown(place.folder / "out", NOBODY, NOBODY)
+    get(store, private, place.folder / "out")  # as root has arranged it
+    assert (place.folder / "out").stat().st_uid == NOBODY
+
+
 # links -----------------------------------------------------------------------------------------------------------------------
 
 
