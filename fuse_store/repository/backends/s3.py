@@ -47,7 +47,7 @@ UPLOAD_REQUESTS = 4  # at once
 MAX_OBJECT_SIZE = 1 << 30  # bytes of an object that is read as a whole
 LOCAL_CACHE_SIZE = 1 << 30  # bytes of each directory of the local cache; the oldest files are removed first
 LIST_VALID_SECONDS = 1.0  # how long ``changed`` trusts the last list
-LIST_FAILED_SECONDS = 5.0  # how long ``changed`` repeats that a list failed: the requests of one ls do not wait one after the other
+LIST_FAILED_SECONDS = 5.0  # how long lists fail at once after one that failed
 CONNECT_SECONDS, REQUEST_SECONDS = 5, 120
 SILENCE_SECONDS = 15  # a server that sends nothing for so long has stalled; not for uploads, whose answer comes at the end
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
@@ -87,7 +87,7 @@ class S3Backend:
         self._sizes: dict[str, int] = {}
         self._listed: dict[str, tuple[float, int]] = {}
         self._directories: dict[str, tuple[float, frozenset[str]]] = {}
-        self._failed: dict[str, tuple[float, StoreError]] = {}
+        self._list_failed: tuple[float, StoreError] | None = None
         self._lock = threading.Lock()
         allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
         options: dict[str, Any] = {  # override the environment
@@ -167,7 +167,7 @@ class S3Backend:
         return [entry.name.rpartition("/")[2] for entry in self.entries(directory)]
 
     def directories(self, directory: str) -> list[str]:
-        with self._translated_errors(directory):
+        with self._translated_list_errors(directory):
             found = obstore.list_with_delimiter(self._objects, directory)
         return [prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]]
 
@@ -192,20 +192,12 @@ class S3Backend:
         now = time.monotonic()
         with self._lock:
             listed_at, stamp = self._listed.get(directory, (0.0, 0))
-            failed_at, failure = self._failed.get(directory, (0.0, None))
-        if failure is not None and now - failed_at < LIST_FAILED_SECONDS:
-            raise failure
         if not listed_at or now - listed_at >= LIST_VALID_SECONDS:
             listed_at = now
             newest, digest = 0, hashlib.blake2b(digest_size=8)
-            try:
-                for meta in self._list(directory):
-                    newest = max(newest, int(meta["last_modified"].timestamp()))
-                    digest.update(f"{meta['path']} {meta['e_tag']}\n".encode())
-            except StoreError as error:
-                with self._lock:
-                    self._failed[directory] = time.monotonic(), error
-                raise
+            for meta in self._list(directory):
+                newest = max(newest, int(meta["last_modified"].timestamp()))
+                digest.update(f"{meta['path']} {meta['e_tag']}\n".encode())
             # The server's times are whole seconds: the digest below them distinguishes lists with the same newest object.
             stamp = newest * 1_000_000_000 + int.from_bytes(digest.digest(), "little") % 1_000_000_000
             with self._lock:
@@ -358,11 +350,24 @@ class S3Backend:
                 raise
             raise StoreError(f"store {self.url}", f"the client of the server failed: {error}.", "Check the AWS_… variables.") from None
 
+    @contextlib.contextmanager
+    def _translated_list_errors(self, directory: str) -> Iterator[None]:
+        """As ``_translated_errors``. One ls in a mount needs many lists: after one that failed the others do not wait as long."""
+        failed = self._list_failed
+        if failed is not None and time.monotonic() - failed[0] < LIST_FAILED_SECONDS:
+            raise failed[1]
+        try:
+            with self._translated_errors(directory):
+                yield
+        except StoreError as error:
+            self._list_failed = time.monotonic(), error
+            raise
+
     def _list(self, directory: str) -> Iterator[Any]:
-        with self._translated_errors(directory):
+        with self._translated_list_errors(directory):
             batches = obstore.list(self._objects, directory or None)
         while True:
-            with self._translated_errors(directory):
+            with self._translated_list_errors(directory):
                 batch = next(iter(batches), None)
             if batch is None:
                 return
