@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -110,7 +109,6 @@ def copy(tmp_path: Path) -> Path:
     with Store.create(tmp_path / "store") as store:
         store.put(str(tmp_path / "source"), Label("m"))
     run("rsync", "-a", "--prune-empty-dirs", "--exclude=/locks", f"{tmp_path}/store/", f"{tmp_path}/copy/")
-    shutil.rmtree(tmp_path / "copy" / "states", ignore_errors=True)
     assert not {"trash", "locks", "partial"} & {path.name for path in (tmp_path / "copy").iterdir()}
     return tmp_path / "copy"
 
