@@ -371,7 +371,7 @@ class Store:
             self._read_back(image_id)
         except (Damaged, NotFound) as error:
             lock.check()
-            with self._no_version_on_error():
+            with self._no_version_on_error(), suppress(FileNotFoundError):
                 self.backend.to_trash(image_name(image_id))
                 self.backend.remove_empty(image_directory(machine_tag_of(image_id)))
             raise Damaged(
