@@ -278,10 +278,9 @@ class Store:
                     segments=tuple(written.segments), computed=written.computed, content=written.content, tags=opened.tags_with(tags),
                 )  # fmt: skip
                 with self._draft(head, written.encrypted) as draft:
-                    if not opened.complete:  # a pipe ends in the same way whether it was all or not
-                        whole = recognised.confirm(draft)
-                        if replace and not whole:
-                            raise _incomplete()
+                    whole = recognised.confirms and recognised.confirm(draft)
+                    if replace and not (opened.complete or whole):  # a pipe ends in the same way whether it was all or not
+                        raise _incomplete()
                     head = dataclasses.replace(head, recognised=_recognised(draft))
                 image_id = self._commit(head, written.encrypted, lock)
                 self._warn_of_clock(earlier, taken, warn)

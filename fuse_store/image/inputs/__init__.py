@@ -29,7 +29,7 @@ def open_input(text: str, *, size: int | None = None, allow_changing: bool = Fal
     """The input that a user named; ``-`` is standard input. ``size``: how many bytes it must have. ``allow_changing``: also what
     is in use or changes while it is read; it is marked then. Raises NotFound, Refused, UsageError, StoreError."""
     if text == "-":
-        return _standard_input(size, allow_changing)
+        return _standard_input(size)
     path = checked_path("SOURCE", text)
     return _checked(_opened(path, f"source {text}", Doubts(allow_changing)), f"source {text}", size)
 
@@ -41,7 +41,7 @@ def run_command(command: Sequence[str], *, size: int | None = None) -> Input:
     return CommandInput(command, size)
 
 
-def _standard_input(size: int | None, allow_changing: bool) -> Input:
+def _standard_input(size: int | None) -> Input:
     try:
         descriptor = sys.stdin.fileno()
         status = os.fstat(descriptor)
@@ -49,22 +49,19 @@ def _standard_input(size: int | None, allow_changing: bool) -> Input:
         raise UsageError(STANDARD_INPUT, "closed.", "Pipe an image into it, or name a file.") from None
     if sys.stdin.isatty():
         raise UsageError(STANDARD_INPUT, "is a terminal.", "Pipe an image into it, or name a file.")
-    if (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)) and not os.lseek(descriptor, 0, os.SEEK_CUR):
-        if stat.S_ISREG(status.st_mode) and not status.st_size and size is None:
-            raise Refused(STANDARD_INPUT, "empty.", "Nothing was stored. To store an empty image, use --size 0.")
-        file = _opened(Path(f"/proc/self/fd/{descriptor}"), STANDARD_INPUT, Doubts(allow_changing), STANDARD_INPUT)
-        return _checked(file, STANDARD_INPUT, size)
+    if size is None and stat.S_ISREG(status.st_mode):  # a file tells how much of it is left
+        size = max(0, status.st_size - os.lseek(descriptor, 0, os.SEEK_CUR)) or None
     return StreamInput(descriptor, size)
 
 
-def _opened(path: Path, what: str, doubts: Doubts, name: str = "") -> Input:
+def _opened(path: Path, what: str, doubts: Doubts) -> Input:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             return TreeInput(path, doubts)
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise UsageError(what, "not a file, block device or directory.", "Name one of these, or - for standard input.")
-        return SingleInput(path, doubts, name)
+        return SingleInput(path, doubts)
     except FileNotFoundError:
         raise NotFound(what, "no such file or directory.") from None
     except PermissionError:

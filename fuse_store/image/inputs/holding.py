@@ -79,7 +79,7 @@ class Lease:
         self._give_back_if_wanted()
         if self._held and self._broken:
             self._held = False
-            self._doubts.differs(self._path, "opened for writing while being read")
+            self._doubts.differs(self._path, "changed while being read: it was opened for writing")
 
     def drop(self) -> None:
         """The descriptor will be closed."""

@@ -17,9 +17,9 @@ from fuse_store.image.inputs.reading import Run, batches, runs_of
 class SingleInput(Input):
     """A regular file, or a block device."""
 
-    def __init__(self, path: Path, doubts: Doubts, name: str = "") -> None:
-        """``name``: what messages call it. Raises Refused, OSError."""
-        self.name, self._doubts = name or str(path), doubts
+    def __init__(self, path: Path, doubts: Doubts) -> None:
+        """Raises Refused, OSError."""
+        self.name, self._doubts = str(path), doubts
         self._device: Device | None = None
         self._lease: Lease | None = None
         if stat.S_ISBLK(path.stat().st_mode):

@@ -39,7 +39,7 @@ class StreamInput(Input):
                 number = self._read_into(buffer[got:])
                 got, ended = got + number, not number
             if self._size is not None and at + got > self._size:
-                raise Refused(self.name, f"more than the {self._size} bytes of --size.", NOTHING_STORED)
+                raise Refused(self.name, f"more than {self._size} bytes.", NOTHING_STORED)
             if got:
                 whole = -(-got // page_size) * page_size
                 buffer[got:whole] = bytes(whole - got)

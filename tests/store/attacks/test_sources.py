@@ -134,7 +134,7 @@ def test_a_program_that_opens_a_file_for_writing_waits_for_a_moment_and_is_notic
         writer.start()
         assert opened.wait(10)
 
-    with pytest.raises(StoreError, match="opened for writing while being read"):
+    with pytest.raises(StoreError, match="changed while being read: it was opened for writing"):
         store.put(str(source), Label("m"), progress=Meanwhile(act))
     writer.join()
     assert store.ids() == []
