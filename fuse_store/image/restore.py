@@ -30,7 +30,10 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
     """Write the image to ``target``; returns how many bytes were written. Raises StoreError; KeyboardInterrupt, with a note on
     what is left."""
     if target == "-":
-        return _to_stream(image, progress)
+        try:
+            return _to_stream(image, progress)
+        except OSError as error:
+            raise StoreError("standard output", f"{error.strerror or error}.") from None
     checked_path("target", target)
     several = len(image.files) != 1 or image.files[0].name != "image"
     system = system_directory(target)

@@ -40,6 +40,13 @@ def test_standard_output_that_is_full(run: Run, store: Path) -> None:
     assert done.returncode == 1 and done.stderr == "fuse-store: standard output: No space left on device\n"
 
 
+def test_a_get_to_standard_output_that_is_full(run: Run, store: Path, tmp_path: Path) -> None:
+    put(run, image(tmp_path / "a", 1))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "get", "web01/system/latest", "-"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and done.stderr == "fuse-store: standard output: No space left on device.\n"
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["--help"], ["put", "--help"], ["--version"], ["completion", "bash"], ["list"]])
 def test_any_output_to_a_full_disk_or_a_closed_pipe(
