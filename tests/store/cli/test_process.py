@@ -120,14 +120,14 @@ def test_an_interrupt_that_an_import_made_into_another_error(store: Path, number
     """As the creation of a class does, and numpy's modules do."""
     script = f"""
 import os, sys
-from fuse_store.store import Store
+from fuse_store.cli.context import Context
 class Field:
     def __set_name__(self, owner, name):
         os.kill(os.getpid(), {number})
-def ids(self):
+def open_store(self):
     class Made:
         field = Field()
-Store.ids = ids
+Context.open_store = open_store
 from fuse_store.cli import command
 sys.argv = ["fuse-store", "list"]
 command()
