@@ -562,6 +562,8 @@ class _Writing:
             raise StoreError(f"store {self._store.url}", f"{error.strerror}.", "Nothing was changed.") from None
         self._store.backend.remove_partials()
         self._store.versions.cache.remove_partials()
+        if "index" in vars(self._store):
+            self._store.index.separate()
         return lock
 
     def _locked(self) -> Lock:

@@ -8,7 +8,7 @@ trash is emptied by a later collection, when the grace period is over.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,10 +78,12 @@ def _collect(store: Store, dry_run: bool, progress: Progress, grace: float) -> C
         fragments, damaged = store.index.check()
         if lock is not None:
             if damaged:
-                _rebuild(store, lock, fragments, damaged)
+                _list_packs(store, fragments)
             store.index.compact(store.sync, lambda: store.before_commit(lock))
             fragments = list(store.index.fragments().values())
         needed = _needed_rows(store, Marks(fragments), result, progress)
+        if damaged and lock is not None:  # every block that a version needs was found without them
+            store.index.drop(damaged, store.sync, lambda: store.before_commit(lock), to_trash=True)
         known = _packs_of(fragments) if damaged else None
         drop, copy = _choose_packs(store, needed, known, result)
         if lock is not None:
@@ -104,18 +106,13 @@ def _forget_states(store: Store) -> None:
             store.state_log.discard(content)
 
 
-def _rebuild(store: Store, lock: Lock, sound: Sequence[Fragment], damaged: Mapping[str, str]) -> None:
-    """Replace damaged fragments: list the blocks of every pack that no sound one names. A fragment that names a pack has a row for
-    each of its blocks. Raises StoreError."""
+def _list_packs(store: Store, sound: Sequence[Fragment]) -> None:
+    """List the blocks of every pack that no sound fragment names. A fragment that names a pack has a row for each of its blocks."""
     known = _packs_of(sound)
-    try:
-        for pack, _size in all_packs(store.backend):
-            if pack not in known:
+    for pack, _size in all_packs(store.backend):
+        if pack not in known:
+            with suppress(Damaged):  # of a put that ended before its commit, with the power; what is needed of it is missed below
                 store.index.add([store.reader.table(pack).rows()], store.sync)
-    except Damaged as error:
-        name, problem = next(iter(damaged.items()))
-        raise StoreError(f"index {name}", f"{problem}: {error}", "Nothing was freed. Run 'fuse-store repair'.") from None
-    store.index.drop(damaged, store.sync, lambda: store.before_commit(lock), to_trash=True)
 
 
 def _packs_of(fragments: Sequence[Fragment]) -> set[bytes]:

@@ -56,7 +56,7 @@ class Index:
         self._backend, self._aead = backend, aead
         self._fragments: dict[str, Fragment] = {}
         self._damaged: dict[str, str] = {}
-        self._own: set[str] = set()  # added since the last ``compact``: no version needs them yet
+        self._own: set[str] = set()  # added since ``separate``: no version needs them yet
         self._stamp = 0  # of ``Backend.changed``, when the fragments were listed
         self._lock = threading.Lock()
 
@@ -138,7 +138,7 @@ class Index:
 
     def add(self, rows: Sequence[Rows], sync: bool) -> None:
         """Write rows, newest first, to one fragment, durable when this returns; it is merged with similar ones that were added
-        since the last ``compact``. Raises OSError."""
+        since ``separate``, without a sync: no version needs them yet. Raises OSError."""
         name = self._write(rows, 1 + max((fragment.number for fragment in self.fragments().values()), default=0), sync)
         if name is None:
             return
@@ -155,7 +155,7 @@ class Index:
         self._merge(similar(list(self.fragments().values())), sync, before)
 
     def separate(self) -> None:
-        """Do not merge what is added from now on with what is there."""
+        """Do not merge what is added from now on with what is there: versions may need that. Each writer begins with it."""
         self._own.clear()
 
     def without(self, packs: Set[bytes], sync: bool, before: Callable[[], None]) -> None:
