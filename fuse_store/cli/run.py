@@ -7,6 +7,7 @@ SIGTERM and SIGHUP end a command as Ctrl-C does, so that partial files are remov
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import io
 import os
@@ -50,6 +51,7 @@ class _Command:
 
     def run(self) -> int:
         handlers = _catch_signals()
+        sys.unraisablehook = _interrupt_again
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # ``main`` has blocked it
             code = self._execute()
@@ -70,6 +72,7 @@ class _Command:
             return explain(error, self.json)
         finally:
             self._stop_progress()
+            sys.unraisablehook = sys.__unraisablehook__
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -154,6 +157,15 @@ def _catch_signals() -> dict[int, Any]:
             if number != signal.SIGINT and handler == signal.SIG_DFL:
                 signal.signal(number, _terminate)
     return handlers
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Ctrl-C came while Python was in a place that cannot raise, such as a callback of the garbage collection, and would only print it:
+    have it raised a moment later. In a thread, because it would otherwise be raised here."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _thread.start_new_thread(_thread.interrupt_main, (getattr(unraisable.exc_value, "number", signal.SIGINT),))
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -332,7 +332,17 @@ def swap_area(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("make", [swap_area, lambda path: cut(hibernation(path)), image])
+@pytest.mark.parametrize("pipe", [False, True])
+def test_a_hibernation_image_that_is_cut_off_is_not_stored(
+    run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: bool
+) -> None:
+    with open(cut(hibernation(tmp_path / "no"))) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        done = run("put", "-" if pipe else "no", "--machine", "web01", "--kind", "hibernation")
+    assert done.code == 5 and "truncated" in done.err and run("list", "--json").json["versions"] == []
+
+
+@pytest.mark.parametrize("make", [swap_area, image])
 @pytest.mark.parametrize("pipe", [False, True])
 def test_what_only_is_called_a_hibernation_image_takes_no_place(
     run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Path], pipe: bool
