@@ -121,6 +121,7 @@ class Bench:
                     self.steps["first"].add(name, _timed(put(0, self.images[0])))
                     shutil.rmtree(self.folder / place)
                     (self.folder / f"{place}.kept").rename(self.folder / place)
+            (self.folder / "config" / "fuse-store" / "stores").unlink()  # it knows another store there
             print("first version again: " + self._last("first"), flush=True)
 
     def _get(self) -> None:
