@@ -29,7 +29,6 @@ from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.backends import Backend, Lock, backend
 from fuse_store.repository.config import COMPRESSIONS, DURABILITY, LEVEL, LEVELS, Config
-from fuse_store.repository.extents import check_segment
 from fuse_store.repository.keys import known_stores
 from fuse_store.repository.keys.keyfile import default_key_file, new_key, read_key, write_key
 from fuse_store.repository.keys.known_stores import Known
@@ -351,6 +350,8 @@ class Store:
 
     def _commit(self, head: Head, segments: Sequence[bytes], lock: Lock) -> str:
         """Make the version exist, and read its manifest back as a reader would. Raises StoreError: no version exists then."""
+        from fuse_store.repository.extents import check_segment
+
         at = accumulate(map(len, segments), initial=0)
         written = dict(zip(at, segments, strict=False))  # by offset: the head has them in the order of their pages
         for segment in head.segments:
