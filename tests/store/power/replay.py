@@ -16,8 +16,6 @@ from pathlib import Path
 
 from tests.store.power.recorder import Disk, Event
 
-SECTOR = 512  # bytes that are written whole or not at all
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -30,8 +28,9 @@ class Cut:
 LOSSES = ("nothing", "everything", "some writes", "some sectors")
 
 
-def disks_after(disk: Disk, directory: Path, cuts: list[Cut], seed: int) -> Iterator[tuple[Cut, Path]]:
-    """A disk for each cut, in the order of their positions; the file is removed when the next one is asked for."""
+def disks_after(disk: Disk, directory: Path, cuts: list[Cut], seed: int, sector: int) -> Iterator[tuple[Cut, Path]]:
+    """A disk for each cut, in the order of their positions; the file is removed when the next one is asked for. ``sector``: bytes that
+    are written whole or not at all."""
     chosen = random.Random(seed)
     events = iter(disk.events())
     durable, left = directory / "durable", directory / "left"
@@ -50,12 +49,12 @@ def disks_after(disk: Disk, directory: Path, cuts: list[Cut], seed: int) -> Iter
                 position, event = next(events, (1 << 62, None))
             subprocess.run(["cp", "--sparse=always", str(durable), str(left)], check=True)
             with open(left, "r+b", buffering=0) as out:
-                _apply(out.fileno(), _kept(pending, cut.lost, chosen))
+                _apply(out.fileno(), _kept(pending, cut.lost, chosen, sector))
             yield cut, left
             left.unlink()
 
 
-def _kept(pending: list[Event], lost: str, chosen: random.Random) -> list[Event]:
+def _kept(pending: list[Event], lost: str, chosen: random.Random, sector: int) -> list[Event]:
     """What of the writes that were not flushed is on the disk."""
     if lost == "everything":
         return []
@@ -63,18 +62,18 @@ def _kept(pending: list[Event], lost: str, chosen: random.Random) -> list[Event]
         return pending
     kept = [event for event in pending if chosen.random() < 0.5]
     if lost == "some sectors":
-        kept = [torn for event in pending for torn in _sectors(event, chosen)]
+        kept = [torn for event in pending for torn in _sectors(event, chosen, sector)]
     return kept
 
 
-def _sectors(event: Event, chosen: random.Random) -> Iterator[Event]:
+def _sectors(event: Event, chosen: random.Random, sector: int) -> Iterator[Event]:
     """Some sectors of a write: from its start, up to its end, or scattered."""
     assert event.data is not None
-    count = -(-len(event.data) // SECTOR)
+    count = -(-len(event.data) // sector)
     first, last = sorted(chosen.randint(0, count) for _side in range(2))
     for start, end in chosen.choice([((0, last),), ((first, count),), ((0, first), (last, count))]):
         if start < end:
-            yield Event(event.offset + start * SECTOR, event.data[start * SECTOR : end * SECTOR])
+            yield Event(event.offset + start * sector, event.data[start * sector : end * sector])
 
 
 def _apply(descriptor: int, events: list[Event]) -> None:

@@ -39,10 +39,11 @@ from tests.store.power.recorder import Disk, recorded_disk
 from tests.store.power.replay import LOSSES, Cut, disks_after
 
 CUTS = int(os.environ.get("POWER_CUTS", "24"))  # of each filesystem and durability
-FILESYSTEMS = {  # how it is made, and the bytes of a disk that is large enough for it
-    "ext4": (("mkfs.ext4", "-q", "-F", "-E", "nodiscard"), 64 << 20),
-    "xfs": (("mkfs.xfs", "-q", "-f", "-K"), 300 << 20),
-    "btrfs": (("mkfs.btrfs", "-q", "-f", "-K"), 128 << 20),
+# How it is made, the bytes of a disk that is large enough for it, and of what it relies on to be written whole: a superblock of btrfs.
+FILESYSTEMS = {
+    "ext4": (("mkfs.ext4", "-q", "-F", "-E", "nodiscard"), 64 << 20, 512),
+    "xfs": (("mkfs.xfs", "-q", "-f", "-K"), 300 << 20, 512),
+    "btrfs": (("mkfs.btrfs", "-q", "-f", "-K"), 128 << 20, 4096),
 }
 ELSEWHERE = TargetMachine(None)
 IMAGE = encode(machine(4096, "x86", 300, seed=1), 4096, "x86", "none", scattered=1).device
@@ -224,10 +225,10 @@ def test_power_cut(tmp_path: Path, filesystem: str, durability: str) -> None:
     needs_root()
     seed = int(os.environ.get("POWER_CUT_SEED") or time.time())
     print(f"POWER_CUT_SEED={seed}")
-    make, size = FILESYSTEMS[filesystem]
+    make, size, sector = FILESYSTEMS[filesystem]
     with recorded_disk(tmp_path / "disk", size) as disk:
         recorded = record(disk, tmp_path, make, durability)
-    for cut, left in disks_after(disk, tmp_path, cuts_of(recorded, CUTS, seed), seed):
+    for cut, left in disks_after(disk, tmp_path, cuts_of(recorded, CUTS, seed), seed, sector):
         check(recorded, cut, left, tmp_path)
 
 
@@ -245,11 +246,11 @@ def test_a_sync_that_is_missing_is_noticed(
 ) -> None:
     """The test above can fail: with a kind of sync taken out, it does."""
     needs_root()
-    make, size = FILESYSTEMS["ext4"]
+    make, size, sector = FILESYSTEMS["ext4"]
     with monkeypatch.context() as patched, recorded_disk(tmp_path / "disk", size) as disk:
         without(patched)
         recorded = record(disk, tmp_path, make, "full")
     cuts = [Cut(end, "everything") for end in recorded.ends[1:]]
     with pytest.raises((AssertionError, Exception), match=r"cut in|no such|damaged|unreadable|store"):
-        for cut, left in disks_after(disk, tmp_path, cuts, 1):
+        for cut, left in disks_after(disk, tmp_path, cuts, 1, sector):
             check(recorded, cut, left, tmp_path)
