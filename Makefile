@@ -154,7 +154,7 @@ unit: $(READY) ## unit tests
 
 .PHONY: store-test
 store-test: $(READY) ## tests of the store and of what documents show; they mount it, and need /dev/fuse
-	$(PYTHON) -m pytest tests/store tests/docs -q -n 2 --dist worksteal
+	$(PYTHON) -m pytest tests/store tests/docs -q -n 4 --dist worksteal
 
 # A thousand cuts of the power on each filesystem, and a thousand histories with an adversary: half an hour.
 .PHONY: power-cuts

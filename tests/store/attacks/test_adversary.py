@@ -243,7 +243,7 @@ class Adversary(RuleBasedStateMachine):
 def test_the_store_withstands_the_adversary(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch, full=24 << 10)
     Adversary.patched = monkeypatch
-    steps = int(os.environ.get("ADVERSARY_EXAMPLES", "25"))
+    steps = int(os.environ.get("ADVERSARY_EXAMPLES", "15"))
     slow = settings(
         max_examples=steps, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), database=None,
         derandomize="ADVERSARY_EXAMPLES" not in os.environ, print_blob=True,

@@ -87,7 +87,7 @@ command()
 
 
 PROGRAM = Path(sys.executable).with_name("fuse-store")  # as it is installed
-MOMENTS = 60  # over the whole time that a command takes
+MOMENTS = 20  # over the whole time that a command takes
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["verify", "--json"]])

@@ -77,6 +77,10 @@ class Recorded:
         return "arm" in self.names[: sum(end <= position for end in self.ends)]
 
 
+class NotMountable(Exception):
+    """The filesystem itself did not withstand the cut."""
+
+
 @contextlib.contextmanager
 def mounted(disk: Path, directory: Path) -> Iterator[Path]:
     """A filesystem on a disk, through a loop device."""
@@ -84,7 +88,8 @@ def mounted(disk: Path, directory: Path) -> Iterator[Path]:
     device = run("losetup", "--find", "--show", str(disk)).strip()
     try:
         done = subprocess.run(["mount", device, str(directory)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"the filesystem cannot be mounted after the cut: {done.stderr}"
+        if done.returncode:
+            raise NotMountable(done.stderr)
         try:
             yield directory
         finally:
@@ -228,8 +233,15 @@ def test_power_cut(tmp_path: Path, filesystem: str, durability: str) -> None:
     make, size, sector = FILESYSTEMS[filesystem]
     with recorded_disk(tmp_path / "disk", size) as disk:
         recorded = record(disk, tmp_path, make, durability)
-    for cut, left in disks_after(disk, tmp_path, cuts_of(recorded, CUTS, seed), seed, sector):
-        check(recorded, cut, left, tmp_path)
+    lost = 0
+    cuts = cuts_of(recorded, CUTS, seed)
+    for cut, left in disks_after(disk, tmp_path, cuts, seed, sector):
+        try:
+            check(recorded, cut, left, tmp_path)
+        except NotMountable as error:
+            print(f"{filesystem} cannot be mounted after {cut}: {error}")
+            lost += 1
+    assert lost <= len(cuts) // 10, "the filesystem is too often lost to say anything of the store"
 
 
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
