@@ -156,10 +156,11 @@ unit: $(READY) ## unit tests
 store-test: $(READY) ## tests of the store and of what documents show; they mount it, and need /dev/fuse
 	$(PYTHON) -m pytest tests/store tests/docs -q -n 4 --dist worksteal
 
-# A thousand cuts of the power on each filesystem, and a thousand histories with an adversary: half an hour.
+# A thousand cuts of the power on each filesystem, a thousand histories with an adversary, and a kill at every step: an hour.
 .PHONY: power-cuts
 power-cuts: $(READY) ## cut the power at a thousand moments on ext4, XFS and btrfs; let an adversary loose on a store
-	POWER_CUTS=1000 ADVERSARY_EXAMPLES=1000 $(PYTHON) -m pytest tests/store/power tests/store/attacks/test_adversary.py -q -s -n 2
+	POWER_CUTS=1000 ADVERSARY_EXAMPLES=1000 EVERY_STEP=1 $(PYTHON) -m pytest tests/store/power tests/store/attacks/test_adversary.py \
+	  tests/store/repository/test_s3.py -q -n 2
 
 .PHONY: sanity
 sanity: $(READY) ## ansible-test sanity
