@@ -14,7 +14,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -192,17 +191,16 @@ def largest_pack(store: Store) -> Path:
 def flipped(path: Path, offset: int | None = None) -> Iterator[None]:
     """One bit of a file, by default in its middle, is another one meanwhile."""
 
-    def flip(file: IO[bytes]) -> None:
-        at = path.stat().st_size // 2 if offset is None else offset
-        file.seek(at)
-        value = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([value ^ 0x10]))
-        file.flush()
+    def flip() -> None:
+        with open(path, "r+b") as file:  # not open in between: the file of an NVDIMM that another program has open is refused
+            at = path.stat().st_size // 2 if offset is None else offset
+            file.seek(at)
+            value = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([value ^ 0x10]))
 
-    with open(path, "r+b") as file:
-        flip(file)
-        try:
-            yield
-        finally:
-            flip(file)
+    flip()
+    try:
+        yield
+    finally:
+        flip()
