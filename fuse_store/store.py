@@ -500,6 +500,8 @@ def _read_config(place: Backend, path: str) -> Config:
     try:
         return configuration.parse(place.read(configuration.NAME), path)
     except (FileNotFoundError, NotADirectoryError):
+        if any(True for _pack in place.entries("packs")):
+            raise Damaged(f"store {path}", "store.json is missing.", "Restore it from the key file, or from a copy.") from None
         raise NotFound(f"store {path}", "no such store.", f"Run 'fuse-store --store {path} init' to create it.") from None
     except OSError as error:
         raise StoreError(f"store {path}", f"{error.strerror}.") from None

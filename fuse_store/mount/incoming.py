@@ -205,7 +205,11 @@ class Incoming:
         with file.lock:
             file.check_writer(closer)
             if writers.same_process(file.opener, closer):
-                self._put(file)
+                try:
+                    self._put(file, file.path)
+                except (StoreError, OSError):
+                    file.dropped = True
+                    raise
 
     def release(self, file: Received) -> None:
         """The last descriptor of an open file was closed."""
@@ -214,8 +218,9 @@ class Incoming:
             if file.opens:
                 return
             try:
-                self._put(file)
+                self._put(file, file.path)
             except (StoreError, OSError) as error:
+                file.dropped = True
                 log.error("%s was not stored: %s", "/".join(("incoming", *file.path)), error)
             self._settle(file)
 
@@ -254,7 +259,8 @@ class Incoming:
             file.spool.changed = time.time_ns() if changed is None else changed
 
     def rename(self, old: Path, new: Path, caller: int) -> None:
-        """Give a file another name; one that was waiting for that is stored. Raises StoreError, OSError."""
+        """Give a file another name; one that was waiting for that is stored first: if that fails, it keeps the old name, and waits.
+        Raises StoreError, OSError."""
         if len(old) != DEPTH or old[:-1] != new[:-1]:
             raise OSError(errno.EXDEV, "a file cannot be moved to another application")
         file = self._file(old)
@@ -264,12 +270,15 @@ class Incoming:
         with file.lock:
             try:
                 file.check_writer(caller)
-                self._move(file, old, new)
-                if not file.opens:
-                    self._put(file)
-            finally:
+            except OSError:
                 if not file.opens:
                     self._settle(file)
+                raise
+            if not file.opens:
+                self._put(file, new)
+            self._move(file, old, new)
+            if not file.opens:
+                self._settle(file)
 
     def _move(self, file: IncomingFile, old: Path, new: Path) -> None:
         with self._lock:
@@ -299,9 +308,10 @@ class Incoming:
                 raise FileNotFoundError
             return self._files[path]
 
-    def _put(self, file: Received) -> None:
-        """Store what was written since the last put, if there is anything to store."""
-        machine, application, name = file.path
+    def _put(self, file: Received, path: Path) -> None:
+        """Store what was written since the last put, if there is anything to store, as what ``path`` calls it. Raises StoreError,
+        OSError: nothing was stored, and it can be tried again."""
+        machine, application, name = path
         if not file.dirty or file.dropped or not file.size or _is_partial(name):
             return
         file.dirty = False
@@ -309,9 +319,9 @@ class Incoming:
             try:
                 file.stored = self._store.put(SpoolInput(file.spool), Label(machine, application=application))
             except (StoreError, OSError):
-                file.dropped = True
+                file.dirty = True
                 raise
-        log.info("stored %s as image %s", "/".join(("incoming", *file.path)), file.stored.id)
+        log.info("stored %s as image %s", "/".join(("incoming", *path)), file.stored.id)
 
 
 def _is_partial(name: str) -> bool:

@@ -127,7 +127,8 @@ class WriterLock:
 
     def _holder_text(self) -> str | None:
         try:
-            return self._path.read_text(errors="replace")
+            with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), errors="replace") as file:
+                return file.read()
         except FileNotFoundError:
             return None
 

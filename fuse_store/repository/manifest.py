@@ -304,7 +304,7 @@ def _check_files(head: Head) -> None:
         if file.size < 0 or file.offset < end or file.offset % head.page_size:
             raise ValueError("files contradict each other")
         if not -MAX_TIME <= file.mtime <= MAX_TIME or not 0 <= file.mode < 1 << 16:
-            raise ValueError(f"time {file.mtime} or mode {file.mode:o} of a file is impossible")
+            raise ValueError(f"time ({file.mtime} ns) or mode ({file.mode:o}) of file {file.name!r} is impossible")
         end = file.offset + file.size
     if end > MAX_IMAGE_SIZE:
         raise ValueError(f"the files have {end} bytes, more than {MAX_IMAGE_SIZE >> 50} PiB")

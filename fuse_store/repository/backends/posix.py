@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import threading
 import time
 from collections import OrderedDict
@@ -42,14 +43,23 @@ SUFFIXES = {"packs": ".pack", "index": ".idx"}
 MAX_OPEN_PACKS = 64
 
 
+def _open(path: Path) -> int:
+    """A descriptor of a file of the store, which is to be closed. A FIFO in its place is not waited for. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return descriptor
+
+
 class _File:
     """An open pack. Closed when it is no longer referenced, so one thread can forget it while another reads."""
 
     def __init__(self, path: Path, trash: Path) -> None:
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptor = _open(path)
         except FileNotFoundError:  # a reader that located it before may finish
-            self.descriptor = os.open(trash / path.name, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptor = _open(trash / path.name)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -148,18 +158,19 @@ class PosixBackend:
         return True
 
     def read(self, name: str) -> bytes:
-        return (self.local_dir / name).read_bytes()
+        with open(_open(self.local_dir / name), "rb") as file:
+            return file.read()
 
     def read_range(self, name: str, offset: int, length: int, *, trashed: bool) -> bytes:
         if name.startswith("packs/"):
             return os.pread(self._file(name).descriptor, length, offset)
         path = self.local_dir / name
         try:
-            file = open(path, "rb")  # noqa: SIM115
+            file = open(_open(path), "rb")  # noqa: SIM115
         except FileNotFoundError:
             if not trashed:
                 raise
-            file = open(self._trash / path.name, "rb")  # noqa: SIM115
+            file = open(_open(self._trash / path.name), "rb")  # noqa: SIM115
         with file:
             file.seek(offset)
             return file.read(length)
@@ -168,14 +179,14 @@ class PosixBackend:
         return os.stat(self.local_dir / name).st_size
 
     def read_mmap(self, name: str, *, check: bool) -> Mapped:
-        with open(self.local_dir / name, "rb") as file:
+        with open(_open(self.local_dir / name), "rb") as file:
             return map_file(file, os.fstat(file.fileno()).st_size)
 
     def cached(self, name: str, make: Callable[[], bytes]) -> bytes:
         return make()
 
     def stream(self, name: str) -> BinaryIO:
-        return open(self.local_dir / name, "rb")
+        return open(_open(self.local_dir / name), "rb")
 
     def names(self, directory: str) -> list[str]:
         try:

@@ -53,8 +53,9 @@ def admit(url: str, store: Known, *, told: bool) -> None:
         other = next((known for known in earlier if known.id != store.id), None)
         if other is not None and not told:
             raise Refused(
-                f"store {url}", f"is another store than before: {store.id[:12]}, not {other.id[:12]}.",
-                "If you replaced it, name the key file of the new one with --key-file; if not, it was tampered with.",
+                f"store {url}", f"is another store than before: {store.id}, not {other.id}.",
+                "If you replaced it, name the key file of the new one with --key-file; if not, its store.json was damaged or "
+                "tampered with: restore it from the key file.",
             )  # fmt: skip
         return
     if any(known.encrypted for known in earlier):

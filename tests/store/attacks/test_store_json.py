@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 
 from fuse_store.cli import main
-from fuse_store.errors import Damaged, NotFound, Refused, WrongKey
+from fuse_store.errors import Damaged, Refused, WrongKey
 from fuse_store.repository.aead import Aead
 from fuse_store.repository.config import Config
 from fuse_store.repository.keys import known_stores
@@ -192,7 +195,7 @@ def test_a_lost_store_json_comes_from_the_key_file(store: Path, tmp_path: Path) 
     """As docs/troubleshooting.md says."""
     (key,) = (tmp_path / "config/fuse-store/keys").iterdir()
     (store / "store.json").unlink()
-    with pytest.raises(NotFound):
+    with pytest.raises(Damaged, match=r"store\.json is missing\. Restore it"):
         Store.open(store)
     content = next(line for line in key.read_text().splitlines() if line.startswith("store.json "))
     (store / "store.json").write_text(content.removeprefix("store.json "))
@@ -208,3 +211,24 @@ def test_a_wrong_key_is_none_that_damages(store: Path, tmp_path: Path) -> None:
     (tmp_path / "key").chmod(0o600)
     with pytest.raises(WrongKey, match="wrong key"):
         Store.open(store, key_file=tmp_path / "key")
+
+
+@pytest.mark.parametrize("name", ["store.json", "index", "images", "packs", "states", "locks/writer"])
+def test_a_fifo_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    with Store.create(tmp_path / "store", key_file=tmp_path / "key") as store:
+        (tmp_path / "source").write_bytes(b"x" * 5000)
+        store.put(str(tmp_path / "source"), Label("m"))
+    place = tmp_path / "store" / name
+    for path in [place] if "." in name or "/" in name else [path for path in place.rglob("*") if path.is_file()]:
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    script = (
+        "import sys\nfrom fuse_store.errors import StoreError\nfrom fuse_store.store import Label, Store\n"
+        "try:\n  with Store.open(sys.argv[1], key_file=sys.argv[2]) as store:\n"
+        "    for version in store.summaries(): store.open_image(version.id).read(0, 5000)\n"
+        "    store.put(sys.argv[3], Label('m'))\n"
+        "except (StoreError, OSError) as error:\n  print(error)\n"
+    )
+    arguments = [str(tmp_path / part) for part in ("store", "key", "source")]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

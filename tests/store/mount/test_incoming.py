@@ -162,10 +162,13 @@ def test_a_partial_name_is_stored_when_it_is_renamed(served: Mounted, incoming: 
 
 
 def test_a_renamed_file_that_cannot_be_stored_is_an_error(served: Mounted, incoming: Path) -> None:
+    """It is still there then, and can be renamed again."""
     (incoming / ".f").write_bytes(b"data")
     with served.store.writing(), pytest.raises(OSError):
         (incoming / ".f").rename(incoming / "f")
-    assert came(served, incoming) == [] and os.listdir(incoming) == []
+    assert came(served, incoming) == [] and os.listdir(incoming) == [".f"]
+    (incoming / ".f").rename(incoming / "f")
+    assert came(served, incoming) == [b"data"] and os.listdir(incoming) == ["f"]
 
 
 def test_create_close_and_open_again(served: Mounted, incoming: Path) -> None:
