@@ -91,7 +91,7 @@ def find(target: str) -> Iterator[tuple[Directory, str]]:
 
     Raises NotFound if the link leads to nothing, Refused, OSError.
     """
-    directory, name = _split(target, None)
+    directory, name = _split(target, None, target)
     try:
         for followed in range(MAX_LINKS):
             status = directory.status(name)
@@ -103,7 +103,7 @@ def find(target: str) -> Iterator[tuple[Directory, str]]:
             if system_directory(str(directory.path)) == "/proc":
                 raise Refused(f"target {target}", "a link of the kernel's.", "Name a file, or - for standard output.")
             last = directory
-            directory, name = _split(_read_link(last, name, target), last)
+            directory, name = _split(_read_link(last, name, target), last, target)
             os.close(last.descriptor)
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
     finally:
@@ -123,12 +123,41 @@ def _read_link(directory: Directory, name: str, target: str) -> str:
         os.close(link)
 
 
-def _split(path: str, parent: Directory | None) -> tuple[Directory, str]:
+def _split(path: str, parent: Directory | None, target: str) -> tuple[Directory, str]:
     """The directory that a path is in, and its name there."""
     head, name = os.path.split(path.rstrip("/"))
     if name in ("", ".", ".."):
-        return Directory(path, parent), "."
-    return Directory(head or ".", parent), name
+        return _opened(path, parent, target), "."
+    return _opened(head, parent, target), name
+
+
+def _opened(path: str, parent: Directory | None, target: str) -> Directory:
+    """A directory, looked up step by step, as the kernel does, but not through the link of another user. Raises Refused, OSError."""
+    directory = Directory("/", flags=os.O_PATH) if path.startswith("/") else Directory(".", parent, flags=os.O_PATH)
+    parts = _parts(path)
+    followed = 0
+    while parts:
+        with directory:
+            name = parts.pop(0)
+            status = directory.status(name)
+            if status is not None and stat.S_ISLNK(status.st_mode):
+                followed += 1
+                if followed > MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
+                link = _read_link(directory, name, target)
+                parts = _parts(link) + parts
+                directory = Directory("/" if link.startswith("/") else ".", directory, flags=os.O_PATH)
+                continue
+            try:
+                directory = Directory(name, directory, flags=os.O_PATH | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+    with directory:
+        return Directory(".", directory)
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
 
 
 def system_directory(path: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fuse_store.errors import Refused
+from fuse_store.errors import Refused, UsageError
 from fuse_store.image import restore
 from fuse_store.progress import SILENT, Silent
 from fuse_store.store import Label, Store
@@ -228,6 +228,18 @@ def test_a_link_of_another_user_is_not_written_through(store: Store, image_id: s
     with pytest.raises(Refused, match="symbolic link of the user 65534"):
         get(store, image_id, place.folder / "out")
     assert place.untouched()
+
+
+def test_nor_one_on_the_way_to_the_target(store: Store, image_id: str, place: Place, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    as_nobody(lambda: (place.folder / "way").symlink_to(elsewhere))
+    for target in ("way/out", "way/../out", "way/."):
+        with pytest.raises((Refused, UsageError)):
+            get(store, image_id, place.folder / target)
+    with pytest.raises(Refused, match="a symbolic link of the user"):
+        get(store, image_id, place.folder / "way" / "out")
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_nor_a_link_that_a_link_of_roots_leads_to(store: Store, image_id: str, place: Place, tmp_path: Path) -> None:
