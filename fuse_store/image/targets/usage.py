@@ -24,6 +24,7 @@ from pathlib import Path
 from fuse_store.errors import Refused
 
 PATIENCE = 0.5  # seconds: a loop device is detached, and a process ended, some time after the command says so
+PASSING = 1.0  # seconds for which programs that look at devices, such as losetup(8) and udev, may have one open
 _LOOP_GET_STATUS64 = 0x4C05  # include/uapi/linux/loop.h
 _LOOP_INFO = struct.Struct("<QQQ208x")  # lo_device, lo_inode, lo_rdevice
 _SYS_BLOCK = Path("/sys/block")
@@ -129,8 +130,11 @@ def check_device(descriptor: int, path: Path) -> None:
     for loop in loops:
         if loop not in own and (loop.device in devices or loop.file in files):
             raise Refused(f"device {path}", f"in use: {loop.name} stands on it.", f"Detach it first: losetup -d /dev/{loop.name}.")
-    if user := _writer_of(numbers):
-        raise Refused(f"device {path}", f"open for writing in {user}.", "Stop what uses it.")
+    deadline = time.monotonic() + PASSING
+    while user := _writer_of(numbers):
+        if time.monotonic() > deadline:
+            raise Refused(f"device {path}", f"open for writing in {user}.", "Stop what uses it.")
+        time.sleep(PASSING / 10)
 
 
 def _family(number: int) -> set[int]:
