@@ -19,12 +19,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypedDict, TypeGuard
+from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
 
 import msgpack
 
-from fuse_store.repository.aead import Aead
-from fuse_store.repository.backends import Backend
+if TYPE_CHECKING:  # the command line needs the names of the states alone
+    from fuse_store.repository.aead import Aead
+    from fuse_store.repository.backends import Backend
 
 STATES = ("captured", "verified", "staged", "armed", "resumed", "failed", "unknown")
 OF_ONE_VERSION = ("captured", "verified")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from datetime import UTC, datetime
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from fuse_store.cli.output import NAME_KEYS, name_record, print_json, print_resu
 from fuse_store.cli.parser import DRY_RUN, OF_APPLICATION, OF_MACHINE, Verb, argument, see_help
 from fuse_store.errors import Refused, UsageError
 from fuse_store.policy.retention import COUNTED, Decision, Policy, decide, emptied
-from fuse_store.repository.manifest import machine_tag_of
 from fuse_store.repository.state_log import ON_A_DEVICE
 
 if TYPE_CHECKING:
@@ -34,6 +32,8 @@ def run(context: Context) -> int:
     policy = _policy(options)
     if not policy:
         raise UsageError("prune", "no rule given.", f"Use at least one --keep option. {see_help('prune')}")
+    import tempfile
+
     unreadable: dict[str, Damaged] = {}
     with context.open_store() as store, tempfile.TemporaryFile("w+", encoding="utf-8") as result:  # shown once it is true
         plan = _Plan(store, policy, options.machine, options.application, unreadable)
@@ -73,6 +73,8 @@ class _Plan:
     def __init__(
         self, store: Store, policy: Policy, machine: str | None, application: str | None, unreadable: dict[str, Damaged]
     ) -> None:
+        from fuse_store.repository.manifest import machine_tag_of  # not at the top: help needs no store
+
         self._store, self._policy, self._machine, self._application = store, policy, machine, application
         self._now = datetime.now(UTC)
         on_device = (version.content for version in store.versions.each() if version.state in (*ON_A_DEVICE, "unknown"))
