@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fuse_store.errors import Damaged
 from fuse_store.image.inputs import Batch, Input, InputFile
-from fuse_store.image.inputs.input import Doubts
 from fuse_store.image.inputs.reading import BATCH_SIZE, Run, batches
 
 UNIT = 128 << 10  # bytes
@@ -152,11 +151,12 @@ class SpoolInput(Input):
     """A Spool as what is put; its owner keeps it from changing meanwhile, and closes it."""
 
     def __init__(self, spool: Spool) -> None:
-        self.name, self._spool = "incoming file", spool
+        super().__init__("incoming file")
+        self._spool = spool
         self.files = [InputFile("image", None, spool.size, mtime=spool.changed)]
 
     def batches(self, page_size: int) -> Generator[Batch, None, None]:
-        yield from batches(self._runs(page_size), self._spool.size, page_size, Doubts())
+        yield from batches(self._runs(page_size), self._spool.size, page_size, self.doubts)
 
     def _runs(self, page_size: int) -> Generator[Run, None, None]:
         at, size = 0, self._spool.size

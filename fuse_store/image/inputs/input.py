@@ -85,12 +85,14 @@ class Doubts:
 
 class Input:
     """What is stored: ``files``, one after the other in the address space of the image, each beginning at a page. ``name``: what
-    messages call it. ``complete``: its end is known to be the end of what was meant, unlike that of a pipe. A context manager,
-    for one put and one thread."""
+    messages call it. ``doubts``: what is not certain of it. ``complete``: its end is known to be the end of what was meant, unlike
+    that of a pipe. A context manager, for one put and one thread."""
 
-    name: str
     files: Sequence[InputFile]
     complete = True
+
+    def __init__(self, name: str, doubts: Doubts | None = None) -> None:
+        self.name, self.doubts = name, doubts or Doubts()
 
     def batches(self, page_size: int) -> Generator[Batch, None, None]:
         """The data in ascending order; a last page of a file that is not full ends in zeros. A batch is valid until the next one
@@ -117,7 +119,7 @@ class Input:
     @property
     def tags(self) -> Mapping[str, str]:
         """Complete after the last batch."""
-        return {}
+        return self.doubts.tags
 
     def tags_with(self, given: Mapping[str, str]) -> dict[str, str]:
         """``tags`` and those that were given; a user may know better what cannot be told from the source."""
@@ -127,7 +129,7 @@ class Input:
     @property
     def warnings(self) -> Sequence[str]:
         """Complete after the last batch."""
-        return ()
+        return self.doubts.warnings
 
     def close(self) -> None:
         pass

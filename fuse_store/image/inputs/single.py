@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from pathlib import Path
 
 from fuse_store.errors import StoreError
@@ -19,7 +19,7 @@ class SingleInput(Input):
 
     def __init__(self, path: Path, doubts: Doubts) -> None:
         """Raises Refused, OSError."""
-        self.name, self._doubts = str(path), doubts
+        super().__init__(str(path), doubts)
         self._device: Device | None = None
         self._lease: Lease | None = None
         if stat.S_ISBLK(path.stat().st_mode):
@@ -46,7 +46,7 @@ class SingleInput(Input):
 
     def batches(self, page_size: int) -> Generator[Batch, None, None]:
         try:
-            yield from batches(self._runs(page_size), self.files[0].size or 0, page_size, self._doubts)
+            yield from batches(self._runs(page_size), self.files[0].size or 0, page_size, self.doubts)
         except OSError as error:
             raise StoreError(f"source {self.name}", f"{error.strerror}.", NOTHING_STORED) from None
 
@@ -60,15 +60,7 @@ class SingleInput(Input):
         self._lease.check()
         after = os.fstat(self._descriptor)
         if changed(self._status, after, times=not self._lease.held):
-            self._doubts.differs(self.name)
-
-    @property
-    def tags(self) -> Mapping[str, str]:
-        return self._doubts.tags
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        return self._doubts.warnings
+            self.doubts.differs(self.name)
 
     def close(self) -> None:
         if self._lease is not None:

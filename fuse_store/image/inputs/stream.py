@@ -26,7 +26,8 @@ class StreamInput(Input):
     """``size``: how many bytes it must have; None for any but 0."""
 
     def __init__(self, descriptor: int, size: int | None = None, name: str = STANDARD_INPUT) -> None:
-        self._descriptor, self._size, self.name = descriptor, size, name
+        super().__init__(name)
+        self._descriptor, self._size = descriptor, size
         self.files = [InputFile("image", None, None)]
         self.complete = size is not None
 

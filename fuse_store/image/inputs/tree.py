@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +75,8 @@ class TreeInput(Input):
 
     def __init__(self, root: Path, doubts: Doubts) -> None:
         """Raises UsageError for what is no regular file, StoreError, OSError."""
-        self.name, self._root, self._doubts = str(root), root, doubts
+        super().__init__(str(root), doubts)
+        self._root = root
         self._directories = _Directories(root)
         try:
             self._seen = self._list()
@@ -94,7 +95,7 @@ class TreeInput(Input):
 
     def batches(self, page_size: int) -> Generator[Batch, None, None]:
         try:
-            yield from batches(self._runs(page_size), self.end(page_size) or 0, page_size, self._doubts)
+            yield from batches(self._runs(page_size), self.end(page_size) or 0, page_size, self.doubts)
         except OSError as error:
             raise StoreError(f"source {self._root}", f"{error.strerror}.", NOTHING_STORED) from None
 
@@ -112,7 +113,7 @@ class TreeInput(Input):
         after = self._list()
         if after != self._seen:
             names = next(names for names in {**self._seen, **after} if self._seen.get(names) != after.get(names))
-            self._doubts.differs(self._root.joinpath(*names))
+            self.doubts.differs(self._root.joinpath(*names))
 
     def _open_seen(self, names: Sequence[str], seen: Seen, path: str) -> int:
         """Open a file that was listed. Raises StoreError if another one has its name, or it changed."""
@@ -127,7 +128,7 @@ class TreeInput(Input):
             if now[:2] != seen[:2] or not stat.S_ISREG(now.mode):
                 raise StoreError(f"source {path}", "replaced while being read.", f"{NOTHING_STORED} Stop the program that writes to it.")
             if now != seen:
-                self._doubts.differs(path)
+                self.doubts.differs(path)
         except BaseException:
             os.close(descriptor)
             raise
@@ -161,14 +162,6 @@ class TreeInput(Input):
                 str(path).encode()
             except UnicodeEncodeError:
                 raise UsageError(f"source {str(path)!r}", "the file name is not UTF-8.", "Rename the file.") from None
-
-    @property
-    def tags(self) -> Mapping[str, str]:
-        return self._doubts.tags
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        return self._doubts.warnings
 
     def close(self) -> None:
         self._lease.close()

@@ -287,4 +287,4 @@ def test_a_short_command_imports_nothing_heavy(store: Path, argument: str, heavy
         f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == "[]"
+    assert done.stderr.splitlines()[-1] == "[]" and (done.stdout == "") == (argument == "list")
