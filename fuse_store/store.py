@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -350,10 +349,9 @@ class Store:
 
     def _commit(self, head: Head, segments: Sequence[bytes], lock: Lock) -> str:
         """Make the version exist, and read its manifest back as a reader would. Raises StoreError: no version exists then."""
-        from fuse_store.repository.extents import check_segment
+        from fuse_store.repository.extents import by_offset, check_segment
 
-        at = accumulate(map(len, segments), initial=0)
-        written = dict(zip(at, segments, strict=False))  # by offset: the head has them in the order of their pages
+        written = by_offset(segments)
         for segment in head.segments:
             check_segment(head, segment, written[segment.offset], self.aead)
         fault_point("commit")

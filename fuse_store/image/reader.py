@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from itertools import accumulate
 from typing import cast
 
 import numpy as np
@@ -25,6 +24,7 @@ from fuse_store.image.kind import open_transform
 from fuse_store.image.segments import OpenSegment, PageDigests, Place, SegmentReader
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
+from fuse_store.repository.extents import by_offset
 from fuse_store.repository.index import Located
 from fuse_store.repository.manifest import Head, ImageFile, read_head, summary
 
@@ -43,7 +43,7 @@ class _Segments:
     """The part of a manifest behind its head, in memory, for ``extents.read_segment``."""
 
     def __init__(self, segments: Sequence[bytes]) -> None:
-        self._at = dict(zip(accumulate(map(len, segments), initial=0), segments, strict=False))
+        self._at = by_offset(segments)
 
     def read_range(self, _name: str, offset: int, length: int, *, trashed: bool) -> bytes:
         return self._at[offset][:length]

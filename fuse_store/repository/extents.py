@@ -9,7 +9,9 @@ operations are on whole columns. Pages that no extent covers are zeros. Pure fun
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import zstandard
@@ -159,6 +161,11 @@ def encrypt_segment(extents: Extents, offset: int, aead: Aead) -> tuple[Segment,
     encrypted = aead.encrypt(b"segment" + digest, content)
     last = int(extents.page[-1] + extents.count[-1])
     return Segment(int(extents.page[0]), last, offset, len(encrypted), digest), encrypted
+
+
+def by_offset(encrypted: Sequence[bytes]) -> dict[int, bytes]:
+    """Encrypted segments by their ``Segment.offset``; a head has them in the order of their pages."""
+    return dict(zip(accumulate(map(len, encrypted), initial=0), encrypted, strict=False))
 
 
 def check_segment(head: Head, segment: Segment, encrypted: bytes, aead: Aead) -> None:

@@ -17,9 +17,10 @@ import signal
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from fuse_store.errors import Refused
 
@@ -31,6 +32,8 @@ _SYS_BLOCK = Path("/sys/block")
 _SYS_NUMBERS = Path("/sys/dev/block")
 _PROCESSES = Path("/proc")
 _SWAPS = Path("/proc/swaps")
+
+T = TypeVar("T")
 
 
 # files -------------------------------------------------------------------------------------------------------------------
@@ -86,15 +89,23 @@ def _lease(descriptor: int, kind: int) -> bool:
     """Whether a lease was granted. Raises OSError: the file is another user's, or the file system has none."""
     # Who opens the file has this process told by a signal. By default it is SIGIO, which kills; this one is ignored.
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-    end = time.monotonic() + PATIENCE
-    while True:
+
+    def refused() -> bool:
         try:
             fcntl.fcntl(descriptor, fcntl.F_SETLEASE, kind)
-            return True
+            return False
         except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-        time.sleep(PATIENCE / 20)
+            return True
+
+    return not _lasting(refused, PATIENCE)
+
+
+def _lasting(use: Callable[[], T], seconds: float) -> T:
+    """A use that does not pass in so many seconds; what ``use`` says of none otherwise."""
+    end = time.monotonic() + seconds
+    while (found := use()) and time.monotonic() <= end:
+        time.sleep(seconds / 20)
+    return found
 
 
 def _use_of(descriptor: int, path: Path) -> tuple[str, str]:
@@ -130,11 +141,8 @@ def check_device(descriptor: int, path: Path) -> None:
     for loop in loops:
         if loop not in own and (loop.device in devices or loop.file in files):
             raise Refused(f"device {path}", f"in use: {loop.name} stands on it.", f"Detach it first: losetup -d /dev/{loop.name}.")
-    deadline = time.monotonic() + PASSING
-    while user := _writer_of(numbers):
-        if time.monotonic() > deadline:
-            raise Refused(f"device {path}", f"open for writing in {user}.", "Stop what uses it.")
-        time.sleep(PASSING / 10)
+    if user := _lasting(lambda: _writer_of(numbers), PASSING):
+        raise Refused(f"device {path}", f"open for writing in {user}.", "Stop what uses it.")
 
 
 def _family(number: int) -> set[int]:
