@@ -59,6 +59,13 @@ def config_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "config"
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store, for tests that need no other."""
+    with Store.create(tmp_path / "store", durability="none") as made:
+        yield made
+
+
 def make_small(monkeypatch: pytest.MonkeyPatch, full: int = 64 << 10) -> None:
     """Limits so small that a few hundred pages make several batches, packs, segments, and merges of the index."""
     monkeypatch.setattr(pack, "PACK_SIZE", full)

@@ -56,12 +56,6 @@ def place() -> Iterator[Place]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", durability="none") as made:
-        yield made
-
-
-@pytest.fixture
 def image_id(store: Store, tmp_path: Path) -> str:
     (tmp_path / "source").write_bytes(DATA)
     return store.put(str(tmp_path / "source"), Label("m")).id

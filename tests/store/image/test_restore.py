@@ -24,12 +24,6 @@ DIFFERENT = sum(OLD[at : at + PAGE] != NEW[at : at + PAGE] for at in range(0, le
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", durability="none") as made:
-        yield made
-
-
-@pytest.fixture
 def versions(store: Store, tmp_path: Path) -> list[str]:
     return [store.put(str(write_sparse(tmp_path / "source", data)), Label("m")).id for data in (OLD, NEW)]
 

@@ -42,12 +42,6 @@ DATA = content([*range(1, 500), *[0] * 200, *range(1000, 1200)])
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "store", durability="none") as made:
-        yield made
-
-
-@pytest.fixture
 def image_id(store: Store, tmp_path: Path) -> str:
     return store.put(str(write_sparse(tmp_path / "source", DATA)), Label("m")).id
 
