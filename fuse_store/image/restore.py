@@ -48,7 +48,7 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
             if changed_only:
                 raise UsageError("--changed-only", "for block devices only; a file is always written whole.", "Omit it.")
             if system == "/dev" and kind in (0, stat.S_IFREG):
-                raise NotFound(f"target {target}", "no such device.", "Check the name, for example with lsblk.")
+                raise _no_such_device(target)
             if system:
                 raise UsageError(f"target {target}", f"in {system}, which is not for files.", "Name a place elsewhere, or a block device.")
             if several:
@@ -59,11 +59,17 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
                 raise UsageError(f"target {target}", "not a file or block device.")
             return _to_file(image, image.files[0], directory, name, status, progress)
     except FileNotFoundError as error:
+        if system == "/dev":
+            raise _no_such_device(target) from None
         raise NotFound(f"target {error.filename or target}", "no such directory.", "Create it first.") from None
     except PermissionError:
         raise StoreError(f"target {target}", "permission denied.", "Run the command as root, or as the owner.") from None
     except OSError as error:
         raise StoreError(f"target {target}", f"{error.strerror or error}.", "The old content was kept.") from None
+
+
+def _no_such_device(target: str) -> NotFound:
+    return NotFound(f"target {target}", "no such device.", "Check the name, for example with lsblk.")
 
 
 def _to_stream(image: Image, progress: Progress) -> int:

@@ -48,6 +48,7 @@ FILESYSTEMS = {
 ELSEWHERE = TargetMachine(None)
 IMAGE = encode(machine(4096, "x86", 300, seed=1), 4096, "x86", "none", scattered=1).device
 NVM = len(IMAGE) + (1 << 20)
+RELEASE_SECONDS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -94,10 +95,22 @@ def mounted(disk: Path, directory: Path) -> Iterator[Path]:
             yield directory
         finally:
             gc.collect()
-            if subprocess.run(["umount", str(directory)], check=False, capture_output=True).returncode:
+            busy = subprocess.run(["umount", str(directory)], check=False, capture_output=True).returncode
+            if busy:
                 run("umount", "--lazy", str(directory))  # a failed test's traceback has files of it open
     finally:
         run("losetup", "--detach", device)
+    if not busy:
+        _await_release(disk)
+
+
+def _await_release(disk: Path) -> None:
+    """A mount namespace that another test made meanwhile has a copy of the mount: until it ends, XFS and btrfs refuse another disk
+    with the same UUID."""
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while run("losetup", "--associated", str(disk)).strip():
+        assert time.monotonic() < deadline, f"{disk} is still mounted in another mount namespace"
+        time.sleep(0.05)
 
 
 def record(disk: Disk, directory: Path, make: tuple[str, ...], durability: str) -> Recorded:
