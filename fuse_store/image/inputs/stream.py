@@ -7,19 +7,30 @@ command that this process runs itself, from a size that the user gives, or from 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from fuse_store.errors import NotFound, Refused, StoreError
+from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 from fuse_store.image.inputs import reading
 from fuse_store.image.inputs.input import CONSISTENT, NOTHING_STORED, UNKNOWN, Batch, Input, InputFile
+from fuse_store.image.inputs.supervisor import SIGNALS
 
-PATIENCE = 5.0  # seconds that a command gets to end after SIGTERM
 STANDARD_INPUT = "standard input"
+CANNOT_RUN = {  # by errno
+    errno.ENOENT: "Check its name and $PATH, and the interpreter in its first line.",
+    errno.EACCES: "Name a program that you may execute.",
+    errno.ENOEXEC: "If it is a script, begin it with a line such as #!/bin/sh.",
+    errno.E2BIG: "Give it fewer or shorter arguments.",
+}
 
 
 class StreamInput(Input):
@@ -68,36 +79,61 @@ class StreamInput(Input):
 
 
 class CommandInput(StreamInput):
-    """The output of a command, which runs until the input is closed. Its standard input and standard error are ours."""
+    """The output of a command, which runs until the input is closed. Its standard input and standard error are ours. Nothing that it
+    has started outlives a ``close`` before its end, or the end of this process (``supervisor``)."""
 
     def __init__(self, command: Sequence[str], size: int | None = None) -> None:
-        """Raises NotFound, Refused, StoreError."""
+        """Raises NotFound, UsageError, StoreError."""
         name = f"command {command[0]}"
+        if any("\0" in word for word in command):
+            raise UsageError(name, "an argument cannot contain a NUL character.", "Omit it.")
+        own, other = socket.socketpair()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the supervisor can answer them
         try:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)
-        except FileNotFoundError:
-            raise NotFound(name, "no such command.", "Check its name and $PATH.") from None
-        except PermissionError:
-            raise StoreError(name, "permission denied.", "Name a program that you may execute.") from None
-        except (OSError, ValueError) as error:
-            raise StoreError(name, f"cannot be run: {error}.") from None
-        assert self._process.stdout is not None
-        self._output = self._process.stdout
+            with other:
+                start = [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), str(other.fileno()), *command]
+                self._supervisor = subprocess.Popen(start, stdout=subprocess.PIPE, bufsize=0, pass_fds=[other.fileno()])
+        except OSError as error:
+            own.close()
+            raise self._cannot_run(name, error.errno or 0) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert self._supervisor.stdout is not None
+        self._output, self._answers = self._supervisor.stdout, own.makefile("rwb", buffering=0)
+        own.close()
         super().__init__(self._output.fileno(), size, name)
         self.complete = True
+        try:
+            number = self._answer()
+            if number:
+                raise self._cannot_run(name, number)
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def _cannot_run(name: str, number: int) -> StoreError:
+        kind = NotFound if number == errno.ENOENT else StoreError
+        cause = "no such command" if number == errno.ENOENT else f"cannot be run: {os.strerror(number)}"
+        return kind(name, f"{cause}.", CANNOT_RUN.get(number, "Run it by hand to see why."))
+
+    def _answer(self) -> int:
+        """The next number from the supervisor. Raises StoreError if it was killed."""
+        line = self._answers.readline()
+        if not line:
+            raise StoreError(self.name, "its supervisor was killed.", f"{NOTHING_STORED} Run the command again.")
+        return int(line)
 
     def _ended(self) -> None:
-        code = self._process.wait()
+        with contextlib.suppress(OSError):  # if it was killed, there is no answer either
+            self._answers.write(b"x")
+        code = self._answer()
         if code:
-            how = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+            how = f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"failed with exit code {code}"
             raise StoreError(self.name, f"{how}.", f"{NOTHING_STORED} Its own messages are above.")
 
     def close(self) -> None:
         self._output.close()
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._answers.close()
+        self._supervisor.send_signal(signal.SIGCONT)  # it may have been stopped
+        self._supervisor.wait()
