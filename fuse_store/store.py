@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError, WrongKey
+from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError, WrongKey, failed
 from fuse_store.image import kind as kinds
 from fuse_store.paths import checked_path
 from fuse_store.policy import names
@@ -148,7 +148,7 @@ class Store:
         except FileExistsError:
             raise Refused(f"store {path}", "another process created a store there.", "Name another place.") from None
         except OSError as error:
-            raise StoreError(f"store {path}", f"{error.strerror} ({error.filename}).") from None
+            raise failed(f"store {path}", error, what=str(error.filename)) from None
         return cls(place, config, aead)
 
     @classmethod
@@ -391,7 +391,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            raise StoreError(f"store {self.url}", f"{error.strerror}.", "No version was created, none was lost.") from None
+            raise failed(f"store {self.url}", error, "No version was created, none was lost.") from None
 
     def before_commit(self, lock: Lock) -> None:
         """Before something depends on what was written, or something is removed: make it durable, if files are not synced one
@@ -410,7 +410,7 @@ class Store:
                         head.content, image_id, state, detail, usable=_is_bootable(head), after=after, **fields
                     )
             except OSError as error:
-                raise StoreError(f"store {self.url}", f"{error.strerror}.", "The state was not recorded.") from None
+                raise failed(f"store {self.url}", error, "The state was not recorded.") from None
 
     def staged(self, contents: Iterable[bytes]) -> dict[str, str]:
         """By id, which versions with these contents are on a device to be resumed: ``staged`` or ``armed``. Another one that was
@@ -502,7 +502,7 @@ def _read_config(place: Backend, path: str) -> Config:
             raise Damaged(f"store {path}", "store.json is missing.", "Restore it from the key file, or from a copy.") from None
         raise NotFound(f"store {path}", "no such store.", f"Run 'fuse-store --store {path} init' to create it.") from None
     except OSError as error:
-        raise StoreError(f"store {path}", f"{error.strerror}.") from None
+        raise failed(f"store {path}", error) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"store {path}", f"store.json cannot be read ({error}).", "Restore it from the key file, or from a copy.") from None
 
@@ -560,7 +560,7 @@ class _Writing:
             self._store.backend.prepare()  # a copy of the store may have lost directories that were empty
             lock = self._locked()
         except OSError as error:
-            raise StoreError(f"store {self._store.url}", f"{error.strerror}.", "Nothing was changed.") from None
+            raise failed(f"store {self._store.url}", error, "Nothing was changed.") from None
         self._store.backend.remove_partials()
         self._store.versions.cache.remove_partials()
         if "index" in vars(self._store):
@@ -580,4 +580,4 @@ class _Writing:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.__exit__(kind, error, trace)
         if isinstance(error, OSError):
-            raise StoreError(f"store {self._store.url}", f"{error.strerror}.", "All versions are still there.") from None
+            raise failed(f"store {self._store.url}", error, "All versions are still there.") from None

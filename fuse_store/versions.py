@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from fuse_store.errors import Damaged, NotFound, StoreError, UsageError
+from fuse_store.errors import Damaged, NotFound, UsageError, failed
 from fuse_store.policy.names import normal
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
@@ -71,7 +71,7 @@ class Versions:
         try:
             return sorted(name for name in self._backend.directories("images") if _TAG.match(name))
         except OSError as error:
-            raise StoreError(f"store {self._backend.url}", f"{error.strerror} ({error.filename}).") from None
+            raise failed(f"store {self._backend.url}", error, what=str(error.filename)) from None
 
     def ids(self) -> Iterator[str]:
         """The id of every version, a directory after the other. No manifest is read."""
@@ -85,7 +85,7 @@ class Versions:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise StoreError(f"store {self._backend.url}", f"{error.strerror} ({error.filename}).") from None
+            raise failed(f"store {self._backend.url}", error, what=str(error.filename)) from None
         end = f"{tag}.img"
         return [name[:-4] for name in names if name.endswith(end) and _ID.match(name[:-4])]
 

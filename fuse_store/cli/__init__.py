@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 MESSAGE = "fuse-store: interrupted. The store is consistent."
-JSON_MESSAGE = '{"error": {"type": "interrupted", "exit_code": 130}}'
+JSON_MESSAGE = (
+    '{"error": {"type": "interrupted", "exit_code": 130, "thing": "command", "cause": "interrupted.", '
+    '"remedy": "The store is consistent."}}'
+)
 SIGINT = 2
 
 

@@ -35,7 +35,10 @@ GC_HINT = f"Run '{PROGRAM} gc' to reclaim disk space."
 
 
 class Context:
-    """``json`` and ``quiet`` are the options of that name; ``progress`` is silent unless standard error is a terminal."""
+    """``json`` and ``quiet`` are the options of that name; ``progress`` is silent unless standard error is a terminal. ``done`` is a
+    sentence on what the command has changed, for an error or Ctrl-C that comes after it."""
+
+    done = ""
 
     def __init__(self, options: Namespace) -> None:
         self.options = options

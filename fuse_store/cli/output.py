@@ -7,6 +7,7 @@ error. For the main thread.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from fuse_store.cli.parser import PROGRAM
 from fuse_store.cli.text import one_of, printable
-from fuse_store.errors import Damaged, StoreError
+from fuse_store.errors import Damaged, StoreError, advice
 from fuse_store.image.kind import KINDS
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ def print_error(as_json: bool, record: dict[str, Any], text: str) -> None:
         pass
 
 
-def explain(error: Exception, as_json: bool) -> int:
-    """Print an error that ended a command; its exit code."""
+def explain(error: Exception, as_json: bool, done: str = "") -> int:
+    """Print an error that ended a command; its exit code. ``done``: what the command had done before."""
     if isinstance(error, StoreError):
         record: dict[str, Any] = {
             "type": _snake_case(type(error).__name__), "exit_code": error.exit_code,
@@ -123,14 +124,19 @@ def explain(error: Exception, as_json: bool) -> int:
         stdout_failed = not flush_or_abandon_stdout()
         paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
         where = " → ".join(paths) or (STDOUT if stdout_failed else "input or output")
-        text = f"{where}: {os.strerror(error.errno)}"
-        print_error(as_json, {"type": "os_error", "exit_code": 1, "errno": error.errno, "cause": text}, text)
+        cause = f"{os.strerror(error.errno)}."
+        remedy = " ".join(filter(None, (done, advice(error.errno))))
+        record = {"type": "os_error", "exit_code": 1, "errno": error.errno, "thing": where, "cause": cause, "remedy": remedy}
+        print_error(as_json, record, " ".join(filter(None, (f"{where}: {cause}", remedy))))
         return 1
     if isinstance(error, MemoryError):
-        print_error(as_json, {"type": "memory", "exit_code": 1, "cause": "out of memory"}, "out of memory.")
+        cause, remedy = "out of memory.", " ".join(filter(None, (done, advice(errno.ENOMEM))))
+        record = {"type": "memory", "exit_code": 1, "thing": "memory", "cause": cause, "remedy": remedy}
+        print_error(as_json, record, f"{cause} {remedy}")
         return 1
     text = f"{type(error).__name__}: {error}"
-    print_error(as_json, {"type": "defect", "exit_code": 1, "cause": text, "remedy": REPORT_BUG}, f"{text}. {REPORT_BUG}")
+    record = {"type": "defect", "exit_code": 1, "thing": "fuse-store", "cause": text, "remedy": REPORT_BUG}
+    print_error(as_json, record, f"{text}. {REPORT_BUG}")
     return 1
 
 

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from fuse_store.cli.context import Context
-from fuse_store.cli.output import explain, flush_or_abandon_stdout, flush_stdout, print_error
+from fuse_store.cli.output import STDOUT, explain, flush_or_abandon_stdout, flush_stdout, print_error
 from fuse_store.cli.parser import SAFE, Verb, build, reject_empty, split_command, without_ambiguity
 from fuse_store.cli.verbs import load, needed
 
@@ -67,9 +67,13 @@ class _Command:
                 return self._interrupted(interrupted)
             if _cause(error, BrokenPipeError):  # the reader exited, as in ``fuse-store get IMAGE - | head``
                 flush_or_abandon_stdout()
+                if self._done:
+                    cause = "its reader has ended."
+                    record = {"type": "os_error", "exit_code": BROKEN_PIPE, "thing": STDOUT, "cause": cause, "remedy": self._done}
+                    print_error(self.json, record, f"{STDOUT}: {cause} {self._done}")
                 return BROKEN_PIPE
             _print_traceback()
-            return explain(error, self.json)
+            return explain(error, self.json, self._done)
         finally:
             self._stop_progress()
             sys.unraisablehook = sys.__unraisablehook__
@@ -98,9 +102,14 @@ class _Command:
         self._stop_progress()
         _print_traceback()
         code = 128 + getattr(interrupt, "number", signal.SIGINT)
-        text = " ".join(("interrupted.", self.verb.interrupted if self.verb else SAFE, *getattr(interrupt, "__notes__", [])))
-        print_error(self.json, {"type": "interrupted", "exit_code": code}, text)
+        left = " ".join((self._done or (self.verb.interrupted if self.verb else SAFE), *getattr(interrupt, "__notes__", [])))
+        record = {"type": "interrupted", "exit_code": code, "thing": "command", "cause": "interrupted.", "remedy": left}
+        print_error(self.json, record, f"interrupted. {left}")
         return code
+
+    @property
+    def _done(self) -> str:
+        return self.context.done if self.context else ""
 
     def _stop_progress(self) -> None:
         if self.context is not None:

@@ -8,6 +8,7 @@ same code. What only some sources can do are Protocols of their own, which ``isi
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.errors import Damaged, NotFound, StoreError
+from fuse_store.errors import Damaged, NotFound, UsageError, failed
 
 
 class Readable(Protocol):
@@ -47,21 +48,25 @@ class CompressedChunks(Protocol):
 
 
 class File:
-    """A file or a block device as a Readable; a context manager. Raises NotFound, StoreError."""
+    """A file or a block device as a Readable; a context manager. Raises NotFound, UsageError, StoreError."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would have it wait
         except FileNotFoundError:
-            raise NotFound(f"source {self.path}", "no such file.") from None
+            raise NotFound(f"source {self.path}", "no such file.", "Check the path.") from None
         except OSError as error:
-            raise StoreError(f"source {self.path}", f"{error.strerror}.") from None
+            raise failed(f"source {self.path}", error) from None
+        mode = os.fstat(self._descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            os.close(self._descriptor)
+            raise UsageError(f"source {self.path}", "not a file or block device.", "Name one of these.")
         try:
             self.size = os.lseek(self._descriptor, 0, os.SEEK_END)  # st_size of a block device is 0
         except OSError as error:
             os.close(self._descriptor)
-            raise StoreError(f"source {self.path}", f"cannot determine the size: {error.strerror}.") from None
+            raise failed(f"source {self.path}", error, what="cannot determine the size") from None
 
     def read(self, offset: int, length: int) -> bytes:
         try:
@@ -69,7 +74,7 @@ class File:
             while len(content) < length and (more := os.pread(self._descriptor, length - len(content), offset + len(content))):
                 content += more
         except OSError as error:
-            raise StoreError(f"source {self.path}", f"cannot read at {offset:#x}: {error.strerror}.") from None
+            raise failed(f"source {self.path}", error, what=f"cannot read at {offset:#x}") from None
         return content
 
     def close(self) -> None:

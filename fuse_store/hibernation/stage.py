@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fuse_store.columns import runs
-from fuse_store.errors import NotFound, Refused, StoreError
+from fuse_store.errors import NotFound, Refused, failed
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
 from fuse_store.hibernation.swap_device import SwapDevice, contents_of
 from fuse_store.image import page_io
@@ -68,7 +68,7 @@ def stage(image: Image, device: Path | str, *, force: bool = False, progress: Pr
         try:
             differed = _write(image, header, target, empty, progress)
         except OSError as error:
-            raise StoreError(f"device {device}", f"{error.strerror or error}.", "The device is not armed. Stage the image again.") from None
+            raise failed(f"device {device}", error, "The device is not armed. Stage the image again.") from None
         uuid_before = contents.header.swap.uuid if contents.header else _swap_uuid(before)
         return StageResult(target.name, differed, uuid_before, header.swap.uuid, contents.description)
 

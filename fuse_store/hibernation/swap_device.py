@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import Damaged, Locked, NotFound, Refused, UsageError, advice, failed
 from fuse_store.formats.readable import Readable
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
 from fuse_store.image import devices
@@ -34,9 +34,9 @@ class SwapDevice:
         try:
             mode = self.path.stat().st_mode
         except OSError as error:
-            raise NotFound(f"device {path}", f"{error.strerror}.") from None
+            raise NotFound(f"device {path}", f"{error.strerror}.", "Check the path, for example with lsblk.") from None
         if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
-            raise UsageError(f"device {path}", "not a block device or a regular file.")
+            raise UsageError(f"device {path}", "not a block device or a regular file.", "Name one of these.")
         self.is_file = stat.S_ISREG(mode)
         self._check_unused = usage.check_alone if self.is_file else usage.check_device
         self.name = str(self.path.resolve()) if self.is_file else stable_name(self.path)
@@ -48,20 +48,20 @@ class SwapDevice:
         try:
             return devices.read_at(self.descriptor, offset, length)
         except OSError as error:
-            raise StoreError(f"device {self.path}", f"reading at {offset:#x} failed: {error.strerror}.") from None
+            raise failed(f"device {self.path}", error, what=f"reading at {offset:#x} failed") from None
 
     def write(self, offset: int, content: bytes) -> None:
         try:
             devices.write_at(self.descriptor, memoryview(content), offset)
         except OSError as error:
-            raise StoreError(f"device {self.path}", f"writing at {offset:#x} failed: {error.strerror}.") from None
+            raise failed(f"device {self.path}", error, what=f"writing at {offset:#x} failed") from None
 
     def sync(self) -> None:
         """Return when all writes are on the device, and drop the kernel's cache of it. Raises StoreError."""
         try:
             os.fsync(self.descriptor)
         except OSError as error:
-            raise StoreError(f"device {self.path}", f"sync failed: {error.strerror}.") from None
+            raise failed(f"device {self.path}", error, what="sync failed") from None
         self.drop_cache()
 
     def drop_cache(self) -> None:
@@ -115,7 +115,7 @@ def _open_file(path: Path) -> int:
     except BlockingIOError:  # another process has it alone
         raise _locked(path) from None
     except OSError as error:
-        raise Refused(f"file {path}", f"cannot be opened for writing: {error.strerror}.") from None
+        raise Refused(f"file {path}", f"cannot be opened for writing: {error.strerror}.", advice(error.errno)) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         usage.hold_alone(descriptor, path)

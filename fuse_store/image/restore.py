@@ -14,7 +14,7 @@ import stat
 import sys
 from pathlib import Path
 
-from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, failed
 from fuse_store.image import devices, page_io
 from fuse_store.image.kind import row_of
 from fuse_store.image.reader import Image
@@ -33,7 +33,7 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
         try:
             return _to_stream(image, progress)
         except OSError as error:
-            raise StoreError("standard output", f"{error.strerror or error}.") from None
+            raise failed("standard output", error) from None
     checked_path("target", target)
     several = len(image.files) != 1 or image.files[0].name != "image"
     system = system_directory(target)
@@ -56,7 +56,7 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
             if kind == stat.S_IFDIR:
                 raise UsageError(f"target {target}", "is a directory.", "Name a file in it.")
             if kind not in (0, stat.S_IFREG):
-                raise UsageError(f"target {target}", "not a file or block device.")
+                raise UsageError(f"target {target}", "not a file or block device.", "Name one of these, or - for standard output.")
             return _to_file(image, image.files[0], directory, name, status, progress)
     except FileNotFoundError as error:
         if system == "/dev":
@@ -65,7 +65,7 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
     except PermissionError:
         raise StoreError(f"target {target}", "permission denied.", "Run the command as root, or as the owner.") from None
     except OSError as error:
-        raise StoreError(f"target {target}", f"{error.strerror or error}.", "The old content was kept.") from None
+        raise failed(f"target {target}", error, "The old content was kept.") from None
 
 
 def _no_such_device(target: str) -> NotFound:
@@ -129,7 +129,16 @@ def _fill(image: Image, file: ImageFile, partial: Partial, progress: Progress) -
 
 
 def _mode(image: Image, file: ImageFile) -> int:
-    return file.mode & (0o700 if row_of(image.summary.kind).private else 0o777)
+    """Of a new file: as it was, as far as the umask lets others have it; an image of memory is for its owner alone."""
+    return file.mode & (0o700 if row_of(image.summary.kind).private else 0o777) & ~_umask()
+
+
+def _umask() -> int:
+    """Of this process. umask(2) tells it only while it sets another one, which other threads would see."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o077
 
 
 def _to_directory(image: Image, parent: Directory, name: str, progress: Progress) -> int:

@@ -128,10 +128,10 @@ def _needed_rows(store: Store, marks: Marks, result: Collected, progress: Progre
         except (Damaged, NotFound) as error:
             if not store.versions.exists(image_id):
                 continue  # without the lock, in a dry run: it was removed meanwhile
-            raise StoreError(
+            raise Damaged(
                 f"store {store.url}", f"cannot tell which blocks image {image_id} needs: {error}",
                 "Nothing was freed. Run 'fuse-store repair'. If that does not help, restore the manifest from a copy of the store, "
-                f"or give the version up: 'fuse-store remove --damaged {image_id}'.",
+                f"or give the version up: 'fuse-store remove --damaged {image_id}'.", image=image_id,
             ) from None  # fmt: skip
         result.versions_needed += 1
         progress.at(result.versions_needed)
@@ -166,7 +166,7 @@ def _choose_packs(store: Store, needed: Marks, known: set[bytes] | None, result:
     drop, copy = set(), {}
     packs = dict(all_packs(store.backend))
     for pack in used.keys() - packs.keys():
-        raise StoreError(f"pack {pack.hex()}", "missing, and versions need it.", "Nothing was freed. Run 'fuse-store repair'.")
+        raise Damaged(f"pack {pack.hex()}", "missing, and versions need it.", "Nothing was freed. Run 'fuse-store repair'.")
     for pack, size in packs.items():
         count, live = used.get(pack, (0, 0))
         if (count and live >= MIN_USED_RATIO * size) or (known is not None and pack not in known):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fuse_store.errors import Damaged, NotFound
+from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.image.kind import row_of
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
@@ -32,7 +32,8 @@ ROWS_PER_FRAGMENT = 1 << 19  # a rebuilt fragment of the index is written with a
 
 @dataclass
 class Repaired:
-    """What ``repair`` did. ``lost``: versions with missing blocks, and the reason; ``packs_bad``: damaged packs, and how;
+    """What ``repair`` did. ``lost``: versions that are not whole, and the reason; ``packs_bad``: what is wrong with
+    each damaged pack;
     ``unknown``: versions whose state log was missing or damaged, and that may have been resumed."""
 
     packs_found: int = 0
@@ -62,7 +63,7 @@ def repair(store: Store, progress: Progress) -> Repaired:
             try:
                 unwritten.append(_checked_table(store, pack).rows())
             except Damaged as error:
-                damaged[pack] = str(error)
+                damaged[pack] = _where(error, f"pack {pack.hex()}")
                 continue
             result.packs_found += 1
             progress.at(result.packs_found)
@@ -124,7 +125,7 @@ def _rescue_blocks(store: Store, damaged: dict[bytes, str], old: Collection[str]
                     store.index.add([rows], store.sync)
                     copied.clear()
             result.packs_rescued += bool(readable)
-            result.packs_bad.append(f"{error} {readable} readable blocks found.")
+            result.packs_bad.append(f"{error} Blocks found that can be read: {readable}.")
         rows = writer.finish()
         if rows is not None:
             store.index.add([rows], store.sync)
@@ -161,6 +162,15 @@ def _find_lost_versions(store: Store, result: Repaired) -> None:
                 missing = np.flatnonzero(located.pack < 0)
                 if len(missing):
                     extent = f"{int(first_pages[missing].min()) * store.config.page_size:#x}"
-                    raise Damaged(f"{len(missing)} blocks", "not in any pack.", image=image_id, extent=extent)
+                    blocks = f"{len(missing)} block{'' if len(missing) == 1 else 's'}"
+                    raise Damaged(blocks, "not in any pack.", image=image_id, extent=extent)
         except (Damaged, NotFound) as error:
-            result.lost[image_id] = str(error)
+            result.lost[image_id] = _where(error, f"image {image_id}")
+
+
+def _where(error: StoreError, thing: str) -> str:
+    """What is wrong with a pack or an image, and where in it. Not the remedy, which often is to run this."""
+    parts = [thing] + [error.thing] * (error.thing not in (thing, "pack", "image"))
+    if isinstance(error, Damaged) and error.extent:
+        parts.append(f"extent {error.extent}")
+    return ": ".join([*parts, error.cause])

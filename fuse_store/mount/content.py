@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
-from fuse_store.errors import StoreError
+from fuse_store.errors import Damaged, StoreError
 from fuse_store.image.kind import View
 from fuse_store.mount.prefetch import PATIENCE, PrefetchProcesses
 from fuse_store.mount.ranges import DataRanges
@@ -102,8 +102,8 @@ class ImageContent:
     """``size`` bytes of an image, from byte ``base`` of it on."""
 
     def __init__(self, image: Image, base: int, size: int, windows: WindowCache) -> None:
-        self.size = size
-        self._image, self._base, self._windows = image, base, windows
+        self.size, self.base = size, base
+        self._image, self._windows = image, windows
         self._ranges = DataRanges(image, base, size)
         self._next_offset = 0  # in the image: where a sequential reader would continue
         self._sequential_bytes = 0  # read in order so far
@@ -113,7 +113,7 @@ class ImageContent:
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
-        start = self._base + offset
+        start = self.base + offset
         if not self._is_sequential(start, length):
             return self._image.read_view(start, length)
         current, within = divmod(start, READ_AHEAD_WINDOW)
@@ -121,7 +121,7 @@ class ImageContent:
             return self._image.read_view(start, length)
         window = self._windows.begin(self._image, current)
         for later in range(max(current + 1, self._requested_up_to), current + 1 + WINDOWS_AHEAD):
-            if later * READ_AHEAD_WINDOW < self._base + self.size:
+            if later * READ_AHEAD_WINDOW < self.base + self.size:
                 self._windows.begin(self._image, later)
         self._requested_up_to = current + 1 + WINDOWS_AHEAD
         return self._windows.read(self._image, window, start, length)
@@ -141,6 +141,13 @@ class ImageContent:
         self._sequential_bytes += length
         self._next_offset = max(self._next_offset, start + length)
         return self._sequential_bytes >= SEQUENTIAL_THRESHOLD
+
+
+def offset_of(content: Content, error: Exception, offset: int) -> int:
+    """Where in a file a read from ``offset`` on met the error: at the damaged page if that is known, which may be a MiB behind it."""
+    if isinstance(content, ImageContent) and isinstance(error, Damaged) and error.extent:
+        return max(offset, int(error.extent, 16) - content.base)
+    return offset
 
 
 class GeneratedContent:

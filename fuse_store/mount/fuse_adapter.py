@@ -27,7 +27,7 @@ import mfusepy
 import numpy as np
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
-from fuse_store.mount.content import MAX_CACHED_WINDOWS, READ_AHEAD_WINDOW, Content
+from fuse_store.mount.content import MAX_CACHED_WINDOWS, READ_AHEAD_WINDOW, Content, offset_of
 from fuse_store.mount.incoming import Incoming, Received
 from fuse_store.mount.prefetch import UPKEEP_INTERVAL, PrefetchProcesses, close_removed
 from fuse_store.mount.tree import Directory, File, Link, Path, Tree, attributes, normal_path
@@ -282,7 +282,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         try:
             return self._contents[fh].read(offset, size)
         except Exception as error:
-            value = errno_of(error, f"{self._paths.get(fh, '')} at offset {offset}")
+            value = errno_of(error, f"{self._paths.get(fh, '')} at offset {offset_of(self._contents[fh], error, offset)}")
         raise OSError(value, os.strerror(value))
 
     @fuse_call

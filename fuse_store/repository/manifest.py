@@ -243,6 +243,8 @@ def read_head(backend: Backend, image_id: str, aead: Aead) -> tuple[Head, int]:
 
 
 def no_such_image(reference: str) -> NotFound:
+    if not reference.strip():  # of a variable that was not set, or a command that printed nothing
+        return NotFound("image", "the name is empty.", "Name a version; 'fuse-store list' shows what is stored.")
     return NotFound(f"image {reference}", "no such image.", "Run 'fuse-store list' to see what is stored.")
 
 

@@ -82,7 +82,7 @@ notes:
   - Only one process can write to a store at a time. With several machines, use C(throttle=1).
   - On failure, RV(code) is the type of error of C(fuse-store), V(not_found), V(damaged), V(wrong_key), V(refused), V(locked),
     V(usage_error), V(store_error), V(os_error), or V(command_failed); or V(source_failed), V(device_missing),
-    V(device_in_use), V(executable_missing).
+    V(device_in_use), V(executable_missing), V(home_missing).
 seealso:
   - module: nvm.fastboot.boot_image_info
   - module: nvm.fastboot.nvm_swap

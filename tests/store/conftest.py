@@ -206,6 +206,15 @@ def busy(act: Callable[[], object]) -> Iterator[int]:
         wait(child)
 
 
+@contextlib.contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def opened(path: Path) -> BinaryIO:
     return open(path, "r+b", buffering=0)
 

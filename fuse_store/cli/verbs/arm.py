@@ -27,6 +27,7 @@ def run(context: Context) -> int:
             store, options.device, target_machine(context, options.device), reference=options.image or "", force=tuple(options.force),
             progress=context.progress,
         )  # fmt: skip
+        context.done = f"{armed.device} is armed."
     context.emit({"id": armed.id, "device": armed.device, "changed": armed.changed, "forced": list(armed.forced)}, "")
     if armed.forced:
         context.warn(f"refusals overridden: {', '.join(armed.forced)}")

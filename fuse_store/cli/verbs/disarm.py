@@ -18,6 +18,7 @@ def run(context: Context) -> int:
     from fuse_store.hibernation.arm import disarm
 
     disarmed = disarm(options.device)
+    context.done = f"{disarmed.device} is not armed."
     image_id = _record(context, disarmed.device) if disarmed.changed else None
     context.emit({"device": disarmed.device, "changed": disarmed.changed, "held": disarmed.held, "id": image_id}, "")
     context.remark(f"{disarmed.device}: " + ("disarmed" if disarmed.changed else f"not armed; contains {disarmed.held}"))

@@ -20,6 +20,7 @@ def run(context: Context) -> int:
 
         grace = 0 if context.options.now else GRACE_PERIOD
         collected = collect(store, dry_run=dry_run, progress=context.progress, grace=grace)
+        context.done = "" if dry_run else "The collection is complete."
     record = {
         "dry_run": dry_run, "versions": collected.versions_needed, "packs_kept": collected.packs_kept,
         "packs_removed": collected.packs_removed, "packs_copied": collected.packs_copied, "freed": collected.freed,

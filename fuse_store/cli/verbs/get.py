@@ -32,6 +32,8 @@ def run(context: Context) -> int:
         from fuse_store.image import restore
 
         written = restore.get(image, options.target, context.progress, changed_only=options.changed_only, force=options.force)
+        if options.target != "-":
+            context.done = f"{options.target} was written."
     seconds = time.monotonic() - started
     record = {
         "id": version.id, "target": options.target, "size": version.size, "written": written, "seconds": round(seconds, 3),
@@ -46,7 +48,9 @@ def run(context: Context) -> int:
 VERB = Verb(
     name="get",
     summary="restore a version to a file, a directory, a block device or standard output",
-    description="A file is replaced atomically, and is sparse where the image has zeros; a symbolic link stays. Data written to a device "
+    description="A file is replaced atomically, and is sparse where the image has zeros; a symbolic link stays. A new file has the "
+    "permissions of the source, as far as the umask allows, and those of its owner alone if the kind has secrets, such as memory; one that "
+    "is replaced keeps its own. Data written to a device "
     "is read back and compared. Refuses a file or device that is in use and, without --force, a device with content that blkid "
     "recognizes, or of which it cannot tell.",
     run=run,

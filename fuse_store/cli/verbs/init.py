@@ -28,6 +28,7 @@ def run(context: Context) -> int:
     ) as store:  # fmt: skip
         config = store.config
         key = Path(key_file) if key_file else default_key_file(bytes.fromhex(config.id))
+        context.done = "The store was created." if options.no_encryption else f"The store was created, with the key file {key}."
     record = {
         "store": location, "id": config.id, "encryption": config.encryption,
         "key_file": None if options.no_encryption else str(key), "page_size": config.page_size,

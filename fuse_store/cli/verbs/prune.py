@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fuse_store.cli import text, values
 from fuse_store.cli.context import GC_HINT
 from fuse_store.cli.output import NAME_KEYS, name_record, print_json, print_result
-from fuse_store.cli.parser import DRY_RUN, OF_APPLICATION, OF_MACHINE, Verb, argument, see_help
-from fuse_store.errors import Refused, UsageError
+from fuse_store.cli.parser import DRY_RUN, OF_APPLICATION, OF_MACHINE, PROGRAM, Verb, argument, see_help
+from fuse_store.errors import NotFound, Refused, UsageError
 from fuse_store.policy.retention import COUNTED, Decision, Policy, decide, emptied
 from fuse_store.repository.state_log import ON_A_DEVICE
 
@@ -37,14 +37,19 @@ def run(context: Context) -> int:
     unreadable: dict[str, Damaged] = {}
     with context.open_store() as store, tempfile.TemporaryFile("w+", encoding="utf-8") as result:  # shown once it is true
         plan = _Plan(store, policy, options.machine, options.application, unreadable)
-        kept, removed = 0, []
+        kept, removed, met = 0, [], False
         empty: list[tuple[str, str]] = []
         for decisions in plan.decisions():
             empty += emptied(decisions)
+            met = met or bool(decisions)
             kept += sum(bool(decision.reasons) for decision in decisions)
             removed += [decision.version.id for decision in decisions if not decision.reasons]
             if decisions and not context.json:
                 print(("\n" if result.tell() else "") + _human(decisions), file=result)
+        if not met and (options.machine or options.application):
+            context.warn_of_unreadable(unreadable)
+            what = [f"{name} {value}" for name, value in (("machine", options.machine), ("application", options.application)) if value]
+            raise NotFound(", ".join(what), "no versions.", f"Run '{PROGRAM} list' to see all versions.")
         if empty and not options.allow_empty:
             groups = ", ".join("/".join(group) for group in empty[:MAX_GROUPS_SHOWN]) + (", …" if len(empty) > MAX_GROUPS_SHOWN else "")
             raise Refused(
@@ -55,6 +60,7 @@ def run(context: Context) -> int:
             print_json({"dry_run": options.dry_run, "kept": plan.kept(), "removed": plan.removed()}, result)
         if removed and not options.dry_run:
             store.remove(removed)
+            context.done = f"Removed: {text.count(len(removed), 'version')}."
         result.seek(0)
         for part in iter(lambda: result.read(1 << 20), ""):
             print_result(part, end="")

@@ -46,6 +46,7 @@ def run(context: Context) -> int:
             replace=options.replace, machine_disks=[Path(disk) for disk in options.machine_disk], progress=context.progress,
             warn=context.warn,
         )  # fmt: skip
+        context.done = f"Version {version.id} was stored."
     seconds = time.monotonic() - started
     context.emit({**version_record(version), "seconds": round(seconds, 3)}, version.id)
     pages = f"{text.size(version.allocated)} allocated, {text.size(version.new)} new"

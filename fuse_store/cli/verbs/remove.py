@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fuse_store.cli import text
 from fuse_store.cli.context import GC_HINT
 from fuse_store.cli.output import NAME_KEYS, label, name_record
 from fuse_store.cli.parser import IMAGE_HELP, PROGRAM, Verb, argument
@@ -28,6 +29,7 @@ def run(context: Context) -> int:
                     raise Damaged(error.thing, error.cause, remedy, image=image_id) from None
                 removed[image_id] = None
         store.remove([*removed], force=context.options.force)
+        context.done = f"Removed: {text.count(len(removed), 'version')}."
     records = [
         {**dict.fromkeys(NAME_KEYS), "id": image_id} if version is None else name_record(version)
         for image_id, version in removed.items()

@@ -19,6 +19,7 @@ def run(context: Context) -> int:
 
         version = context.find(store, options.image)
         history.report(store, version, options.result, options.detail, options.device or "")
+        context.done = "The result was recorded."
     context.emit({"id": version.id, "state": options.result}, "")
     context.remark(f"{label(version)}: recorded as {options.result}")
     return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fuse_store.cli import text, values
 from fuse_store.cli.output import NAME_KEYS, label, name_record
 from fuse_store.cli.parser import Verb, argument
-from fuse_store.errors import NotFound, StoreError, UsageError
+from fuse_store.errors import NotFound, UsageError, failed
 from fuse_store.image.kind import KINDS
 from fuse_store.policy.selection import Selection, Wanted, select
 from fuse_store.repository.state_log import STATES
@@ -67,7 +67,7 @@ def _profile(path: str) -> dict[str, str]:
     except FileNotFoundError:
         raise NotFound(f"profile {path}", "does not exist.") from None
     except OSError as error:
-        raise StoreError(f"profile {path}", f"{error.strerror}.") from None
+        raise failed(f"profile {path}", error) from None
     try:
         facts = json.loads(content) if len(content) <= MAX_PROFILE else None
     except (ValueError, RecursionError):

@@ -28,6 +28,7 @@ def run(context: Context) -> int:
 
         version = context.find(store, options.image)
         staged = stage(store.open_image(version.id), options.device, force=options.force, progress=context.progress)
+        context.done = f"The version was staged on {staged.device}, which is not armed."
         recorded = context.record(store, [version.id], "staged", after=newest_on(store, staged.device), device=staged.device)
     seconds = time.monotonic() - started
     record = {

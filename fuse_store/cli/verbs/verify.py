@@ -67,7 +67,8 @@ def run(context: Context) -> int:
         )  # fmt: skip
     raise Damaged(
         f"store {context.store_location}", f"{len(damaged)} of {text.count(len(verdicts), 'version')} damaged.",
-        "Run 'fuse-store repair', then restore from a copy of the store what is still damaged. The other versions are usable.",
+        "Run 'fuse-store repair', then restore from a copy of the store what is still damaged."
+        + (" The other versions are usable." if sound else ""),
     )  # fmt: skip
 
 

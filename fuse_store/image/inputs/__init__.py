@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fuse_store.errors import NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import NotFound, Refused, StoreError, UsageError, failed
 from fuse_store.image.inputs.input import CONSISTENT, Batch, Doubts, Input, InputFile
 from fuse_store.image.inputs.single import SingleInput
 from fuse_store.image.inputs.stream import STANDARD_INPUT, CommandInput, StreamInput
@@ -63,11 +63,11 @@ def _opened(path: Path, what: str, doubts: Doubts) -> Input:
             raise UsageError(what, "not a file, block device or directory.", "Name one of these, or - for standard input.")
         return SingleInput(path, doubts)
     except FileNotFoundError:
-        raise NotFound(what, "no such file or directory.") from None
+        raise NotFound(what, "no such file or directory.", "Check the path.") from None
     except PermissionError:
         raise StoreError(what, "permission denied.", "Run the command as root, or as the owner.") from None
     except OSError as error:
-        raise StoreError(what, f"{error.strerror}.") from None
+        raise failed(what, error) from None
 
 
 def _checked(opened: Input, what: str, size: int | None) -> Input:

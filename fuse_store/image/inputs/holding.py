@@ -17,11 +17,11 @@ import ctypes
 import errno
 import fcntl
 import os
-import signal
 import threading
 from pathlib import Path
 
 from fuse_store.image.inputs.input import Doubts
+from fuse_store.image.targets import usage
 
 # f_type of file systems that only this machine writes to (linux/magic.h, statfs(2)).
 LOCAL = {
@@ -60,16 +60,15 @@ class Lease:
             self._doubts.unsure(path, "on a file system that others may write to, so it is not known whether it changed while being read")
             return
         try:
-            # Of a break tells a signal, by default SIGIO, which would end the process; SIGURG is ignored by default.
-            fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except OSError as error:
-            if error.errno == errno.EAGAIN:
-                self._doubts.in_use("source", path, "open for writing in a process", "Stop the program that writes to it")
-            elif error.errno == errno.EACCES:
-                self._doubts.unsure(path, "another user's file, so it is not known whether it changed while being read")
-            else:
-                self._doubts.unsure(path, "no lease can be taken, so it is not known whether it changed while being read")
+            granted = usage.take_lease(descriptor, fcntl.F_RDLCK)
+        except PermissionError:
+            self._doubts.unsure(path, "another user's file, so it is not known whether it changed while being read")
+            return
+        except OSError:
+            self._doubts.unsure(path, "no lease can be taken, so it is not known whether it changed while being read")
+            return
+        if not granted:
+            self._doubts.in_use("source", path, *usage.writer_of(descriptor, path))
             return
         with self._lock:
             self._descriptor, self._path, self._held, self._broken = descriptor, path, True, False

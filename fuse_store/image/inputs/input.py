@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuse_store.errors import Refused, StoreError
+from fuse_store.repository.manifest import MAX_TIME
 
 CONSISTENT = "consistent"  # tag of a version that may not be what its source was at one moment
 UNKNOWN, NO = "unknown", "no"  # its values
@@ -39,6 +40,11 @@ class InputFile:
     mode: int = 0o600
     mtime: int = 0
     skip: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None  # first page and number of pages of what is not read
+    far: bool = field(default=False, init=False)  # its time is one that a manifest cannot hold; ``mtime`` is the nearest that it can
+
+    def __post_init__(self) -> None:
+        nearest = max(-MAX_TIME, min(self.mtime, MAX_TIME))
+        self.far, self.mtime = nearest != self.mtime, nearest
 
 
 @dataclass
@@ -129,7 +135,12 @@ class Input:
     @property
     def warnings(self) -> Sequence[str]:
         """Complete after the last batch."""
-        return self.doubts.warnings
+        far = [self.name if len(self.files) == 1 else f"{self.name}/{file.name}" for file in self.files if file.far]
+        if not far:
+            return self.doubts.warnings
+        others = f" and {len(far) - 1} more" if len(far) > 1 else ""
+        text = f"{far[0]}{others}: modified before the year 1677 or after 2262, which cannot be stored. The version has the nearest time."
+        return [f"{text} Use 'touch' if that matters.", *self.doubts.warnings]
 
     def close(self) -> None:
         pass

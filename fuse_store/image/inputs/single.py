@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import stat
 from collections.abc import Generator
 from pathlib import Path
 
-from fuse_store.errors import StoreError
+from fuse_store.errors import UsageError, failed
 from fuse_store.image.inputs.holding import Device, Lease
 from fuse_store.image.inputs.input import NOTHING_STORED, Batch, Doubts, Input, InputFile
 from fuse_store.image.inputs.reading import Run, batches, runs_of
@@ -18,7 +20,7 @@ class SingleInput(Input):
     """A regular file, or a block device."""
 
     def __init__(self, path: Path, doubts: Doubts) -> None:
-        """Raises Refused, OSError."""
+        """Raises Refused, UsageError, OSError."""
         super().__init__(str(path), doubts)
         self._device: Device | None = None
         self._lease: Lease | None = None
@@ -36,7 +38,7 @@ class SingleInput(Input):
                 self._lease = Lease(doubts)
                 self._lease.take(self._descriptor, self.name)
                 self._status = os.fstat(self._descriptor)
-            size = os.lseek(self._descriptor, 0, os.SEEK_END)
+            size = self._size()
         except BaseException:
             self.close()
             raise
@@ -48,7 +50,7 @@ class SingleInput(Input):
         try:
             yield from batches(self._runs(page_size), self.files[0].size or 0, page_size, self.doubts)
         except OSError as error:
-            raise StoreError(f"source {self.name}", f"{error.strerror}.", NOTHING_STORED) from None
+            raise failed(f"source {self.name}", error, NOTHING_STORED) from None
 
     def _runs(self, page_size: int) -> Generator[Run, None, None]:
         if self._lease is None:
@@ -61,6 +63,20 @@ class SingleInput(Input):
         after = os.fstat(self._descriptor)
         if changed(self._status, after, times=not self._lease.held):
             self.doubts.differs(self.name)
+
+    def _size(self) -> int:
+        """Raises UsageError for a file of the kernel's, such as most of /proc and /sys, that has other bytes than it says; OSError."""
+        try:
+            size = os.lseek(self._descriptor, 0, os.SEEK_END)
+            if self._device is not None or self._status.st_blocks:  # of a file of the kernel's there are none
+                return size
+            if len(os.pread(self._descriptor, 1, max(size - 1, 0))) == min(size, 1):
+                return size
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        cause = "does not tell its size, as most files of the kernel's in /proc and /sys."
+        raise UsageError(f"source {self.name}", cause, f"Store what is read from it: --command cat {shlex.quote(self.name)}")
 
     def close(self) -> None:
         if self._lease is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fuse_store.errors import NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import NotFound, Refused, StoreError, UsageError, failed
 from fuse_store.image.inputs import reading
 from fuse_store.image.inputs.input import CONSISTENT, NOTHING_STORED, UNKNOWN, Batch, Input, InputFile
 from fuse_store.image.inputs.supervisor import SIGNALS
@@ -68,7 +68,7 @@ class StreamInput(Input):
         try:
             return os.readv(self._descriptor, [buffer])  # not readinto, which sees no signal while the producer stalls
         except OSError as error:
-            raise StoreError(f"source {self.name}", f"{error.strerror}.", NOTHING_STORED) from None
+            raise failed(f"source {self.name}", error, NOTHING_STORED) from None
 
     def _ended(self) -> None:
         """Nothing more will come. Raises StoreError if that is no good end."""

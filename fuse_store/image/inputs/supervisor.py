@@ -53,7 +53,7 @@ def main(descriptor: int, command: list[str]) -> None:
 def _ends_before(process: subprocess.Popen[bytes], to_put: socket.socket) -> bool:
     """Wait for the command, or for ``put`` to be gone; whether it was the command."""
     ended = os.pidfd_open(process.pid)
-    return ended in select.select([ended, to_put], [], [])[0]
+    return ended in select.select([ended, to_put.fileno()], [], [])[0]
 
 
 def _end_all() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fuse_store.errors import StoreError, UsageError
+from fuse_store.errors import StoreError, UsageError, failed
 from fuse_store.image.inputs.holding import Lease
 from fuse_store.image.inputs.input import NOTHING_STORED, Batch, Doubts, Input, InputFile
 from fuse_store.image.inputs.reading import Run, batches, runs_of
@@ -81,7 +81,7 @@ class TreeInput(Input):
         try:
             self._seen = self._list()
             if not self._seen:
-                raise UsageError(f"source {root}", "no file in it.")
+                raise UsageError(f"source {root}", "no file in it.", "Name a directory that has files.")
         except BaseException:
             self._directories.close()
             raise
@@ -97,7 +97,7 @@ class TreeInput(Input):
         try:
             yield from batches(self._runs(page_size), self.end(page_size) or 0, page_size, self.doubts)
         except OSError as error:
-            raise StoreError(f"source {self._root}", f"{error.strerror}.", NOTHING_STORED) from None
+            raise failed(f"source {self._root}", error, NOTHING_STORED) from None
 
     def _runs(self, page_size: int) -> Generator[Run, None, None]:
         for file, offset, (names, seen) in zip(self.files, self.offsets(page_size), self._seen.items(), strict=True):

@@ -10,6 +10,7 @@ that this one may not look at. For one thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -32,6 +33,7 @@ _SYS_BLOCK = Path("/sys/block")
 _SYS_NUMBERS = Path("/sys/dev/block")
 _PROCESSES = Path("/proc")
 _SWAPS = Path("/proc/swaps")
+_OWN_OUTPUT = {1: "standard output", 2: "standard error"}
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ def hold_alone(descriptor: int, path: Path) -> None:
     """Make sure that no one else has a file open, until the descriptor is closed: others who open it wait. Raises Refused, also
     where that cannot be known."""
     try:
-        alone = _lease(descriptor, fcntl.F_WRLCK)
+        alone = _has_lease(descriptor, fcntl.F_WRLCK)
     except PermissionError:
         raise Refused(
             f"file {path}", "belongs to another user, so it cannot be known whether a program has it open.",
@@ -68,7 +70,7 @@ def check_alone(descriptor: int, path: Path) -> None:
 def is_alone(descriptor: int) -> bool:
     """Whether no one else has a file open, as far as can be known; if so, until the descriptor is closed."""
     try:
-        return _lease(descriptor, fcntl.F_WRLCK)
+        return _has_lease(descriptor, fcntl.F_WRLCK)
     except OSError:
         return False
 
@@ -77,7 +79,7 @@ def check_replaceable(descriptor: int, path: Path) -> None:
     """Raises Refused if someone has a file open for writing, and would go on with it after another took its name. Whether
     someone has is not known of a file of another user, or where there are no leases. ``descriptor`` is open for reading alone."""
     try:
-        replaceable = _loop_on(descriptor) is None and _lease(descriptor, fcntl.F_RDLCK)
+        replaceable = _loop_on(descriptor) is None and _has_lease(descriptor, fcntl.F_RDLCK)
     except OSError:
         return
     if not replaceable:
@@ -85,19 +87,35 @@ def check_replaceable(descriptor: int, path: Path) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
-def _lease(descriptor: int, kind: int) -> bool:
-    """Whether a lease was granted. Raises OSError: the file is another user's, or the file system has none."""
+def take_lease(descriptor: int, kind: int) -> bool:
+    """Whether a lease was granted: F_WRLCK if no one else has the file open, F_RDLCK if no one has it open for writing, who may be this
+    process. Raises PermissionError for another user's file, OSError where there are no leases."""
     # Who opens the file has this process told by a signal. By default it is SIGIO, which kills; this one is ignored.
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, kind)
+        return True
+    except BlockingIOError:
+        return False
 
-    def refused() -> bool:
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, kind)
-            return False
-        except BlockingIOError:
-            return True
 
-    return not _lasting(refused, PATIENCE)
+def _has_lease(descriptor: int, kind: int) -> bool:
+    """``take_lease``, after a use that passes."""
+    return not _lasting(lambda: not take_lease(descriptor, kind), PATIENCE)
+
+
+def writer_of(descriptor: int, path: Path | str) -> tuple[str, str]:
+    """(what has a file open for writing, what to do first), as parts of sentences, for a message."""
+    if loop := _loop_on(descriptor):
+        return f"behind the loop device {loop}, which may be written to", f"Detach it (losetup -d /dev/{loop})"
+    if _is_swap(path):
+        return "in use as swap", f"Run 'swapoff {path}'"
+    for own, name in _OWN_OUTPUT.items():
+        with contextlib.suppress(OSError):
+            if os.path.sameopenfile(descriptor, own):
+                return f"the {name} of this command", f"Redirect the {name} to another file"
+    user = next((_name_of(process) for process, link in _opened(path) if _writes(link)), "a program")
+    return f"open for writing in {user}", "Stop the program that writes to it"
 
 
 def _lasting(use: Callable[[], T], seconds: float) -> T:
@@ -112,11 +130,21 @@ def _use_of(descriptor: int, path: Path) -> tuple[str, str]:
     """What has a file open, and what to do, for a message."""
     if loop := _loop_on(descriptor):
         return f"behind the loop device {loop}.", f"Detach it first: losetup -d /dev/{loop}."
-    resolved = os.path.realpath(path)
-    if _SWAPS.exists() and any(line.startswith(f"{resolved} ") for line in _SWAPS.read_text(errors="surrogateescape").splitlines()):
+    if _is_swap(path):
         return "in use as swap.", f"Run first: swapoff {path}"
-    user = next((_name_of(process) for process, _link, target in _open_files() if target == resolved), "another program")
+    user = next((_name_of(process) for process, _link in _opened(path)), "another program")
     return f"open in {user}.", "Stop it first, if it is a virtual machine that uses the file."
+
+
+def _is_swap(path: Path | str) -> bool:
+    start = f"{os.path.realpath(path)} "
+    return _SWAPS.exists() and any(line.startswith(start) for line in _SWAPS.read_text(errors="surrogateescape").splitlines())
+
+
+def _opened(path: Path | str) -> Iterator[tuple[Path, Path]]:
+    """(process, link to the file) of those that have a file open, or mapped shared for writing."""
+    resolved = os.path.realpath(path)
+    return ((process, link) for process, link, target in _open_files() if target == resolved)
 
 
 def _loop_on(descriptor: int) -> str | None:
@@ -199,8 +227,16 @@ def _is_written(link: Path, numbers: set[int]) -> bool:
         status = link.stat()
         if not stat.S_ISBLK(status.st_mode) or status.st_rdev not in numbers:
             return False
-        if link.parent.name == "map_files":
-            return True
+    except OSError:
+        return False  # closed since
+    return _writes(link)
+
+
+def _writes(link: Path) -> bool:
+    """Whether a file that a process has open is open for writing."""
+    if link.parent.name == "map_files":
+        return True
+    try:
         fields = dict(line.split(":\t", 1) for line in (link.parents[1] / "fdinfo" / link.name).read_text().splitlines() if ":\t" in line)
         return int(fields["flags"], 8) & os.O_ACCMODE != os.O_RDONLY
     except (OSError, KeyError, ValueError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, shown
@@ -21,8 +22,7 @@ class Store:
 
     def __init__(self, host, location, executable="fuse-store", key_file=None):
         self._host = host
-        expanded = location if "://" in location else os.path.expanduser(os.path.expandvars(location))
-        self._command = [_program(host, executable), "--json", "--store", expanded]
+        self._command = [_program(host, executable), "--json", "--store", _expanded(location)]
         if key_file:
             self._command += ["--key-file", key_file]
         self.warnings = []
@@ -70,6 +70,30 @@ def flags(values, names):
         if values.get(name) not in (None, ""):
             options += ["--%s" % name.replace("with_", "").replace("_", "-"), values[name]]
     return options
+
+
+def _expanded(location):
+    """A directory with variables and C(~) replaced; a URL as it is. Refused if C(~) stands for no directory: a directory of that name
+    would be used, or, with an empty C(HOME), one below the root."""
+    if "://" in location:
+        return location
+    location = os.path.expandvars(location)
+    if not location.startswith("~"):
+        return location
+    user, _slash, rest = location[1:].partition("/")
+    try:
+        home = os.environ.get("HOME", "") if not user else ""
+        if not os.path.isabs(home):
+            home = (pwd.getpwnam(user) if user else pwd.getpwuid(os.geteuid())).pw_dir
+    except KeyError:
+        home = ""
+    if not os.path.isabs(home):
+        raise Refused(
+            "home_missing",
+            "store %s: the user %s has no home directory." % (location, user or os.geteuid()),
+            "Give the store's whole path, or set HOME.",
+        )
+    return os.path.join(home, rest)
 
 
 def _program(host, executable):

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from fuse_store.errors import Refused, StoreError
+from fuse_store.errors import Refused, StoreError, UsageError
 from fuse_store.image.inputs import open_input
 from fuse_store.mount.spool import UNIT, Spool
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
-from tests.store.conftest import content, loop_device, read_whole, run, small_filesystem
+from tests.store.conftest import busy, content, loop_device, opened, opened_to_read, read_whole, run, small_filesystem
 from tests.store.image.test_inputs import Meanwhile
 
 SECRET = b"the secret of another user" * 1000
@@ -104,7 +104,7 @@ def test_a_file_that_is_mapped_for_writing(tmp_path: Path, store: Store, closed:
         if closed:
             os.close(descriptor)
         mapped[:4] = b"torn"
-        with pytest.raises(Refused, match=r"open for writing in a process.*--allow-changing"):
+        with pytest.raises(Refused, match=r"open for writing in a program.*--allow-changing"):
             store.put(str(source), Label("m"))
         assert store.ids() == []
         warnings: list[str] = []
@@ -114,6 +114,35 @@ def test_a_file_that_is_mapped_for_writing(tmp_path: Path, store: Store, closed:
     if not closed:
         os.close(descriptor)
     assert store.put(str(source), Label("m")).tags == {}
+
+
+def test_a_source_that_is_in_use_is_refused_by_name(tmp_path: Path, store: Store) -> None:
+    """What uses it, and what to do about that."""
+    source = tmp_path / "source"
+    source.write_bytes(content(range(1, 100)))
+
+    def refused(match: str) -> None:
+        with pytest.raises(Refused, match=match):
+            store.put(str(source), Label("m"))
+
+    with busy(lambda: opened(source)) as process:
+        refused(rf"open for writing in \S+ \(process {process}\)\. Stop the program")
+    with busy(lambda: opened_to_read(source)):
+        assert store.put(str(source), Label("m")).tags == {}
+    with loop_device(source, source.stat().st_size) as device:
+        refused(rf"behind the loop device {device.name}, which may be written to\. Detach it \(losetup -d {device}\)")
+    words = [sys.executable, "-m", "fuse_store.cli", "--store", str(store.path), "put", str(source), "--machine", "m"]
+    with open(source, "r+b") as output:
+        done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 5 and "the standard output of this command. Redirect the standard output to another file" in done.stderr
+
+
+@pytest.mark.parametrize("source", ["/proc/cpuinfo", "/proc/self/cmdline", "/sys/kernel/uevent_seqnum", "/proc/version"])
+def test_a_file_that_does_not_tell_its_size_is_refused(store: Store, source: str) -> None:
+    """It would be stored as an empty one."""
+    with pytest.raises(UsageError, match=rf"{source}: does not tell its size.*--command cat {source}$"):
+        store.put(source, Label("m"))
+    assert store.ids() == []
 
 
 def test_a_program_that_opens_a_file_for_writing_waits_for_a_moment_and_is_noticed(tmp_path: Path, store: Store, small: None) -> None:

@@ -269,7 +269,9 @@ def test_what_the_system_refuses_is_one_line(
     monkeypatch.setattr(Versions, "each", broken)
     done = run("list")
     assert done.code == 1 and done.err.count("\n") == 1
-    assert done.err in ("fuse-store: /some/place: No space left on device\n", "fuse-store: out of memory.\n")
+    memory = "fuse-store: out of memory. Close other programs, or raise the limit of memory (ulimit -v).\n"
+    assert done.err in ("fuse-store: /some/place: No space left on device. Free some space.\n", memory)
+    assert {*run("list", "--json").error} >= {"type", "exit_code", "thing", "cause", "remedy"}
 
 
 def test_signal_handlers_are_as_before(run: Run, store: Path) -> None:

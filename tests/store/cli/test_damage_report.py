@@ -31,6 +31,54 @@ def test_a_lost_pack_is_a_few_lines(run: Run, store: Path, tmp_path: Path) -> No
         assert "fuse-store verify" not in text, "verify does not say to run verify"
 
 
+def change(pack: Path, at: int) -> None:
+    content = bytearray(pack.read_bytes())
+    content[at] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(content)
+
+
+def test_repair_that_loses_nothing_says_how_to_remove_the_damaged_packs(run: Run, store: Path, tmp_path: Path) -> None:
+    """The table of a pack is damaged, and every block can be read."""
+    made = put(run, image(tmp_path / "a", 64))
+    (pack,) = store.glob("packs/*/*.pack")
+    change(pack, -20)
+    assert run("verify").code == 4
+    done = run("repair")
+    assert done.code == 0 and f"fuse-store: pack {pack.stem}: pack trailer missing. Blocks found that can be read: 2.\n" in done.err
+    assert "No version lacks anything" in done.err and "fuse-store gc" in done.err
+    assert not any(words in done.err for words in ("pack pack", "estore", "fuse-store repair", "Run 'fuse-store verify' to list"))
+    assert run("gc", "--now").code == 0 and not pack.exists()
+    assert run("verify").code == 0 and run("get", made, "back").code == 0
+    assert run("repair").err == "The index lists every block of every version. Run 'fuse-store verify' to read them.\n"
+
+
+def test_repair_names_what_is_lost_once_and_says_what_to_do(run: Run, store: Path, tmp_path: Path) -> None:
+    made = put(run, image(tmp_path / "a", 1))
+    (pack,) = store.glob("packs/*/*.pack")
+    change(pack, 2000)
+    assert "The other versions" not in run("verify").err, "there are none"
+    first, second, last = run("repair").err.splitlines()
+    assert first.startswith(f"fuse-store: pack {pack.stem}: block ") and first.endswith("Blocks found that can be read: 0.")
+    assert second == f"fuse-store: image {made}: 1 block: extent 0x0: not in any pack."
+    assert "1 version incomplete, 1 pack damaged. Nothing was removed. Restore " in last and "fuse-store gc" in last
+    assert run("repair", "--json").code == 4 and run("repair", "--json").json["lost"].keys() == {made}
+
+
+def test_a_collection_that_cannot_tell_what_is_needed_is_damage(run: Run, store: Path, tmp_path: Path) -> None:
+    made = put(run, image(tmp_path / "a", 1))
+    (pack,) = store.glob("packs/*/*.pack")
+    away = pack.rename(tmp_path / "away")
+    for arguments in (["gc"], ["gc", "--dry-run"]):
+        done = run(*arguments, "--json")
+        assert done.code == 4 and done.error["type"] == "damaged" and "Nothing was freed" in done.error["remedy"]
+    away.rename(pack)
+    (manifest,) = store.glob("images/*/*.img")
+    change(manifest, 40)
+    done = run("gc", "--json")
+    assert done.code == 4 and done.error["image"] == made and "remove --damaged" in done.error["remedy"]
+
+
 def test_many_damaged_versions_are_a_few_lines(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "MAX_VERSIONS", 2)
     for number in range(5):

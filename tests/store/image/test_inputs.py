@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ from fuse_store.errors import NotFound, StoreError, UsageError
 from fuse_store.image import restore
 from fuse_store.image.inputs import InputFile, open_input
 from fuse_store.progress import SILENT
+from fuse_store.repository.manifest import MAX_TIME
 from fuse_store.store import Label, Store
-from tests.store.conftest import PAGE, content, loop_device, read_whole, run, write_sparse
+from tests.store.conftest import PAGE, content, loop_device, read_whole, run, umask, write_sparse
 
 
 @pytest.fixture
@@ -83,13 +86,32 @@ def test_a_directory_is_an_image_of_its_files_with_any_names(tmp_path: Path, sto
         path.chmod(0o600 + number % 8)
         os.utime(path, ns=(1, 1_700_000_000_123_456_789 + number))
     made = store.put(str(source), Label("m"))
-    restore.get(store.open_image(made.id), str(tmp_path / "got"), SILENT)
+    with umask(0):
+        restore.get(store.open_image(made.id), str(tmp_path / "got"), SILENT)
     got = sorted(path.relative_to(tmp_path / "got") for path in (tmp_path / "got").rglob("*") if path.is_file())
     assert got == sorted(Path(name) for name in names)
     for name in names:
         one, other = source / name, tmp_path / "got" / name
         assert one.read_bytes() == other.read_bytes()
         assert (one.stat().st_mode, one.stat().st_mtime_ns) == (other.stat().st_mode, other.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize("year", [1500, 2400])
+def test_a_time_that_cannot_be_stored_is_stored_as_the_nearest(tmp_path: Path, store: Store, year: int) -> None:
+    """Whatever the filesystem holds: only tmpfs and XFS hold all of these."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in "ab":
+        (source / name).write_bytes(b"x")
+    far = int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 10**9
+    for opened in (open_input(str(source)), open_input(str(source / "a"))):
+        with opened:
+            opened.files = [replace(file, mtime=far) for file in opened.files]
+            warned: list[str] = []
+            made = store.put(opened, Label("m"), warn=warned.append)
+            assert all(file.mtime == (MAX_TIME if year == 2400 else -MAX_TIME) for file in store.open_image(made.id).files)
+            assert warned[0].startswith(f"{source}/a{' and 1 more' if len(opened.files) == 2 else ''}: modified before the year 1677")
+            assert "consistent" not in made.tags
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path, store: Store) -> None:

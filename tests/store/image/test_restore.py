@@ -15,7 +15,7 @@ from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, Us
 from fuse_store.image import restore
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
-from tests.store.conftest import PAGE, content, fork, loop_device, run, wait, write_sparse
+from tests.store.conftest import PAGE, content, fork, loop_device, run, umask, wait, write_sparse
 
 SIZE = 4 << 20
 OLD = content([*range(1, 500), *[0] * 200, *range(1000, 1200)])
@@ -71,6 +71,22 @@ def test_a_new_file_has_the_mode_of_the_source_unless_it_is_a_memory(store: Stor
     source.chmod(0o644)
     get(store, store.put(str(source), Label("m", kind=kind)).id, tmp_path / "got")
     assert stat.S_IMODE((tmp_path / "got").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("file", 0o640), ("memory", 0o600)])
+def test_a_new_file_heeds_the_umask(store: Store, tmp_path: Path, kind: str, mode: int) -> None:
+    (tmp_path / "sources").mkdir()
+    for name in ("a", "sources/a", "sources/b"):
+        write_sparse(tmp_path / name, b"x").chmod(0o666)
+    one, several = (store.put(str(tmp_path / name), Label("m", kind=kind)).id for name in ("a", "sources"))
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "old").chmod(0o604)
+    with umask(0o027):
+        get(store, one, tmp_path / "new")
+        get(store, several, tmp_path / "directory")
+        get(store, one, tmp_path / "old")
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "directory/a", "directory/b")] == [mode] * 3
+    assert stat.S_IMODE((tmp_path / "old").stat().st_mode) == 0o604, "one that is replaced keeps its mode"
 
 
 def kill_after(store: Path, image_id: str, target: Path, written: int, **options: bool) -> None:

@@ -22,7 +22,7 @@ from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.hibernation import metadata
 from fuse_store.image.kind import KINDS, RIGHT, Kind
 from fuse_store.mount import content, ranges, tree
-from fuse_store.mount.content import ImageContent, WindowCache
+from fuse_store.mount.content import ImageContent, WindowCache, offset_of
 from fuse_store.mount.tree import Directory, File, Link, Tree, attributes
 from fuse_store.repository.backends.posix import CLOCK_TICK
 from fuse_store.repository.manifest import Summary
@@ -430,6 +430,17 @@ def test_a_window_that_cannot_be_read_is_read_in_pieces(monkeypatch: pytest.Monk
         except StoreError:
             failed.append(offset)
     assert failed == [bad // PAGE * PAGE]
+    windows.close()
+
+
+def test_where_in_a_file_a_read_failed() -> None:
+    """A read asks for up to a MiB, of an image of several files; the damage is behind its start."""
+    windows = WindowCache()
+    opened = ImageContent(None, 3 * PAGE, 16 * MB, windows)  # type: ignore[arg-type]
+    damage = Damaged("block", "it is damaged.", extent=hex(10 * PAGE))
+    assert offset_of(opened, damage, 0) == 7 * PAGE
+    assert offset_of(opened, damage, 7 * PAGE + 5) == 7 * PAGE + 5, "in the page itself"
+    assert offset_of(opened, StoreError("server", "gone."), 5) == offset_of(opened, Damaged("block", "it is."), 5) == 5
     windows.close()
 
 

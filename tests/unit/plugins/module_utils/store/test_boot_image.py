@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import sys
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._store import boot_image
+from ansible_collections.nvm.fastboot.plugins.module_utils._store.client import Store
 from ansible_collections.nvm.fastboot.plugins.module_utils._store.pipe import TERMINATED, pipe
 
 if TYPE_CHECKING:
@@ -199,6 +202,30 @@ def test_a_missing_command(host: Host) -> None:
         with pytest.raises(Refused) as refused:
             apply(host, "verified", image=ID, executable=executable)
         assert refused.value.code == "executable_missing"
+
+
+@pytest.mark.parametrize("home", [None, "", "relative"])
+def test_a_store_in_a_home_directory_that_is_not_known(monkeypatch: pytest.MonkeyPatch, machine: Host, home: str | None) -> None:
+    """A directory with the name C(~), or one below the root, must not be taken for it."""
+    monkeypatch.delenv("HOME", raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    entry = SimpleNamespace(pw_dir="/home/own")
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: entry)
+    assert Store(machine, "~/images").argv()[3] == "/home/own/images"
+
+    def none(_name: object) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", none)
+    monkeypatch.setattr(pwd, "getpwnam", none)
+    for location in ("~/images", "~", "~nobody/images"):
+        with pytest.raises(Refused) as refused:
+            Store(machine, location)
+        assert refused.value.code == "home_missing" and "HOME" in refused.value.remedy
+    assert Store(machine, "s3://~/images").argv()[3] == "s3://~/images"
+    monkeypatch.setenv("HOME", "/home/other")
+    assert Store(machine, "~/images").argv()[3] == Store(machine, "$HOME/images").argv()[3] == "/home/other/images"
 
 
 # looking -------------------------------------------------------------------------------------------------------------------
