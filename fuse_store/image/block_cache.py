@@ -10,19 +10,33 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from itertools import repeat
+from typing import NamedTuple, TypeVar
 
+from fuse_store.columns import I64
 from fuse_store.errors import Damaged
+from fuse_store.repository.block import MAX_STORED, Pages
 from fuse_store.repository.index import Index, Located
 from fuse_store.repository.pack import PackReader
 
 CACHE_SIZE = 16 << 20  # bytes of opened blocks
+NEIGHBOURS_SIZE = 1 << 20  # bytes of a pack that are read at once
+MAX_NEIGHBOURS = 32  # blocks in them: those of repetitive pages are tiny
+MAX_GAP = 32 << 10  # bytes that are read for nothing, because that is quicker than another read
 _COMPUTED = b"computed"  # before the digest of a computed block
 
 BlockPlace = tuple[bytes, int, int]  # pack id, offset, length stored
 T = TypeVar("T")
+
+
+class Opened(NamedTuple):
+    """The pages of a block, where they were read, and the encrypted header of the block if that was read too."""
+
+    pages: Pages
+    place: BlockPlace
+    header: memoryview | None = None
 
 
 class BlockCache:
@@ -30,9 +44,9 @@ class BlockCache:
 
     def __init__(self, index: Index, reader: PackReader, threads: int) -> None:
         self.index, self.reader = index, reader
-        self._blocks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._blocks: OrderedDict[bytes, Pages] = OrderedDict()
         self._size = 0
-        self._opening: dict[bytes, Future[bytes]] = {}
+        self._opening: dict[bytes, Future[Pages]] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, "open")
         self._compute_pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "compute")  # its jobs wait for blocks
@@ -46,15 +60,15 @@ class BlockCache:
             self._blocks.move_to_end(name)
             return True
 
-    def begin(self, digest: bytes, located: Located, row: int) -> Future[bytes]:
+    def begin(self, digest: bytes, located: Located, row: int) -> Future[Pages]:
         """Have a block opened in a thread; row ``row`` of ``located`` says where it is. The result may raise Damaged."""
         return self._begin(self._pool, digest, lambda: self._read(digest, located, row))
 
-    def begin_computed(self, digest: bytes, compute: Callable[[], bytes]) -> Future[bytes]:
+    def begin_computed(self, digest: bytes, compute: Callable[[], bytes]) -> Future[Pages]:
         """Have a block computed in a thread. The result may raise what ``compute`` does."""
         return self._begin(self._compute_pool, _name(digest, True), compute)
 
-    def _begin(self, pool: ThreadPoolExecutor, name: bytes, make: Callable[[], bytes]) -> Future[bytes]:
+    def _begin(self, pool: ThreadPoolExecutor, name: bytes, make: Callable[[], Pages]) -> Future[Pages]:
         with self._lock:
             job = self._opening.get(name)
             if job is None:
@@ -66,7 +80,7 @@ class BlockCache:
         for _done in self._pool.map(work, items):
             pass
 
-    def computed(self, digest: bytes, compute: Callable[[], bytes]) -> bytes:
+    def computed(self, digest: bytes, compute: Callable[[], bytes]) -> Pages:
         """A computed block: from the cache, from a thread that is at it, or computed in this thread. Raises what ``compute``
         does."""
         name = _name(digest, True)
@@ -77,7 +91,7 @@ class BlockCache:
                 return block
             job = self._opening.get(name)
             if job is None:
-                own: Future[bytes] = Future()
+                own: Future[Pages] = Future()
                 self._opening[name] = own
         if job is not None:
             return job.result()
@@ -89,7 +103,7 @@ class BlockCache:
         own.set_result(block)
         return block
 
-    def open(self, wanted: Sequence[tuple[bytes, int]], located: Located) -> list[bytes | Damaged]:
+    def open(self, wanted: Sequence[tuple[bytes, int]], located: Located) -> list[Pages | Damaged]:
         """The pages of blocks, each (digest, row of ``located``), or what is wrong with one. They are opened in this thread unless
         they are open, or were begun. Two threads that want the same block at once may both open it."""
         with self._lock:
@@ -97,24 +111,36 @@ class BlockCache:
             for digest, _row in wanted:
                 if digest in self._blocks:
                     self._blocks.move_to_end(digest)
-        results: list[bytes | Damaged] = []
+        results: list[Pages | Damaged] = []
         opened = []
         for (digest, row), block in zip(wanted, known, strict=True):
             try:
                 if block is None:
                     block = self._read(digest, located, row)
                     opened.append((digest, block))
-                results.append(block if isinstance(block, bytes) else block.result())
+                results.append(block.result() if isinstance(block, Future) else block)
             except Damaged as error:
                 results.append(error.with_traceback(None))  # else it would keep this frame, which keeps it, and all that was read
         self._keep(opened)
         return results
 
+    def neighbours(self, digests: Sequence[bytes], located: Located, rows: Sequence[int]) -> Iterator[Opened | Damaged]:
+        """Blocks that ``neighbours`` gave, opened in this thread one after the other, or what is wrong with one. They are not kept."""
+        number = int(located.pack[rows[0]])
+        places = list(zip(digests, located.offset[rows].tolist(), located.stored[rows].tolist(), strict=True))
+        pack = located.packs[number] if number >= 0 and places[0][2] <= MAX_STORED else None
+        found = self.reader.read_neighbours(pack, places) if pack else repeat(None)
+        for row, (digest, offset, stored), block in zip(rows, places, found, strict=False):
+            try:
+                yield Opened(block[1], (pack, offset, stored), block[0]) if pack and block else Opened(*self.read(digest, located, row))
+            except Damaged as error:
+                yield error.with_traceback(None)  # else it would keep this frame, which keeps it, and all that was read
+
     def close(self) -> None:
         self._compute_pool.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
 
-    def _make(self, name: bytes, make: Callable[[], bytes]) -> bytes:
+    def _make(self, name: bytes, make: Callable[[], Pages]) -> Pages:
         try:
             block = make()
         finally:
@@ -123,7 +149,7 @@ class BlockCache:
         self._keep([(name, block)])
         return block
 
-    def _keep(self, opened: Sequence[tuple[bytes, bytes]]) -> None:
+    def _keep(self, opened: Sequence[tuple[bytes, Pages]]) -> None:
         with self._lock:
             for name, block in opened:
                 if name not in self._blocks:
@@ -132,10 +158,10 @@ class BlockCache:
             while self._size > CACHE_SIZE:
                 self._size -= len(self._blocks.popitem(last=False)[1])
 
-    def _read(self, digest: bytes, located: Located, row: int) -> bytes:
+    def _read(self, digest: bytes, located: Located, row: int) -> Pages:
         return self.read(digest, located, row)[0]
 
-    def read(self, digest: bytes, located: Located, row: int) -> tuple[bytes, BlockPlace]:
+    def read(self, digest: bytes, located: Located, row: int) -> tuple[Pages, BlockPlace]:
         """The pages of a block, read from where they can be read, in this thread, and where that is. Raises Damaged."""
         thing, remedy = f"block {digest.hex()}", "Run 'fuse-store repair'."
         error = Damaged(thing, "in no pack that the index knows.", remedy)
@@ -155,6 +181,18 @@ class BlockCache:
             except (FileNotFoundError, Damaged):
                 continue
         raise error
+
+
+def neighbours(located: Located, rows: I64) -> list[slice]:
+    """Parts of ``rows``, which are in the order of the packs: the blocks of each stand near each other and are read at once."""
+    pack, offset, stored = (column[rows].tolist() for column in (located.pack, located.offset, located.stored))
+    begins = [0]
+    for at in range(1, len(rows)):
+        near = pack[at] == pack[at - 1] and 0 <= offset[at] - offset[at - 1] - stored[at - 1] <= MAX_GAP
+        size = offset[at] + stored[at] - offset[begins[-1]]
+        if not near or size > NEIGHBOURS_SIZE or at - begins[-1] == MAX_NEIGHBOURS:
+            begins.append(at)
+    return list(map(slice, begins, [*begins[1:], len(rows)])) if len(rows) else []
 
 
 def _name(digest: bytes, computed: bool) -> bytes:

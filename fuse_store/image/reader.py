@@ -17,20 +17,19 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.columns import I64, U64, group_starts, run_starts
+from fuse_store.columns import I64, U64, group_starts, joint_runs, run_starts
 from fuse_store.errors import Damaged
-from fuse_store.image.block_cache import BlockCache
+from fuse_store.image.block_cache import BlockCache, neighbours
 from fuse_store.image.kind import open_transform
 from fuse_store.image.segments import OpenSegment, PageDigests, Place, SegmentReader
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
+from fuse_store.repository.block import Pages
 from fuse_store.repository.extents import by_offset
 from fuse_store.repository.index import Located
 from fuse_store.repository.manifest import Head, ImageFile, read_head, summary
 
 GROUP = 8  # blocks that a thread opens and copies from in one go
-
-Wanted = tuple[int, int, int]  # (block in its segment, the highest of its pages that is needed, first page that needs it)
 
 
 @functools.lru_cache(maxsize=4)
@@ -116,35 +115,45 @@ class Image:
     def read_places(self, place: Place, out: NDArray[np.uint8], rows: I64, *, threads: bool) -> None:
         """Copy the pages of ``place`` into ``rows`` of ``out``: each block once, in the order of the packs. ``threads``: in
         several threads, to read much; the readers of a mount are many already. Raises Damaged."""
+        segment = place.segment
         order = np.argsort(place.block, kind="stable")
-        block, slot, rows = place.block[order], place.slot[order], rows[order]
+        row, count, block, slot = joint_runs(rows[order], place.block[order], place.slot[order])
+        pieces = list(zip(row.tolist(), slot.tolist(), count.tolist(), strict=True))
         begins = group_starts(block)
-        ends = np.append(begins[1:], len(order))
-        in_order = np.append((np.diff(slot) == 1) & (np.diff(rows) == 1), True)
-        in_order[ends - 1] = True  # the next one is of the next block
-        in_packs = np.argsort(place.segment.order[block[begins]])
-        wanted, copies = (
-            list(zip(*(column[in_packs].tolist() for column in columns), strict=True))
-            for columns in (
-                (block[begins], np.maximum.reduceat(slot, begins), place.page[order[begins]]),
-                (begins, ends, np.logical_and.reduceat(in_order, begins)),
-            )
+        in_packs = np.argsort(segment.order[block[begins]])
+        used = block[begins][in_packs]
+        blocks = used.tolist()
+        begin, end, highest = (
+            column[in_packs].tolist()
+            for column in (begins, np.append(begins[1:], len(block)), np.maximum.reduceat(slot + count - 1, begins))
         )
 
-        def copy(part: slice) -> None:
-            contents = self._contents(place.segment, wanted[part])
-            for (begin, end, as_one), content in zip(copies[part], contents, strict=True):
-                if as_one:
-                    out[rows[begin] : rows[begin] + end - begin] = content[slot[begin] : slot[begin] + end - begin]
-                else:
-                    out[rows[begin:end]] = content[slot[begin:end]]
+        def copy(at: int, pages: Pages | Damaged) -> None:
+            try:
+                content = self._content(pages, highest[at])
+            except Damaged as error:
+                raise self.damaged(error, int(place.page[place.block == blocks[at]][0])) from None
+            for row, slot, count in pieces[begin[at] : end[at]]:
+                out[row : row + count] = content[slot : slot + count]
 
-        parts = [slice(at, at + GROUP) for at in range(0, len(copies), GROUP)]
+        def copy_neighbours(part: slice) -> None:
+            digests = [segment.extents.digest(block) for block in blocks[part]]
+            for at, opened in enumerate(self._blocks.neighbours(digests, segment.located, blocks[part]), part.start):
+                copy(at, opened if isinstance(opened, Damaged) else opened.pages)
+
+        def copy_group(part: slice) -> None:
+            for at, pages in enumerate(self._pages(segment, blocks[part]), part.start):
+                copy(at, pages)
+
+        stored = int((used < segment.extents.stored).sum()) if threads else 0  # computed blocks are the last
+        if stored:
+            self._blocks.each(copy_neighbours, neighbours(segment.located, used[:stored]))
+        parts = [slice(at, at + GROUP) for at in range(stored, len(blocks), GROUP)]
         if threads:
-            self._blocks.each(copy, parts)
+            self._blocks.each(copy_group, parts)
         else:
             for part in parts:
-                copy(part)
+                copy_group(part)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Have the blocks of a range opened in the background. Raises Damaged."""
@@ -189,7 +198,7 @@ class Image:
             extents = segment.extents
             yield extents.digests[: extents.stored * DIGEST], segment.located, extents.first_pages()[: extents.stored]
 
-    def computed_blocks(self) -> Iterator[Callable[[], Future[bytes]]]:
+    def computed_blocks(self) -> Iterator[Callable[[], Future[Pages]]]:
         """For each computed block a function that has it computed in a thread, and compared with its digest. The results may
         raise Damaged, StoreError."""
         for segment in self._segments:
@@ -231,26 +240,31 @@ class Image:
         if segment is None or where is None:
             return None
         block, slot = where
-        (content,) = self._contents(segment, [(block, slot, page)])
-        return content[slot : slot + 1]
+        return self._content_for(segment, block, slot, page)[slot : slot + 1]
 
-    def _contents(self, segment: OpenSegment, wanted: Sequence[Wanted]) -> list[NDArray[np.uint8]]:
-        """The pages of blocks: an array for each, a row for each page. Raises Damaged."""
-        page_size = self.head.page_size
-        stored = [(segment.extents.digest(block), block) for block, _slot, _page in wanted if not segment.is_computed(block)]
+    def _content_for(self, segment: OpenSegment, block: int, highest: int, page: int) -> NDArray[np.uint8]:
+        """The pages of a block that is first needed for ``page``, a row for each. Raises Damaged."""
+        try:
+            return self._content(self._pages(segment, [block])[0], highest)
+        except Damaged as error:
+            raise self.damaged(error, page) from None
+
+    def _content(self, pages: Pages | Damaged, highest: int) -> NDArray[np.uint8]:
+        """The pages of a block, a row for each; ``highest``: the last that is needed. Raises Damaged."""
+        if isinstance(pages, Damaged):
+            raise pages
+        whole = len(pages) // self.head.page_size
+        if highest >= whole:
+            raise Damaged(f"image {self.id}", "an extent goes past the end of its block.")
+        return np.frombuffer(pages, np.uint8, whole * self.head.page_size).reshape(whole, self.head.page_size)
+
+    def _pages(self, segment: OpenSegment, blocks: Sequence[int]) -> list[Pages | Damaged]:
+        """The pages of blocks, or what is wrong with one."""
+        stored = [(segment.extents.digest(block), block) for block in blocks if not segment.is_computed(block)]
         opened = iter(self._blocks.open(stored, segment.located))
-        contents = []
-        for block, highest, page in wanted:
-            pages = self._computed(segment, block) if segment.is_computed(block) else next(opened)
-            if isinstance(pages, Damaged):
-                raise self.damaged(pages, page)
-            whole = len(pages) // page_size
-            if highest >= whole:
-                raise self.damaged(Damaged(f"image {self.id}", "an extent goes past the end of its block."), page)
-            contents.append(np.frombuffer(pages, np.uint8, whole * page_size).reshape(whole, page_size))
-        return contents
+        return [self._computed(segment, block) if segment.is_computed(block) else next(opened) for block in blocks]
 
-    def _computed(self, segment: OpenSegment, block: int) -> bytes | Damaged:
+    def _computed(self, segment: OpenSegment, block: int) -> Pages | Damaged:
         try:
             return self._blocks.computed(segment.extents.digest(block), functools.partial(self._compute, segment, block))
         except Damaged as error:
@@ -281,8 +295,7 @@ class Image:
         def digest(part: tuple[int, int]) -> None:
             rows = slice(*part)
             slot = place.slot[rows]
-            wanted = (int(place.block[part[0]]), int(slot.max()), int(place.page[part[0]]))
-            (content,) = self._contents(place.segment, [wanted])
+            content = self._content_for(place.segment, int(place.block[part[0]]), int(slot.max()), int(place.page[part[0]]))
             each = self.aead.page_digests([content[page] for page in slot.tolist()])
             digests[rows] = np.frombuffer(each, "<u8").reshape(-1, 2)
 

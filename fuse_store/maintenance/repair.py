@@ -21,7 +21,7 @@ from fuse_store.image.kind import row_of
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.atomic import fault_point
-from fuse_store.repository.block import HEADER_SIZE, Block, split, with_header
+from fuse_store.repository.block import HEADER_SIZE, Block, Pages, split, with_header
 from fuse_store.repository.index import Rows
 from fuse_store.repository.pack import PackReader, PackWriter, Table, all_packs
 from fuse_store.store import Store
@@ -137,7 +137,7 @@ def _is_known(store: Store, digest: bytes, old: Collection[str]) -> bool:
     return any(name not in old and fragment.rows_of(digest) for name, fragment in store.index.fragments().items())
 
 
-def _readable_blocks(store: Store, pack: bytes) -> Iterator[tuple[Block, bytes]]:
+def _readable_blocks(store: Store, pack: bytes) -> Iterator[tuple[Block, Pages]]:
     """Those that the table of a damaged pack names, or if that cannot be read those that are found by their headers."""
     reader = store.reader
     try:

@@ -12,14 +12,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fuse_store.columns import halves
+from fuse_store.columns import I64, halves
 from fuse_store.errors import Damaged, NotFound, StoreError
+from fuse_store.image.block_cache import Opened, neighbours
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.index.marks import Marks
@@ -27,9 +29,10 @@ from fuse_store.store import Store
 
 if TYPE_CHECKING:
     from fuse_store.image.reader import Image
+    from fuse_store.repository.block import Pages
     from fuse_store.repository.index import Located
 
-MAX_PENDING_BLOCKS = 32  # blocks that are read and compared at once
+MAX_PENDING = 32  # computed blocks that are computed at once
 MAX_TABLES = 8  # pack tables in memory, a few MiB each
 
 
@@ -72,13 +75,18 @@ def index_problems(store: Store, complete: bool) -> list[str]:
     return [f"index {name}: {problem}. Run 'fuse-store repair'." for name, problem in sorted(damaged.items())]
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A block that is read: its row among the marks, -1 if it is in none, and the offset in the image that it is needed for."""
+@dataclass
+class _Blocks:
+    """Blocks that stand near each other in a pack: ``rows`` of those of an image; for each its ``numbers`` among the marks, -1 if it is in
+    none, and the ``offsets`` in the image that they are needed for. When they were read: what is wrong, by their place in ``rows``."""
 
-    digest: bytes
-    number: int
-    offset: int
+    digests: bytes
+    located: Located
+    rows: I64
+    numbers: I64
+    offsets: I64
+    problems: dict[int, str] = field(default_factory=dict)
+    bytes_read: int = 0
 
 
 class _Verifier:
@@ -107,7 +115,7 @@ class _Verifier:
 
     def _check_blocks(self, verdict: Verdict, image: Image) -> None:
         """The blocks that are stored in packs."""
-        pending: deque[tuple[_Read, Future[bytes]]] = deque()
+        pending: deque[Future[_Blocks]] = deque()
         for digests, located, first_pages in image.blocks():
             if self._sample >= 100:
                 self._check_pack_tables(verdict, located.packs)
@@ -115,35 +123,47 @@ class _Verifier:
             unread = numbers < 0
             unread[~unread] = ~self._sound.are_set(numbers[~unread])
             order = np.lexsort((located.offset, located.pack))  # so that a pack is read from its start to its end
-            for row in order[unread[order]].tolist():
-                if self._is_in_sample():
-                    verdict.blocks += 1
-                    digest = digests[row * DIGEST : (row + 1) * DIGEST]
-                    read = _Read(digest, int(numbers[row]), int(first_pages[row]) * image.head.page_size)
-                    pending.append((read, self._pool.submit(self._open, digest, located, row)))
-                    if len(pending) >= MAX_PENDING_BLOCKS:
-                        self._finish_block(verdict, *pending.popleft())
+            rows = np.array([row for row in order[unread[order]].tolist() if self._is_in_sample()], np.int64)
+            verdict.blocks += len(rows)
+            for part in neighbours(located, rows):
+                blocks = _Blocks(digests, located, rows[part], numbers[rows[part]], first_pages[rows[part]] * image.head.page_size)
+                pending.append(self._pool.submit(self._open, blocks))
+                if len(pending) > self._store.backend.readers:
+                    self._finish_blocks(verdict, pending.popleft())
         while pending:
-            self._finish_block(verdict, *pending.popleft())
+            self._finish_blocks(verdict, pending.popleft())
 
-    def _open(self, digest: bytes, located: Located, row: int) -> bytes:
-        """In a thread: the pages of a block, compared with all that its pack says of it. Raises Damaged."""
-        pages, (pack, offset, _stored) = self._store.blocks.read(digest, located, row)
-        if self._pack_problems.get(pack):
-            return pages
-        try:
-            self._store.reader.check(self._table(pack), offset, digest, pages, self._store.config.page_size)
-        except FileNotFoundError:
-            pass  # a collection has just moved the pack to the trash
-        return pages
+    def _open(self, blocks: _Blocks) -> _Blocks:
+        """In a thread: read blocks, and compare each with all that its pack says of it."""
+        rows = blocks.rows.tolist()
+        digests = [blocks.digests[row * DIGEST : (row + 1) * DIGEST] for row in rows]
+        opened = self._store.blocks.neighbours(digests, blocks.located, rows)
+        for at, (digest, block) in enumerate(zip(digests, opened, strict=True)):
+            try:
+                if isinstance(block, Damaged):
+                    raise block
+                self._check(digest, block)
+                blocks.bytes_read += len(block.pages)
+            except Damaged as error:
+                blocks.problems[at] = _problem(error)
+        return blocks
+
+    def _check(self, digest: bytes, block: Opened) -> None:
+        """Raises Damaged."""
+        pack, offset, _stored = block.place
+        if not self._pack_problems.get(pack):
+            with suppress(FileNotFoundError):  # a collection has just moved the pack to the trash
+                self._store.reader.check(
+                    self._table(pack), offset, digest, block.pages, self._store.config.page_size, block.header
+                )
 
     def _check_computed_blocks(self, verdict: Verdict, image: Image) -> None:
         """The blocks that are in no pack: whether they are computed as they were."""
-        pending: deque[Future[bytes]] = deque()
+        pending: deque[Future[Pages]] = deque()
         for start in image.computed_blocks():
             if self._is_in_sample():
                 pending.append(start())
-            if len(pending) >= MAX_PENDING_BLOCKS:
+            if len(pending) >= MAX_PENDING:
                 self._finish_computed_block(verdict, pending.popleft())
         while pending:
             self._finish_computed_block(verdict, pending.popleft())
@@ -161,25 +181,23 @@ class _Verifier:
             if self._pack_problems[pack] and self._pack_problems[pack] not in verdict.problems:
                 verdict.problems.append(self._pack_problems[pack])
 
-    def _finish_block(self, verdict: Verdict, read: _Read, job: Future[bytes]) -> None:
-        try:
-            pages = job.result()
-            self._count_read(pages)
-        except Damaged as error:
-            verdict.problems.append(f"{_problem(error)} (image {verdict.id}, extent {read.offset:#x})")
-            return
-        if read.number >= 0:
-            self._sound.set(np.array([read.number]))
+    def _finish_blocks(self, verdict: Verdict, job: Future[_Blocks]) -> None:
+        blocks = job.result()
+        self._count_read(blocks.bytes_read)
+        for at, problem in blocks.problems.items():
+            verdict.problems.append(f"{problem} (image {verdict.id}, extent {int(blocks.offsets[at]):#x})")
+        sound = np.delete(blocks.numbers, list(blocks.problems))
+        self._sound.set(sound[sound >= 0])
 
-    def _finish_computed_block(self, verdict: Verdict, job: Future[bytes]) -> None:
+    def _finish_computed_block(self, verdict: Verdict, job: Future[Pages]) -> None:
         try:
-            self._count_read(job.result())
+            self._count_read(len(job.result()))
         except Damaged as error:
             verdict.problems.append(_problem(error))
 
     def _is_in_sample(self) -> bool:
         return self._random.random() * 100 < self._sample
 
-    def _count_read(self, content: bytes) -> None:
-        self._bytes_read += len(content)
+    def _count_read(self, size: int) -> None:
+        self._bytes_read += size
         self._progress.at(self._bytes_read)

@@ -26,10 +26,13 @@ HEADER_SIZE = UNIT  # bytes of an encrypted header
 BODY = struct.Struct("<III")  # codec, length of the pages, length compressed
 MAX_STORED = HEADER_SIZE + MAX_BLOCK_SIZE + 2 * UNIT  # bytes of a block in a pack
 
+Pages = bytes | memoryview  # of a block, one after the other
 
-def split(content: bytes | memoryview, page_size: int) -> list[bytes | memoryview]:
-    """The pages that stand one after the other in ``content``; the last may be shorter."""
-    return [content[at : at + page_size] for at in range(0, len(content), page_size)]
+
+def split(content: Pages, page_size: int) -> list[bytes | memoryview]:
+    """The pages that stand one after the other in ``content``, without a copy; the last may be shorter."""
+    view = memoryview(content)
+    return [view[at : at + page_size] for at in range(0, len(view), page_size)]
 
 
 _local = threading.local()  # zstandard's objects cannot be shared between threads
@@ -55,11 +58,11 @@ class Codec:
 
     code: int
     compress: Callable[[bytes, int], bytes]
-    decompress: Callable[[memoryview, int], bytes]
+    decompress: Callable[[memoryview, int], Pages]
 
 
 CODECS = {
-    "none": Codec(0, lambda pages, level: pages, lambda stored, length: bytes(stored)),
+    "none": Codec(0, lambda pages, level: pages, lambda stored, length: stored),
     "zstd": Codec(1, _zstd, _unzstd),
     "lz4": Codec(
         2,
@@ -100,7 +103,7 @@ def encrypt_units(name: bytes, aead: Aead, *content: bytes) -> tuple[bytes, byte
     return aead.encrypt_parts(name, b"".join((*content, bytes(-(sum(map(len, content)) + aead.overhead) % UNIT))))
 
 
-def unpack_block(body: bytes | memoryview, digest: bytes, aead: Aead) -> bytes:
+def unpack_block(body: bytes | memoryview, digest: bytes, aead: Aead) -> Pages:
     """The pages of the block ``digest``, compared with it. Raises ValueError, which names the damage."""
     content = memoryview(aead.decrypt(b"block" + digest, memoryview(body)))
     if len(content) < BODY.size:

@@ -12,8 +12,9 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import BinaryIO
 
 import numpy as np
@@ -29,6 +30,7 @@ from fuse_store.repository.block import (
     MAX_STORED,
     UNIT,
     Block,
+    Pages,
     encrypt_units,
     parse_header,
     split,
@@ -66,6 +68,16 @@ class Table:
     def counts(self, page_size: int) -> I64:
         """The number of pages of each block; the last page may be shorter."""
         return -(-self.length.astype(np.int64) // page_size)
+
+    def begins(self, page_size: int) -> I64:
+        """Where the pages of each block begin."""
+        if page_size not in self._begins:
+            self._begins[page_size] = starts(self.counts(page_size))
+        return self._begins[page_size]
+
+    @cached_property
+    def _begins(self) -> dict[int, I64]:
+        return {}
 
     def select(self, rows: I64, page_size: int) -> Table:
         """The table with these rows alone. It must have as many pages as its blocks."""
@@ -205,12 +217,28 @@ class PackReader:
         self._backend, self._aead = backend, aead
         self._have_tables: set[bytes] = set()  # packs whose table was read once
 
-    def read(self, digest: bytes, pack: bytes, offset: int, stored: int) -> bytes:
+    def read(self, digest: bytes, pack: bytes, offset: int, stored: int) -> Pages:
         """The pages of a block, verified. Raises FileNotFoundError if the pack does not exist, Damaged."""
         try:
             return unpack_block(self.stored(pack, offset + HEADER_SIZE, stored - HEADER_SIZE), digest, self._aead)
         except ValueError as error:
             raise self._damaged(f"block {digest.hex()}", error, pack) from None
+
+    def read_neighbours(self, pack: bytes, blocks: Sequence[tuple[bytes, int, int]]) -> Iterator[tuple[memoryview, Pages] | None]:
+        """(encrypted header, pages) of blocks which stand near each other in a pack, each (digest, offset, bytes stored), in the order
+        of their offsets; with one read. None for one that cannot be had like this: ``read`` tells why."""
+        begin = blocks[0][1]
+        try:
+            content = memoryview(self._backend.read_range(pack_name(pack), begin, sum(blocks[-1][1:]) - begin, trashed=True))
+        except (OSError, OverflowError):
+            content = memoryview(b"")
+        for digest, offset, stored in blocks:
+            at = offset - begin
+            header = content[at : at + HEADER_SIZE]
+            try:
+                yield header, unpack_block(content[at + HEADER_SIZE : at + stored], digest, self._aead)
+            except ValueError:
+                yield None
 
     def exists(self, pack: bytes) -> bool:
         """Whether there is such a pack, and not only in the trash or in a local cache. Raises StoreError."""
@@ -243,17 +271,20 @@ class PackReader:
             raise self._damaged("pack", ValueError("truncated"), pack)
         return content
 
-    def check(self, table: Table, offset: int, digest: bytes, pages: bytes, page_size: int) -> None:
+    def check(
+        self, table: Table, offset: int, digest: bytes, pages: Pages, page_size: int, header: bytes | memoryview | None = None
+    ) -> None:
         """Compare all that a pack says of a block which was read from it: the header of the block, and in the table its digest and
-        those of its pages, from which a put learns what need not be stored. Raises FileNotFoundError, Damaged."""
-        row = int(np.searchsorted(table.offset, offset))
-        first = int(table.counts(page_size)[:row].sum())
+        those of its pages, from which a put learns what need not be stored. ``header``: if it need not be read. Raises
+        FileNotFoundError, Damaged."""
+        row = int(table.offset.searchsorted(np.uint64(offset)))
         wanted = self._aead.page_digests(split(pages, page_size))
         try:
-            named, length = parse_header(self.stored(table.pack, offset, HEADER_SIZE), self._aead)
+            named, length = parse_header(header or self.stored(table.pack, offset, HEADER_SIZE), self._aead)
             entry = table.digests[row * DIGEST : (row + 1) * DIGEST], table.stored[row : row + 1].tolist()
             if named != digest or entry != (digest, [HEADER_SIZE + length]):
                 raise ValueError("its header and the pack table contradict each other")
+            first = int(table.begins(page_size)[row])
             if table.pages[first : first + len(wanted) // DIGEST].tobytes() != wanted:
                 raise ValueError("its pages have other digests than the pack table says")
         except ValueError as error:
@@ -296,7 +327,7 @@ class PackReader:
             return end[len(end) - TRAILER_SIZE - length : -TRAILER_SIZE]
         return self._backend.read_range(name, size - TRAILER_SIZE - length, length, trashed=False)
 
-    def scan(self, pack: bytes) -> Iterator[tuple[Block, bytes]]:
+    def scan(self, pack: bytes) -> Iterator[tuple[Block, Pages]]:
         """Every readable block and its pages, found by the headers of blocks alone: for a pack whose table is lost, that is
         damaged, or that has the name of another. Raises FileNotFoundError, OSError."""
         at = PACK_HEADER.size
