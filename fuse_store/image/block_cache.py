@@ -103,26 +103,49 @@ class BlockCache:
         own.set_result(block)
         return block
 
-    def open(self, wanted: Sequence[tuple[bytes, int]], located: Located) -> list[Pages | Damaged]:
-        """The pages of blocks, each (digest, row of ``located``), or what is wrong with one. They are opened in this thread unless
-        they are open, or were begun. Two threads that want the same block at once may both open it."""
+    def open_one(self, digest: bytes, located: Located, row: int) -> Pages:
+        """The pages of a block; row ``row`` of ``located`` says where it is. Opened in this thread unless it is open, or was begun. Raises
+        Damaged."""
         with self._lock:
-            known = [self._blocks.get(digest) or self._opening.get(digest) for digest, _row in wanted]
-            for digest, _row in wanted:
+            block = self._blocks.get(digest)
+            if block is not None:
+                self._blocks.move_to_end(digest)
+                return block
+            job = self._opening.get(digest)
+        if job is not None:
+            return job.result()
+        block = self.read(digest, located, row)[0]
+        self._keep([(digest, block)])
+        return block
+
+    def open(self, wanted: Sequence[tuple[bytes, int, bool]], located: Located) -> Iterator[Pages | Damaged]:
+        """The pages of blocks, one after the other, or what is wrong with one. ``wanted``: (digest, row of ``located``, whether to keep
+        it) of each; those of a pack next to each other and in its order are read at once. They are opened in this thread unless they
+        are open, or were begun. Two threads that want the same block at once may both open it."""
+        with self._lock:
+            known = [self._blocks.get(digest) or self._opening.get(digest) for digest, _row, _keep in wanted]
+            for digest, _row, _keep in wanted:
                 if digest in self._blocks:
                     self._blocks.move_to_end(digest)
-        results: list[Pages | Damaged] = []
-        opened = []
-        for (digest, row), block in zip(wanted, known, strict=True):
-            try:
-                if block is None:
-                    block = self._read(digest, located, row)
-                    opened.append((digest, block))
-                results.append(block.result() if isinstance(block, Future) else block)
-            except Damaged as error:
-                results.append(error.with_traceback(None))  # else it would keep this frame, which keeps it, and all that was read
-        self._keep(opened)
-        return results
+        unknown = [one for one, block in zip(wanted, known, strict=True) if block is None]
+        missing = self._open([digest for digest, _row, _keep in unknown], [row for _digest, row, _keep in unknown], located)
+        opened: list[tuple[bytes, Pages]] = []
+        try:
+            for (digest, _row, keep), block in zip(wanted, known, strict=True):
+                try:
+                    pages = next(missing) if block is None else block.result() if isinstance(block, Future) else block
+                except Damaged as error:
+                    pages = error.with_traceback(None)  # else it would keep this frame, which keeps it, and all that was read
+                if keep and block is None and not isinstance(pages, Damaged):
+                    opened.append((digest, pages))
+                yield pages
+        finally:
+            self._keep(opened)
+
+    def _open(self, digests: Sequence[bytes], rows: Sequence[int], located: Located) -> Iterator[Pages | Damaged]:
+        for part in neighbours(located, rows):
+            for opened in self.neighbours(digests[part], located, rows[part]):
+                yield opened if isinstance(opened, Damaged) else opened.pages
 
     def neighbours(self, digests: Sequence[bytes], located: Located, rows: Sequence[int]) -> Iterator[Opened | Damaged]:
         """Blocks that ``neighbours`` gave, opened in this thread one after the other, or what is wrong with one. They are not kept."""
@@ -183,7 +206,7 @@ class BlockCache:
         raise error
 
 
-def neighbours(located: Located, rows: I64) -> list[slice]:
+def neighbours(located: Located, rows: I64 | Sequence[int]) -> list[slice]:
     """Parts of ``rows``, which are in the order of the packs: the blocks of each stand near each other and are read at once."""
     pack, offset, stored = (column[rows].tolist() for column in (located.pack, located.offset, located.stored))
     begins = [0]

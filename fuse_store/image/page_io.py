@@ -28,7 +28,7 @@ from fuse_store.progress import Progress
 from fuse_store.repository.manifest import ImageFile
 
 COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
-MAX_GATHERED = 48 << 20  # bytes of pages that are gathered before they are written; twice that is in memory
+MAX_GATHERED = 16 << 20  # bytes of pages that are gathered before they are written; twice that is in memory
 ZEROS = bytes(COMPARE_WINDOW)
 
 Stretch = tuple[int, list[Place], list[tuple[int, int]]]

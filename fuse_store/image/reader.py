@@ -29,7 +29,8 @@ from fuse_store.repository.extents import by_offset
 from fuse_store.repository.index import Located
 from fuse_store.repository.manifest import Head, ImageFile, read_head, summary
 
-GROUP = 8  # blocks that a thread opens and copies from in one go
+GROUP = 8  # computed blocks that a thread computes and copies from in one go
+MOST = 0.75  # of a block: what is left of it will hardly be needed soon, so it is not kept
 
 
 @functools.lru_cache(maxsize=4)
@@ -127,6 +128,9 @@ class Image:
             column[in_packs].tolist()
             for column in (begins, np.append(begins[1:], len(block)), np.maximum.reduceat(slot + count - 1, begins))
         )
+        stored = int((used < segment.extents.stored).sum())  # computed blocks are the last
+        needed = np.add.reduceat(count, begins)[in_packs][:stored] * self.head.page_size
+        keep = (needed < segment.located.length[used[:stored]] * MOST).tolist()
 
         def copy(at: int, pages: Pages | Damaged) -> None:
             try:
@@ -142,18 +146,14 @@ class Image:
                 copy(at, opened if isinstance(opened, Damaged) else opened.pages)
 
         def copy_group(part: slice) -> None:
-            for at, pages in enumerate(self._pages(segment, blocks[part]), part.start):
+            for at, pages in enumerate(self._pages(segment, blocks[part], keep[part]), part.start):
                 copy(at, pages)
 
-        stored = int((used < segment.extents.stored).sum()) if threads else 0  # computed blocks are the last
-        if stored:
-            self._blocks.each(copy_neighbours, neighbours(segment.located, used[:stored]))
-        parts = [slice(at, at + GROUP) for at in range(stored, len(blocks), GROUP)]
         if threads:
-            self._blocks.each(copy_group, parts)
+            self._blocks.each(copy_neighbours, neighbours(segment.located, used[:stored]))
+            self._blocks.each(copy_group, [slice(at, at + GROUP) for at in range(stored, len(blocks), GROUP)])
         else:
-            for part in parts:
-                copy_group(part)
+            copy_group(slice(0, len(blocks)))
 
     def prefetch(self, offset: int, length: int) -> None:
         """Have the blocks of a range opened in the background. Raises Damaged."""
@@ -245,7 +245,9 @@ class Image:
     def _content_for(self, segment: OpenSegment, block: int, highest: int, page: int) -> NDArray[np.uint8]:
         """The pages of a block that is first needed for ``page``, a row for each. Raises Damaged."""
         try:
-            return self._content(self._pages(segment, [block])[0], highest)
+            if segment.is_computed(block):
+                return self._content(self._computed(segment, block), highest)
+            return self._content(self._blocks.open_one(segment.extents.digest(block), segment.located, block), highest)
         except Damaged as error:
             raise self.damaged(error, page) from None
 
@@ -258,11 +260,12 @@ class Image:
             raise Damaged(f"image {self.id}", "an extent goes past the end of its block.")
         return np.frombuffer(pages, np.uint8, whole * self.head.page_size).reshape(whole, self.head.page_size)
 
-    def _pages(self, segment: OpenSegment, blocks: Sequence[int]) -> list[Pages | Damaged]:
-        """The pages of blocks, or what is wrong with one."""
-        stored = [(segment.extents.digest(block), block) for block in blocks if not segment.is_computed(block)]
-        opened = iter(self._blocks.open(stored, segment.located))
-        return [self._computed(segment, block) if segment.is_computed(block) else next(opened) for block in blocks]
+    def _pages(self, segment: OpenSegment, blocks: Sequence[int], keep: Sequence[bool]) -> Iterator[Pages | Damaged]:
+        """The pages of blocks, one after the other, or what is wrong with one; computed blocks are the last. ``keep``: whether to keep
+        it, of each that is in a pack."""
+        yield from self._blocks.open(list(zip(map(segment.extents.digest, blocks), blocks, keep, strict=False)), segment.located)
+        for block in blocks[len(keep) :]:
+            yield self._computed(segment, block)
 
     def _computed(self, segment: OpenSegment, block: int) -> Pages | Damaged:
         try:
