@@ -25,6 +25,7 @@ from fuse_store.image import devices
 from fuse_store.image.reader import Image
 from fuse_store.image.segments import Place
 from fuse_store.progress import Progress
+from fuse_store.repository.block import split
 from fuse_store.repository.manifest import ImageFile
 
 COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
@@ -80,14 +81,14 @@ def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Stretc
         high = min(low + step, last)
         start = (low - first) * size
         length = min((high - low) * size, file.size - start)
-        content = np.frombuffer(there, np.uint8).reshape(-1, size)
+        content, pages = np.frombuffer(there, np.uint8).reshape(-1, size), split(there, size)
         filled = np.zeros(len(content), bool) if not got else np.bitwise_or.reduce(content.view(np.uint64), axis=1) != 0
         stale = []
         for place in image.places(low, high):
             rows = place.page - low
             filled[rows] = False
             wanted = image.page_digests(place)
-            have = np.frombuffer(image.aead.page_digests([content[row] for row in rows.tolist()]), "<u8").reshape(-1, 2)
+            have = np.frombuffer(image.aead.page_digests([pages[row] for row in rows.tolist()]), "<u8").reshape(-1, 2)
             same = (have == wanted).all(axis=1)
             if not same.all():
                 stale.append(place.select(~same))
@@ -95,6 +96,26 @@ def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Stretc
             (start + begin * size, min(start + end * size, file.size)) for begin, end in runs(np.flatnonzero(filled))
         ]
         yield start + length, stale, holes
+
+
+def in_order(image: Image) -> Iterator[memoryview]:
+    """The bytes of an image from its start to its end, in parts that are valid until the next one. That is read while one is in use.
+    Raises Damaged, StoreError."""
+    buffers = deque(np.empty(COMPARE_WINDOW, np.uint8) for _buffer in range(2))
+
+    def read(at: int) -> memoryview:
+        length = max(0, min(COMPARE_WINDOW, image.size - at))
+        buffer = buffers[0][: -(-length // image.head.page_size) * image.head.page_size]
+        buffers.rotate()
+        content = buffer.data if image.read_into(at, buffer, threads=True) else memoryview(ZEROS)
+        return content[:length]
+
+    with ThreadPoolExecutor(1, "read") as pool:
+        ahead = pool.submit(read, 0)
+        for at in range(0, image.size, COMPARE_WINDOW):
+            part = ahead.result()
+            ahead = pool.submit(read, at + COMPARE_WINDOW)  # behind the end: nothing
+            yield part
 
 
 def _windows(descriptor: int, first: int, last: int, step: int, size: int, most: int) -> Iterator[tuple[int, memoryview, int]]:

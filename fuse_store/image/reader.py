@@ -93,9 +93,9 @@ class Image:
         begin = offset - first * page_size
         return rows.reshape(-1).data[begin : begin + length]
 
-    def read_into(self, offset: int, out: NDArray[np.uint8]) -> bool:
+    def read_into(self, offset: int, out: NDArray[np.uint8], *, threads: bool = False) -> bool:
         """Have the bytes from ``offset`` in ``out``, both of whole pages, and zeros after the end of the image. False if all are
-        zeros: ``out`` is as it was then. Raises Damaged."""
+        zeros: ``out`` is as it was then. ``threads``: as of ``read_places``. Raises Damaged."""
         first, rows = offset // self.head.page_size, out.reshape(-1, self.head.page_size)
         places = list(self.places(first, first + len(rows)))
         if not places:
@@ -105,7 +105,7 @@ class Image:
             hole[place.page - first] = False
         rows[hole] = 0
         for place in places:
-            self.read_places(place, rows, place.page - first, threads=False)
+            self.read_places(place, rows, place.page - first, threads=threads)
         return True
 
     def read_pages(self, first: int, count: int) -> NDArray[np.uint8]:

@@ -77,12 +77,12 @@ def _to_stream(image: Image, progress: Progress) -> int:
         raise UsageError("standard output", "cannot take an image of several files.", "Name a directory.")
     progress.start("get", image.size)
     out = sys.stdout.buffer
-    for at in range(0, image.size, page_io.COMPARE_WINDOW):
-        image.prefetch(at + page_io.COMPARE_WINDOW, page_io.COMPARE_WINDOW)
-        data = image.read_view(at, page_io.COMPARE_WINDOW)
+    at = 0
+    for data in page_io.in_order(image):
+        at += len(data)
         while data:  # a raw stream may take less than it is given
             data = data[out.write(data) :]
-        progress.at(min(at + page_io.COMPARE_WINDOW, image.size))
+        progress.at(at)
     out.flush()
     progress.finish()
     return image.size

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fuse_store.errors import Damaged
-from fuse_store.image import block_cache, restore
+from fuse_store.image import block_cache, page_io, restore
 from fuse_store.image.block_cache import MAX_GAP, MAX_NEIGHBOURS, NEIGHBOURS_SIZE, BlockCache, neighbours
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
@@ -22,7 +22,7 @@ from fuse_store.repository.block import BLOCK_SIZE, HEADER_SIZE, MAX_STORED
 from fuse_store.repository.index import Located
 from fuse_store.repository.pack import pack_name
 from fuse_store.store import Label, Store
-from tests.store.conftest import PAGE, replace_content
+from tests.store.conftest import PAGE, replace_content, write_sparse
 
 BLOCKS = 40
 DATA = np.random.default_rng(5).bytes(BLOCKS * BLOCK_SIZE)  # does not compress: eight blocks to a read
@@ -201,3 +201,25 @@ def test_scattered_pages_are_copied_piece_by_piece(store: Store, tmp_path: Path,
     image = store.open_image(store.put(str(tmp_path / "two"), Label("m")).id)
     restore.get(image, str(tmp_path / "out"), SILENT)
     assert (tmp_path / "out").read_bytes() == pages[order].tobytes() == image.read(0, image.size)
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 << 10, (320 << 10) + 5])
+def test_an_image_in_order(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Parts, some of them zeros; each is right until the next one."""
+    monkeypatch.setattr(page_io, "COMPARE_WINDOW", 64 << 10)
+    data = bytearray(DATA[:size])
+    data[70_000:200_000] = bytes(len(data[70_000:200_000]))
+    image = store.open_image(store.put(str(write_sparse(tmp_path / "source", bytes(data))), Label("m")).id)
+    parts = [bytes(part) for part in page_io.in_order(image)]
+    assert b"".join(parts) == data and {len(part) for part in parts[:-1]} <= {64 << 10}
+
+
+def test_an_image_in_order_up_to_what_is_damaged(filled: tuple[Store, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    store, image_id = filled
+    monkeypatch.setattr(page_io, "COMPARE_WINDOW", 1 << 20)
+    _pack, extent = damage(store, image_id, 12)
+    parts = []
+    with pytest.raises(Damaged, match=extent):
+        for part in page_io.in_order(store.open_image(image_id)):
+            parts.append(bytes(part))
+    assert b"".join(parts) == DATA[: 1 << 20]
