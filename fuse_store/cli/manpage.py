@@ -21,6 +21,7 @@ EXIT_CODES = {
     4: "Damaged: stored data does not match its checksum, or the key belongs to another store.",
     5: "Refused: the operation is not safe, or the key file is missing.",
     6: "Locked: another process is writing to the store.",
+    10: "Restored: snapshot returns in a system that was resumed from its image.",
     130: "Interrupted by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP. Partial files are removed; a target device may be partly written.",
     141: "The reader of standard output exited.",
 }

@@ -24,6 +24,7 @@ NAMES = (
     "diff",
     "mount",
     "inspect",
+    "snapshot",
     "preflight",
     "stage",
     "arm",

@@ -10,6 +10,20 @@ whatever is in one, only errors of ``fuse_store.errors`` are raised, after bound
 from __future__ import annotations
 
 from fuse_store.formats.swsusp.header import Header, armed, disarmed, find
-from fuse_store.formats.swsusp.image import HibernationImage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fuse_store.formats.swsusp.image import HibernationImage
 
 __all__ = ["Header", "HibernationImage", "armed", "disarmed", "find"]
+
+
+def __getattr__(name: str) -> Any:
+    """``HibernationImage`` is imported when it is first used: it needs numpy, which headers do not."""
+    if name == "HibernationImage":
+        from fuse_store.formats.swsusp import image
+
+        return image.HibernationImage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filesystems that are quiet while an image is made: all is written, and nothing begins (FIFREEZE, ioctl_fifreeze(2)).
+
+Frozen from the last mounted to the first, and thawed the other way round, because one may stand on a file of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+from typing import NoReturn
+
+from fuse_store.errors import StoreError
+from fuse_store.hibernation.machine import Machine
+
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
+_KINDS = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "gfs2", "jfs", "nilfs2", "ocfs2", "vfat", "xfs")
+
+
+def writable(machine: Machine) -> list[str]:
+    """Mount points of the filesystems on block devices that are mounted writable, one for each, in the order of their mounting."""
+    points: dict[str, str] = {}
+    for line in (machine.text("proc/self/mountinfo") or "").splitlines():
+        left, _dash, right = line.partition(" - ")
+        before, after = left.split(), right.split()
+        if len(before) < 6 or len(after) < 3 or after[0] not in _KINDS or "rw" not in after[2].split(","):
+            continue
+        points.setdefault(before[2], re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before[4]))
+    return list(points.values())
+
+
+class Filesystems:
+    """Those with these mount points; a context manager that thaws what is frozen, also if this process is killed: then by another
+    process, which the kernel lets run as soon as this one has ended."""
+
+    def __init__(self, points: list[str]) -> None:
+        """Opens them, before any is frozen. Raises StoreError."""
+        self._open: list[tuple[str, int]] = []
+        self._frozen: list[int] = []
+        try:
+            for point in points:
+                self._open.append((point, os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+        except OSError as error:
+            self._close()
+            raise StoreError(f"mount {point}", f"{error.strerror}.", "Run the command as root.") from None
+        ended, self._alive = os.pipe2(os.O_CLOEXEC)
+        self._guardian = os.fork()
+        if not self._guardian:
+            self._guard(ended)
+        os.close(ended)
+
+    def _guard(self, ended: int) -> NoReturn:
+        """The other process: waits for the end of this one, in which it has done nothing wrong if it says so."""
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            os.setsid()
+            os.close(self._alive)
+            keep = {ended, *(descriptor for _point, descriptor in self._open)}
+            for descriptor in map(int, os.listdir("/proc/self/fd")):
+                if descriptor not in keep:
+                    with contextlib.suppress(OSError):
+                        os.close(descriptor)
+            if not os.read(ended, 1):
+                self._frozen = [descriptor for _point, descriptor in reversed(self._open)]
+                self.thaw()
+        finally:
+            os._exit(0)
+
+    def freeze(self) -> None:
+        """Raises StoreError; what was frozen until then stays so until ``thaw``."""
+        for point, descriptor in reversed(self._open):
+            try:
+                fcntl.ioctl(descriptor, FIFREEZE, 0)
+            except OSError as error:
+                raise StoreError(f"filesystem {point}", f"cannot be frozen: {error.strerror}.", "If it is frozen: fsfreeze -u.") from None
+            self._frozen.append(descriptor)
+
+    def thaw(self) -> None:
+        """All that is frozen."""
+        while self._frozen:
+            with contextlib.suppress(OSError):  # it was thawed by another
+                fcntl.ioctl(self._frozen.pop(), FITHAW, 0)
+
+    def __enter__(self) -> Filesystems:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.thaw()
+        os.write(self._alive, b"\n")
+        os.close(self._alive)
+        os.waitpid(self._guardian, 0)
+        self._close()
+
+    def _close(self) -> None:
+        while self._open:
+            os.close(self._open.pop()[1])

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The order of a snapshot: whatever fails, everything is undone, and the device holds no image, or a whole one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from fuse_store.errors import Damaged, Refused, StoreError, UsageError
+from fuse_store.formats.readable import File
+from fuse_store.formats.swsusp import HibernationImage
+from fuse_store.hibernation.machine import Machine
+from fuse_store.hibernation.swap_device import stable_name
+from fuse_store.snapshot import filesystems, swap, taking
+from tests.fuzz.swsusp_encoder import machine, stream_of
+from tests.store.conftest import loop_device, needs_root, run
+
+PAGE = 4096
+SIZE = 4 << 20
+STREAM = stream_of(machine(PAGE, "x86", 300))
+
+
+class Kernel:
+    """/dev/snapshot of a machine with an image of 300 pages of memory; it fails at a call if told so."""
+
+    calls: list[str]
+    fails = ""
+    resumed = False
+    stream = STREAM
+
+    def __init__(self) -> None:
+        Kernel.calls = []
+        self.left = list(self.stream)
+
+    def _call(self, name: str) -> None:
+        Kernel.calls.append(name)
+        if name == Kernel.fails:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def prefer(self, size: int) -> None:
+        assert size > len(self.stream) * PAGE
+
+    def freeze(self) -> None:
+        self._call("freeze")
+
+    def create(self) -> bool:
+        self._call("create")
+        return not self.resumed
+
+    def size(self) -> int:
+        return len(self.stream) * PAGE
+
+    def read(self, pages: Sequence[memoryview]) -> int:
+        self._call("read")
+        number = min(len(pages), len(self.left))
+        for page in pages[:number]:
+            page[:] = self.left.pop(0)
+        return number * PAGE
+
+    def free(self) -> None:
+        self._call("free")
+
+    def unfreeze(self) -> None:
+        self._call("unfreeze")
+
+    def close(self) -> None:
+        self._call("close")
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A device of 4 MiB on a machine whose memory is small, and nothing of which is mounted writable."""
+    monkeypatch.setattr(taking, "SnapshotDevice", Kernel)
+    monkeypatch.setattr(taking, "memory_in_use", lambda machine: 1 << 20)
+    monkeypatch.setattr(taking.filesystems, "writable", lambda machine: [])
+    monkeypatch.setattr(taking.swap, "in_use", lambda machine: [])
+    for name, value in (("fails", ""), ("resumed", False), ("stream", STREAM)):
+        monkeypatch.setattr(Kernel, name, value)
+    with loop_device(tmp_path / "disk", SIZE) as device:
+        yield device
+
+
+def state(device: Path) -> str:
+    """armed, disarmed or none, as the parser has it; the image must be whole."""
+    try:
+        with File(device) as file, HibernationImage(file) as image:
+            assert image.map.read(0, image.map.count).tobytes() == b"".join(STREAM)
+            return image.header.state
+    except StoreError:
+        return "none"
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, "disarmed"), ({"arm": True}, "armed"), ({"rearm": True}, "armed")])
+def test_created(device: Path, options: dict[str, bool], expected: str) -> None:
+    made = taking.take(device, **options)
+    assert (made.restored, made.armed, made.size) == (False, expected == "armed", len(STREAM) * PAGE)
+    assert state(device) == expected
+    assert [call for call in Kernel.calls if call != "read"] == ["freeze", "create", "free", "unfreeze", "close"]
+    assert run("blkid", "-p", "-s", "TYPE", "-o", "value", str(device)).strip() == ("swsuspend" if expected == "armed" else "swap")
+
+
+def test_restored(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel gave the signature of the swap area back; with ``rearm`` the image is armed again."""
+    taking.take(device, rearm=True)
+    with open(device, "r+b") as file:
+        file.seek(PAGE - 10)
+        file.write(b"SWAPSPACE2")
+    monkeypatch.setattr(Kernel, "resumed", True)
+    resumed = device.read_bytes()
+    create = Kernel.create
+
+    def back(self: Kernel) -> bool:
+        """In the memory that came back the device was just prepared; on the device is the image."""
+        device.write_bytes(resumed)
+        return create(self)
+
+    monkeypatch.setattr(Kernel, "create", back)
+    assert taking.take(device) == taking.Snapshot(True, stable_name(device), False)
+    assert device.read_bytes() == resumed
+    assert taking.take(device, rearm=True) == taking.Snapshot(True, stable_name(device), True)
+    assert state(device) == "armed"
+
+
+@pytest.mark.parametrize("step", ["create", "read", "free", "unfreeze"])
+def test_everything_is_undone(device: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    monkeypatch.setattr(Kernel, "fails", step)
+    with pytest.raises(StoreError, match=r"Input/output error|made no image"):
+        taking.take(device, arm=True)
+    assert Kernel.calls[-3:] == ["free", "unfreeze", "close"]
+    assert state(device) == "none"
+    score = Path("/proc/self/oom_score_adj").read_text()
+    assert score.strip() != "-1000"
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    monkeypatch.setattr(Kernel, "fails", "")
+    taking.take(device, arm=True)
+    assert state(device) == "armed"
+
+
+def test_what_takes_too_long_is_given_up(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: Kernel) -> bool:
+        time.sleep(30)
+        return True
+
+    monkeypatch.setattr(Kernel, "create", slow)
+    begun = time.monotonic()
+    with pytest.raises(StoreError, match="given up after 1 seconds"):
+        taking.take(device, limit=1)
+    assert time.monotonic() - begun < 20
+    assert Kernel.calls == ["freeze", "free", "unfreeze", "close"]
+
+
+def test_an_armed_image_stays_unless_it_may_be_replaced(device: Path) -> None:
+    taking.take(device, arm=True)
+    before = device.read_bytes()
+    with pytest.raises(Refused, match="contains an armed hibernation image"):
+        taking.take(device)
+    assert device.read_bytes() == before
+    taking.take(device, replace=True)
+    assert state(device) == "disarmed"
+
+
+def test_what_is_on_the_device_stays(device: Path, tmp_path: Path) -> None:
+    run("mkfs.ext4", "-q", str(device))
+    with pytest.raises(Refused, match="contains ext4"):
+        taking.take(device, replace=True)
+    (tmp_path / "file").write_bytes(bytes(SIZE))
+    with pytest.raises(UsageError, match="not a block device"):
+        taking.take(tmp_path / "file")
+
+
+def test_a_device_that_is_too_small(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(taking, "memory_in_use", lambda machine: SIZE)
+        with pytest.raises(Refused, match="too small: it has space for 3 MiB, and 4 MiB are in use"):
+            taking.take(device)
+    assert not any(device.read_bytes()), "changed although it was refused"
+    monkeypatch.setattr(Kernel, "stream", STREAM * 6)
+    monkeypatch.setattr(Kernel, "prefer", lambda self, size: None)
+    with pytest.raises(Refused, match="and there is space for"):
+        taking.take(device)
+    assert Kernel.calls[-3:] == ["free", "unfreeze", "close"]
+
+
+def test_not_armed_where_a_filesystem_is_writable(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taking.filesystems, "writable", lambda machine: ["/", "/home"])
+    for option in ("arm", "rearm"):
+        with pytest.raises(Refused, match="mounted writable, and changing after it: /, /home"):
+            taking.take(device, **{option: True})
+    assert not any(device.read_bytes())
+
+
+def test_a_device_that_does_not_keep_what_is_written(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taking.Recorder, "read_back", lambda self, read: self.checksum ^ 1)
+    with pytest.raises(Damaged):
+        taking.take(device, arm=True)
+    assert state(device) == "none"
+
+
+# filesystems and swap ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    needs_root()
+    (tmp_path / "mount").mkdir()
+    with loop_device(tmp_path / "ext4", 16 << 20) as device:
+        run("mkfs.ext4", "-q", str(device))
+        run("mount", str(device), str(tmp_path / "mount"))
+        try:
+            yield tmp_path / "mount"
+        finally:
+            subprocess.run(["fsfreeze", "-u", str(tmp_path / "mount")], capture_output=True, check=False)
+            deadline = time.monotonic() + 20
+            while subprocess.run(["umount", str(tmp_path / "mount")], capture_output=True, check=False).returncode:
+                assert time.monotonic() < deadline, "a process has it open"
+                time.sleep(0.1)
+
+
+def is_frozen(mount: Path) -> bool:
+    """Whether a process that writes there waits."""
+    with subprocess.Popen(["touch", str(mount / "file")]) as writer:
+        try:
+            writer.wait(0.5)
+        except subprocess.TimeoutExpired:
+            frozen = True
+            subprocess.run(["fsfreeze", "-u", str(mount)], check=True)
+        else:
+            frozen = False
+    return frozen
+
+
+def test_the_writable_filesystems(mounted: Path) -> None:
+    assert str(mounted) in filesystems.writable(Machine())
+    run("mount", "-o", "remount,ro", str(mounted))
+    assert str(mounted) not in filesystems.writable(Machine())
+
+
+def test_filesystems_are_frozen_and_thawed(mounted: Path) -> None:
+    with filesystems.Filesystems([str(mounted)]) as quiet:
+        quiet.freeze()
+        assert is_frozen(mounted)
+    with filesystems.Filesystems([str(mounted)]) as quiet:
+        quiet.freeze()
+    assert not is_frozen(mounted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_filesystems_are_thawed_if_the_process_is_killed(mounted: Path, number: signal.Signals) -> None:
+    process = os.fork()
+    if not process:
+        try:
+            filesystems.Filesystems([str(mounted)]).freeze()
+            os.kill(os.getpid(), number)
+        finally:
+            os._exit(9)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == number
+    deadline = time.monotonic() + 10
+    while is_frozen(mounted):
+        assert time.monotonic() < deadline, "nobody thawed it"
+
+
+def test_swap_areas_are_put_back_as_they_were(tmp_path: Path) -> None:
+    needs_root()
+    files = [Path(tmp_path / name) for name in ("first", "second two")]
+    for priority, file in enumerate(files, 5):
+        file.write_bytes(bytes(1 << 20))
+        file.chmod(0o600)
+        run("mkswap", str(file))
+        run("swapon", "-p", str(priority), str(file))
+    try:
+        ours = [area for area in swap.in_use(Machine()) if Path(area.path) in files]
+        assert [(area.path, area.priority) for area in ours] == [(str(files[1]), 6), (str(files[0]), 5)]
+        with swap.out_of_use(ours, Machine()) as problems:
+            assert not [area for area in swap.in_use(Machine()) if Path(area.path) in files]
+        assert not problems
+        assert [area for area in swap.in_use(Machine()) if Path(area.path) in files] == ours
+        with swap.out_of_use(ours, Machine()) as problems:
+            files[0].unlink()
+        assert len(problems) == 1 and "first cannot be taken into use again: No such file" in problems[0]
+        with pytest.raises(StoreError, match="cannot be taken out of use"):
+            swap.take_out([*ours[:1], swap.SwapArea("/nowhere", 0, 1)], Machine())
+        assert ours[0] in swap.in_use(Machine()), "not put back"
+    finally:
+        for file in files:
+            subprocess.run(["swapoff", str(file)], capture_output=True, check=False)
