@@ -59,13 +59,18 @@ class SnapshotDevice:
 
     def create(self) -> bool:
         """Make an image of the memory. True when it was made; False when this call returns once more because it was resumed.
-        Raises StoreError."""
+        If memory is short, it is tried again with all that the kernel can free. Raises StoreError."""
         made = array.array("i", [-1])
-        try:
-            fcntl.ioctl(self.descriptor, CREATE_IMAGE, made, True)
-        except OSError as error:
-            remedy = "Stop programs that need much memory." if error.errno in (errno.ENOMEM, errno.ENOSPC) else "The kernel log says more."
-            raise StoreError("snapshot", f"the kernel made no image: {error.strerror}.", remedy) from None
+        for attempt in (1, 2):
+            try:
+                fcntl.ioctl(self.descriptor, CREATE_IMAGE, made, True)
+                break
+            except OSError as error:
+                short = error.errno in (errno.ENOMEM, errno.ENOSPC)
+                if attempt == 2 or not short:
+                    remedy = "Stop programs that need much memory: half of it has to be free." if short else "The kernel log says more."
+                    raise StoreError("snapshot", f"the kernel made no image: {error.strerror}.", remedy) from None
+                self.prefer(0)
         return bool(made[0])
 
     def size(self) -> int:

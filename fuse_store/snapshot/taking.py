@@ -35,8 +35,10 @@ from fuse_store.snapshot.kernel import SnapshotDevice
 from fuse_store.snapshot.recorder import Recorder
 
 TIME_LIMIT = 120  # seconds for which a system may stand still
+SHARE = 0.4  # of the memory that an image should have: the kernel's own /sys/power/image_size
 _MCL_CURRENT, _MCL_FUTURE = 1, 2  # include/uapi/asm-generic/mman.h
 _RESEED_RANDOM = 0x5207  # RNDRESEEDCRNG of include/uapi/linux/random.h
+_CACHES = Path("/proc/sys/vm/drop_caches")
 _OUT_OF_MEMORY_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -79,18 +81,15 @@ def take(device: Path | str, *, arm: bool = False, rearm: bool = False, replace:
             )  # fmt: skip
         page_size = machine.page_size or os.sysconf("SC_PAGE_SIZE")
         recorder = Recorder(direct, page_size, [(1, target.size // page_size - 1)])
-        areas = swap.in_use(machine)
-        swapped, memory = sum(area.used for area in areas), memory_in_use(machine)
-        if memory + swapped > recorder.capacity * page_size:
-            raise Refused(
-                f"device {device}", f"too small: it has space for {recorder.capacity * page_size >> 20} MiB, and "
-                f"{memory + swapped >> 20} MiB are in use.", "Use a larger device, or stop programs that need much memory.",
-            )  # fmt: skip
+        areas, memory = swap.in_use(machine), Memory.of(machine)
+        swapped = sum(area.used for area in areas)
+        _check_sizes(target, memory, swapped, recorder.capacity * page_size)
         page = _swap_page(contents, page_size, target.size)
         target.write_checked(0, page)
         fault_point("snapshot begin")
         with swap.out_of_use(areas, machine) as warnings:
-            image = _image(recorder, points, page_size, limit)
+            _free_caches(machine)
+            image = _image(recorder, points, min(recorder.capacity * page_size, int(memory.total * SHARE)), page_size, limit)
         header = _header(page, recorder.first_map, arm or rearm)
         target.drop_cache()
         if image.restored:
@@ -102,15 +101,50 @@ def take(device: Path | str, *, arm: bool = False, rearm: bool = False, replace:
             raise target.not_kept(recorder.first_map * page_size)
         target.write_checked(0, header)
         fault_point("snapshot header")
-        return Snapshot(False, target.name, arm or rearm, tuple(warnings), image.size, memory, swapped, image.pause)
+        return Snapshot(False, target.name, arm or rearm, tuple(warnings), image.size, memory.used, swapped, image.pause)
 
 
-def memory_in_use(machine: Machine) -> int:
-    """Bytes of memory that the kernel cannot free: they have to be in an image."""
-    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB$", machine.text("proc/meminfo") or "", re.MULTILINE))
-    kib = {name: int(number) for name, number in fields.items()}
-    freeable = sum(kib.get(name, 0) for name in ("MemFree", "Buffers", "Cached", "SReclaimable")) - kib.get("Shmem", 0)
-    return max(0, kib.get("MemTotal", 0) - freeable) << 10
+@dataclass(frozen=True)
+class Memory:
+    """In bytes: ``total``, what the kernel cannot free and has to be in an image (``used``), and what is in use for anything."""
+
+    total: int
+    used: int
+    filled: int
+
+    @classmethod
+    def of(cls, machine: Machine) -> Memory:
+        fields = re.findall(r"^(\w+):\s+(\d+) kB$", machine.text("proc/meminfo") or "", re.MULTILINE)
+        sizes = {name: int(number) << 10 for name, number in fields}
+        # The kernel itself is not in MemTotal, and is in an image.
+        total = (machine.present_pages or 0) * (machine.page_size or 0) or sizes.get("MemTotal", 0)
+        filled = total - sizes.get("MemFree", 0)
+        caches = sum(sizes.get(name, 0) for name in ("Buffers", "Cached", "SReclaimable")) - sizes.get("Shmem", 0)
+        return cls(total, max(0, filled - caches), filled)
+
+
+def _check_sizes(target: SwapDevice, memory: Memory, swapped: int, capacity: int) -> None:
+    """Raises Refused if what is in use, with ``swapped`` bytes in swap, does not fit on the device, or twice in memory."""
+    used = memory.used + swapped
+    if used > capacity:
+        raise Refused(
+            f"device {target.path}", f"too small: it has space for {capacity >> 20} MiB, and {used >> 20} MiB are in use.",
+            "Use a larger device, or stop programs that need much memory.",
+        )  # fmt: skip
+    if used > memory.total // 2:
+        raise Refused(
+            "snapshot", f"{used >> 20} of {memory.total >> 20} MiB of memory are in use, and the kernel copies them within memory.",
+            "Stop programs that need much memory, until less than half is in use.",
+        )  # fmt: skip
+
+
+def _free_caches(machine: Machine) -> None:
+    """Free caches before the system stands still, if the kernel would have to while it does: an image may have about half of the memory."""
+    os.sync()
+    memory = Memory.of(machine)
+    if memory.filled > memory.total * SHARE:
+        with contextlib.suppress(OSError):
+            _CACHES.write_text("1")
 
 
 def _replaceable(target: SwapDevice, replace: bool) -> DeviceContents:
@@ -162,15 +196,15 @@ class _Image:
     pause: float
 
 
-def _image(recorder: Recorder, points: list[str], page_size: int, limit: float) -> _Image:
-    """Stop the system, write its image, and let it go on. Raises Refused, StoreError, Damaged."""
+def _image(recorder: Recorder, points: list[str], preferred: int, page_size: int, limit: float) -> _Image:
+    """Stop the system, write its image, of ``preferred`` bytes at most if that is possible, and let it go on. Raises Refused,
+    StoreError, Damaged."""
     with contextlib.ExitStack() as outside:
         kernel = SnapshotDevice()
         outside.callback(kernel.close)
         quiet = outside.enter_context(filesystems.Filesystems(points))
         random = outside.enter_context(open("/dev/urandom", "wb", buffering=0))
-        kernel.prefer(recorder.capacity * page_size)
-        os.sync()
+        kernel.prefer(preferred)
         outside.enter_context(_locked_in_memory())
         restored, size, begun = False, 0, time.clock_gettime(time.CLOCK_BOOTTIME)
         try:

@@ -19,6 +19,7 @@ from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation.machine import Machine
 from fuse_store.hibernation.swap_device import stable_name
 from fuse_store.snapshot import filesystems, swap, taking
+from fuse_store.snapshot.recorder import Recorder
 from tests.fuzz.swsusp_encoder import machine, stream_of
 from tests.store.conftest import loop_device, needs_root, run
 
@@ -78,9 +79,9 @@ class Kernel:
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A device of 4 MiB on a machine whose memory is small, and nothing of which is mounted writable."""
     monkeypatch.setattr(taking, "SnapshotDevice", Kernel)
-    monkeypatch.setattr(taking, "memory_in_use", lambda machine: 1 << 20)
-    monkeypatch.setattr(taking.filesystems, "writable", lambda machine: [])
-    monkeypatch.setattr(taking.swap, "in_use", lambda machine: [])
+    monkeypatch.setattr(taking.Memory, "of", lambda machine: taking.Memory(8 << 20, 1 << 20, 1 << 20))
+    monkeypatch.setattr(filesystems, "writable", lambda machine: [])
+    monkeypatch.setattr(swap, "in_use", lambda machine: [])
     for name, value in (("fails", ""), ("resumed", False), ("stream", STREAM)):
         monkeypatch.setattr(Kernel, name, value)
     with loop_device(tmp_path / "disk", SIZE) as device:
@@ -177,8 +178,11 @@ def test_what_is_on_the_device_stays(device: Path, tmp_path: Path) -> None:
 
 def test_a_device_that_is_too_small(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(taking, "memory_in_use", lambda machine: SIZE)
+        patched.setattr(taking.Memory, "of", lambda machine: taking.Memory(8 << 20, SIZE, SIZE))
         with pytest.raises(Refused, match="too small: it has space for 3 MiB, and 4 MiB are in use"):
+            taking.take(device)
+        patched.setattr(taking.Memory, "of", lambda machine: taking.Memory(4 << 20, 5 << 19, 5 << 19))
+        with pytest.raises(Refused, match="2 of 4 MiB of memory are in use"):
             taking.take(device)
     assert not any(device.read_bytes()), "changed although it was refused"
     monkeypatch.setattr(Kernel, "stream", STREAM * 6)
@@ -189,7 +193,7 @@ def test_a_device_that_is_too_small(device: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_not_armed_where_a_filesystem_is_writable(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(taking.filesystems, "writable", lambda machine: ["/", "/home"])
+    monkeypatch.setattr(filesystems, "writable", lambda machine: ["/", "/home"])
     for option in ("arm", "rearm"):
         with pytest.raises(Refused, match="mounted writable, and changing after it: /, /home"):
             taking.take(device, **{option: True})
@@ -197,7 +201,7 @@ def test_not_armed_where_a_filesystem_is_writable(device: Path, monkeypatch: pyt
 
 
 def test_a_device_that_does_not_keep_what_is_written(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(taking.Recorder, "read_back", lambda self, read: self.checksum ^ 1)
+    monkeypatch.setattr(Recorder, "read_back", lambda self, read: self.checksum ^ 1)
     with pytest.raises(Damaged):
         taking.take(device, arm=True)
     assert state(device) == "none"
