@@ -45,10 +45,12 @@ bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, in lanes side by side
 	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,galaxy-import,package then \
-	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others ansible:sanity,units,ansible-newest
+	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others \
+	  ansible:sanity,units,ansible-newest,vm-test-snapshots
 
 .PHONY: check
-check: lint types unit store-test galaxy-import ## lint, types, unit tests and tests of the store: a few minutes
+check: $(READY) ## lint, types, unit tests and tests of the store: a few minutes
+	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,galaxy-import
 
 .PHONY: setup
 setup: $(READY) ## install missing Debian packages and make .venv; the other targets do it by themselves
@@ -192,13 +194,16 @@ molecule-%: tree
 vm-test: $(READY) ## tests that start virtual machines
 	$(PYTHON) -m pytest tests/vm -v
 
-# The same in two parts, which make test runs at once: each has machines of its own.
-.PHONY: vm-test-devices vm-test-others
+# The same in parts, which make test runs at once: each has machines of its own.
+.PHONY: vm-test-devices vm-test-snapshots vm-test-others
+SNAPSHOTS := tests/vm/scenarios/test_snapshot.py
 DEVICES := tests/vm/scenarios/test_kernels.py tests/vm/scenarios/test_labels.py
 vm-test-devices: $(READY)
 	VM_TESTS=$@ $(PYTHON) -m pytest $(DEVICES) -v
+vm-test-snapshots: $(READY)
+	VM_TESTS=$@ $(PYTHON) -m pytest $(SNAPSHOTS) -v
 vm-test-others: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(DEVICES:%=--ignore=%) -v
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,$(DEVICES) $(SNAPSHOTS)) -v
 
 # -- set-up ------------------------------------------------------------------------------------------------------------
 .PHONY: tree

@@ -23,7 +23,7 @@ VARIABLE = "CHECK_RESULTS"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One test: its name, C(passed), C(failed) or C(skipped), and why it was skipped."""
+    """One test: its name, C(passed), C(failed) or C(skipped), and why it was skipped or failed."""
 
     test: str
     outcome: str
@@ -46,7 +46,9 @@ def read(path: Path) -> Iterator[Outcome]:
 
 
 def _reason(longrepr: object) -> str:
-    return str(longrepr[2] if isinstance(longrepr, tuple) else longrepr)
+    """Why a test was skipped, or the first line of the exception with which it failed."""
+    crash = getattr(longrepr, "reprcrash", None)
+    return str(longrepr[2] if isinstance(longrepr, tuple) else crash.message.partition("\n")[0] if crash else longrepr)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -54,7 +56,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     if report.failed:
-        record(report.nodeid, "failed")
+        record(report.nodeid, "failed", _reason(report.longrepr))
     elif report.skipped:
         record(report.nodeid, "skipped", getattr(report, "wasxfail", None) or _reason(report.longrepr))
     elif report.when == "call":
