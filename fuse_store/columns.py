@@ -63,6 +63,11 @@ def halves(digests: bytes | bytearray | memoryview) -> tuple[U64, U64]:
     return np.ascontiguousarray(both[:, 0]), np.ascontiguousarray(both[:, 1])
 
 
+def joined(high: U64, low: U64) -> bytes:
+    """Digests of 16 bytes, of their halves."""
+    return np.stack((high, low), 1).astype("<u8").tobytes()
+
+
 def distinct(high: U64, low: U64) -> tuple[I64, I64]:
     """(first, back): the index at which each digest stands for the first time, ascending, and for each digest which of
     those it is: a, b, a → [0, 1], [0, 1, 0]."""

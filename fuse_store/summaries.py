@@ -2,12 +2,15 @@
 """A cache of what the heads of manifests say, and of the newest states, for ``versions``: two encrypted files for each directory of
 manifests, below ``summaries/`` in the local directory. What versions exist is told by the names of the manifests alone, and what
 state they are in by logs whose stamps are compared, so a file that is old, damaged or gone costs time and nothing else.
+``maintenance.needed`` keeps its files there, too.
 Threads and processes may share the files: each is replaced as a whole.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -63,12 +66,34 @@ class SummaryCache:
             rows.append(values)
         self._write(tag, rows)
 
-    def _write(self, name: str, rows: list[Any]) -> None:
+    def names(self) -> list[str]:
+        """The names of all files."""
+        try:
+            return os.listdir(self._directory)
+        except OSError:
+            return []
+
+    def packed(self, name: str, max_size: int) -> bytes:
+        """The content of a file that ``keep_packed`` wrote. Raises ValueError if it is not that, OSError."""
+        with open(os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # a FIFO is not waited for
+            encrypted = file.read(max_size + self._aead.overhead + 1)
+        return self._aead.decrypt(_name(name), encrypted)
+
+    def keep_packed(self, name: str, content: bytes) -> None:
+        """Write a file. Does nothing where that is not possible."""
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            write_file(self._directory / name, self._aead.encrypt(_name(name), msgpack.packb(rows)), sync=False)
+            write_file(self._directory / name, self._aead.encrypt(_name(name), content), sync=False)
         except OSError:
             pass  # a store that is read-only or full
+
+    def remove(self, name: str) -> None:
+        """Remove a file. Does nothing where that is not possible."""
+        with suppress(OSError):
+            (self._directory / name).unlink()
+
+    def _write(self, name: str, rows: list[Any]) -> None:
+        self.keep_packed(name, msgpack.packb(rows))
 
     def remove_partials(self) -> None:
         """Remove what killed processes left. For the holder of the writer lock; a process that is at work writes its file later."""

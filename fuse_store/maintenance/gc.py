@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Garbage collection: free the disk space of packs that no version needs. Takes the writer lock; one thread.
 
-A pack that no version needs goes to the trash. The needed blocks of a mostly unneeded pack are copied to a new pack first. The
-trash is emptied by a later collection, when the grace period is over.
+A pack that no version needs goes to the trash. The needed blocks of a mostly unneeded pack, and those of many small packs, are copied to a
+new pack first (``packs``). What versions need is read from their manifests once, and remembered (``needed``). The trash is emptied
+by a later collection, when the grace period is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from fuse_store.columns import halves, starts
-from fuse_store.errors import Damaged, NotFound, StoreError
+from fuse_store.columns import I64, U64, halves, joined, starts
+from fuse_store.errors import Damaged, StoreError
 from fuse_store.maintenance import trash
+from fuse_store.maintenance.needed import Needed
+from fuse_store.maintenance.packs import Packs, Wanted, choose, wanted
 from fuse_store.maintenance.trash import GRACE_PERIOD
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST
@@ -30,7 +33,7 @@ from fuse_store.repository.state_log import outlives
 from fuse_store.store import Store
 
 DRY_RUNS = 5  # attempts of a dry run
-MIN_USED_RATIO = 0.5  # a pack of which less than this is needed is copied; above, the space is not worth the work
+PART = 1 << 16  # blocks that are looked up at once
 
 
 @dataclass
@@ -81,28 +84,33 @@ def _collect(store: Store, dry_run: bool, progress: Progress, grace: float) -> C
                 _list_packs(store, fragments)
             store.index.compact(store.sync, lambda: store.before_commit(lock))
             fragments = list(store.index.fragments().values())
-        needed = _needed_rows(store, Marks(fragments), result, progress)
+        needed = Marks(fragments)
+        contents = _mark_all(store, needed, result, progress, keep=lock is not None)
         if damaged and lock is not None:  # every block that a version needs was found without them
             store.index.drop(damaged, store.sync, lambda: store.before_commit(lock), to_trash=True)
-        known = _packs_of(fragments) if damaged else None
-        drop, copy = _choose_packs(store, needed, known, result)
+        chosen = choose(store.backend, needed, fragments if damaged else None)
+        _count(chosen, result)
         if lock is not None:
-            if drop:
-                _replace_packs(store, lock, needed, drop, copy)
-            _forget_states(store)
+            if chosen.drop.any():
+                _replace_packs(store, lock, needed, chosen)
+            _forget_states(store, contents)
             store.versions.forget_names()
             trash.empty(store, grace)
         progress.finish()
     return result
 
 
-def _forget_states(store: Store) -> None:
+def _forget_states(store: Store, contents: bytes) -> None:
     """Remove the state logs of contents that no version has, unless they tell of use, or cannot be read: the same bytes may be
-    stored again."""
-    used = {version.content for versions in store.versions.by_machine() for version in versions}
-    for content in (content for content in store.state_log.contents() if content not in used):
+    stored again. ``contents``: of all versions, 16 bytes each."""
+    used = np.unique(halves(contents)[0])  # a half is enough: of two with the same one both logs stay
+    for content in store.state_log.contents():
+        high = halves(content)[0]
+        at = int(np.searchsorted(used, high[0]))
+        if at < len(used) and used[at] == high[0]:
+            continue
         log = store.state_log.read(content)
-        if not log.problem and not outlives(log.entries):
+        if not log.problem and not outlives(log.entries) and not any(map(store.versions.exists, log.versions)):
             store.state_log.discard(content)
 
 
@@ -119,71 +127,56 @@ def _packs_of(fragments: Sequence[Fragment]) -> set[bytes]:
     return {pack for fragment in fragments for pack in fragment.pack_ids()}
 
 
-def _needed_rows(store: Store, marks: Marks, result: Collected, progress: Progress) -> Marks:
-    """Mark the rows that a version needs; of a block with several rows, one. Raises StoreError."""
-    for image_id in store.versions.ids():
+def _mark_all(store: Store, marks: Marks, result: Collected, progress: Progress, keep: bool) -> bytes:
+    """Mark the rows that a version needs; of a block with several rows, one. The contents of all versions, 16 bytes each. ``keep``: see
+    ``Needed``. Raises StoreError."""
+    tags = store.versions.directories()
+    needed = Needed(store, lambda high, low: _mark_needed(store, high, low, marks), progress.at, keep=keep)
+    for tag in tags:
         try:
-            for digests, _located, _first_pages in store.open_image(image_id).blocks():
-                _mark_needed(store, digests, marks)
-        except (Damaged, NotFound) as error:
-            if not store.versions.exists(image_id):
-                continue  # without the lock, in a dry run: it was removed meanwhile
+            needed.of(tag)
+        except Damaged as error:
+            cause = StoreError(error.thing, error.cause, error.remedy)
             raise Damaged(
-                f"store {store.url}", f"cannot tell which blocks image {image_id} needs: {error}",
+                f"store {store.url}", f"cannot tell which blocks image {error.image} needs: {cause}",
                 "Nothing was freed. Run 'fuse-store repair'. If that does not help, restore the manifest from a copy of the store, "
-                f"or give the version up: 'fuse-store remove --damaged {image_id}'.", image=image_id,
+                f"or give the version up: 'fuse-store remove --damaged {error.image}'.", image=error.image,
             ) from None  # fmt: skip
-        result.versions_needed += 1
-        progress.at(result.versions_needed)
-    return marks
+    result.versions_needed = needed.count
+    if keep:
+        needed.forget_others(tags)
+    return bytes(needed.contents)
 
 
-def _mark_needed(store: Store, digests: bytes, marks: Marks) -> None:
+def _mark_needed(store: Store, high: U64, low: U64, marks: Marks) -> None:
     """Mark one row of each block as needed. Raises Damaged if a block has none."""
-    numbers, several = marks.find(*halves(digests))
-    if (numbers < 0).any():
-        raise Damaged(f"{np.count_nonzero(numbers < 0)} blocks", "not in the index.")
-    marks.set(numbers[~several])
-    for block in np.flatnonzero(several & ~marks.are_set(numbers)).tolist():
-        digest = digests[block * DIGEST : (block + 1) * DIGEST]
-        places = marks.places(digest)
-        if not marks.are_set(np.array([number for number, _place in places])).any():  # else it was chosen for another version
-            readable = (number for number, place in places if store.reader.has(digest, *place))  # a pack may be missing, or another
-            marks.set(np.array([next(readable, places[0][0])]))
+    for begin in range(0, len(high), PART):
+        part = slice(begin, begin + PART)
+        numbers, several = marks.find(high[part], low[part])
+        missing = int(np.count_nonzero(numbers < 0))
+        if missing:
+            raise Damaged(f"{missing} blocks", "not in the index.")
+        marks.set(numbers[~several])
+        for block in (begin + np.flatnonzero(several & ~marks.are_set(numbers))).tolist():
+            digest = joined(high[block : block + 1], low[block : block + 1])
+            places = marks.places(digest)
+            if not marks.are_set(np.array([number for number, _place in places])).any():  # else it was chosen for another version
+                readable = (number for number, place in places if store.reader.has(digest, *place))  # a pack may be missing, or another
+                marks.set(np.array([next(readable, places[0][0])]))
 
 
-def _choose_packs(store: Store, needed: Marks, known: set[bytes] | None, result: Collected) -> tuple[set[bytes], dict[bytes, int]]:
-    """(packs to drop; of those among them whose needed blocks are copied first, how many these are). With ``known``, other packs
-    stay: the index does not account for them. Raises StoreError."""
-    used: dict[bytes, tuple[int, int]] = {}  # by pack: how many of its blocks are needed, and their bytes
-    for fragment, rows in needed.marked():
-        counts = np.bincount(rows.pack)
-        sizes = np.bincount(rows.pack, rows.stored)
-        for ordinal in np.flatnonzero(counts).tolist():
-            pack = fragment.pack_id(ordinal)
-            count, size = used.get(pack, (0, 0))
-            used[pack] = count + int(counts[ordinal]), size + int(sizes[ordinal])
-    drop, copy = set(), {}
-    packs = dict(all_packs(store.backend))
-    for pack in used.keys() - packs.keys():
-        raise Damaged(f"pack {pack.hex()}", "missing, and versions need it.", "Nothing was freed. Run 'fuse-store repair'.")
-    for pack, size in packs.items():
-        count, live = used.get(pack, (0, 0))
-        if (count and live >= MIN_USED_RATIO * size) or (known is not None and pack not in known):
-            result.packs_kept += 1
-            continue
-        drop.add(pack)
-        if count:
-            copy[pack] = count
-        result.packs_copied += bool(count)
-        result.packs_removed += not count
-        result.freed += size - live
-    return drop, copy
+def _count(chosen: Packs, result: Collected) -> None:
+    copied = chosen.drop & (chosen.count > 0)
+    result.packs_kept = int(np.count_nonzero(~chosen.drop))
+    result.packs_copied = int(np.count_nonzero(copied))
+    result.packs_removed = int(np.count_nonzero(chosen.drop & ~copied))
+    result.freed = int((chosen.size - chosen.live)[chosen.drop].sum())
 
 
-def _replace_packs(store: Store, lock: Lock, needed: Marks, drop: set[bytes], copy: Mapping[bytes, int]) -> None:
+def _replace_packs(store: Store, lock: Lock, needed: Marks, chosen: Packs) -> None:
     """Copy the needed blocks, then write an index without the dropped packs, then drop them."""
-    _copy_blocks(store, needed, copy)
+    _copy_blocks(store, wanted(needed, chosen))
+    drop = set(chosen.ids(np.flatnonzero(chosen.drop)))
     store.index.without(drop, store.sync, lambda: store.before_commit(lock))
     for pack in drop:
         lock.check()
@@ -192,23 +185,20 @@ def _replace_packs(store: Store, lock: Lock, needed: Marks, drop: set[bytes], co
         store.reader.forget(pack)
 
 
-def _copy_blocks(store: Store, needed: Marks, copy: Mapping[bytes, int]) -> None:
+def _copy_blocks(store: Store, every: Iterable[Wanted]) -> None:
     """Copy the needed blocks of packs, as they are stored, to new packs, which are durable and in the index when this returns.
     Raises Damaged: an unreadable block is not copied, and the collection ends."""
     writer = PackWriter(store.backend, store.aead, store.sync)
     try:
-        for pack, count in copy.items():
-            table = store.reader.table(pack)
+        for of_pack in every:
+            table = store.reader.table(of_pack.pack)
             counts = table.counts(store.config.page_size)
             first_pages = starts(counts)
-            wanted = _needed_blocks(table, needed)
-            if len(wanted) != count:
-                raise Damaged(f"pack {pack.hex()}", "pack table does not match the index.", "Run 'fuse-store repair'.")
-            for row in wanted:
+            rows = _rows_of(table, of_pack)
+            for row, offset, stored in zip(rows.tolist(), of_pack.offset.tolist(), of_pack.stored.tolist(), strict=True):
                 digest = table.digests[row * DIGEST : (row + 1) * DIGEST]
-                offset, stored = int(table.offset[row]), int(table.stored[row])
-                store.reader.check(table, offset, digest, store.reader.read(digest, pack, offset, stored), store.config.page_size)
-                body = store.reader.stored(pack, offset + HEADER_SIZE, stored - HEADER_SIZE)
+                store.reader.check(table, offset, digest, store.reader.read(digest, table.pack, offset, stored), store.config.page_size)
+                body = store.reader.stored(table.pack, offset + HEADER_SIZE, stored - HEADER_SIZE)
                 block = with_header(digest, int(table.length[row]), [body], store.aead)
                 page_digests = table.pages[first_pages[row] : first_pages[row] + counts[row]]
                 _add(store, writer.add(block, page_digests.astype("<u8").tobytes()))
@@ -217,20 +207,18 @@ def _copy_blocks(store: Store, needed: Marks, copy: Mapping[bytes, int]) -> None
         writer.abandon()
 
 
+def _rows_of(table: Table, of_pack: Wanted) -> I64:
+    """The rows of a pack's table that are to be copied. Raises Damaged if the index says something else than the table."""
+    rows = np.searchsorted(table.offset, of_pack.offset)
+    if not (len(rows) and rows.max() < len(table.offset)) or not (
+        (table.offset[rows] == of_pack.offset).all()
+        and (table.stored[rows] == of_pack.stored).all()
+        and np.frombuffer(table.digests, f"V{DIGEST}")[rows].tobytes() == of_pack.digests
+    ):
+        raise Damaged(f"pack {table.pack.hex()}", "pack table does not match the index.", "Run 'fuse-store repair'.")
+    return rows
+
+
 def _add(store: Store, rows: Rows | None) -> None:
     if rows is not None:
         store.index.add([rows], store.sync)
-
-
-def _needed_blocks(table: Table, needed: Marks) -> list[int]:
-    """The rows of a pack's table whose blocks are needed in this pack."""
-    numbers, several = needed.find(*halves(table.digests))
-    known = numbers >= 0
-    known[known] = several[known] | needed.are_set(numbers[known])
-    blocks = []
-    for row in np.flatnonzero(known).tolist():
-        here = table.pack, int(table.offset[row])
-        places = needed.places(table.digests[row * DIGEST : (row + 1) * DIGEST])
-        if needed.are_set(np.array([number for number, place in places if place[:2] == here], np.int64)).any():
-            blocks.append(row)
-    return blocks

@@ -13,7 +13,7 @@ from typing import BinaryIO, ClassVar
 
 LARGE_SIZE = 16 << 20  # bytes; what is smaller may stay in memory
 MAX_TOUCHED = 64  # places in large files that are read before it is asked how much of all is in memory
-MAX_RESIDENT = 144 << 20  # bytes of files, libraries included, that a process should have in memory
+MAX_RESIDENT = 112 << 20  # bytes of files, libraries included, that a process should have in memory
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)

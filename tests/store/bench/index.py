@@ -33,11 +33,11 @@ SEGMENT = 1 << 16  # digests that gc looks up at once
 SHARES = (16, 8, 4, 2, 1, 1)  # of the rows in each fragment, oldest first; they are worth merging
 
 
-def digests(fragment: int, part: int, parts: int, count: int) -> NDArray[np.uint64]:
-    """Sorted digests, shape (count, 2): those of one part of a fragment, the same each time."""
+def digests(fragment: int, part: int, rows: int, count: int) -> NDArray[np.uint64]:
+    """Sorted digests, shape (count, 2): those of one part of a fragment of so many rows, the same each time; evenly spread."""
     random = np.random.default_rng((fragment, part))
-    width = (1 << 64) // parts
-    high = np.sort(random.integers(0, width, count, np.uint64)) + np.uint64(part * width)
+    begin, end = (((part * PART_ROWS + at) << 64) // rows for at in (0, count))
+    high = np.sort(random.integers(0, end - begin, count, np.uint64)) + np.uint64(begin)
     return np.stack((high, random.integers(0, 1 << 63, count, np.uint64)), 1)
 
 
@@ -47,7 +47,7 @@ def parts(fragment: int, rows: int) -> Iterator[Rows]:
     count = -(-rows // PART_ROWS)
     for part in range(count):
         here = min(PART_ROWS, rows - part * PART_ROWS)
-        both = digests(fragment, part, count, here)
+        both = digests(fragment, part, rows, here)
         random = np.random.default_rng((fragment, part, 1))
         stored = random.integers(1000, 130_000, here).astype("u4")
         pack = random.integers(0, packs, here).astype("u4")
@@ -71,7 +71,7 @@ def step_locate(index: Index) -> str:
     largest = max(index.fragments().values(), key=len)
     known = np.empty((SEGMENT, 2), np.uint64)
     random = np.random.default_rng(0)
-    for part in np.array_split(known, 128):
+    for part in np.array_split(known, SEGMENT // 8):  # the memory of this is not to count
         rows = random.integers(0, len(largest), len(part))
         part[:, 0], part[:, 1] = largest.high[rows], largest.low[rows]
         largest.release()

@@ -26,7 +26,7 @@ from fuse_store.repository.manifest import FORMAT, Head, ImageFile, encrypt_head
 from fuse_store.store import Store
 
 ROUNDS = 3
-EVERYTHING = ("list", "list --json", "stats", "prune --dry-run", "gc --dry-run")  # these look at every version: two runs are enough
+EVERYTHING = ("list", "list --json", "stats", "prune --dry-run", "gc --dry-run", "gc")  # these look at every version: two runs are enough
 TAKEN = 1_700_000_000_000_000_000  # ns since 1970
 
 
@@ -113,6 +113,7 @@ def main() -> None:
             "stats": [*program, "stats"],
             "prune --dry-run": [*program, "prune", "--keep-daily", "7", "--dry-run", "--json"],
             "gc --dry-run": [*program, "gc", "--dry-run"],
+            "gc": [*program, "gc"],
         }
         print(f"{'':26}{'first':>9}{'then':>9}{'processor':>11}{'memory':>11}")
         for name, command in verbs.items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fuse_store.errors import Damaged, Locked, StoreError
-from fuse_store.maintenance import gc, trash
+from fuse_store.maintenance import packs, trash
 from fuse_store.maintenance.gc import Collected, collect
 from fuse_store.progress import SILENT
 from fuse_store.repository.index import lookup
@@ -90,9 +90,9 @@ def test_how_much_of_a_pack_must_be_needed(store: Store, monkeypatch: pytest.Mon
     rows = index_rows(store)
     live = sum(int(rows.stored[row]) for row in range(len(rows)) if rows.digest(row) in digests_of(store, part))
     assert 0 < live < size
-    monkeypatch.setattr(gc, "MIN_USED_RATIO", live / size)
+    monkeypatch.setattr(packs, "MIN_USED_RATIO", live / size)
     assert run(store) == Collected(packs_kept=1, versions_needed=1)
-    monkeypatch.setattr(gc, "MIN_USED_RATIO", (live + 1) / size)
+    monkeypatch.setattr(packs, "MIN_USED_RATIO", (live + 1) / size)
     assert run(store) == Collected(packs_copied=1, freed=size - live, versions_needed=1)
     (new,) = packs_of(store.path)
     assert new != pack and read_whole(store, part) == content(range(65, 97))
@@ -330,11 +330,11 @@ def test_progress_counts_the_versions_that_were_asked(store: Store) -> None:
 def test_nothing_is_freed_when_the_directory_of_manifests_is_missing(store: Store) -> None:
     """A mount that failed, or a copy that is not finished: without manifests no block would be needed."""
     image_id = put(store, 1)
-    packs = sizes(store)
+    before = sizes(store)
     (store.path / "images").rename(store.path.parent / "away")
     for dry_run in (True, False):
         with pytest.raises(StoreError, match="images"):
             run(store, grace=0.0, dry_run=dry_run)
-    assert sizes(store) == packs and not (store.path / "images").exists()
+    assert sizes(store) == before and not (store.path / "images").exists()
     (store.path.parent / "away").rename(store.path / "images")
     assert read_whole(store, image_id) == content(range(1, 65))

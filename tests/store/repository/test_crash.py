@@ -21,6 +21,7 @@ import pytest
 
 from fuse_store.errors import Locked, NotFound
 from fuse_store.image import restore
+from fuse_store.maintenance import packs
 from fuse_store.maintenance.gc import collect
 from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.verify import verify
@@ -98,6 +99,12 @@ def run_gc(store: Store, prepared: Prepared) -> None:
     collect(store, dry_run=False, progress=SILENT, grace=0.0)
 
 
+def run_merging_gc(store: Store, prepared: Prepared) -> None:
+    """All packs are copied together. In a child, which has the module for itself."""
+    packs.MERGED_AT_LEAST, packs.SMALL = 1, 1
+    collect(store, dry_run=False, progress=SILENT, grace=0.0)
+
+
 def run_repair(store: Store, prepared: Prepared) -> None:
     repair(store, SILENT)
 
@@ -121,6 +128,7 @@ VERBS = {
     "replace": Verb(replace, 20, goes=True, comes=True),
     "remove": Verb(remove, 2, goes=True),
     "gc": Verb(run_gc, 12),
+    "merging gc": Verb(run_merging_gc, 20),
     "repair": Verb(run_repair, 5),
     "record": Verb(record, 6),
 }
