@@ -215,7 +215,7 @@ class Versions:
         unreadable = {} if unreadable is None else unreadable
         application = application if application is None else normal(application)
         met: set[str] = set()  # machines
-        stamp = self._backend.stamps("states") if states else None
+        every = self._backend.stamps("states") if states and machine is None else None
 
         def listed(tag: str) -> list[Summary]:
             there = self.listed(tag)
@@ -229,7 +229,7 @@ class Versions:
                 if version.machine == machine and application in (None, version.application)
             ]  # fmt: skip
             own.sort(key=lambda version: (version.application, version.order))
-            return own if stamp is None else self._with_states(own, stamp)
+            return self._with_states(own, every) if states else own
 
         if machine is not None:
             yield of(normal(machine))
@@ -276,15 +276,18 @@ class Versions:
         log = self._state_log.read(version.content)
         return log.state(version.id), log.verified(version.id)
 
-    def _with_states(self, versions: list[Summary], stamp: Callable[[str], str]) -> list[Summary]:
-        """The versions of a machine with their states, from the cache as far as ``stamp`` tells the same of the state logs."""
+    def _with_states(self, versions: list[Summary], every: Callable[[str], str] | None) -> list[Summary]:
+        """The versions of a machine with their states, from the cache as far as the stamps of the state logs are the same. ``every``
+        tells these, if those of all versions are needed."""
         if not versions:
             return []
+        logs = [self._state_log.name(version.content) for version in versions]
+        stamp = every or self._backend.stamps("states", sorted(set(logs)))
         tag = machine_tag_of(versions[0].id)
         known = self.cache.states(tag)
         result, fresh = [], 0
-        for version in versions:
-            now = stamp(self._state_log.name(version.content))
+        for version, log in zip(versions, logs, strict=True):
+            now = stamp(log)
             seen = known.get(version.id)
             if seen is None or seen[0] != now or not now:
                 fresh += now != ""

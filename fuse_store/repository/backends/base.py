@@ -7,7 +7,7 @@ file raises FileNotFoundError, a failing disk OSError, a failing server StoreErr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +133,10 @@ class Backend(Protocol):
         directory that changes twice within one tick of its clock has the same stamp)."""
         ...
 
-    def stamps(self, directory: str) -> Callable[[str], str]:
+    def stamps(self, directory: str, names: Sequence[str] | None = None) -> Callable[[str], str]:
         """A function that tells a stamp of a file below a directory, by its name: another one after the file was replaced. Empty if
-        the file may be replaced without another stamp; a missing file has one, too."""
+        the file may be replaced without another stamp; a missing file has one, too. ``names``: those that will be asked for, by
+        default all."""
         ...
 
     def refresh(self, directory: str) -> None:

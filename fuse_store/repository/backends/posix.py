@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -230,7 +230,7 @@ class PosixBackend:
             return -1, True
         return changed, _is_settled(changed, time.time_ns())
 
-    def stamps(self, directory: str) -> Callable[[str], str]:
+    def stamps(self, directory: str, names: Sequence[str] | None = None) -> Callable[[str], str]:
         now = time.time_ns()
 
         def stamp(name: str) -> str:

@@ -15,14 +15,15 @@ import datetime
 import errno
 import hashlib
 import io
+import itertools
 import os
 import re
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -46,6 +47,7 @@ UPLOAD_PART_SIZE = 16 << 20  # bytes of a pack
 UPLOAD_REQUESTS = 4  # at once
 MAX_OBJECT_SIZE = 1 << 30  # bytes of an object that is read as a whole
 LOCAL_CACHE_SIZE = 1 << 30  # bytes of each directory of the local cache; the oldest files are removed first
+LIST_PAGE, HEADS_PER_PAGE = 1000, 100  # objects that one request lists; objects that are asked for one by one in the same time, about
 LIST_VALID_SECONDS = 1.0  # how long ``changed`` trusts the last list
 LIST_FAILED_SECONDS = 5.0  # how long lists fail at once after one that failed
 CONNECT_SECONDS, REQUEST_SECONDS = 5, 120
@@ -204,9 +206,21 @@ class S3Backend:
                 self._listed[directory] = listed_at, stamp
         return stamp, True
 
-    def stamps(self, directory: str) -> Callable[[str], str]:
-        tags = {meta["path"]: meta["e_tag"] or "" for meta in self._list(directory)}
+    def stamps(self, directory: str, names: Sequence[str] | None = None) -> Callable[[str], str]:
+        listed = self._list(directory)
+        most = None if names is None else LIST_PAGE * (1 + len(names) // HEADS_PER_PAGE)
+        tags = {meta["path"]: _tag(meta) for meta in itertools.islice(listed, most)}
+        if names is not None and next(listed, None) is not None:  # too many to list them all for a few
+            with ThreadPoolExecutor(READ_REQUESTS) as pool:
+                tags = dict(zip(names, pool.map(self._stamp, names), strict=True))
         return lambda name: tags.get(name, MISSING)
+
+    def _stamp(self, name: str) -> str:
+        try:
+            with self._translated_errors(name):
+                return _tag(obstore.head(self._objects, name))
+        except FileNotFoundError:
+            return MISSING
 
     def refresh(self, directory: str) -> None:
         with self._lock:  # and those above it, whose lists have the same names, and below it
@@ -479,6 +493,10 @@ class _Stream(io.RawIOBase):
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)
+
+
+def _tag(meta: Any) -> str:
+    return (meta["e_tag"] or "").strip('"')
 
 
 def _check_endpoint() -> None:

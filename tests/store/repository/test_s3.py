@@ -673,6 +673,40 @@ def test_many_versions_are_listed_without_asking_for_each(url: str, monkeypatch:
             write_manifest(store.backend, head, [], store.aead, False)
             store.versions.name_machine(f"machine{number % 7}", False)
         assert len(store.summaries()) == 1100
+    asked = count_requests(monkeypatch)
+    with Store.open(url) as store:
+        assert len(store.summaries()) == 1100
+    # store.json; the state logs, the names of the machines, the directories of seven machines
+    assert sorted(asked) == ["get", *["list"] * 9, "list_with_delimiter"]
+
+
+def test_the_list_of_one_machine_asks_for_its_own_states_alone(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless one request lists them all."""
+    source = tmp_path / "source"
+    with Store.create(url) as store:
+        for number in range(8):
+            source.write_bytes(bytes([number]) * PAGE)
+            store.put(str(source), Label("few" if number < 2 else "many"))
+        few = [version.id for version in store.versions.each("few")]
+        store.record(few[:1], "verified")
+        assert [version.state for version in store.versions.each("few")] == ["verified", "captured"]
+    asked = count_requests(monkeypatch)
+    for page, requests in ((1000, {"list": 2}), (3, {"list": 2, "head": 2})):
+        monkeypatch.setattr(s3, "LIST_PAGE", page)
+        with Store.open(url) as store:
+            list(store.versions.each("few"))
+            asked.clear()
+            assert [version.state for version in store.versions.each("few")] == ["verified", "captured"]
+            assert {verb: asked.count(verb) for verb in ("list", "head") if verb in asked} == requests
+            store.backend.remove(store.state_log.name(store.find(few[1]).content))
+            assert [version.state for version in store.versions.each("few")] == ["verified", "unknown"]
+            store.state_log.begin(store.find(few[1]).content, few[1], usable=False, sync=False)
+
+
+def count_requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the server from now on."""
     asked: list[str] = []
     for verb in ("get", "get_range", "head", "list", "list_with_delimiter"):
         real = getattr(obstore, verb)
@@ -682,10 +716,7 @@ def test_many_versions_are_listed_without_asking_for_each(url: str, monkeypatch:
             return real(*given, **named)
 
         monkeypatch.setattr(obstore, verb, counted)
-    with Store.open(url) as store:
-        assert len(store.summaries()) == 1100
-    # store.json; the state logs, the names of the machines, the directories of seven machines
-    assert sorted(asked) == ["get", *["list"] * 9, "list_with_delimiter"]
+    return asked
 
 
 # what goes wrong ------------------------------------------------------------------------------------------------------
