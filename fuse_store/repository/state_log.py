@@ -119,6 +119,13 @@ class Log:
         read = any(self._of(image_id, ("verified", *ON_A_DEVICE)))
         return read and self.state(image_id) != "failed"
 
+    def verified_at(self, image_id: str) -> int:
+        """When every byte of this very version was last found to be as it was stored, in ns since 1970; 0 if that is not known, or a
+        failure was reported since."""
+        if self.state(image_id) in ("failed", "unknown"):
+            return 0
+        return max((entry["time"] for entry in self._of(image_id, ("verified",))), default=0)
+
     def entries_of(self, image_id: str) -> list[StateEntry]:
         """The entries of a version, oldest first: its own, and those of its content."""
         return [entry for entry in self.entries if entry["image"] == image_id or entry["state"] not in OF_ONE_VERSION]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text, values
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from fuse_store.cli.context import Context
     from fuse_store.maintenance.verify import Verdict
+    from fuse_store.policy.retention import Duration
     from fuse_store.store import Store
 
 MAX_PROBLEMS = 3  # of a version that are printed; --json has all
@@ -32,6 +34,9 @@ def run(context: Context) -> int:
             unreadable: dict[str, Damaged] = {}
             ids = [version.id for versions in store.versions.by_machine(unreadable=unreadable) for version in versions]
             ids += sorted(unreadable)
+        asked = len(ids)
+        if options.not_verified_within is not None:
+            ids = _due(store, ids, options.not_verified_within)
         verdicts = verify(store, ids, options.sample, context.progress)
         problems = index_problems(store, complete)
         checksums = _kernel_checksums(context, store, verdicts) if complete else {}
@@ -40,7 +45,8 @@ def run(context: Context) -> int:
         names = {verdict.id: _label(store, verdict.id) for verdict in verdicts}
     damaged = [verdict for verdict in verdicts if verdict.state != "sound"]
     record = {
-        "sample": options.sample, "sound": len(sound), "damaged": len(damaged), "recorded": recorded, "problems": problems,
+        "sample": options.sample, "sound": len(sound), "damaged": len(damaged), "skipped": asked - len(ids), "recorded": recorded,
+        "problems": problems,
         "versions": [
             {
                 "id": verdict.id, "state": verdict.state, "blocks": verdict.blocks, "kernel_checksum": checksums.get(verdict.id),
@@ -58,6 +64,8 @@ def run(context: Context) -> int:
     if not damaged and not problems:
         sample = "" if complete else f" in a sample of {options.sample:g} %"
         context.remark(f"{text.count(len(verdicts), 'version')} verified, no errors found{sample}")
+        if asked > len(ids):
+            context.remark(f"{text.count(asked - len(ids), 'version')} skipped, verified within {options.not_verified_within}")
         return 0
     _print_problems(context, damaged)
     if not damaged:
@@ -70,6 +78,30 @@ def run(context: Context) -> int:
         "Run 'fuse-store repair', then restore from a copy of the store what is still damaged."
         + (" The other versions are usable." if sound else ""),
     )  # fmt: skip
+
+
+def _due(store: Store, ids: Sequence[str], within: Duration) -> list[str]:
+    """Those that were not found to be sound since: first those that never were, then by the time when they last were. Their manifests
+    and state logs are read."""
+    from fuse_store.repository.manifest import read_head  # not at the top: help needs no store
+
+    now = datetime.now(UTC)
+    times = range(_nanoseconds(within.before(now)), _nanoseconds(now) + 1)
+    verified_at: dict[str, int] = {}
+    for image_id in ids:
+        try:
+            head, _start = read_head(store.backend, image_id, store.aead)
+        except (Damaged, NotFound):
+            at = 0
+        else:
+            at = store.state_log.read(head.content).verified_at(image_id)
+        if at not in times:  # or in the future: a clock was wrong
+            verified_at[image_id] = at
+    return sorted(verified_at, key=lambda image_id: verified_at[image_id])
+
+
+def _nanoseconds(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
 
 
 def _label(store: Store, image_id: str) -> str:
@@ -129,12 +161,17 @@ VERB = Verb(
     run=run,
     arguments=(
         argument("image", metavar="IMAGE", nargs="*", help=IMAGE_HELP, empty=True),
+        argument(
+            "--not-verified-within", metavar="DURATION", type=values.duration, default=None,
+            help="only versions that were not verified within DURATION before now: 30d, 2m or 1y; the longest ago first",
+        ),
         argument("--sample", metavar="P", type=values.percent, default=100.0, help="read a random P percent of the blocks (default: 100)"),
     ),
     keys={
         "sample": "percentage of blocks read",
         "sound": "number of sound versions",
         "damaged": "number of damaged versions",
+        "skipped": "number of versions that were verified within the DURATION of --not-verified-within",
         "recorded": "whether the sound versions were recorded as verified",
         "problems": "list of errors of the store that are no version's",
         "versions": "one object for each version:",
@@ -147,6 +184,7 @@ VERB = Verb(
     examples=(
         ("fuse-store verify", "verify the whole store"),
         ("fuse-store verify web01/system/latest", "verify one version before restoring it"),
+        ("fuse-store verify --not-verified-within 30d", "in a nightly job: each version once in 30 days, and new ones at once"),
         ("fuse-store verify --sample 5", "verify 5 percent of the blocks, in a nightly job"),
     ),
     interrupted="Nothing was changed.",

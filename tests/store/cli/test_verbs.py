@@ -6,13 +6,18 @@ from __future__ import annotations
 import argparse
 import stat
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from fuse_store.cli.output import NAME_KEYS
 from fuse_store.repository.manifest import image_name
+from fuse_store.store import Store
+from fuse_store.versions import Listed, Versions
 from tests.fuzz.swsusp_encoder import swap_header
 from tests.store.cli.conftest import PAGE, Run, hibernation, image, put
 
@@ -285,6 +290,29 @@ def test_repair(run: Run, store: Path, tmp_path: Path) -> None:
     assert run("verify").code == 0 and run("get", made, "back").code == 0
 
 
+def test_what_was_verified_lately_is_left_out(run: Run, store: Path, tmp_path: Path) -> None:
+    """The longest ago first. What failed since, has a time in the future, or cannot be read is never left out."""
+    long_ago, lately, never, ahead, broken = (put(run, image(tmp_path / "a", 8, seed), machine=f"m{seed}") for seed in range(5))
+    failed = put(run, hibernation(tmp_path / "a"), "--kind", "hibernation")
+    now, day = time.time_ns(), 86400 * 10**9
+    with Store.open(store) as opened:
+        for image_id, when in ((long_ago, now - 31 * day), (lately, now - 29 * day), (ahead, now + day), (broken, now), (failed, now)):
+            opened.record([image_id], "verified")
+            content = opened.find(image_id).content
+            entries = [{**entry, "time": when} for entry in opened.state_log.read(content).entries]
+            opened.state_log._write(content, cast(Any, entries), False)
+        opened.record([failed], "failed")
+    (store / image_name(broken)).write_bytes(b"")
+    done = run("verify", "--not-verified-within", "30d", "--json")
+    assert done.code == 4 and done.json["skipped"] == 1 and done.json["sound"] == 4
+    order = [one["id"] for one in done.json["versions"]]
+    assert set(order[:3]) == {never, broken, failed} and order[3:] == [long_ago, ahead]
+    (store / image_name(broken)).unlink()
+    again = run("verify", "--not-verified-within", "30d", ahead, lately, long_ago, failed)
+    assert again.code == 0 and "3 versions verified" not in again.err and "verified within 30d" in again.err
+    assert run("verify", "--not-verified-within", "0d").code == 2
+
+
 # prune, gc, stats -------------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +423,42 @@ def test_what_is_staged_or_armed_stays(run: Run, store: Path, tmp_path: Path) ->
     assert run("report", ids[1], "failed").code == 0
     assert kept("--dry-run") == {ids[3]: [*last[ids[3]], "staged"]}
     assert run("remove", ids[3], "--force").code == 0
+
+
+def test_what_another_machine_staged_on_the_same_device_since_counts(run: Run, store: Path, tmp_path: Path) -> None:
+    mine, last = (put(run, hibernation(tmp_path / "a", seed), "--kind", "hibernation", "--tag", "fs.source=machine") for seed in (1, 2))
+    (tmp_path / "one").write_bytes(bytes(4 << 20))
+    assert run("stage", mine, "one").code == 0
+    other = put(run, hibernation(tmp_path / "a", 3), "--kind", "hibernation", "--tag", "fs.source=machine", machine="web00")
+    assert [one["id"] for one in run("prune", "--keep-last", "1", "--dry-run", "--json").json["removed"]] == []
+    assert run("stage", other, "one").code == 0
+    done = run("prune", "--keep-last", "1", "--dry-run", "--json").json
+    assert [one["id"] for one in done["removed"]] == [mine]
+    assert {one["id"]: one["reasons"] for one in done["kept"]} == {
+        other: ["last", "newest bootable", "staged"], last: ["last", "newest bootable"],
+    }  # fmt: skip
+
+
+def test_prune_goes_through_the_versions_once(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a machine of which another one has a base."""
+    ids = {machine: [put(run, image(tmp_path / "a", 8, seed), machine=machine) for seed in range(3)] for machine in ("m1", "m2", "m3")}
+    based = put(run, image(tmp_path / "a", 8, 9), "--base", ids["m3"][0], machine="m4")
+    listed: Counter[str] = Counter()
+    original = Versions.listed
+
+    def counted(self: Versions, tag: str) -> Listed:
+        listed[tag] += 1
+        return original(self, tag)
+
+    monkeypatch.setattr(Versions, "listed", counted)
+    done = run("prune", "--keep-last", "1", "--json", "--dry-run").json
+    assert {one["id"]: one["reasons"] for one in done["kept"]} == {
+        **{ids[machine][2]: ["last"] for machine in ids}, based: ["last"], ids["m3"][0]: [f"base of {based[:12]}"],
+    }  # fmt: skip
+    assert [one["id"] for one in done["removed"]] == [ids["m1"][1], ids["m1"][0], ids["m2"][1], ids["m2"][0], ids["m3"][1]]
+    assert {tag: count for tag, count in listed.items() if tag != ids["m3"][0][-4:]} == {
+        versions[0][-4:]: 1 for versions in (ids["m1"], ids["m2"], [based])
+    }
 
 
 def test_replace_leaves_what_is_staged(run: Run, store: Path, tmp_path: Path) -> None:
