@@ -51,6 +51,12 @@ def count(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     if text == FOREVER:
         return math.inf

@@ -40,12 +40,14 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class TargetMachine:
     """Where the image is to be resumed: on ``machine`` (None: another machine, of which nothing is known), from ``device``
-    with ``size`` bytes, if known. ``disks`` are those of the machine, if they are not its own block devices."""
+    with ``size`` bytes, if known. ``disks`` are those of the machine, if they are not its own block devices. ``swap``: what is known of
+    the swap areas of a machine whose image is in a slot (``slots.layout.SWAP``); empty for an image that is a whole device."""
 
     machine: Machine | None
     disks: Sequence[Path] = ()
     device: Path | None = None
     size: int | None = None
+    swap: str = ""
 
     def with_device(self, device: SwapDevice) -> TargetMachine:
         """The same machine, with the device that the image is staged on."""
@@ -176,6 +178,15 @@ def _device_too_small(context: PreflightContext) -> Problem | None:
     if size is None or size >= needed:
         return None
     return Problem(f"the device has {size} bytes, and the image has {needed}.", "Choose a larger device.")
+
+
+def _swap_unknown(context: PreflightContext) -> Problem | None:
+    if context.target.swap != "unknown":
+        return None
+    return Problem(
+        "it is not known whether pages of the machine were swapped out; they are not in the slot.",
+        "If none were, override this refusal. Otherwise stage the version on a device of its own.",
+    )
 
 
 # the machine ----------------------------------------------------------------------------------------------------------
@@ -367,6 +378,7 @@ class Check:
 CHECKS = (
     Check("damaged", _damaged),
     Check("device_too_small", _device_too_small),
+    Check("swap_unknown", _swap_unknown),
     Check("history_unknown", _history_unknown),
     Check("already_used", _already_used),
     Check("machine_unknown", _machine_unknown),

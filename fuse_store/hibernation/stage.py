@@ -18,7 +18,7 @@ import numpy as np
 from fuse_store.columns import runs
 from fuse_store.errors import NotFound, Refused, failed
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
-from fuse_store.hibernation.swap_device import SwapDevice, contents_of
+from fuse_store.hibernation.swap_device import SwapDevice, contents_of, swap_uuid
 from fuse_store.image import page_io
 from fuse_store.image.kind import row_of
 from fuse_store.image.reader import Image
@@ -51,9 +51,7 @@ def stage(image: Image, device: Path | str, *, force: bool = False, progress: Pr
     Raises NotFound if the version is no hibernation image, Refused, Locked, StoreError, and Damaged: if the store is damaged,
     the device then holds an empty swap area; or if the device does not keep what is written to it.
     """
-    header = header_of(image)
-    if not row_of(image.head.recognised).bootable:
-        raise NotFound(f"image {image.id}", "no whole hibernation image was in it when it was stored.", "Choose another version.")
+    header = bootable_header(image)
     with SwapDevice(device) as target:
         if target.size < image.size:
             raise Refused(
@@ -69,8 +67,16 @@ def stage(image: Image, device: Path | str, *, force: bool = False, progress: Pr
             differed = _write(image, header, target, empty, progress)
         except OSError as error:
             raise failed(f"device {device}", error, "The device is not armed. Stage the image again.") from None
-        uuid_before = contents.header.swap.uuid if contents.header else _swap_uuid(before)
+        uuid_before = contents.header.swap.uuid if contents.header else swap_uuid(before)
         return StageResult(target.name, differed, uuid_before, header.swap.uuid, contents.description)
+
+
+def bootable_header(image: Image) -> Header:
+    """The header of a version with a whole image. Raises NotFound if it is none, Refused, Damaged."""
+    header = header_of(image)
+    if not row_of(image.head.recognised).bootable:
+        raise NotFound(f"image {image.id}", "no whole hibernation image was in it when it was stored.", "Choose another version.")
+    return header
 
 
 def header_of(image: Image) -> Header:
@@ -88,13 +94,6 @@ def _without_image(page: bytes) -> bytes:
     plain = page if page[-layout.SIGNATURE_SIZE :] in layout.SWAP_SIGNATURES else disarmed(page)
     *_fields, signature = layout.TAIL.unpack(plain[-layout.TAIL.size :])
     return page[: -layout.TAIL.size] + layout.TAIL.pack(0, 0, 0, 0, bytes(layout.SIGNATURE_SIZE), signature)
-
-
-def _swap_uuid(page: bytes | None) -> str | None:
-    if page is None:
-        return None
-    digits = layout.SWAP.unpack_from(page, layout.SWAP_AT)[3].hex()
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _write(image: Image, header: Header, target: SwapDevice, empty: bytes, progress: Progress) -> int:

@@ -18,6 +18,7 @@ from types import TracebackType
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, UsageError, advice, failed
 from fuse_store.formats.readable import Readable
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
+from fuse_store.hibernation.slots import table as tables
 from fuse_store.image import devices
 from fuse_store.image.targets import usage
 
@@ -50,7 +51,7 @@ class SwapDevice:
         except OSError as error:
             raise failed(f"device {self.path}", error, what=f"reading at {offset:#x} failed") from None
 
-    def write(self, offset: int, content: bytes) -> None:
+    def write(self, offset: int, content: bytes | memoryview) -> None:
         try:
             devices.write_at(self.descriptor, memoryview(content), offset)
         except OSError as error:
@@ -157,6 +158,8 @@ class DeviceContents:
 
 def contents_of(device: SwapDevice) -> DeviceContents:
     """Recognise the contents of a device. Raises Refused if blkid is not installed, StoreError."""
+    if tables.is_there(device):
+        return DeviceContents("a table of slots")
     for page_size in layout.PAGE_SIZES:
         if device.size >= page_size:
             contents = _swap_contents(device, page_size)
@@ -213,6 +216,14 @@ def _swap_page(page: bytes) -> bytes | None:
         return disarmed(page)
     except Damaged:
         return page if page[-layout.SIGNATURE_SIZE :] in layout.SWAP_SIGNATURES else None
+
+
+def swap_uuid(page: bytes | None) -> str | None:
+    """The UUID in the header page of a swap area; None without a page."""
+    if page is None:
+        return None
+    digits = layout.SWAP.unpack_from(page, layout.SWAP_AT)[3].hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _is_torn(page: bytes) -> bool:

@@ -96,6 +96,44 @@ def _add_kernel(memory: dict[int, bytes], page_size: int, architecture: str, lev
         _add_page_tables(memory, kernel, levels)
 
 
+def add_symbols(memory: dict[int, bytes], values: dict[str, int], relative: bool = True) -> None:
+    """Give the kernel of ``machine`` variables of type long, a table of symbols with their names (scripts/kallsyms.c), and lines about it
+    in its note. ``relative``: offsets as x86 before Linux 6.15 has them. For pages of 4 KiB."""
+    table, data, uts = KERNEL + 0x20000, KERNEL + 0x30000, KERNEL + 0x480
+    symbols = [("T" + "very_long_name_" * 12, KERNEL), ("Dinit_uts_ns", uts), ("Dinit_uts_nsproxy", uts + 8)]
+    symbols += [(f"B{name}", data + 8 * at) for at, name in enumerate(values)]
+    tokens = [b"" if at < 32 else bytes([at]) for at in range(256)]
+    tokens[1], tokens[2] = b"swap_pages", b"init_"
+    names = b""
+    for name, _address in symbols:
+        packed = name.encode().replace(tokens[1], b"\1").replace(tokens[2], b"\2")
+        names += (bytes([len(packed)]) if len(packed) < 128 else bytes([len(packed) & 0x7F | 0x80, len(packed) >> 7])) + packed
+    offsets = [KERNEL - 1 - address if relative else address - KERNEL for _name, address in symbols]
+    places = {"num_syms": 0, "relative_base": 8, "offsets": 0x100, "names": 0x400, "token_table": 0x400 + len(names)}
+    places["token_index"] = (places["token_table"] + len(b"\0".join(tokens)) + 9) // 8 * 8
+    content = bytearray(0x2000)
+    struct.pack_into("<I4xQ", content, 0, len(symbols), KERNEL)
+    struct.pack_into(f"<{len(symbols)}i", content, places["offsets"], *offsets)
+    content[0x400 : 0x400 + len(names)] = names
+    begin = 0
+    for at, token in enumerate(tokens):
+        struct.pack_into("<H", content, places["token_index"] + 2 * at, begin)
+        content[places["token_table"] + begin : places["token_table"] + begin + len(token)] = token
+        begin += len(token) + 1
+    _put(memory, table, bytes(content))
+    _put(memory, data, struct.pack(f"<{len(values)}q", *values.values()).ljust(4096, b"\0"))
+    (place,) = (pfn for pfn, page in memory.items() if page[12:22] == b"VMCOREINFO")
+    lines = "".join(f"SYMBOL(kallsyms_{name})={table + at:x}\n" for name, at in places.items())
+    (length,) = struct.unpack_from("<I", memory[place], 4)
+    memory[place] = note(memory[place][24 : 24 + length] + lines.encode()).ljust(4096, b"\0")
+
+
+def _put(memory: dict[int, bytes], address: int, content: bytes) -> None:
+    first = (address - KERNEL + KERNEL_PHYSICAL) // 4096
+    for at in range(0, len(content), 4096):
+        memory[first + at // 4096] = content[at : at + 4096]
+
+
 def _add_page_tables(memory: dict[int, bytes], kernel: int, levels: int) -> None:
     """x86 page tables in the pages after ``kernel``; the lowest maps 2 MiB, from physical address 0 on."""
     base = DIRECT_MAP if levels == 4 else DIRECT_MAP_5

@@ -29,6 +29,7 @@ NAMES = (
     "stage",
     "arm",
     "disarm",
+    "slots",
     "report",
     "completion",
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fuse_store.cli import values
 from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
 from fuse_store.cli.verbs.preflight import DISK, ROOT, target_machine
+from fuse_store.cli.verbs.slots import slot_number
 from fuse_store.cli.verbs.stage import DEVICE
 from fuse_store.errors import UsageError
 
@@ -22,13 +24,19 @@ def run(context: Context) -> int:
     for code in options.force:
         if code not in CODES:
             raise UsageError(f"--force {code}", "no such code.", f"Choose one of {', '.join(CODES)}.")
+    if options.slot is not None:
+        return _run_slot(context)
     with context.open_store() as store:
         armed = arm(
             store, options.device, target_machine(context, options.device), reference=options.image or "", force=tuple(options.force),
             progress=context.progress,
         )  # fmt: skip
         context.done = f"{armed.device} is armed."
-    context.emit({"id": armed.id, "device": armed.device, "changed": armed.changed, "forced": list(armed.forced)}, "")
+    record = {
+        "id": armed.id, "device": armed.device, "changed": armed.changed, "forced": list(armed.forced), "slot": None, "resume_offset": 0,
+        "parameters": f"resume={armed.device}", "disarmed": [],
+    }  # fmt: skip
+    context.emit(record, "")
     if armed.forced:
         context.warn(f"refusals overridden: {', '.join(armed.forced)}")
     state = "armed: the next boot resumes it" if armed.changed else "already armed"
@@ -36,11 +44,39 @@ def run(context: Context) -> int:
     return 0
 
 
+def _run_slot(context: Context) -> int:
+    options = context.options
+    from fuse_store.hibernation.slots.arm import arm
+
+    if options.image:
+        raise UsageError("--image", "not possible with --slot: the table names the version.", "Omit it.")
+    with context.open_store() as store:
+        machine = target_machine(context, options.device)
+        armed = arm(
+            store, options.device, slot_number(options, "arm"), machine, force=tuple(options.force), progress=context.progress
+        )  # fmt: skip
+        context.done = f"Slot {armed.slot.number} of {armed.device} is armed."
+    parameters = f"resume={armed.device} resume_offset={armed.offset}"
+    record = {
+        "id": armed.slot.image, "device": armed.device, "changed": armed.changed, "forced": list(armed.forced), "slot": armed.slot.number,
+        "resume_offset": armed.offset, "parameters": parameters, "disarmed": list(armed.disarmed),
+    }  # fmt: skip
+    context.emit(record, parameters)
+    if armed.forced:
+        context.warn(f"refusals overridden: {', '.join(armed.forced)}")
+    for number in armed.disarmed:
+        context.remark(f"{armed.device}: slot {number} disarmed")
+    state = "armed: a boot with these parameters resumes it" if armed.changed else "already armed"
+    context.remark(f"{armed.device}: slot {armed.slot.number}, version {armed.slot.image[:12]}, {state}")
+    return 0
+
+
 VERB = Verb(
     name="arm",
     summary="make the next boot resume the version staged on a device",
     description="Runs the checks of preflight and refuses if one fails; --force CODE overrides one refusal. Compares the device with "
-    "the store first. A version that may have been resumed before is refused.",
+    "the store first. A version that may have been resumed before is refused. With --slot, arms that slot, disarms all others of the "
+    "device, and prints the kernel parameters that resume it.",
     run=run,
     arguments=(
         DEVICE,
@@ -49,6 +85,7 @@ VERB = Verb(
             "--force", metavar="CODE", action="append", default=[], complete="code",
             help="override the refusal with this code; may be repeated",
         ),
+        argument("--slot", metavar="N", type=values.number, help="slot of the device to arm"),
         ROOT,
         DISK,
     ),
@@ -57,9 +94,14 @@ VERB = Verb(
         "device": "persistent name of the device",
         "changed": "false if the device was already armed",
         "forced": "codes of the overridden refusals",
+        "slot": "number of the slot; null without --slot",
+        "resume_offset": "for the kernel's resume_offset=; 0 without --slot",
+        "parameters": "kernel parameters that resume it",
+        "disarmed": "numbers of the slots that were armed before",
     },
     examples=(
         ("fuse-store arm /dev/pmem0", "arm the version that was staged last"),
+        ("fuse-store arm /dev/pmem1 --slot 2", "arm one of the images on a device with slots"),
         ("fuse-store arm /dev/pmem0 --force filesystems_unknown", "arm although the state of the filesystems is unknown"),
     ),
     interrupted="The device may be armed. Run 'fuse-store disarm DEVICE' to make sure that it is not.",

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``slots``: create, list and remove the slots of a device, each of which holds one staged hibernation image."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from fuse_store.cli import text, values
+from fuse_store.cli.parser import Verb, argument
+from fuse_store.errors import UsageError
+
+if TYPE_CHECKING:
+    from fuse_store.cli.context import Context
+    from fuse_store.hibernation.slots.layout import Slot, Table
+
+ACTIONS = ("init", "list", "remove")
+COLUMNS = ("SLOT", "STATE", "TAKEN (UTC)", "MACHINE", "APPLICATION", "EVENT", "IMAGE", "SIZE", "ATTEMPTS", "KEPT", "OFFSET")
+SLOT_KEYS = {
+    "slot": "number",
+    "state": "writing, complete, armed, used or failed, as the table says",
+    "armed": "whether the kernel would resume it",
+    "resume_offset": "block of its header, for the kernel's resume_offset=",
+    "machine": "machine name", "application": "application name", "event": "reason for the capture; may be empty",
+    "image": "version id", "taken": "time of capture in UTC (ISO 8601)",
+    "size": "bytes that it takes", "extents": "[first block, number of blocks] of each part",
+    "sha256": "checksum of its blocks in order, not armed; empty until it is complete",
+    "attempts": "how often it was armed",
+    "kept": "replaceable or golden",
+    "swap": "swap areas of the machine at capture: inactive, unused, or unknown",
+}  # fmt: skip
+
+
+def slot_number(options: Any, verb: str) -> int:
+    """The number that --slot gives. Raises UsageError."""
+    if options.slot is None or options.slot < 1:
+        raise UsageError(verb, "no slot specified.", "Name one with --slot; 'fuse-store slots list DEVICE' shows them.")
+    return int(options.slot)
+
+
+def run(context: Context) -> int:
+    action = {"init": _init, "list": _list, "remove": _remove}[context.options.action]
+    action(context)
+    return 0
+
+
+def _init(context: Context) -> None:
+    from fuse_store.hibernation.slots.manage import create
+
+    options = context.options
+    device, table = create(options.device, page_size=options.page_size, force=options.force)
+    context.done = f"{device} has a table of slots."
+    free = (table.end - table.first) * table.page_size
+    context.emit(_record(device, page_size=table.page_size, free=free), "")
+    context.remark(f"{device}: {text.size(free)} for slots")
+
+
+def _list(context: Context) -> None:
+    from fuse_store.hibernation.slots.allocate import free_runs
+    from fuse_store.hibernation.slots.manage import listing
+
+    found = listing(context.options.device)
+    table = found.table
+    free = sum(count for _first, count in free_runs(table)) * table.page_size
+    if found.problem:
+        context.warn(f"one copy of the table of slots is not valid ({found.problem}); the next change replaces it")
+    records = [slot_record(table, slot, slot.number in found.armed) for slot in table.slots]
+    rows = [_row(table, slot, slot.number in found.armed) for slot in table.slots]
+    shown = text.table(COLUMNS, rows, right=frozenset((0, 7, 8, 10))) if rows else ""
+    context.emit(_record(context.options.device, page_size=table.page_size, free=free, slots=records), shown)
+    context.remark(f"{text.count(len(rows), 'slot')}, {text.size(free)} free")
+
+
+def _remove(context: Context) -> None:
+    from fuse_store.hibernation.slots.manage import remove
+
+    options = context.options
+    number = slot_number(options, "slots remove")
+    device, slot = remove(options.device, number, force=options.force)
+    context.done = f"Slot {number} was removed."
+    context.emit(_record(device, slot=number, image=slot.image), "")
+    context.remark(f"{device}: slot {number} removed (version {slot.image[:12]})")
+
+
+def _record(device: str, **values: Any) -> dict[str, Any]:
+    """The keys of ``--json``, the same for all actions."""
+    return {"device": device, "page_size": None, "free": None, "slots": [], "slot": None, "image": None, **values}
+
+
+def slot_record(table: Table, slot: Slot, armed: bool) -> dict[str, Any]:
+    """The keys of SLOT_KEYS."""
+    return {
+        "slot": slot.number, "state": slot.state, "armed": armed, "resume_offset": slot.header, "machine": slot.machine,
+        "application": slot.application, "event": slot.event, "image": slot.image,
+        "taken": datetime.fromtimestamp(slot.taken, UTC).isoformat(), "size": slot.blocks * table.page_size,
+        "extents": [list(extent) for extent in slot.extents], "sha256": slot.sha256, "attempts": slot.attempts, "kept": slot.kept,
+        "swap": slot.swap,
+    }  # fmt: skip
+
+
+def _row(table: Table, slot: Slot, armed: bool) -> tuple[str, ...]:
+    state = slot.state if armed == (slot.state == "armed") else f"{slot.state}, {'armed' if armed else 'not armed'}"
+    return (
+        str(slot.number), state, text.when(datetime.fromtimestamp(slot.taken, UTC)), slot.machine, slot.application, slot.event,
+        slot.image[:12], text.size(slot.blocks * table.page_size), str(slot.attempts), slot.kept, str(slot.header),
+    )  # fmt: skip
+
+
+VERB = Verb(
+    name="slots",
+    summary="create, list or remove the slots of a device, each of which holds one staged hibernation image",
+    description="init makes a table of slots at the start of a device; list prints it; remove frees a slot. Then run stage --slot and "
+    "arm --slot: the kernel resumes any of the images with resume= and resume_offset=. init refuses a device in use and, without "
+    "--force, one with data; remove refuses an armed or golden slot without --force.",
+    run=run,
+    arguments=(
+        argument("action", metavar="init|list|remove", choices=ACTIONS, help="what to do"),
+        argument("device", metavar="DEVICE", complete="file", help="block device, or file that acts as one; list reads one in use as well"),
+        argument("--slot", metavar="N", type=values.number, help="slot to remove"),
+        argument(
+            "--page-size", type=values.page_size, default=4096, metavar="SIZE", complete="page size",
+            help="page size of the machines that resume from it: 4KiB, 16KiB or 64KiB (default: 4KiB)",
+        ),
+        argument("--force", action="store_true", help="overwrite existing data; remove an armed or golden slot"),
+    ),
+    keys={
+        "device": "persistent name of the device; of list, as it was given",
+        "page_size": "bytes of a block; null with remove",
+        "free": "bytes that no slot has; null with remove",
+        "slots": "one object for each slot, with list:",
+        **{f"  {key}": meaning for key, meaning in SLOT_KEYS.items()},
+        "slot": "number of the removed slot; null without one",
+        "image": "id of the version that was in it; null without one",
+    },
+    examples=(
+        ("fuse-store slots init /dev/pmem1", "prepare a device"),
+        ("fuse-store slots list /dev/pmem1", "print what is on it"),
+        ("fuse-store slots remove /dev/pmem1 --slot 2", "free a slot"),
+    ),
+    interrupted="The table of slots is as it was, or changed; run 'fuse-store slots list DEVICE'.",
+)

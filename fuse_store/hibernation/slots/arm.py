@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Arms a slot: sets the signature in its header, and in no other, so that the kernel resumes this one. And disarms all of them.
+
+Everything that ``hibernation.arm`` checks before it arms a device is checked here: preflight, resume history, each byte against the
+store. The table says ``armed`` before the signature does, and the state log before the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fuse_store.errors import Damaged, Refused, StoreError
+from fuse_store.formats.swsusp import HibernationImage, armed
+from fuse_store.hibernation import history
+from fuse_store.hibernation.arm import refuse
+from fuse_store.hibernation.preflight import TargetMachine, preflight
+from fuse_store.hibernation.slots import writer
+from fuse_store.hibernation.slots.layout import Slot
+from fuse_store.hibernation.slots.manage import Slots
+from fuse_store.hibernation.slots.plan import Plan
+from fuse_store.progress import SILENT, Progress
+from fuse_store.repository.atomic import fault_point
+from fuse_store.repository.state_log import DISARMED
+from fuse_store.store import Store
+
+
+@dataclass(frozen=True)
+class ArmedSlot:
+    """``device``: its stable path. ``offset``: for ``resume_offset=``. ``changed`` is False if the slot was armed already; ``forced``:
+    codes that were overridden; ``disarmed``: the numbers of the slots that were armed before."""
+
+    device: str
+    slot: Slot
+    offset: int
+    changed: bool
+    forced: tuple[str, ...] = ()
+    disarmed: tuple[int, ...] = ()
+
+
+def arm(
+    store: Store, device: Path | str, number: int, machine: TargetMachine, *, force: tuple[str, ...] = (), progress: Progress = SILENT
+) -> ArmedSlot:
+    """Raises NotFound, Refused with the codes of ``preflight`` that are not in ``force``, Damaged if the slot differs from the store,
+    Locked, StoreError."""
+    with Slots(device) as slots:
+        slot = slots.slot(number)
+        if slot.state == "writing":
+            raise Refused(f"slot {number} of {device}", "not complete: its staging was interrupted.", "Stage the version again.")
+        version = store.open_image(store.find(slot.image).id)
+        if version.head.content.hex() != slot.content:
+            raise Refused(f"slot {number} of {device}", f"another image than version {slot.image[:12]}.", "Stage the version again.")
+        name, was_armed = slots.name(number), slots.is_armed(slot)
+        plan = Plan(slot.extents, slot.pages, slots.table.page_size)
+        with HibernationImage(version) as image:
+            if image.map.count != slot.pages or image.page_size != plan.page_size:
+                raise Refused(f"slot {number} of {device}", "another image than the version.", "Stage the version again.")
+            if was_armed and name in store.state_log.read(version.head.content).usage.armed:
+                _compare(slots, slot, plan, image, progress)
+                others = _disarm_others(store, slots, number)
+                return ArmedSlot(slots.device.name, slot, slot.header, False, (), others)
+            report = preflight(store, version, replace(machine, device=slots.device.path, size=None, swap=slot.swap), progress)
+            refuse(report, force)
+            _compare(slots, slot, plan, image, progress)
+            header = plan.header_page(image.header.block)
+        others = _disarm_others(store, slots, number)
+        store.record([version.id], "armed", after=history.newest_on(store, name), device=name)
+        fault_point("slots arm recorded")
+        slot = replace(slot, state="armed", attempts=slot.attempts + 1)
+        slots.save(slots.table.with_slot(slot))
+        try:
+            slots.device.write_checked(slot.header * plan.page_size, armed(header))
+        except StoreError:
+            slots.device.write_checked(slot.header * plan.page_size, header)
+            store.record([version.id], "failed", "the signature could not be written", device=name)
+            slots.save(slots.table.with_slot(replace(slot, state="failed")))
+            raise
+        fault_point("slots armed")
+        codes = tuple(refusal.code for refusal in report.refusals)
+        return ArmedSlot(slots.device.name, slot, slot.header, not was_armed, codes, others)
+
+
+def _compare(slots: Slots, slot: Slot, plan: Plan, image: HibernationImage, progress: Progress) -> None:
+    """Compare a slot with the store, and its checksum in the table with what is there. Raises Damaged."""
+    if writer.compare(slots.device, plan, image, progress) != slot.sha256:
+        raise Damaged(
+            f"slot {slot.number} of {slots.device.path}", "the checksum in the table is not that of the image.",
+            "The slot was not armed. Remove it, and stage the version again.",
+        )  # fmt: skip
+
+
+def _disarm_others(store: Store, slots: Slots, number: int) -> tuple[int, ...]:
+    """Disarm all slots but one, and record which were not resumed. Returns their numbers."""
+    unused = slots.disarm_all(but=number)
+    for slot in unused:
+        record_unused(store, slots.name(slot.number), slot)
+    return tuple(slot.number for slot in unused)
+
+
+def record_unused(store: Store, name: str, slot: Slot) -> bool:
+    """Record that the image in a slot was not resumed, if the state log says that it was armed there; whether it did. Raises
+    StoreError."""
+    if not store.versions.exists(slot.image):
+        return False
+    content = store.open_image(slot.image).head.content
+    if content.hex() != slot.content or name not in store.state_log.read(content).usage.armed:
+        return False
+    store.record([slot.image], "staged", after=history.newest_on(store, name), device=name, action=DISARMED)
+    return True
+
+
+@dataclass(frozen=True)
+class DisarmedSlots:
+    """``device``: its stable path. ``slots``: name in state logs and slot of each that was armed and not resumed."""
+
+    device: str
+    slots: tuple[tuple[str, Slot], ...]
+
+
+def disarm(device: Path | str) -> DisarmedSlots:
+    """Restore the signatures of the swap areas in all slots. Raises NotFound, Refused, Locked, Damaged, StoreError."""
+    with Slots(device) as slots:
+        return DisarmedSlots(slots.device.name, tuple((slots.name(slot.number), slot) for slot in slots.disarm_all()))

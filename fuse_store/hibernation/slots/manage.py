@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Slots of a device: created, listed, removed. ``Slots`` is the open device with its table, for all that changes it."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
+from fuse_store.formats.readable import File, Readable
+from fuse_store.formats.swsusp import disarmed, layout
+from fuse_store.hibernation.slots import table as tables
+from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, EDGE, IDENTITY, PAGE_SIZES, SECTOR, Slot, Table
+from fuse_store.hibernation.swap_device import SwapDevice, contents_of, swap_uuid
+from fuse_store.repository.atomic import fault_point
+
+MIN_SIZE = 2 * EDGE + (1 << 20)  # bytes: the smallest device that is worth a table
+
+
+class Slots:
+    """A device with a table of slots, held exclusively; a context manager. ``found`` is the table as it is on the device."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Raises NotFound, UsageError, Refused if the device is in use, Locked, Damaged, StoreError."""
+        self.device = SwapDevice(path)
+        try:
+            self.found = tables.load(self.device, str(path))
+        except BaseException:
+            self.device.close()
+            raise
+
+    @property
+    def table(self) -> Table:
+        return self.found.table
+
+    def save(self, table: Table) -> None:
+        """Replace the table. Raises Refused, StoreError, Damaged."""
+        self.found = tables.save(self.device, self.found, table, str(self.device.path))
+
+    def slot(self, number: int) -> Slot:
+        """Raises NotFound."""
+        slot = self.table.slot(number)
+        if slot is None:
+            raise NotFound(f"device {self.device.path}", f"has no slot {number}.", "Run 'fuse-store slots list DEVICE'.")
+        return slot
+
+    def name(self, number: int) -> str:
+        """What state logs call a slot: each counts as a device of its own."""
+        return f"{self.device.name}#{number}"
+
+    def is_armed(self, slot: Slot) -> bool:
+        return is_armed(self.device, self.table, slot)
+
+    def disarm(self, slot: Slot) -> bool:
+        """Restore the signature of the swap area in a slot's header, also where it is there in part; whether it was armed. Raises
+        StoreError, Damaged, Refused."""
+        if slot.state == "writing":
+            return False
+        size = self.table.page_size
+        page = self.device.read(slot.header * size, size)
+        try:
+            plain = disarmed(page)
+        except Damaged:
+            if page[-layout.SIGNATURE_SIZE :] != layout.SIGNATURE:
+                return False
+            plain = page[: -layout.TAIL.size] + bytes(layout.TAIL.size)  # no header of a swap area: leads nowhere
+        if page == plain:
+            return False
+        fault_point("slots disarm")
+        self.device.write_checked(slot.header * size, plain)
+        return page[-layout.SIGNATURE_SIZE :] == layout.SIGNATURE
+
+    def disarm_all(self, but: int = 0) -> list[Slot]:
+        """Disarm the slots ``but`` one, and note what the table then says of them: ``complete`` if the signature was still there,
+        ``used`` if the kernel had taken it away. Returns those that were armed and not resumed. The caller saves ``table``.
+        Raises StoreError, Damaged, Refused."""
+        unused = []
+        table = self.table
+        for slot in self.table.slots:
+            if slot.number == but:
+                continue
+            was_armed = self.disarm(slot)
+            if was_armed:
+                unused.append(slot)
+            if slot.state == "armed":
+                table = table.with_slot(replace(slot, state="complete" if was_armed else "used"))
+        if table != self.table:
+            self.save(table)
+        return unused
+
+    def close(self) -> None:
+        self.device.close()
+
+    def __enter__(self) -> Slots:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def has_slots(path: Path | str) -> bool:
+    """Whether there is a table of slots on a device, valid or not; also False if it cannot be read."""
+    try:
+        with File(path) as file:
+            return tables.is_there(file)
+    except StoreError:
+        return False
+
+
+def is_armed(readable: Readable, table: Table, slot: Slot) -> bool:
+    """Whether a kernel that is told the slot's ``resume_offset=`` would resume it."""
+    end = (slot.header + 1) * table.page_size
+    return readable.read(end - layout.SIGNATURE_SIZE, layout.SIGNATURE_SIZE) == layout.SIGNATURE
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The table of a device, the numbers of its armed slots, and why one of the copies is not valid; empty if both are."""
+
+    table: Table
+    armed: frozenset[int]
+    problem: str
+
+
+def listing(path: Path | str) -> Listing:
+    """What is on a device, which may be in use. Raises NotFound, Damaged, StoreError."""
+    with File(path) as file:
+        found = tables.load(file, str(path))
+        armed = frozenset(slot.number for slot in found.table.slots if is_armed(file, found.table, slot))
+        return Listing(found.table, armed, found.problem)
+
+
+def create(path: Path | str, *, page_size: int = 4096, force: bool = False) -> tuple[str, Table]:
+    """Make a device one with slots; its stable path and the table. ``force`` overwrites existing data. Raises NotFound, UsageError,
+    Refused, Locked, StoreError, Damaged."""
+    if page_size not in PAGE_SIZES:
+        raise UsageError(f"page size {page_size}", "not a page size of Linux.", f"Use one of {', '.join(map(str, PAGE_SIZES))}.")
+    with SwapDevice(path) as device:
+        if device.size < MIN_SIZE:
+            cause = f"too small: {device.size} bytes, and at least {MIN_SIZE} are needed."
+            raise Refused(f"device {path}", cause, "Choose a larger device.")
+        contents = contents_of(device)
+        if not contents.replaceable and not force:
+            raise Refused(
+                f"device {path}", f"contains {contents.description}.", "Choose another device, or overwrite the data with --force."
+            )
+        swap = swap_uuid(contents.swap_page) or ""
+        table = Table(secrets.token_hex(16), page_size, device.size // page_size, replaced=swap)
+        found = tables.create(device, table, str(path))
+        fault_point("slots tables")
+        tables_end = COPIES[-1] + COPY_SIZE
+        for begin, end in ((device.size - EDGE, device.size), (tables_end, EDGE), (SECTOR, COPIES[0])):
+            device.write_checked(begin, bytes(end - begin))
+        device.write_checked(0, IDENTITY.ljust(SECTOR, b"\n"))
+        return device.name, found.table
+
+
+def remove(path: Path | str, number: int, *, force: bool = False) -> tuple[str, Slot]:
+    """Remove a slot: its blocks are free then. ``force``: also an armed or golden one. The device's stable path, and what was removed.
+    Raises NotFound, Refused, Locked, Damaged, StoreError."""
+    with Slots(path) as slots:
+        slot = slots.slot(number)
+        for wrong, cause, remedy in (
+            (slots.is_armed(slot), "armed", "Run 'fuse-store disarm DEVICE' first, or use --force."),
+            (slot.kept == "golden", "golden", "Use --force to remove it all the same."),
+        ):
+            if wrong and not force:
+                raise Refused(f"slot {number} of {path}", f"{cause}.", remedy)
+        slots.disarm(slot)
+        slots.save(slots.table.without(number))
+        return slots.device.name, slot

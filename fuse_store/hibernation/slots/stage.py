@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stages a version into a slot, not armed: the table says ``writing``, the slot is filled, synced and read back, and then the table says
+``complete``. At any moment, also after a power cut, every other slot is as it was, but for those that went to make space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fuse_store.errors import Refused, failed
+from fuse_store.formats.swsusp import HibernationImage
+from fuse_store.hibernation.filesystem_state import PREFIX
+from fuse_store.hibernation.slots.allocate import allocate, victims
+from fuse_store.hibernation.slots.layout import Slot
+from fuse_store.hibernation.slots.manage import Slots
+from fuse_store.hibernation.slots.plan import Plan, blocks_needed
+from fuse_store.hibernation.slots.swap_use import state_of, swapped_out
+from fuse_store.hibernation.slots.writer import SlotWriter, stream_of
+from fuse_store.hibernation.stage import bootable_header
+from fuse_store.image.reader import Image
+from fuse_store.progress import SILENT, Progress
+from fuse_store.repository.atomic import fault_point
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """``golden``: never dropped for another image. ``replace``: when the image is complete, drop older replaceable ones of the same
+    machine, application and event. ``force``: also if it is not known whether pages were swapped out."""
+
+    golden: bool = False
+    replace: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class SlotResult:
+    """``device``: its stable path. ``name``: what state logs call the slot. ``written``: bytes. ``dropped``: the slots that went."""
+
+    device: str
+    name: str
+    slot: Slot
+    written: int
+    dropped: tuple[Slot, ...]
+
+
+def stage(version: Image, device: Path | str, wishes: Wishes | None = None, progress: Progress = SILENT) -> SlotResult:
+    """Raises NotFound if the version is no hibernation image or the device has no slots, Refused, Locked, StoreError, Damaged."""
+    wishes = wishes or Wishes()
+    header = bootable_header(version)
+    with HibernationImage(version) as image, Slots(device) as slots:
+        swap = _checked_swap(version, image, slots, wishes.force)
+        if header.page_size != slots.table.page_size:
+            cause = f"has blocks of {slots.table.page_size} bytes, and the image has pages of {header.page_size}."
+            raise Refused(f"device {device}", cause, "Choose another device, or create its slots again with --page-size.")
+        slot, dropped = reserve(slots, _slot_of(version, image, swap, wishes))
+        try:
+            done, written = _write(image, slots, slot, progress)
+        except OSError as error:
+            raise failed(f"device {device}", error, "The slot is not complete. Stage the image again.") from None
+        if wishes.replace:
+            dropped += _replaced(slots, done)
+        return SlotResult(slots.device.name, slots.name(done.number), done, written, dropped)
+
+
+def reserve(slots: Slots, wanted: Slot) -> tuple[Slot, tuple[Slot, ...]]:
+    """Have a slot for ``wanted.pages`` in the table, in state ``writing``; and the slots that were dropped for it. What is dropped has been
+    interrupted, or there is no space for both. Raises Refused, StoreError, Damaged."""
+    table, name = slots.table, f"device {slots.device.path}"
+    needed = blocks_needed(wanted.pages, table.page_size)
+    gone = victims(table, needed, (wanted.machine, wanted.application))
+    if gone is None:
+        raise Refused(
+            name,
+            f"no space for {needed * table.page_size} bytes: what is there is golden, armed, or the last good image of its application.",
+            "Remove a slot with 'fuse-store slots remove', or use a larger device.",
+        )  # fmt: skip
+    table = table.without(*(slot.number for slot in gone))
+    extents = allocate(table, needed)
+    assert extents is not None
+    slot = replace(wanted, number=table.free_number(), extents=extents, staged=table.generation + 1, state="writing")
+    slots.save(table.with_slot(slot))
+    fault_point("slots reserved")
+    return slot, tuple(gone)
+
+
+def complete(slots: Slots, slot: Slot, sha256: str) -> Slot:
+    """The image is in the slot, and synced: have the table say so. Raises Refused, StoreError, Damaged."""
+    done = replace(slot, state="complete", sha256=sha256)
+    slots.save(slots.table.with_slot(done))
+    fault_point("slots complete")
+    return done
+
+
+def _slot_of(version: Image, image: HibernationImage, swap: str, wishes: Wishes) -> Slot:
+    head = version.head
+    return Slot(
+        number=0, state="writing", machine=head.machine, application=head.application, event=head.event, image=version.id,
+        content=head.content.hex(), taken=max(0, head.taken // 10**9), staged=0, pages=image.map.count, extents=(), swap=swap,
+        kept="golden" if wishes.golden else "replaceable",
+        tags={key: value for key, value in head.tags.items() if key.startswith(PREFIX)},
+    )  # fmt: skip
+
+
+def _checked_swap(version: Image, image: HibernationImage, slots: Slots, force: bool) -> str:
+    """What is known of the machine's swap areas. Raises Refused if the image needs what a slot has not."""
+    name = f"image {version.id[:12]}"
+    used, state = swapped_out(version, image), state_of(version, image)
+    if used:
+        raise Refused(
+            name, f"{used} pages of the machine were swapped out; they are not part of the image, so not of a slot.",
+            "Run 'swapoff -a' on the machine before it makes an image for a slot, or stage the version on a device of its own.",
+        )  # fmt: skip
+    if state != "inactive" and image.header.swap.uuid == slots.table.replaced:
+        raise Refused(
+            name, "the machine used this device as its swap area; resumed, it would swap into the slots.",
+            "Have the machine use another device for swap, or none, when it makes the image.",
+        )  # fmt: skip
+    if state == "unknown" and not force:
+        raise Refused(
+            name, "it is not known whether pages of the machine were swapped out; they would be missing.",
+            "If none were, use --force. Otherwise stage the version on a device of its own.",
+        )  # fmt: skip
+    return state
+
+
+def _write(image: HibernationImage, slots: Slots, slot: Slot, progress: Progress) -> tuple[Slot, int]:
+    plan = Plan(slot.extents, slot.pages, slots.table.page_size)
+    writer = SlotWriter(slots.device, plan, image.header.block)
+    progress.start("stage", plan.blocks * plan.page_size)
+    writer.begin()
+    done = 0
+    for part in stream_of(image):
+        writer.add(part)
+        done += len(part)
+        progress.at(done)
+    sha256 = writer.finish()
+    progress.finish()
+    return complete(slots, slot, sha256), plan.blocks * plan.page_size
+
+
+def _replaced(slots: Slots, new: Slot) -> tuple[Slot, ...]:
+    """Drop the older images that a new one replaces; those slots."""
+    same = (new.machine, new.application, new.event)
+    old = tuple(
+        slot for slot in slots.table.slots
+        if (slot.machine, slot.application, slot.event) == same and slot.number != new.number
+        and slot.kept == "replaceable" and slot.state != "armed"
+    )  # fmt: skip
+    if old:
+        slots.save(slots.table.without(*(slot.number for slot in old)))
+    return old
