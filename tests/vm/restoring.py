@@ -131,20 +131,28 @@ def state_of(lab: Lab, case: Case, image: str) -> str | None:
     return next((str(one["state"]) for one in images if one["id"] == image), None)
 
 
-class Rescue(Machine):
-    """The same machine, to be switched on with its own kernel and initramfs, but so that an image on its NVDIMM stays there.
+class WithWords(Machine):
+    """The same machine, to be switched on with its own kernel and initramfs and other words on the kernel's command line. QEMU loads
+    both, in place of somebody who edits the bootloader's entry."""
+
+    def __init__(self, machine: Machine, initramfs: Path, words: str) -> None:
+        super().__init__(machine.folder, machine.settings)
+        self._kernel = ("-kernel", "vmlinuz", "-initrd", str(initramfs), "-append", words)
+
+    def command(self) -> list[str]:
+        return [*super().command(), *self._kernel]
+
+
+class Rescue(WithWords):
+    """The same machine, but so that an image on its NVDIMM stays there.
 
     ``noresume`` has the kernel not resume it, and ``systemd.swap=0`` keeps systemd from taking the swap area into use, which
-    would take the image away. QEMU loads kernel and initramfs, in place of somebody who edits the bootloader's entry.
+    would take the image away.
     """
 
     def __init__(self, machine: Machine, initramfs: Path, words: str) -> None:
         """``words``: the kernel's command line otherwise."""
-        super().__init__(machine.folder, machine.settings)
-        self._kernel = ("-kernel", "vmlinuz", "-initrd", str(initramfs), "-append", f"{words} noresume systemd.swap=0")
-
-    def command(self) -> list[str]:
-        return [*super().command(), *self._kernel]
+        super().__init__(machine, initramfs, f"{words} noresume systemd.swap=0")
 
 
 def is_captured_from_rescue(lab: Lab, case: Case, image: str) -> None:
