@@ -19,7 +19,7 @@ ADVICE = {  # by errno: what to do about it
     errno.EFBIG: "Name a filesystem that takes larger files, or raise the limit (ulimit -f).",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
     errno.ENFILE: "Close other programs: the system has too many files open.",
-    errno.ENOMEM: "Close other programs, or raise the limit of memory (ulimit -v).",
+    errno.ENOMEM: "Close other programs, or raise the limits of memory and processes (ulimit -v, ulimit -u).",
     errno.EAGAIN: "Raise the limit of processes (ulimit -u), or close other programs.",
     errno.EIO: "Check the device and its cables; the kernel's log (dmesg) tells more.",
     errno.ENAMETOOLONG: "Name a shorter path.",

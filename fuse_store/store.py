@@ -8,6 +8,7 @@ writer lock; a version appears when its manifest is renamed into place, and is g
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError, WrongKey, failed
 from fuse_store.image import kind as kinds
-from fuse_store.paths import checked_path
+from fuse_store.paths import checked_path, is_inside
 from fuse_store.policy import names
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository import config as configuration
@@ -128,6 +129,8 @@ class Store:
             durability, aead.check.hex(), "" if encryption else root.hex(),
         ).signed(aead.config_mac)  # fmt: skip
         try:
+            if "://" not in str(path) and os.path.lexists(path) and not os.path.isdir(path):
+                raise Refused(f"store {path}", "not a directory.", "Name a directory that is empty or does not exist.")
             if not place.is_free():
                 raise Refused(f"store {path}", "not empty.", "Name a directory that is empty or does not exist.")
             key_path = _new_key_file(path, key_file, store_id) if encryption else None
@@ -391,7 +394,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            raise failed(f"store {self.url}", error, "No version was created, none was lost.") from None
+            raise _failed(self.url, error, "No version was created, none was lost.") from None
 
     def before_commit(self, lock: Lock) -> None:
         """Before something depends on what was written, or something is removed: make it durable, if files are not synced one
@@ -410,7 +413,7 @@ class Store:
                         head.content, image_id, state, detail, usable=_is_bootable(head), after=after, **fields
                     )
             except OSError as error:
-                raise failed(f"store {self.url}", error, "The state was not recorded.") from None
+                raise _failed(self.url, error, "The state was not recorded.") from None
 
     def staged(self, contents: Iterable[bytes]) -> dict[str, str]:
         """By id, which versions with these contents are on a device to be resumed: ``staged`` or ``armed``. Another one that was
@@ -485,6 +488,12 @@ def _with_files(head: Head, placed: Sequence[tuple[InputFile, int]]) -> Head:
     return dataclasses.replace(head, files=sized, size=sum(file.size for file in sized))
 
 
+def _failed(url: str, error: OSError, outcome: str) -> StoreError:
+    """The error of a store in which something could not be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return failed(f"store {url}", error, f"{outcome} 'fuse-store gc --now' works on a full disk." if full else outcome)
+
+
 def _incomplete() -> Refused:
     """A pipe ends in the same way when its producer has failed."""
     return Refused(
@@ -498,6 +507,8 @@ def _read_config(place: Backend, path: str) -> Config:
     try:
         return configuration.parse(place.read(configuration.NAME), path)
     except (FileNotFoundError, NotADirectoryError):
+        if "://" not in path and os.path.lexists(path) and not os.path.isdir(path):
+            raise NotFound(f"store {path}", "not a directory.", "Name the directory of a store.") from None
         if any(True for _pack in place.entries("packs")):
             raise Damaged(f"store {path}", "store.json is missing.", "Restore it from the key file, or from a copy.") from None
         raise NotFound(f"store {path}", "no such store.", f"Run 'fuse-store --store {path} init' to create it.") from None
@@ -510,7 +521,7 @@ def _read_config(place: Backend, path: str) -> Config:
 def _new_key_file(path: str | Path, key_file: str | Path | None, store_id: bytes) -> Path:
     """Where the key of a new store goes. Raises Refused if that is in the store: who reads the one would have the other."""
     key_path = default_key_file(store_id) if key_file is None else checked_path("key file", key_file)
-    if "://" not in str(path) and key_path.resolve().is_relative_to(Path(path).resolve()):
+    if "://" not in str(path) and is_inside(key_path, path):
         raise Refused(f"key file {key_path}", "is inside the store.", "Name a place outside of it with --key-file.")
     return key_path
 
@@ -560,7 +571,7 @@ class _Writing:
             self._store.backend.prepare()  # a copy of the store may have lost directories that were empty
             lock = self._locked()
         except OSError as error:
-            raise failed(f"store {self._store.url}", error, "Nothing was changed.") from None
+            raise _failed(self._store.url, error, "Nothing was changed.") from None
         self._store.backend.remove_partials()
         self._store.versions.cache.remove_partials()
         if "index" in vars(self._store):
@@ -580,4 +591,4 @@ class _Writing:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.__exit__(kind, error, trace)
         if isinstance(error, OSError):
-            raise failed(f"store {self._store.url}", error, "All versions are still there.") from None
+            raise _failed(self._store.url, error, "All versions are still there.") from None

@@ -46,6 +46,7 @@ VERSION_KEYS = {
 }
 NAME_KEYS = {key: VERSION_KEYS[key] for key in ("id", "version", "machine", "application", "taken")}
 STDOUT = "standard output"
+_ENDLESS = re.compile(r"(\S{200})\S{4096,}(\S{50})")  # PATH_MAX
 REPORT_BUG = "This is a bug in fuse-store. Please report it with the output of FUSE_STORE_DEBUG=1."
 
 
@@ -102,9 +103,11 @@ def _json(value: Any) -> str:
 
 
 def print_error(as_json: bool, record: dict[str, Any], text: str) -> None:
-    """Print an error: ``record`` as JSON, or ``text`` in one line. Does nothing if standard error is closed."""
+    """Print an error: ``record`` as JSON, or ``text`` in one line, without the middle of words that are longer than any path. Does
+    nothing if standard error is closed."""
+    line = json.dumps({"error": record}) if as_json else f"{PROGRAM}: " + printable(_ENDLESS.sub(r"\1…\2", text))
     try:
-        print(json.dumps({"error": record}) if as_json else f"{PROGRAM}: {printable(text)}", file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
     except OSError:
         pass
 
@@ -129,7 +132,7 @@ def explain(error: Exception, as_json: bool, done: str = "") -> int:
         record = {"type": "os_error", "exit_code": 1, "errno": error.errno, "thing": where, "cause": cause, "remedy": remedy}
         print_error(as_json, record, " ".join(filter(None, (f"{where}: {cause}", remedy))))
         return 1
-    if isinstance(error, MemoryError):
+    if _is_memory(error):
         cause, remedy = "out of memory.", " ".join(filter(None, (done, advice(errno.ENOMEM))))
         record = {"type": "memory", "exit_code": 1, "thing": "memory", "cause": cause, "remedy": remedy}
         print_error(as_json, record, f"{cause} {remedy}")
@@ -138,6 +141,16 @@ def explain(error: Exception, as_json: bool, done: str = "") -> int:
     record = {"type": "defect", "exit_code": 1, "thing": "fuse-store", "cause": text, "remedy": REPORT_BUG}
     print_error(as_json, record, f"{text}. {REPORT_BUG}")
     return 1
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory, or what a thread needs, ran out: Python and the linker have no class for the last two."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error)
+    if isinstance(error, ImportError):
+        return "failed to map segment" in text or "annot allocate memory" in text
+    return isinstance(error, RuntimeError) and "can't start new thread" in text
 
 
 def flush_stdout() -> None:

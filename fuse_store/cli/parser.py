@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import fuse_store
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "fuse-store"
 TAGLINE = "deduplicated, verified and encrypted versions of boot images and other large files"
+MIN_COLUMN = 16  # in which text is wrapped, however narrow the terminal is
 SAFE = "The store is consistent."
 
 
@@ -103,12 +106,25 @@ DRY_RUN = argument("--dry-run", action="store_true", help="show what would be do
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Wraps descriptions, which are one paragraph, and prints examples and keys as they are."""
+    """Wraps everything at spaces but examples, which are to be copied."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if "\n" in text:
-            return super()._fill_text(text, width, indent)
-        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+        return "\n".join(chain.from_iterable(_wrapped(line, width) for line in text.splitlines()))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return _wrapped(" ".join(text.split()), width)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """A line in several, those after the first below its last column, which two spaces or a ``#`` begin. A command is one line."""
+    if len(line) <= width or (line.startswith("  ") and f"{PROGRAM} " in line):
+        return [line]
+    start = re.match(r"\s*(?:# |\S.*?\s{2,})?", line)
+    column = start.end() if start and start.end() < width - MIN_COLUMN else 2
+    after = "  # " if line.startswith("  # ") else " " * column if line[:1] == " " else ""
+    import textwrap
+
+    return textwrap.wrap(line, max(width, MIN_COLUMN), subsequent_indent=after, break_long_words=False, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):

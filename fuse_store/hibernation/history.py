@@ -12,6 +12,7 @@ Fields of an entry that this package writes: ``device`` (stable path; ``staged``
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,7 +105,7 @@ def _name_of(device: str) -> str:
     """The stable path of a device, by which it is recorded; as it is if there is no such device."""
     path = Path(device)
     try:
-        return stable_name(path) if path.is_block_device() else str(path.resolve())
+        return stable_name(path) if path.is_block_device() else os.path.realpath(path)
     except (OSError, StoreError):
         return device
 

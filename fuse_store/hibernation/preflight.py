@@ -120,7 +120,7 @@ def preflight(store: Store, image: Image, target: TargetMachine, progress: Progr
         header_of(image)
         opened = HibernationImage(image)
     except NotFound as error:
-        return Report(image.id, (Finding("not_hibernation", str(error), "Choose a hibernation image."),), ())
+        return Report(image.id, (Finding("not_hibernation", error.cause, "Choose a hibernation image."),), ())
     except (Damaged, Refused) as error:
         return Report(image.id, (Finding("damaged", str(error), "Choose another version."),), ())
     refusals, not_checked = [], []

@@ -40,7 +40,7 @@ class SwapDevice:
             raise UsageError(f"device {path}", "not a block device or a regular file.", "Name one of these.")
         self.is_file = stat.S_ISREG(mode)
         self._check_unused = usage.check_alone if self.is_file else usage.check_device
-        self.name = str(self.path.resolve()) if self.is_file else stable_name(self.path)
+        self.name = os.path.realpath(self.path) if self.is_file else stable_name(self.path)
         self.descriptor = _open_file(self.path) if self.is_file else devices.open_device(self.path)
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         self.direct = self._open_direct()
@@ -132,12 +132,12 @@ def _locked(path: Path) -> Locked:
 
 def stable_name(path: Path) -> str:
     """A path of a block device that survives a reboot, if udev made one; else its current path."""
-    resolved = path.resolve()
+    resolved = os.path.realpath(path)
     for directory in _STABLE_LINKS:
         for link in sorted(directory.glob("*")):
-            if link.resolve() == resolved:
+            if os.path.realpath(link) == resolved:
                 return str(link)
-    return str(resolved)
+    return resolved
 
 
 # contents -----------------------------------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
                 return _to_directory(image, directory, name, progress)
             if kind == stat.S_IFDIR:
                 raise UsageError(f"target {target}", "is a directory.", "Name a file in it.")
+            if target.endswith("/"):
+                raise NotFound(f"target {target}", "no such directory.", "Create it, and name a file in it.")
             if kind not in (0, stat.S_IFREG):
                 raise UsageError(f"target {target}", "not a file or block device.", "Name one of these, or - for standard output.")
             return _to_file(image, image.files[0], directory, name, status, progress)
@@ -65,7 +67,7 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
     except PermissionError:
         raise StoreError(f"target {target}", "permission denied.", "Run the command as root, or as the owner.") from None
     except OSError as error:
-        raise failed(f"target {target}", error, "The old content was kept.") from None
+        raise failed(f"target {target}", error, "Nothing was replaced.") from None
 
 
 def _no_such_device(target: str) -> NotFound:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import logging
 import logging.handlers
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuse_store import streams
-from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey
-from fuse_store.paths import checked_path
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey, failed
+from fuse_store.paths import checked_path, is_inside
 from fuse_store.store import Store
 
 if TYPE_CHECKING:
@@ -65,19 +66,21 @@ def _checked(directory: Path, store: Path | None, allow_other: bool) -> Path:
     """The mount point as an absolute path. Raises StoreError if nothing can be mounted there."""
     thing = f"directory {directory}"
     try:
-        point = directory.resolve(strict=True)
+        point = Path(os.path.realpath(directory, strict=True))
         empty = not any(point.iterdir())
     except FileNotFoundError:
         raise NotFound(thing, "does not exist.", "Create it.") from None
     except NotADirectoryError:
-        raise UsageError(thing, "not a directory.") from None
+        raise UsageError(thing, "not a directory.", "Name an empty directory.") from None
     except PermissionError:
         raise StoreError(thing, "permission denied.", "Choose a directory of your own.") from None
-    except OSError as error:  # ENOTCONN: the process that served a mount here has died
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:  # the process that served a mount here has died
+            raise failed(thing, error) from None
         raise StoreError(thing, f"{error.strerror}.", f"If a dead mount is left, run '{MOUNT_HELPER} -u {directory}'.") from None
     if not empty:
         raise Refused(thing, "not empty.", "Choose an empty directory.")
-    if store and (point == store.resolve() or store.resolve() in point.parents):
+    if store and is_inside(point, store):
         raise Refused(thing, "inside the store.", "Choose a directory outside of the store.")
     if os.geteuid() != 0:
         if not os.access(point, os.W_OK):

@@ -31,6 +31,7 @@ def checked(what: str, name: str, empty: bool = False) -> str:
         (len(name.encode(errors="surrogatepass")) > MAX_NAME_SIZE, f"longer than {MAX_NAME_SIZE} bytes."),
         (name in (".", ".."), "reserved name."),
         ("/" in name or "@" in name, "contains a slash or an @."),
+        (any("\ud800" <= letter <= "\udfff" for letter in name), "not text in the encoding of the locale, or in UTF-8."),
         (any(unicodedata.category(letter)[0] == "C" for letter in name), "contains a control character."),
         (name != name.strip(), "begins or ends with a space."),
     ):

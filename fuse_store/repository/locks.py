@@ -136,7 +136,10 @@ class WriterLock:
         holder = parse_holder(self._holder_text() or "")
         if holder and has_ended(holder):
             holder = {}  # its successor, or a program that copies the store, has not written its own name
-        return held_by(str(self._directory.parent), holder, "Wait until it is done, or use --wait.")
+        remedy = "Wait until it is done, or use --wait."
+        if _is_stopped(holder):
+            remedy = f"It is stopped: run 'kill -CONT {holder['pid']}' to have it go on."
+        return held_by(str(self._directory.parent), holder, remedy)
 
 
 def this_process() -> dict[str, Any]:
@@ -165,6 +168,18 @@ def held_by(store: str, holder: dict[str, Any], remedy: str) -> Locked:
 def lost_lock() -> Locked:
     """The error if another process took the lock over."""
     return Locked("writer lock", "taken over by another process while this one was stopped.", "Nothing was changed. Run the command again.")
+
+
+def _is_stopped(holder: dict[str, Any]) -> bool:
+    """Whether a holder, which has not ended, is a process of this machine that a signal has stopped."""
+    own, pid = this_process(), holder.get("pid")
+    if not isinstance(pid, int) or any(holder.get(key) != own[key] for key in ("machine", "boot", "namespace")):
+        return False  # the file may say anything, and it becomes part of a command
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
 
 
 def has_ended(holder: dict[str, Any], *, kernel_lock: bool = False) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
 from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE, Verb, argument
 from fuse_store.errors import UsageError
+from fuse_store.paths import is_inside
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -26,7 +26,7 @@ def run(context: Context) -> int:
     started = time.monotonic()
     with context.open_store() as store:
         version = context.find(store, options.image)
-        if Path(options.target).resolve().is_relative_to(store.path.resolve()):
+        if is_inside(options.target, store.path):
             raise UsageError(f"target {options.target}", "is inside the store.", "Name a place outside of it.")
         image = store.open_image(version.id)
         from fuse_store.image import restore

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from fuse_store.cli import text
-from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
+from fuse_store.cli.parser import IMAGE_HELP, PROGRAM, Verb, argument
 from fuse_store.errors import Damaged, NotFound
 
 if TYPE_CHECKING:
@@ -42,7 +42,12 @@ def _source(context: Context, stack: ExitStack) -> Readable:
 
         return stack.enter_context(File(name))
     store = stack.enter_context(context.open_store())
-    image: Readable = store.open_image(context.find(store, name).id)
+    try:
+        version = context.find(store, name)
+    except NotFound:
+        remedy = f"Check the path; '{PROGRAM} list' shows the versions."
+        raise NotFound(f"source {name}", "no such file or device, and no such version.", remedy) from None
+    image: Readable = store.open_image(version.id)
     return image
 
 

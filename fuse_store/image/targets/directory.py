@@ -74,7 +74,7 @@ class Directory:
                     if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                         raise
                     cause = "a link or a file, where a directory is needed."
-                    raise Refused(f"target {directory.path / part}", cause, "Remove it.") from None
+                    raise Refused(f"target {directory.path / part}", cause, "Name another target, or remove it.") from None
         return directory
 
     def __enter__(self) -> Directory:
@@ -96,7 +96,8 @@ def find(target: str) -> Iterator[tuple[Directory, str]]:
         for followed in range(MAX_LINKS):
             status = directory.status(name)
             if status is None and followed:
-                raise NotFound(f"target {target}", f"a link to {directory.path / name}, which does not exist.", "Remove the link.")
+                cause = f"a link to {directory.path / name}, which does not exist."
+                raise NotFound(f"target {target}", cause, "Name another target, or remove the link.")
             if status is None or not stat.S_ISLNK(status.st_mode):
                 yield directory, name
                 return

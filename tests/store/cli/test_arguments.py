@@ -19,7 +19,7 @@ from fuse_store.image.kind import KINDS
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.store import Store
 from fuse_store.versions import Versions
-from tests.store.cli.conftest import Run, image, put
+from tests.store.cli.conftest import Run, hibernation, image, put
 from tests.store.conftest import fork, wait
 
 
@@ -235,6 +235,22 @@ def test_the_wait_for_a_lock_ends(run: Run, store: Path, tmp_path: Path) -> None
         wait(child)
 
 
+def test_a_stopped_process_that_holds_the_lock(run: Run, store: Path, tmp_path: Path) -> None:
+    """To wait for it would not end."""
+    image(tmp_path / "a", 1)
+    child = hold(store, 60)
+    try:
+        os.kill(child, signal.SIGSTOP)
+        assert run("put", "a", "--machine", "m").err.endswith(f"It is stopped: run 'kill -CONT {child}' to have it go on.\n")
+        writer = store / "locks/writer"
+        writer.write_text(writer.read_text().replace(f'"pid": {child}', f'"pid": "{child} $(reboot)"'))
+        assert "kill" not in run("put", "a", "--machine", "m").err, "what the file says is no part of a command"
+        os.kill(child, signal.SIGCONT)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        wait(child)
+
+
 def test_locked(run: Run, store: Path, tmp_path: Path) -> None:
     image(tmp_path / "a")
     with Store.open(store) as other, other.writing():
@@ -259,6 +275,87 @@ def test_a_defect_is_one_line_that_asks_to_report(
     assert "Traceback" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        ImportError("numpy: x.so: failed to map segment from shared object"), ImportError("x.so: Cannot allocate memory"),
+    ],
+)  # fmt: skip
+def test_limits_that_have_no_class_of_their_own(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """As ulimit -v and ulimit -u show them."""
+
+    def broken(*_given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Versions, "each", broken)
+    done = run("list", "--json")
+    assert (done.code, done.error["type"]) == (1, "memory") and "ulimit -v" in done.error["remedy"]
+
+
+LOOPS = [
+    ["get", "web01/system/latest", "loop"], ["get", "web01/system/latest", "loop/x"], ["put", "loop", "--machine", "m"], ["mount", "loop"],
+    ["inspect", "loop"], ["--store", "loop", "list"], ["--store", "loop", "init"], ["--store", "new", "--key-file", "loop", "init"],
+    ["--key-file", "loop", "list"], ["arm", "loop"], ["disarm", "loop"], ["stage", "web01/memory/latest", "loop"],
+    ["report", "web01/memory/latest", "failed", "--device", "loop"], ["select", "--machine", "web01", "--bootable-on", "loop"],
+    ["preflight", "web01/memory/latest", "--device", "loop"], ["preflight", "web01/memory/latest", "--root", "loop"],
+    ["preflight", "web01/memory/latest", "--machine-disk", "loop"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", LOOPS, ids=" ".join)
+def test_a_link_that_leads_to_itself(run: Run, store: Path, tmp_path: Path, arguments: list[str]) -> None:
+    """Never a defect; ``run`` looks for that."""
+    put(run, image(tmp_path / "a", 1))
+    put(run, hibernation(tmp_path / "device"), "--kind", "hibernation", "--application", "memory")
+    (tmp_path / "loop").symlink_to("loop")
+    done = run(*arguments)
+    assert done.code in (1, 2, 3, 5) and done.err.startswith("fuse-store: ") and (tmp_path / "loop").is_symlink()
+
+
+def test_a_store_that_is_no_directory(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("nothing")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("file", "link", "fifo"):
+        for verb, code in (("list", 3), ("init", 5)):
+            done = run("--store", name, verb)
+            assert done.code == code and done.err.startswith(f"fuse-store: store {name}: not a directory. Name ")
+    assert not list((tmp_path / "config").rglob("*.key"))
+
+
+def test_inspect_of_nothing(run: Run, store: Path) -> None:
+    """It may have been meant as a file or as a version."""
+    done = run("inspect", "/dev/nosuch")
+    assert done.code == 3
+    assert done.err.startswith("fuse-store: source /dev/nosuch: no such file or device, and no such version. Check the path; ")
+
+
+def test_what_is_longer_than_any_path_is_not_printed_in_full(run: Run, store: Path) -> None:
+    for arguments in (["show", "x" * 100_000], ["get", "m/system/latest", "x" * 5000], ["x" * 100_000], ["list", "--" + "x" * 100_000]):
+        done = run(*arguments)
+        assert done.code in (2, 3) and len(done.err) < 1000
+    assert len(run("show", "x" * 100_000, "--json").error["thing"]) > 100_000, "programs get all of it"
+
+
+@pytest.mark.parametrize("columns", ["20", "40", "80", "1", "-5", "x"])
+def test_help_as_wide_as_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    width = {"20": 40, "40": 40, "80": 80, "1": 40}.get(columns, 80)
+    for verb in ([], *([name] for name in NAMES)):
+        lines = run(*verb, "--help").out.splitlines()
+        long = [line.strip() for line in lines if len(line) > width and "fuse-store " not in line]
+        long = [line for line in long if " " in line and not line.startswith("[")]  # but for a word, or an option in the usage
+        assert long == [] or columns in ("20", "1"), verb
+
+
+def test_a_machine_whose_name_is_no_text(run: Run, store: Path, tmp_path: Path) -> None:
+    """As words are that are typed in another encoding than the locale's."""
+    image(tmp_path / "a", 1)
+    done = run("put", "a", "--machine", os.fsdecode(b"\xff"))
+    assert done.code == 2 and "not text in the encoding of the locale, or in UTF-8. Choose another name." in done.err
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device", "/some/place"), MemoryError()])
 def test_what_the_system_refuses_is_one_line(
     run: Run, store: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -269,7 +366,7 @@ def test_what_the_system_refuses_is_one_line(
     monkeypatch.setattr(Versions, "each", broken)
     done = run("list")
     assert done.code == 1 and done.err.count("\n") == 1
-    memory = "fuse-store: out of memory. Close other programs, or raise the limit of memory (ulimit -v).\n"
+    memory = "fuse-store: out of memory. Close other programs, or raise the limits of memory and processes (ulimit -v, ulimit -u).\n"
     assert done.err in ("fuse-store: /some/place: No space left on device. Free some space.\n", memory)
     assert {*run("list", "--json").error} >= {"type", "exit_code", "thing", "cause", "remedy"}
 

@@ -73,6 +73,15 @@ def test_a_new_file_has_the_mode_of_the_source_unless_it_is_a_memory(store: Stor
     assert stat.S_IMODE((tmp_path / "got").stat().st_mode) == mode
 
 
+def test_a_name_with_a_slash_at_the_end_is_a_directory(store: Store, versions: list[str], tmp_path: Path) -> None:
+    """As for cp; the name of a machine or a date may be missing after it."""
+    (tmp_path / "old").write_bytes(b"old")
+    for name in ("new/", "old/", "old//"):
+        with pytest.raises(NotFound, match=f"target .*{name}: no such directory"):
+            restore.get(store.open_image(versions[0]), f"{tmp_path}/{name}", SILENT)
+    assert (tmp_path / "old").read_bytes() == b"old" and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("file", 0o640), ("memory", 0o600)])
 def test_a_new_file_heeds_the_umask(store: Store, tmp_path: Path, kind: str, mode: int) -> None:
     (tmp_path / "sources").mkdir()

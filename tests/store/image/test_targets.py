@@ -328,7 +328,7 @@ def test_a_link_to_a_device(store: Store, image_id: str, device: Path, tmp_path:
     assert on(device)[: len(DATA)] == DATA
 
 
-@pytest.mark.parametrize("name", ["target", "./target", "sub/../target", "target/"])
+@pytest.mark.parametrize("name", ["target", "./target", "sub/../target"])
 def test_relative_names(store: Store, image_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path)
