@@ -65,7 +65,7 @@ def test_what_a_command_leaves_in_the_background_stays(tmp_path: Path, store: St
 
 def test_ctrl_c_reaches_a_command(tmp_path: Path, store: Store) -> None:
     """All are in the foreground of the terminal, and the command may ask there."""
-    script = "echo asked > /dev/tty; read -r answer < /dev/tty; echo $answer > $0/answer; trap 'echo caught > $0/caught' INT; sleep 600"
+    script = "trap 'echo caught > $0/caught' INT; echo asked > /dev/tty; read -r answer < /dev/tty; echo $answer > $0/answer; sleep 600"
     command = put_command(store)
     child, terminal = pty.fork()
     if not child:
@@ -75,7 +75,7 @@ def test_ctrl_c_reaches_a_command(tmp_path: Path, store: Store) -> None:
     while b"asked" not in shown:
         shown += os.read(terminal, 1000)
     os.write(terminal, b"secret\n")
-    while not (tmp_path / "answer").exists():
+    while not (tmp_path / "answer").exists() or not (tmp_path / "answer").read_text():
         time.sleep(0.02)
     time.sleep(0.3)
     os.write(terminal, b"\x03")
