@@ -12,7 +12,9 @@ output, then to it the exit code of the command, negative for a signal. ``put`` 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -38,15 +40,17 @@ def main(descriptor: int, command: list[str]) -> None:
         try:
             process = subprocess.Popen(command)
         except (OSError, ValueError) as error:
-            to_put.sendall(b"%d\n" % (getattr(error, "errno", 0) or 22))
+            with contextlib.suppress(OSError):
+                to_put.sendall(b"%d\n" % (getattr(error, "errno", 0) or errno.EINVAL))
             return
         null = os.open(os.devnull, os.O_RDWR)
         for own in (0, 1):
             os.dup2(null, own)  # the end of the output is that of the command
-        to_put.sendall(b"0\n")
-        if to_put.recv(1) and _ends_before(process, to_put):
-            to_put.sendall(b"%d\n" % process.wait())
-            return
+        with contextlib.suppress(OSError):  # put is gone: it may be at any moment
+            to_put.sendall(b"0\n")
+            if to_put.recv(1) and _ends_before(process, to_put):
+                to_put.sendall(b"%d\n" % process.wait())
+                return
     _end_all()
 
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,37 @@ def test_all_that_a_command_started_ends_with_put(tmp_path: Path, store: Store, 
     assert gone(processes, 10)
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.2])
+def test_all_that_a_command_started_ends_with_put_whenever_that_is(tmp_path: Path, store: Store, moment: float) -> None:
+    """Also while the supervisor or the command is being started."""
+    mark = f"{os.getpid()}{tmp_path.name}"
+    opening = f"""
+import os, signal, sys, threading
+from fuse_store.image.inputs import run_command, stream
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+start = stream.subprocess.Popen
+def popen(*given, **more):
+    threading.Timer({moment}, kill).start()
+    return start(*given, **more)
+stream.subprocess.Popen = popen
+run_command(["sh", "-c", "sleep 600; : {mark}"]).__enter__()
+signal.pause()
+"""
+    done = subprocess.run([sys.executable, "-c", opening], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL and done.stderr == ""
+    end = time.monotonic() + 10
+    while any(mark.encode() in words for words in command_lines()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def command_lines() -> Iterator[bytes]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield (process / "cmdline").read_bytes()
+
+
 def test_what_a_command_leaves_in_the_background_stays(tmp_path: Path, store: Store) -> None:
     """As ssh does with ControlPersist, if the command itself ends well."""
     command = put_command(store)
@@ -65,7 +97,10 @@ def test_what_a_command_leaves_in_the_background_stays(tmp_path: Path, store: St
 
 def test_ctrl_c_reaches_a_command(tmp_path: Path, store: Store) -> None:
     """All are in the foreground of the terminal, and the command may ask there."""
-    script = "trap 'echo caught > $0/caught' INT; echo asked > /dev/tty; read -r answer < /dev/tty; echo $answer > $0/answer; sleep 600"
+    script = (
+        "trap 'echo caught > $0/caught' INT; trap '' TERM; "  # which comes a moment later
+        "echo asked > /dev/tty; read -r answer < /dev/tty; echo $answer > $0/answer; sleep 600"
+    )
     command = put_command(store)
     child, terminal = pty.fork()
     if not child:
