@@ -15,6 +15,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,11 @@ from fuse_store.image.kind import Settings, StoredAs
 from fuse_store.image.page_table import Bases, PageTable
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST, Aead
-from fuse_store.repository.block import BLOCK_SIZE, Block, pack_block, split
+from fuse_store.repository.block import BLOCK_SIZE, MAX_ADDED, seal_block, split
 from fuse_store.repository.extents import MAX_EXTENTS, Extents, Rows, encrypt_segment, no_rows
 from fuse_store.repository.index import Index, Located
 from fuse_store.repository.manifest import Computed, Segment
-from fuse_store.repository.pack import PackReader, PackWriter, Table
+from fuse_store.repository.pack import NewBlock, PackReader, PackWriter, Table
 
 GROUP = 8  # blocks that a thread compresses and encrypts in one go
 MAX_GROUPS = 8  # that wait or are being compressed
@@ -38,7 +39,6 @@ MAX_HEADER_SIZE = 64 << 10  # bytes at the start of a device in which the header
 ARMED = b"S1SUSPEND"  # is in it; that it is one is found out then
 _FIRST_COMPUTED = 1 << 40  # blocks with this ordinal or a higher one are computed, and in no pack
 
-_Job = tuple[int, bytes, U64]  # ordinal of a block, its pages, their digests and sums
 _Columns = tuple[I64, I64, I64, I64]  # (page, count, block, slot) of extents
 
 
@@ -96,6 +96,21 @@ def _content_rows(page: I64, high: U64, low: U64) -> U64:
     return rows
 
 
+class _Group:
+    """Blocks that a thread compresses and encrypts in one go. Their pages stand one after the other in memory that is used again and
+    again: the first use of new memory takes as long as compressing what is in it."""
+
+    def __init__(self, slots: int, page_size: int) -> None:
+        self.pages = np.empty((GROUP * slots, page_size), np.uint8)
+        self.digests = np.empty((GROUP * slots, 3), np.uint64)  # the halves of the digests of the pages, and their sums
+        self.stored = np.empty(GROUP * (slots * page_size + MAX_ADDED), np.uint8).data  # the blocks as they will be in a pack
+        self.ordinals: list[int] = []
+        self.ends = [0]  # of the pages of each block, after a first 0
+
+    def clear(self) -> None:
+        self.ordinals, self.ends = [], [0]
+
+
 class BlockWriter:
     """Puts pages into blocks, and blocks into packs; a context manager. For one thread; it has others for the work."""
 
@@ -104,8 +119,9 @@ class BlockWriter:
         self._codec, self._level = settings.codec, settings.level
         self._page_size, self._slots = settings.page_size, BLOCK_SIZE // settings.page_size
         self._digests = bytearray()  # of every block that is known, by ordinal
-        self._group: list[_Job] = []  # blocks that the next thread will take
-        self._jobs: deque[Future[list[tuple[Block, bytes]]]] = deque()
+        self._group = _Group(self._slots, self._page_size)  # blocks that the next thread will take
+        self._free: list[_Group] = []
+        self._jobs: deque[tuple[_Group, Future[list[NewBlock]]]] = deque()
         self._gathered = np.empty((self._slots, settings.page_size), np.uint8)  # the block that is being filled
         self._gathered_digests = np.empty((self._slots, 3), np.uint64)  # and sums
         self._filled, self._gathering = 0, -1  # its pages so far, and its ordinal
@@ -135,16 +151,15 @@ class BlockWriter:
         begins = group_starts(page // self._slots)
         counts = np.diff(np.append(begins, len(page)))
         own = 2 * counts >= self._slots
-        for begin, count in zip(begins[own].tolist(), counts[own].tolist(), strict=True):
-            unit = slice(begin, begin + count)
-            block[unit], slot[unit] = self._ordinal(), np.arange(count)
-            first, end = int(rows[begin]), int(rows[begin + count - 1]) + 1
-            pages = content[first:end] if end - first == count else content[rows[unit]]
-            self._submit(int(block[begin]), pages.tobytes(), digests[unit])
+        units, sizes = np.flatnonzero(np.repeat(own, counts)), counts[own]
+        ordinals = self._ordinals(len(sizes)) + np.arange(len(sizes))
+        block[units] = np.repeat(ordinals, sizes)
+        slot[units] = np.arange(len(units)) - np.repeat(starts(sizes), sizes)
+        self._submit(ordinals, sizes, content, rows[units], digests[units])
         scattered = np.flatnonzero(np.repeat(~own, counts))
         while len(scattered):
             if self._gathering < 0:
-                self._gathering = self._ordinal()
+                self._gathering = self._ordinals(1)
             part, scattered = scattered[: self._slots - self._filled], scattered[self._slots - self._filled :]
             end = self._filled + len(part)
             block[part], slot[part] = self._gathering, np.arange(self._filled, end)
@@ -158,7 +173,7 @@ class BlockWriter:
     def flush(self) -> None:
         """Have every block in a pack, or on its way, and its digest known."""
         self._close_gathered()
-        if self._group:
+        if self._group.ordinals:
             self._submit_group()
         while self._jobs:
             self._write_group()
@@ -169,40 +184,60 @@ class BlockWriter:
         if rows is not None:
             self._index.add([rows], self._sync)
 
-    def _ordinal(self) -> int:
-        return self.know(bytes(DIGEST))
+    def _ordinals(self, count: int) -> int:
+        """So many blocks that get their digests later; the ordinal of the first."""
+        return self.know(bytes(count * DIGEST))
 
     def _close_gathered(self) -> None:
         if self._filled:
-            pages, digests = self._gathered[: self._filled].tobytes(), self._gathered_digests[: self._filled].copy()
-            self._submit(self._gathering, pages, digests)
+            only, filled, rows = np.array([self._gathering]), np.array([self._filled]), np.arange(self._filled)
+            self._submit(only, filled, self._gathered, rows, self._gathered_digests[: self._filled])
             self._filled, self._gathering = 0, -1
 
-    def _submit(self, ordinal: int, pages: bytes, of_pages: U64) -> None:
-        self._group.append((ordinal, pages, of_pages))
-        if len(self._group) == GROUP:
-            self._submit_group()
+    def _submit(self, ordinals: I64, counts: I64, content: NDArray[np.uint8], rows: I64, digests: U64) -> None:
+        """Take in blocks. Block n has the next ``counts[n]`` of ``rows`` of ``content``. All is copied."""
+        ends = np.cumsum(counts)
+        begin = done = 0
+        while done < len(ordinals):
+            group = self._group
+            blocks = slice(done, done + GROUP - len(group.ordinals))
+            filled, end, done = group.ends[-1], int(ends[blocks][-1]), min(blocks.stop, len(ordinals))
+            part = slice(filled, filled + end - begin)
+            np.take(content, rows[begin:end], axis=0, out=group.pages[part], mode="clip")  # checking would copy once more
+            group.digests[part] = digests[begin:end]
+            group.ends += (ends[blocks] + (filled - begin)).tolist()
+            group.ordinals += ordinals[blocks].tolist()
+            begin = end
+            if len(group.ordinals) == GROUP:
+                self._submit_group()
 
     def _submit_group(self) -> None:
         while len(self._jobs) >= MAX_GROUPS:
             self._write_group()
-        self._jobs.append(self._pool.submit(self._encrypt, self._group))
-        self._group = []
+        self._jobs.append((self._group, self._pool.submit(self._encrypt, self._group)))
+        self._group = self._free.pop() if self._free else _Group(self._slots, self._page_size)
 
-    def _encrypt(self, group: list[_Job]) -> list[tuple[Block, bytes]]:
-        """In a thread: the blocks that the store does not have, and the digests of their pages."""
-        digests = [self._aead.digest(pages) for _ordinal, pages, _of_pages in group]
+    def _encrypt(self, group: _Group) -> list[NewBlock]:
+        """In a thread: have the blocks that the store does not have in ``group.stored``, one after the other."""
+        bounds = list(pairwise(group.ends))
+        contents = [group.pages[begin:end].reshape(-1).data for begin, end in bounds]
+        digests = [self._aead.digest(pages) for pages in contents]
         located = self._index.locate(b"".join(digests))
-        new = []
-        for row, ((ordinal, pages, of_pages), digest) in enumerate(zip(group, digests, strict=True)):
+        new, at = [], 0
+        for row, (ordinal, digest) in enumerate(zip(group.ordinals, digests, strict=True)):
             self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
             if located.pack[row] < 0 or not self._is_there(digest, located, row):
-                new.append((pack_block(pages, digest, self._aead, self._codec, self._level), of_pages[:, :2].astype("<u8").tobytes()))
-            if (page_sums(np.frombuffer(pages, np.uint8).reshape(-1, self._page_size)) != of_pages[:, 2]).any():
-                raise StoreError(
-                    "memory", "changed a page of the source while it was stored.",
-                    "No version was created. Test the memory of this machine, and run the command again.",
-                )  # fmt: skip
+                pages = contents[row]
+                stored = seal_block(pages, digest, self._aead, self._codec, self._level, group.stored[at:])
+                of_pages = group.digests[slice(*bounds[row]), :2].astype("<u8").tobytes()
+                new.append((digest, stored, len(pages), of_pages))
+                at += stored
+        end = group.ends[-1]
+        if (page_sums(group.pages[:end]) != group.digests[:end, 2]).any():
+            raise StoreError(
+                "memory", "changed a page of the source while it was stored.",
+                "No version was created. Test the memory of this machine, and run the command again.",
+            )  # fmt: skip
         return new
 
     def _is_there(self, digest: bytes, located: Located, row: int) -> bool:
@@ -211,10 +246,11 @@ class BlockWriter:
         return self._reader.has(digest, *place) or any(self._reader.has(digest, *other) for other in self._index.places(digest))
 
     def _write_group(self) -> None:
-        for block, of_pages in self._jobs.popleft().result():
-            rows = self._packs.add(block, of_pages)
-            if rows is not None:
-                self._index.add([rows], self._sync)
+        group, job = self._jobs.popleft()
+        for rows in self._packs.add_all(group.stored, job.result()):
+            self._index.add([rows], self._sync)
+        group.clear()
+        self._free.append(group)
 
 
 class SegmentWriter:

@@ -80,6 +80,16 @@ class Aead:
         salt = self.digest(content)
         return salt, AESGCM(self._key_of(name, salt)).encrypt(NONCE, content, self._store_id + name)
 
+    def encrypt_into(self, name: bytes, content: bytes, out: memoryview) -> int:
+        """Have ``encrypt`` of ``content`` at the start of ``out``, without memory of its own; how many bytes."""
+        size = len(content) + self.overhead
+        if self.encrypted:
+            salt = out[:DIGEST] = self.digest(content)
+            AESGCM(self._key_of(name, salt)).encrypt_into(NONCE, content, self._store_id + name, out[DIGEST:size])
+        else:
+            out[: len(content)], out[len(content) : size] = content, self._checksum(name, content)
+        return size
+
     def decrypt(self, name: bytes, encrypted: bytes | memoryview) -> bytes:
         """The content. Raises ValueError if this is not what was encrypted under that name in this store."""
         if self.encrypted:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL_SUFFIX = ".partial"  # of files that the next writer removes
-WRITE_BUFFER_SIZE = 1 << 20  # bytes
+WRITE_BUFFER_SIZE = 64 << 10  # bytes; what is longer is written without a copy
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # include/uapi/linux/fcntl.h
 UNSUPPORTED = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)  # how file systems say that they can't

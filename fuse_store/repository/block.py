@@ -24,7 +24,8 @@ UNIT = 64  # bytes: whatever is in a pack begins at a multiple and fills it, so 
 HEADER = struct.Struct("<16sI")  # digest, length of the encrypted body behind it
 HEADER_SIZE = UNIT  # bytes of an encrypted header
 BODY = struct.Struct("<III")  # codec, length of the pages, length compressed
-MAX_STORED = HEADER_SIZE + MAX_BLOCK_SIZE + 2 * UNIT  # bytes of a block in a pack
+MAX_ADDED = HEADER_SIZE + 2 * UNIT  # bytes that a block in a pack has more than its pages, at most
+MAX_STORED = MAX_BLOCK_SIZE + MAX_ADDED  # bytes of a block in a pack
 
 Pages = bytes | memoryview  # of a block, one after the other
 
@@ -38,7 +39,7 @@ def split(content: Pages, page_size: int) -> list[bytes | memoryview]:
 _local = threading.local()  # zstandard's objects cannot be shared between threads
 
 
-def _zstd(pages: bytes, level: int) -> bytes:
+def _zstd(pages: Pages, level: int) -> bytes:
     if getattr(_local, "level", None) != level:
         _local.level, _local.compressor = level, zstandard.ZstdCompressor(level=level, write_checksum=False)
     return bytes(_local.compressor.compress(pages))
@@ -57,7 +58,7 @@ class Codec:
     """A compression. ``code`` stands for it in blocks."""
 
     code: int
-    compress: Callable[[bytes, int], bytes]
+    compress: Callable[[Pages, int], Pages]
     decompress: Callable[[memoryview, int], Pages]
 
 
@@ -84,12 +85,20 @@ class Block:
 
 def pack_block(pages: bytes, digest: bytes, aead: Aead, codec: str, level: int) -> Block:
     """The Block of ``pages``, whose digest is ``digest``. Compressed only if that makes it smaller."""
-    compressed = CODECS[codec].compress(pages, level)
+    out = memoryview(bytearray(len(pages) + MAX_ADDED))
+    return Block(digest, len(pages), bytes(out[: seal_block(pages, digest, aead, codec, level, out)]))
+
+
+def seal_block(pages: Pages, digest: bytes, aead: Aead, codec: str, level: int, out: memoryview) -> int:
+    """Have the block of ``pages`` at the start of ``out``, as it is in a pack: at most MAX_ADDED bytes more than the pages; how many
+    bytes. Compressed only if that makes it smaller."""
+    compressed: Pages = CODECS[codec].compress(pages, level)
     code = CODECS[codec].code
     if len(compressed) >= len(pages):
         compressed, code = pages, CODECS["none"].code
-    body = encrypt_units(b"block" + digest, aead, BODY.pack(code, len(pages), len(compressed)), compressed)
-    return with_header(digest, len(pages), body, aead)
+    content = in_units(aead, BODY.pack(code, len(pages), len(compressed)), compressed)
+    length = aead.encrypt_into(b"block" + digest, content, out[HEADER_SIZE:])
+    return length + aead.encrypt_into(b"header", in_units(aead, HEADER.pack(digest, length)), out)
 
 
 def with_header(digest: bytes, length: int, body: Sequence[bytes], aead: Aead) -> Block:
@@ -100,7 +109,12 @@ def with_header(digest: bytes, length: int, body: Sequence[bytes], aead: Aead) -
 
 def encrypt_units(name: bytes, aead: Aead, *content: bytes) -> tuple[bytes, bytes]:
     """``Aead.encrypt_parts`` of ``content``, in parts, and so many zeros that whole units are filled."""
-    return aead.encrypt_parts(name, b"".join((*content, bytes(-(sum(map(len, content)) + aead.overhead) % UNIT))))
+    return aead.encrypt_parts(name, in_units(aead, *content))
+
+
+def in_units(aead: Aead, *content: bytes | memoryview) -> bytes:
+    """``content`` and so many zeros that it fills whole units when it is encrypted."""
+    return b"".join((*content, bytes(-(sum(map(len, content)) + aead.overhead) % UNIT)))
 
 
 def unpack_block(body: bytes | memoryview, digest: bytes, aead: Aead) -> Pages:

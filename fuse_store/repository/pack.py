@@ -54,6 +54,8 @@ _TAIL_SIZE = 64 << 10  # bytes at the end of a pack that hold most tables: one r
 
 
 @dataclass(frozen=True)
+NewBlock = tuple[bytes, int, int, bytes]  # digest, bytes stored, bytes of pages, the digests of the pages
+
 class Table:
     """The table of one pack, in the order of its blocks: digests (16 bytes each), offsets, bytes stored (header included),
     bytes of pages, and the digests of the pages of all blocks (shape (pages, 2): the halves)."""
@@ -141,20 +143,38 @@ class PackWriter:
     def add(self, block: Block, page_digests: bytes) -> Rows | None:
         """Append a block; ``page_digests``: 16 bytes for each of its pages. If it does not fit into the pack: finish that first, and
         return its Rows; it is durable then. Raises OSError, StoreError."""
-        table = _ROW.itemsize + len(page_digests)
-        size = self._size + len(block.stored) + self._table + table + 4 * UNIT  # padding, trailer, what fills units
-        rows = self.finish() if size > PACK_SIZE or len(self._blocks) >= MAX_BLOCKS_PER_PACK else None
-        new = self._new or self._begin()
-        self._blocks.append((block.digest, self._size, len(block.stored), block.length))
-        self._pages.append(page_digests)
-        self._table += table
-        new.file.write(block.stored)
-        self._size += len(block.stored)
-        self.written += len(block.stored)
+        finished = self.add_all(block.stored, [(block.digest, len(block.stored), block.length, page_digests)])
+        return finished[0] if finished else None
+
+    def add_all(self, content: bytes | memoryview, blocks: Sequence[NewBlock]) -> list[Rows]:
+        """``add`` for blocks that stand one after the other in ``content``, with one write if they fit: the Rows of the packs that
+        were finished, in their order."""
+        content, begin, end = memoryview(content), 0, 0
+        finished: list[Rows] = []
+        for digest, stored, length, page_digests in blocks:
+            table = _ROW.itemsize + len(page_digests)
+            size = self._size + stored + self._table + table + 4 * UNIT  # padding, trailer, what fills units
+            if self._new is not None and (size > PACK_SIZE or len(self._blocks) >= MAX_BLOCKS_PER_PACK):
+                self._write(content[begin:end])
+                begin = end
+                finished += filter(None, [self.finish()])
+            if self._new is None:
+                self._begin()
+            self._blocks.append((digest, self._size, stored, length))
+            self._pages.append(page_digests)
+            self._size, self._table, end = self._size + stored, self._table + table, end + stored
+        self._write(content[begin:end])
+        return finished
+
+    def _write(self, content: memoryview) -> None:
+        """Write blocks, which are listed already."""
+        if not content or self._new is None:
+            return
+        self._new.file.write(content)
+        self.written += len(content)
         if self._sync and self._size - self._writeback >= WRITEBACK_SIZE:
-            start_writing(new.file, self._writeback, self._size - self._writeback)
+            start_writing(self._new.file, self._writeback, self._size - self._writeback)
             self._writeback = self._size
-        return rows
 
     def finish(self) -> Rows | None:
         """Finish the current pack: its Rows, durable; None if there is none. Raises OSError, StoreError."""
@@ -182,14 +202,13 @@ class PackWriter:
             self._new.abandon()
             self._new = None
 
-    def _begin(self) -> NewFile:
+    def _begin(self) -> None:
         # A clone of a virtual machine repeats the random bytes, but not the time.
         self._nonce = self._aead.digest(os.urandom(DIGEST) + time.time_ns().to_bytes(8, "little"))
         fault_point("begin pack")
         self._new = self._backend.new("packs", self._sync)
         self._new.file.write(PACK_HEADER.pack(PACK_MAGIC, self._nonce))
         self._blocks, self._pages, self._size, self._writeback, self._table = [], [], PACK_HEADER.size, 0, 0
-        return self._new
 
 
 def _pack_id(nonce: bytes, table: bytes, aead: Aead) -> bytes:

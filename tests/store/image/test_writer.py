@@ -177,7 +177,7 @@ def test_a_table_that_says_other_digests_of_pages_teaches_nothing(store: Store, 
 def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pytest.MonkeyPatch, page: int, when: str) -> None:
     """Between the reading of a page and the encryption of its block. Before the sum is taken nothing can know."""
     data = np.frombuffer(bytearray(DATA), np.uint8)
-    add, page_digests = writer.BlockWriter.add, type(store.aead).page_digests
+    add, encrypt, page_digests = writer.BlockWriter.add, writer.BlockWriter._encrypt, type(store.aead).page_digests
 
     def flipped(pages: bytes) -> bytes:
         at = pages.find(content([page + 1])[:64])
@@ -199,10 +199,13 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
     if when == "after the digests":
         monkeypatch.setattr(writer.BlockWriter, "add", flip_after)
     else:
-        submit = writer.BlockWriter._submit
-        monkeypatch.setattr(writer.BlockWriter, "_submit", lambda self, ordinal, pages, rest: submit(self, ordinal, flipped(pages), rest))
+        monkeypatch.setattr(writer.BlockWriter, "_encrypt", encrypt_flipped)
     with pytest.raises(StoreError, match=r"memory: changed a page of the source.*No version was created"):
         put(store, data.tobytes())
     monkeypatch.undo()
     assert store.ids() == [] and not packs_of(store.path)
+    def encrypt_flipped(blocks: writer.BlockWriter, group: writer._Group) -> Any:
+        group.pages[:] = np.frombuffer(flipped(group.pages.tobytes()), np.uint8).reshape(group.pages.shape)
+        return encrypt(blocks, group)
+
     assert read_whole(store, put(store, DATA)) == DATA
