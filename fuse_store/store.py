@@ -271,7 +271,7 @@ class Store:
                     0, 0, 0, 0, self.config.page_size, tuple(base_ids), (), (),
                 )  # fmt: skip
                 pack_head(_with_files(head, opened.placed(self.config.page_size)), label.name)  # before everything is read
-                written, stored = self._write(opened, recognised, base_ids, progress, lock, open_all=replace)
+                written, stored = self._write(opened, recognised, base_ids, progress, lock, read_all=replace)
                 for text in opened.warnings:
                     warn(text)
                 head = dataclasses.replace(
@@ -317,10 +317,10 @@ class Store:
 
     def _write(
         self, source: Input, recognised: kinds.Recognised, bases: Sequence[str], progress: Progress, lock: Lock,
-        *, open_all: bool,
+        *, read_all: bool,
     ) -> tuple[WrittenImage, int]:  # fmt: skip
-        """Have everything but the manifest in the store; (what the manifest says of it, bytes written). ``open_all``: make sure that
-        every block that is shared with a base can be read."""
+        """Have everything but the manifest in the store; (what the manifest says of it, bytes written). ``read_all``: read every
+        block that is shared with a base."""
         from fuse_store.image.page_table import Bases
         from fuse_store.image.writer import ImageWriter
         from fuse_store.repository.pack import PackWriter
@@ -329,7 +329,7 @@ class Store:
         settings = kinds.Settings(config.page_size, config.compression, config.level, self.aead.digest, self.aead.page_digests)
         stored_as = recognised.store_as(source.files[0], settings) if len(source.files) == 1 else None
         packs = PackWriter(self.backend, self.aead, self.sync)
-        with self._no_version_on_error(), Bases(self.reader, config.page_size, self.backend.readers, open_all=open_all) as known:
+        with self._no_version_on_error(), Bases(self.reader, config.page_size, self.backend.readers, read_all=read_all) as known:
             for image_id in bases:
                 with suppress(NotFound, Damaged):  # what cannot be read of it is stored again
                     known.add(self.open_image(image_id))

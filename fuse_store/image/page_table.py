@@ -9,15 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from fuse_store.columns import I64, U64, halves
+from fuse_store.columns import I64, U64, group_starts, halves
 from fuse_store.errors import Damaged
 from fuse_store.image.reader import Image
 from fuse_store.repository.aead import DIGEST
-from fuse_store.repository.pack import PackReader, Table
+from fuse_store.repository.pack import NEAR, PackReader, Table
 
 ALL_OPENED = 512  # blocks of the bases that are all opened when they are shared
 PARTS = 31  # of more, a put opens one part; another one each hour: a prime, so that nightly and weekly puts come to all of them
 MAX_PAGES = 4 << 20  # 24 bytes each and as much again while it grows; those of 16 GiB in pages of 4 KiB
+NOTHING, READ, OPEN = range(3)  # what is done with a block of a base before it is shared
 _SLOT_BITS = 8  # of a place; a block has at most 64 pages
 
 _Run = tuple[U64, U64, I64]  # (high, low, place), sorted by high
@@ -27,12 +28,13 @@ class Bases:
     """The blocks that the versions use with which a put compares. Other blocks of their packs may be of other machines: pages of
     those are not known. A context manager: it has threads for opening blocks."""
 
-    def __init__(self, reader: PackReader, page_size: int, threads: int, *, open_all: bool) -> None:
-        """``open_all``: open every block that is shared, not a part of them."""
-        self._reader, self._page_size, self._open_all = reader, page_size, open_all
+    def __init__(self, reader: PackReader, page_size: int, threads: int, *, read_all: bool) -> None:
+        """``read_all``: read every block that is shared, also those whose turn to be opened it is not."""
+        self._reader, self._page_size, self._read_all = reader, page_size, read_all
         self._offsets: dict[bytes, I64] = {}  # by pack, ascending
-        self._unopened: dict[int, tuple[Table, int]] = {}  # by ordinal: a row of a table; those whose turn it is
-        self._due = np.zeros(0, bool)  # by ordinal: is it in ``_unopened``
+        self._tables: list[Table] = []
+        self._first = np.zeros(1, np.int64)  # the ordinal of the first block of each table, and how many there are
+        self._due = np.zeros(0, np.uint8)  # by ordinal: what is still to be done when a block is shared
         self._pool = ThreadPoolExecutor(threads, "bases")
 
     def __enter__(self) -> Bases:
@@ -53,10 +55,9 @@ class Bases:
     def tables(self) -> Iterator[Table]:
         """The table of each pack with only the blocks of the bases, those with most of them first. A pack that is gone, whatever a local
         cache knows of it, or that cannot be read is left out: its pages are stored again."""
-        every = self._open_all or sum(map(len, self._offsets.values())) <= ALL_OPENED
+        every = sum(map(len, self._offsets.values())) <= ALL_OPENED
         turn = int(time.time()) // 3600 % PARTS
         packs = sorted(self._offsets, key=lambda pack: -len(self._offsets[pack]))
-        first = 0
         for pack, there in zip(packs, self._pool.map(self._reader.exists, packs), strict=True):
             try:
                 table = self._reader.table(pack) if there else None
@@ -65,21 +66,42 @@ class Bases:
             if table is None or table.counts(self._page_size).sum() != len(table.pages):
                 continue
             table = table.select(np.flatnonzero(np.isin(table.offset, self._offsets[pack].astype(np.uint64))), self._page_size)
-            due = np.flatnonzero(every | (halves(table.digests)[0] % PARTS == turn))
-            of_due = table.select(due, self._page_size)
-            self._unopened.update((first + block, (of_due, row)) for row, block in enumerate(due.tolist()))
-            self._due = np.append(self._due, np.isin(np.arange(len(table.offset)), due))
-            first += len(table.offset)
+            opened = every | (halves(table.digests)[0] % PARTS == turn)
+            self._due = np.append(self._due, np.where(opened, OPEN, READ if self._read_all else NOTHING).astype(np.uint8))
+            self._first = np.append(self._first, len(self._due))
+            self._tables.append(table)
             yield table
 
     def unreadable(self, blocks: I64) -> I64:
         """Which of the blocks cannot be read, or have other pages than the table says. Blocks are named by their ordinals in the order of
-        ``tables``; others are passed over. Each is opened once, if it is its turn."""
+        ``tables``; others are passed over. Each is looked at once: opened, if it is its turn, or read and authenticated, if all are."""
         blocks = blocks[(blocks >= 0) & (blocks < len(self._due))]
-        due = np.unique(blocks[self._due[blocks]]).tolist()
-        self._due[due] = False
-        readable = self._pool.map(self._is_readable, [self._unopened.pop(block) for block in due])
-        return np.array([block for block, good in zip(due, readable, strict=True) if not good], np.int64)
+        wanted = np.zeros(len(self._due), bool)
+        wanted[blocks] = True
+        opened, read = (np.flatnonzero(wanted & (self._due == due)) for due in (OPEN, READ))
+        self._due[blocks] = NOTHING
+        bad = [*self._pool.map(self._not_opened, opened.tolist()), *self._pool.map(self._not_authentic, self._near(read))]
+        return np.concatenate(bad) if bad else np.zeros(0, np.int64)
+
+    def _near(self, blocks: I64) -> list[I64]:
+        """The same in parts that stand near each other in a pack."""
+        number = np.searchsorted(self._first, blocks, "right") - 1
+        parts = []
+        for one in np.flatnonzero(np.bincount(number, minlength=len(self._tables))).tolist():
+            part = blocks[number == one]
+            parts += np.split(part, group_starts(self._tables[one].offset[part - self._first[one]].astype(np.int64) // NEAR)[1:])
+        return parts
+
+    def _not_opened(self, block: int) -> I64:
+        """The block, if it cannot be opened, or a pack says something else of it."""
+        number = int(np.searchsorted(self._first, block, "right")) - 1
+        return np.zeros(0, np.int64) if self._is_readable((self._tables[number], block - int(self._first[number]))) else np.array([block])
+
+    def _not_authentic(self, blocks: I64) -> I64:
+        """Those of blocks near each other that are not as they were written."""
+        number = int(np.searchsorted(self._first, blocks[0], "right")) - 1
+        authentic = self._reader.authentic(self._tables[number], blocks - self._first[number])
+        return blocks[~np.array(authentic)]
 
     def _is_readable(self, block: tuple[Table, int]) -> bool:
         table, row = block

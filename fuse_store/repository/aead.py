@@ -103,10 +103,28 @@ class Aead:
             raise ValueError("checksum mismatch")
         return content
 
+    def decrypt_into(self, name: bytes, encrypted: memoryview, out: memoryview) -> int:
+        """Have the content at the start of ``out``, without memory of its own; how many bytes. Raises ValueError as ``decrypt`` does, and if
+        there is no space for it."""
+        size = len(encrypted) - self.overhead
+        if not 0 <= size <= len(out):
+            raise ValueError("decryption failed")
+        if not self.encrypted:
+            out[:size] = encrypted[:size]
+            if self._checksum(name, out[:size]) != encrypted[size:]:
+                raise ValueError("checksum mismatch")
+            return size
+        try:
+            key = self._key_of(name, bytes(encrypted[:DIGEST]))
+            AESGCM(key).decrypt_into(NONCE, encrypted[DIGEST:], self._store_id + name, out[:size])
+        except InvalidTag:
+            raise ValueError("decryption failed") from None
+        return size
+
     def _key_of(self, name: bytes, salt: bytes) -> bytes:
         return blake3(salt + name, key=self._encryption_key).digest(KEY_SIZE)
 
-    def _checksum(self, name: bytes, content: bytes) -> bytes:
+    def _checksum(self, name: bytes, content: bytes | memoryview) -> bytes:
         hasher = blake3(name, key=self._encryption_key)
         hasher.update(content)
         return hasher.digest(TAG)

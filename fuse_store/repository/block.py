@@ -138,6 +138,19 @@ def unpack_block(body: bytes | memoryview, digest: bytes, aead: Aead) -> Pages:
     return pages
 
 
+def authenticate(stored: memoryview, digest: bytes, length: int, aead: Aead) -> None:
+    """See that a block, as it stands in a pack with its header, is what a writer encrypted as ``digest``, with ``length`` bytes of pages.
+    It is not decompressed. Raises ValueError, which names the damage."""
+    named, body = parse_header(stored[:HEADER_SIZE], aead)
+    if named != digest or body != len(stored) - HEADER_SIZE:
+        raise ValueError("its header and the pack table contradict each other")
+    if not hasattr(_local, "content"):
+        _local.content = memoryview(bytearray(MAX_STORED))
+    size = aead.decrypt_into(b"block" + digest, stored[HEADER_SIZE:], _local.content)
+    if size < BODY.size or BODY.unpack_from(_local.content)[1] != length:
+        raise ValueError("it has other pages than the pack table says")
+
+
 def parse_header(header: bytes | memoryview, aead: Aead) -> tuple[bytes, int]:
     """(digest, length of the body behind it) of the block whose encrypted header this is. Raises ValueError."""
     digest, length = HEADER.unpack_from(aead.decrypt(b"header", header))

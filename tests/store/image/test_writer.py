@@ -138,14 +138,29 @@ def test_of_a_large_base_a_part_is_opened_each_time(store: Store, monkeypatch: p
         counts.append(len(opened))
         now += step
     assert len(opened) == len(set(opened)) == blocks and max(np.diff(counts)) < blocks // 4
-    put(store, data, replace=True)
-    assert len(opened) == 2 * blocks
+    assert store.put(str(store.path.parent / "source"), Label("m"), replace=True).stored == 0
     monkeypatch.setattr(page_table.Bases, "_is_readable", is_readable)
     flip(store, [3, blocks // 2])
     for _night in range(page_table.PARTS):
         last = put(store, data)
         now += step
     assert read_whole(store, last) == data == read_whole(store, image_id)
+
+
+@pytest.mark.parametrize("damage", damages().values(), ids=damages())
+def test_of_a_large_base_all_is_read_that_a_replacing_put_shares(
+    store: Store, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Store], None]
+) -> None:
+    """It removes the version that may be sound."""
+    monkeypatch.setattr(page_table, "ALL_OPENED", 0)
+    monkeypatch.setattr(page_table, "PARTS", 1 << 40)  # of which none is opened
+    put(store, DATA)
+    damage(store)
+    store.close()
+    changed = DATA[: 20 * PAGE] + content([1000]) + DATA[21 * PAGE :]
+    with Store.open(store.path) as again:
+        new = put(again, changed, replace=True)
+        assert again.ids() == [new] and read_whole(again, new) == changed
 
 
 def test_a_table_that_says_other_digests_of_pages_teaches_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +205,10 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
         changed = np.frombuffer(flipped(rows.tobytes()), np.uint8).reshape(rows.shape)
         return add(blocks, pages, changed, *rest)
 
+    def encrypt_flipped(blocks: writer.BlockWriter, group: writer._Group) -> Any:
+        group.pages[:] = np.frombuffer(flipped(group.pages.tobytes()), np.uint8).reshape(group.pages.shape)
+        return encrypt(blocks, group)
+
     if when == "before the digests":  # a digest of the flipped page: what is stored is right, but not what the table says of it
         monkeypatch.setattr(type(store.aead), "page_digests", flip_before)
         image_id = put(store, data.tobytes())
@@ -204,8 +223,4 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
         put(store, data.tobytes())
     monkeypatch.undo()
     assert store.ids() == [] and not packs_of(store.path)
-    def encrypt_flipped(blocks: writer.BlockWriter, group: writer._Group) -> Any:
-        group.pages[:] = np.frombuffer(flipped(group.pages.tobytes()), np.uint8).reshape(group.pages.shape)
-        return encrypt(blocks, group)
-
     assert read_whole(store, put(store, DATA)) == DATA

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -288,3 +289,39 @@ def test_a_removed_pack_is_closed(backend: PosixBackend) -> None:
     reader.forget(pack_id)
     with pytest.raises(FileNotFoundError):
         reader.stored(pack_id, 0, 8)
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_a_block_is_authentic_only_as_it_was_written(tmp_path: Path, encrypted: bool) -> None:
+    """Whichever byte of it is another one, header included; the blocks beside it are not concerned. Nor is it at another place, or
+    with another length of its pages."""
+    aead, backend = Aead(bytes(16), bytes(32), encrypted), PosixBackend(tmp_path)
+    backend.prepare()
+    writer = PackWriter(backend, aead, sync=False)
+    for number in range(3):
+        pages = bytes([number]) * 4096 + bytes(range(256)) * 16
+        writer.add(pack_block(pages, aead.digest(pages), aead, "zstd", 1), bytes(32))
+    writer.finish()
+    ((pack_id, _size),) = all_packs(backend)
+    table = PackReader(backend, aead).table(pack_id)
+    path, rows = tmp_path / pack_name(pack_id), np.arange(3)
+    sound = path.read_bytes()
+    begin, end = int(table.offset[1]), int(table.offset[1] + table.stored[1])
+    changes = {at: sound[:at] + bytes([sound[at] ^ 16]) + sound[at + 1 :] for at in range(begin, end)}
+    for at, changed in changes.items():
+        path.write_bytes(changed)
+        assert PackReader(backend, aead).authentic(table, rows) == [True, False, True], at
+    backend.close()
+    path.write_bytes(sound[: end - 1])
+    assert PackReader(backend, aead).authentic(table, rows) == [True, False, False]
+    path.write_bytes(sound)
+    assert PackReader(backend, aead).authentic(table, rows[1:]) == [True, True]
+    for other in (
+        replace(table, offset=table.offset[[0, 0, 2]]), replace(table, length=table.length + np.array([0, 1, 0], np.uint64)),
+        replace(table, stored=table.stored - np.array([0, UNIT, 0], np.uint64)),
+        replace(table, offset=table.offset + np.array([0, 1 << 62, 0], np.uint64)),
+    ):  # fmt: skip
+        assert not PackReader(backend, aead).authentic(other, rows)[1]
+    path.unlink()
+    backend.close()
+    assert PackReader(backend, aead).authentic(table, rows) == [False] * 3
