@@ -30,6 +30,13 @@ def group_starts(values: I64) -> I64:
     return np.flatnonzero(np.diff(values, prepend=-1))
 
 
+def distinct_values(values: I64) -> I64:
+    """Each value once, ascending: [7, 3, 7] → [3, 7]. Values are not negative. np.unique would import numpy.ma, for as long as a put
+    of a small file takes."""
+    ordered = np.sort(values)
+    return ordered[group_starts(ordered)]
+
+
 def run_starts(numbers: I64) -> I64:
     """Indexes at which a run of consecutive numbers begins: [4, 5, 9] → [0, 2]. Numbers are ascending, not negative."""
     return np.flatnonzero(np.diff(numbers, prepend=-2) != 1)

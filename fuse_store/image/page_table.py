@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from fuse_store.columns import I64, U64, group_starts, halves
+from fuse_store.columns import I64, U64, distinct_values, group_starts, halves
 from fuse_store.errors import Damaged
 from fuse_store.image.reader import Image
 from fuse_store.repository.aead import DIGEST
@@ -48,7 +48,7 @@ class Bases:
         for _digests, located, _first_pages in image.blocks():
             for number, pack in enumerate(located.packs):
                 offsets = located.offset[located.pack == number]
-                self._offsets[pack] = np.union1d(self._offsets.get(pack, offsets), offsets)
+                self._offsets[pack] = distinct_values(np.append(self._offsets.get(pack, offsets[:0]), offsets))
             if sum(map(len, self._offsets.values())) >= MAX_PAGES:
                 return
 
@@ -65,7 +65,7 @@ class Bases:
                 continue
             if table is None or table.counts(self._page_size).sum() != len(table.pages):
                 continue
-            table = table.select(np.flatnonzero(np.isin(table.offset, self._offsets[pack].astype(np.uint64))), self._page_size)
+            table = table.select(table.at(self._offsets[pack]), self._page_size)
             opened = every | (halves(table.digests)[0] % PARTS == turn)
             self._due = np.append(self._due, np.where(opened, OPEN, READ if self._read_all else NOTHING).astype(np.uint8))
             self._first = np.append(self._first, len(self._due))

@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.columns import I64, U64, group_starts, joint_runs, run_starts
+from fuse_store.columns import I64, U64, distinct_values, group_starts, joint_runs, run_starts
 from fuse_store.errors import Damaged
 from fuse_store.image.block_cache import BlockCache, neighbours
 from fuse_store.image.kind import open_transform
@@ -160,7 +160,7 @@ class Image:
         page_size = self.head.page_size
         for place in self.places(offset // page_size, -(-(offset + length) // page_size)):
             segment = place.segment
-            for block in np.unique(place.block).tolist():
+            for block in distinct_values(place.block).tolist():
                 digest, computed = segment.extents.digest(block), segment.is_computed(block)
                 if self._blocks.has(digest, computed):
                     continue

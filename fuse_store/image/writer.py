@@ -157,18 +157,35 @@ class BlockWriter:
         slot[units] = np.arange(len(units)) - np.repeat(starts(sizes), sizes)
         self._submit(ordinals, sizes, content, rows[units], digests[units])
         scattered = np.flatnonzero(np.repeat(~own, counts))
-        while len(scattered):
-            if self._gathering < 0:
-                self._gathering = self._ordinals(1)
-            part, scattered = scattered[: self._slots - self._filled], scattered[self._slots - self._filled :]
-            end = self._filled + len(part)
-            block[part], slot[part] = self._gathering, np.arange(self._filled, end)
-            self._gathered[self._filled : end] = content[rows[part]]
-            self._gathered_digests[self._filled : end] = digests[part]
-            self._filled = end
-            if end == self._slots:
-                self._close_gathered()
+        block[scattered], slot[scattered] = self._gather(content, rows[scattered], digests[scattered])
         return block, slot
+
+    def _gather(self, content: NDArray[np.uint8], rows: I64, digests: U64) -> tuple[I64, I64]:
+        """``add`` for pages that go into one block after the other."""
+        at = self._filled + np.arange(len(rows))  # from the first page of the block that is being filled
+        if not len(rows):
+            return at, at
+        begun = min(self._filled, 1)
+        new = -(-(self._filled + len(rows)) // self._slots) - begun
+        ordinals = np.append(np.full(begun, self._gathering), self._ordinals(new) + np.arange(new))
+        done = self._fill(content, rows[: self._slots - self._filled], digests) if begun else 0
+        whole = (len(rows) - done) // self._slots
+        end = done + whole * self._slots
+        self._submit(ordinals[begun : begun + whole], np.full(whole, self._slots), content, rows[done:end], digests[done:end])
+        if end < len(rows):
+            self._gathering = int(ordinals[-1])
+            self._fill(content, rows[end:], digests[end:])
+        return ordinals[at // self._slots], at % self._slots
+
+    def _fill(self, content: NDArray[np.uint8], rows: I64, digests: U64) -> int:
+        """Have these pages in the block that is being filled, and close it when it is full; how many there are."""
+        end = self._filled + len(rows)
+        self._gathered[self._filled : end] = content[rows]
+        self._gathered_digests[self._filled : end] = digests[: len(rows)]
+        self._filled = end
+        if end == self._slots:
+            self._close_gathered()
+        return len(rows)
 
     def flush(self) -> None:
         """Have every block in a pack, or on its way, and its digest known."""

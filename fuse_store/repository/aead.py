@@ -104,8 +104,8 @@ class Aead:
         return content
 
     def decrypt_into(self, name: bytes, encrypted: memoryview, out: memoryview) -> int:
-        """Have the content at the start of ``out``, without memory of its own; how many bytes. Raises ValueError as ``decrypt`` does, and if
-        there is no space for it."""
+        """Have the content at the start of ``out``, without memory of its own; how many bytes. Raises ValueError as ``decrypt`` does,
+        and if there is no space for it."""
         size = len(encrypted) - self.overhead
         if not 0 <= size <= len(out):
             raise ValueError("decryption failed")

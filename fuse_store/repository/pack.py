@@ -83,6 +83,13 @@ class Table:
     def _begins(self) -> dict[int, I64]:
         return {}
 
+    def at(self, offsets: I64) -> I64:
+        """The rows of the blocks that begin at these offsets, which are ascending; others are passed over."""
+        if not len(self.offset):
+            return np.zeros(0, np.int64)
+        rows = np.minimum(np.searchsorted(self.offset, offsets.astype(np.uint64)), len(self.offset) - 1)
+        return rows[self.offset[rows] == offsets.astype(np.uint64)]
+
     def select(self, rows: I64, page_size: int) -> Table:
         """The table with these rows alone. It must have as many pages as its blocks."""
         counts = self.counts(page_size)
