@@ -101,7 +101,7 @@ class Bases:
         """Those of blocks near each other that are not as they were written."""
         number = int(np.searchsorted(self._first, blocks[0], "right")) - 1
         authentic = self._reader.authentic(self._tables[number], blocks - self._first[number])
-        return blocks[~np.array(authentic)]
+        return np.array([block for block, good in zip(blocks.tolist(), authentic, strict=True) if not good], np.int64)
 
     def _is_readable(self, block: tuple[Table, int]) -> bool:
         table, row = block

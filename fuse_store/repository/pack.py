@@ -88,7 +88,8 @@ class Table:
         if not len(self.offset):
             return np.zeros(0, np.int64)
         rows = np.minimum(np.searchsorted(self.offset, offsets.astype(np.uint64)), len(self.offset) - 1)
-        return rows[self.offset[rows] == offsets.astype(np.uint64)]
+        found: I64 = rows[self.offset[rows] == offsets.astype(np.uint64)]
+        return found
 
     def select(self, rows: I64, page_size: int) -> Table:
         """The table with these rows alone. It must have as many pages as its blocks."""
