@@ -258,37 +258,27 @@ class Store:
                 raise _incomplete()
             if recognised.problem:
                 warn(f"no {label.kind} image found in {opened.name}: {recognised.problem}")
-            tags = {**names.recorded_tags(recognised.tags), **label.tags}
             with self.writing() as lock:
-                taken = time.time_ns()
                 unreadable: dict[str, Damaged] = {}
                 of_machine = self.versions.of(label.machine, unreadable=unreadable)
-                number = max((version.number for version in of_machine), default=0) + 1
                 earlier = [version for version in of_machine if version.application == label.application][-1:]
                 base_ids = [version.id for version in (map(self.find, bases) if bases is not None else earlier)]
-                head = Head(
-                    label.machine, label.application, label.kind, label.event, tags, taken, number,
-                    0, 0, 0, 0, self.config.page_size, tuple(base_ids), (), (),
-                )  # fmt: skip
-                pack_head(_with_files(head, opened.placed(self.config.page_size)), label.name)  # before everything is read
+                number = max((version.number for version in of_machine), default=0) + 1
+                head = _new_head(label, recognised, number, self.config.page_size, base_ids)
+                pack_head(_with_files(head, opened.placed(head.page_size)), label.name)  # before everything is read
                 written, stored = self._write(opened, recognised, base_ids, progress, lock, read_all=replace)
                 for text in opened.warnings:
                     warn(text)
                 head = dataclasses.replace(
                     _with_files(head, written.files), allocated=written.allocated, new=written.new, stored=stored,
-                    segments=tuple(written.segments), computed=written.computed, content=written.content, tags=opened.tags_with(tags),
+                    segments=tuple(written.segments), computed=written.computed, content=written.content,
                 )  # fmt: skip
-                with self._draft(head, written.encrypted) as draft:
-                    whole = recognised.confirms and recognised.confirm(draft)
-                    if replace and not (opened.complete or whole):  # a pipe ends in the same way whether it was all or not
-                        raise _incomplete()
-                    head = dataclasses.replace(head, recognised=_recognised(draft))
+                head = self._read_draft(head, written.encrypted, opened, recognised, label, replace=replace)
                 image_id = self._commit(head, written.encrypted, lock)
-                self._warn_of_clock(earlier, taken, warn)
+                self._warn_of_clock(earlier, head.taken, warn)
                 if replace:
                     self._replace(earlier, unreadable, lock, warn)
-                version = self.versions.with_state(summary(image_id, head))
-        return version
+                return self.versions.with_state(summary(image_id, head))
 
     def _replace(
         self, earlier: Sequence[Summary], unreadable: Unreadable, lock: Lock, warn: Callable[[str], None]
@@ -341,14 +331,19 @@ class Store:
                 packs.abandon()
         return written, packs.written
 
-    @contextmanager
-    def _draft(self, head: Head, segments: Sequence[bytes]) -> Iterator[Image]:
-        """What was written, to read before there is a manifest."""
+    def _read_draft(
+        self, head: Head, segments: Sequence[bytes], source: Input, recognised: kinds.Recognised, label: Label, *, replace: bool
+    ) -> Head:
+        """Read what was written, before there is a manifest: the head with what that tells. Raises Refused if it is not whole."""
         from fuse_store.image.block_cache import BlockCache
         from fuse_store.image.reader import Image
 
         with closing(BlockCache(self.index, self.reader, self.backend.readers)) as blocks:  # later readers read what is on the disk
-            yield Image.of_written(head, segments, self.aead, blocks)
+            draft = Image.of_written(head, segments, self.aead, blocks)
+            whole = recognised.confirms and recognised.confirm(draft)
+            if replace and not (source.complete or whole):  # a pipe ends in the same way whether it was all or not
+                raise _incomplete()
+            return dataclasses.replace(head, tags=source.tags_with(_tags(label, recognised)), recognised=_recognised(draft))
 
     def _commit(self, head: Head, segments: Sequence[bytes], lock: Lock) -> str:
         """Make the version exist, and read its manifest back as a reader would. Raises StoreError: no version exists then."""
@@ -469,6 +464,18 @@ class Store:
             if self.config.durability != "none":
                 self.backend.sync(directory)
             self.backend.remove_empty(directory)
+
+
+def _new_head(label: Label, recognised: kinds.Recognised, number: int, page_size: int, bases: Sequence[str]) -> Head:
+    """The head of a version of which nothing has been read."""
+    return Head(
+        label.machine, label.application, label.kind, label.event, _tags(label, recognised), time.time_ns(), number,
+        0, 0, 0, 0, page_size, tuple(bases), (), (),
+    )  # fmt: skip
+
+
+def _tags(label: Label, recognised: kinds.Recognised) -> dict[str, str]:
+    return {**names.recorded_tags(recognised.tags), **label.tags}
 
 
 def _is_bootable(head: Head) -> bool:

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fuse_store.errors import Damaged, NotFound, Refused
 from fuse_store.formats.readable import File, Readable
-from fuse_store.formats.swsusp import HibernationImage
+from fuse_store.formats.swsusp import HibernationImage, disarmed
 from fuse_store.formats.swsusp.describe import describe
 from fuse_store.formats.swsusp.header import area_size
-from fuse_store.formats.swsusp.layout import IMAGE
+from fuse_store.formats.swsusp.layout import IMAGE, PAGE_SIZES, SIGNATURE, SIGNATURE_SIZE, SWAP_SIGNATURES
 from fuse_store.formats.swsusp.views import derived
 from fuse_store.hibernation import filesystem_state, metadata
 from fuse_store.hibernation.lzo_chunks.encode import LzoEncoder, open_encoder
@@ -72,8 +72,10 @@ class HibernationInput(Recognised):
         offset = self._resume_offset or 0
         _refuse_truncated(image, offset)
         try:
-            HibernationImage(image, offset).close()
-            return True
+            with HibernationImage(image, offset) as opened:
+                with suppress(Damaged):  # it is whole all the same, as far as it says; nothing is known about it then
+                    self.tags = {**metadata.tags_of(opened), **self.tags}
+                return True
         except (NotFound, Refused):
             return False
         except Damaged as error:
@@ -100,6 +102,14 @@ class Implementation(Kind):
             several.problem = "a hibernation image is one file, not a directory."
             return several
         return HibernationInput(files[0].path, tags, machine_disks)
+
+    def neutral(self, first: bytes) -> bytes:
+        """An armed swap area counts as if it was not armed: the ten bytes that differ do not make it another state of a machine."""
+        for end in PAGE_SIZES:
+            header = first[:end]
+            if header.endswith(SIGNATURE) and header[:-SIGNATURE_SIZE].endswith(SWAP_SIGNATURES):
+                return disarmed(header) + first[end:]
+        return first
 
     def inspect(self, readable: Readable, resume_offset: int, check: bool, progress: Progress) -> dict[str, Any]:
         return describe(readable, resume_offset, check, progress)

@@ -6,6 +6,7 @@ of ``Kind`` in a module of its own, named in KINDS and loaded when it is first n
 given back as plain bytes. To add one, write the subclass and its line in KINDS. A kind may answer:
 
 - ``recognise``: is it in this input? What it tells about it (tags), and how its bytes are better stored;
+- ``neutral``: its first bytes without what may differ though it is the same image;
 - ``inspect`` and ``describe``: what is in a device or file, and what a stored version is, for info.json and ``show``;
 - ``views``: files that are derived from a version when they are read, for the mount;
 - ``checksum``: whether a checksum that the image has of its own is right.
@@ -152,8 +153,8 @@ class Recognised:
         return None
 
     def confirm(self, image: Image) -> bool:
-        """Look at an image that came through a pipe, before it becomes a version: whether it says itself that it is whole. Raises
-        Refused if it says that a part is missing."""
+        """Look at an image that came through a pipe, before it becomes a version: whether it says itself that it is whole. ``tags`` are
+        complete afterwards. Raises Refused if it says that a part is missing."""
         return False
 
     def close(self) -> None:
@@ -184,6 +185,11 @@ class Kind:
         if machine_disks:
             raise UsageError("--machine-disk", f"not possible for kind {self.name}.", "Use it with --kind hibernation.")
         return Recognised()
+
+    def neutral(self, first: bytes) -> bytes:
+        """The first bytes of a file, FIRST_BYTES at most, without what may differ though it is the same state of a machine: two
+        files that differ in nothing else have one content, and so one state log. As many bytes, zero pages as they are."""
+        return first
 
     def inspect(self, readable: Readable, resume_offset: int, check: bool, progress: Progress) -> dict[str, Any]:
         """What is in a device, file or version, as JSON, by its first bytes; key ``format`` names the format, ``crc`` says whether
@@ -249,6 +255,14 @@ def recognised(image: Image) -> str:
     first = image.read(0, FIRST_BYTES)
     named = (row for row in KINDS.values() if row.module and (row.name == image.head.kind or re.search(row.sign, first)))
     return next((row.name for row in named if load(row.name).is_in(image)), "")
+
+
+def neutral(first: bytes) -> bytes:
+    """``Kind.neutral`` of every kind whose sign is in the first bytes of a file, whatever the version is called."""
+    for row in KINDS.values():
+        if row.module and re.search(row.sign, first):
+            first = load(row.name).neutral(first)
+    return first
 
 
 def inspect(readable: Readable, resume_offset: int, check: bool, progress: Progress) -> dict[str, Any]:

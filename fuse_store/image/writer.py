@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from fuse_store.columns import I64, U64, distinct, group_starts, halves, joint_runs, starts
 from fuse_store.errors import StoreError
+from fuse_store.image import kind as kinds
 from fuse_store.image.inputs import Batch, Input, InputFile
-from fuse_store.image.kind import Settings, StoredAs
+from fuse_store.image.kind import FIRST_BYTES, Settings, StoredAs
 from fuse_store.image.page_table import Bases, PageTable
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST, Aead
@@ -35,8 +36,6 @@ from fuse_store.repository.pack import NewBlock, PackReader, PackWriter, Table
 
 GROUP = 8  # blocks that a thread compresses and encrypts in one go
 MAX_GROUPS = 8  # that wait or are being compressed
-MAX_HEADER_SIZE = 64 << 10  # bytes at the start of a device in which the header of an armed swap area ends
-ARMED = b"S1SUSPEND"  # is in it; that it is one is found out then
 _FIRST_COMPUTED = 1 << 40  # blocks with this ordinal or a higher one are computed, and in no pack
 
 _Columns = tuple[I64, I64, I64, I64]  # (page, count, block, slot) of extents
@@ -64,8 +63,8 @@ class WrittenImage:
 
 class ContentDigest:
     """The digest of what an image holds, by which versions with the same bytes are known: over the number and the page digest of
-    each page that is not zero, in order, however it is stored. An armed swap area counts as if it was not armed: the ten bytes
-    that differ do not make it another state of a machine."""
+    each page that is not zero, in order, however it is stored. What differs in images of one state of a machine does not count
+    (``image.kind.Kind.neutral``)."""
 
     def __init__(self, aead: Aead) -> None:
         self._hasher = aead.hasher()
@@ -361,7 +360,7 @@ class ImageWriter:
                 with closing(source.batches(self._page_size)) as batches:
                     for batch in batches:
                         pages = self._batch(batch.page, batch.data)
-                        self._content.add(*(self._unarmed(*pages, batch) if len(source.files) == 1 else pages))
+                        self._content.add(*(self._neutral(*pages, batch) if len(source.files) == 1 else pages))
                         progress.at(before + batch.end)
                 progress.at(before + (source.end(self._page_size) or 0))
                 self._written.files = source.placed(self._page_size)
@@ -388,24 +387,19 @@ class ImageWriter:
         self._content.know(*stored_as.page_digests())
         self._written.allocated = int(extents[1].sum()) * self._page_size
 
-    def _unarmed(self, page: I64, high: U64, low: U64, batch: Batch) -> tuple[I64, U64, U64]:
-        """Pages of a batch; the digest of the one with the signature of an armed swap area is that of the page when not armed."""
+    def _neutral(self, page: I64, high: U64, low: U64, batch: Batch) -> tuple[I64, U64, U64]:
+        """Pages of a batch with the digests that count for the content: of the first pages of a file as a kind of image says that they
+        count (``image.kind.neutral``)."""
         size = self._page_size
-        if not len(page) or page[0] * size >= MAX_HEADER_SIZE or ARMED not in bytes(batch.data[:MAX_HEADER_SIZE]):
+        count = int(np.searchsorted(batch.page, FIRST_BYTES // size))
+        if not count or not len(page):
             return page, high, low
-        from fuse_store.formats.swsusp import disarmed, layout
-
-        for end in layout.PAGE_SIZES:
-            number = (end - 1) // size
-            row = int(np.searchsorted(batch.page, number))
-            if row == len(batch.page) or batch.page[row] != number:
-                continue
-            content = bytes(batch.data[row * size : (row + 1) * size])
-            header, rest = content[: end - number * size], content[end - number * size :]
-            if header.endswith(layout.SIGNATURE) and header[: -layout.SIGNATURE_SIZE].endswith(layout.SWAP_SIGNATURES):
-                changed = page == number
-                high[changed], low[changed] = halves(self._aead.page_digests([disarmed(header) + rest]))
-                break
+        first = np.zeros((FIRST_BYTES // size, size), np.uint8)
+        first[batch.page[:count]] = np.frombuffer(batch.data, np.uint8, count * size).reshape(-1, size)
+        neutral = np.frombuffer(kinds.neutral(first.tobytes()), np.uint8).reshape(first.shape)
+        for number in np.flatnonzero((first != neutral).any(axis=1)).tolist():
+            changed = page == number
+            high[changed], low[changed] = halves(self._aead.page_digests([neutral[number].data]))
         return page, high, low
 
     def _batch(self, page: I64, data: memoryview) -> tuple[I64, U64, U64]:

@@ -381,6 +381,23 @@ def test_a_hibernation_image_that_is_cut_off_is_not_stored(
     assert done.code == 5 and "truncated" in done.err and run("list", "--json").json["versions"] == []
 
 
+def test_a_hibernation_image_from_a_pipe_has_the_tags_of_one_from_a_file(
+    run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for what was recorded of the machine's disks. They are read from what was stored; the user's own count more."""
+    path = hibernation(tmp_path / "a")
+    put(run, path, "--kind", "hibernation")
+    for more in ((), ("--tag", "memory=1")):
+        with open(path) as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            put(run, "-", "--kind", "hibernation", *more)
+    assert run("put", "--machine", "web01", "--kind", "hibernation", "--command", "cat", str(path)).code == 0
+    file, pipe, own, command = (one["tags"] for one in sorted(run("list", "--json").json["versions"], key=lambda one: one["number"]))
+    recorded = {key: value for key, value in file.items() if not key.startswith("fs.")}
+    assert {"memory", "compression"} <= set(recorded) and pipe == command == {**recorded, "consistent": "unknown"}
+    assert own == {**pipe, "memory": "1"}
+
+
 @pytest.mark.parametrize("make", [swap_area, image])
 @pytest.mark.parametrize("pipe", [False, True])
 def test_what_only_is_called_a_hibernation_image_takes_no_place(
