@@ -37,6 +37,14 @@ def distinct_values(values: I64) -> I64:
     return ordered[group_starts(ordered)]
 
 
+def sums_by(keys: I64, values: I64) -> tuple[I64, I64]:
+    """(each key once, ascending, the sum of its values): [7, 3, 7], [1, 2, 3] → [3, 7], [2, 4]. Keys are not negative."""
+    order = np.argsort(keys)
+    ordered = keys[order]
+    begins = group_starts(ordered)
+    return ordered[begins], np.add.reduceat(values[order], begins) if len(begins) else values
+
+
 def run_starts(numbers: I64) -> I64:
     """Indexes at which a run of consecutive numbers begins: [4, 5, 9] → [0, 2]. Numbers are ascending, not negative."""
     return np.flatnonzero(np.diff(numbers, prepend=-2) != 1)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fuse_store.columns import I64, U64, distinct_values, group_starts, halves
+from fuse_store.columns import I64, U64, group_starts, halves, sums_by
 from fuse_store.errors import Damaged
 from fuse_store.image.reader import Image
 from fuse_store.repository.aead import DIGEST
@@ -17,6 +18,8 @@ from fuse_store.repository.pack import NEAR, PackReader, Table
 
 ALL_OPENED = 512  # blocks of the bases that are all opened when they are shared
 PARTS = 31  # of more, a put opens one part; another one each hour: a prime, so that nightly and weekly puts come to all of them
+LITTLE = 4  # a block of which the bases use less than one of so many pages is little used
+AGAIN = 20  # at most one page of so many that the bases have is stored again by a put because its block is little used
 MAX_PAGES = 4 << 20  # 24 bytes each and as much again while it grows; those of 16 GiB in pages of 4 KiB
 NOTHING, READ, OPEN = range(3)  # what is done with a block of a base before it is shared
 _SLOT_BITS = 8  # of a place; a block has at most 64 pages
@@ -31,10 +34,11 @@ class Bases:
     def __init__(self, reader: PackReader, page_size: int, threads: int, *, read_all: bool) -> None:
         """``read_all``: read every block that is shared, also those whose turn to be opened it is not."""
         self._reader, self._page_size, self._read_all = reader, page_size, read_all
-        self._offsets: dict[bytes, I64] = {}  # by pack, ascending
+        self._used: dict[bytes, tuple[I64, I64]] = {}  # by pack: offsets of blocks, ascending, and how many pages are used of each
         self._tables: list[Table] = []
         self._first = np.zeros(1, np.int64)  # the ordinal of the first block of each table, and how many there are
         self._due = np.zeros(0, np.uint8)  # by ordinal: what is still to be done when a block is shared
+        self._uses = self._sizes = np.zeros(0, np.int64)  # by ordinal: pages of a block that the bases use, and all that it has
         self._pool = ThreadPoolExecutor(threads, "bases")
 
     def __enter__(self) -> Bases:
@@ -45,19 +49,24 @@ class Bases:
 
     def add(self, image: Image) -> None:
         """Take in the blocks of a version. Raises Damaged."""
-        for _digests, located, _first_pages in image.blocks():
+        for located, pages in image.used():
             for number, pack in enumerate(located.packs):
-                offsets = located.offset[located.pack == number]
-                self._offsets[pack] = distinct_values(np.append(self._offsets.get(pack, offsets[:0]), offsets))
-            if sum(map(len, self._offsets.values())) >= MAX_PAGES:
+                blocks = np.flatnonzero(located.pack == number)
+                offsets, uses = self._used.get(pack, (blocks[:0], blocks[:0]))
+                self._used[pack] = sums_by(np.append(offsets, located.offset[blocks]), np.append(uses, pages[blocks]))
+            if self._blocks >= MAX_PAGES:
                 return
+
+    @property
+    def _blocks(self) -> int:
+        return sum(len(offsets) for offsets, _uses in self._used.values())
 
     def tables(self) -> Iterator[Table]:
         """The table of each pack with only the blocks of the bases, those with most of them first. A pack that is gone, whatever a local
         cache knows of it, or that cannot be read is left out: its pages are stored again."""
-        every = sum(map(len, self._offsets.values())) <= ALL_OPENED
+        every = self._blocks <= ALL_OPENED
         turn = int(time.time()) // 3600 % PARTS
-        packs = sorted(self._offsets, key=lambda pack: -len(self._offsets[pack]))
+        packs = sorted(self._used, key=lambda pack: -len(self._used[pack][0]))
         for pack, there in zip(packs, self._pool.map(self._reader.exists, packs), strict=True):
             try:
                 table = self._reader.table(pack) if there else None
@@ -65,12 +74,26 @@ class Bases:
                 continue
             if table is None or table.counts(self._page_size).sum() != len(table.pages):
                 continue
-            table = table.select(table.at(self._offsets[pack]), self._page_size)
+            offsets, uses = self._used[pack]
+            rows = table.at(offsets)
+            table = table.select(rows[rows >= 0], self._page_size)
+            self._uses = np.append(self._uses, uses[rows >= 0])
+            self._sizes = np.append(self._sizes, table.counts(self._page_size))
             opened = every | (halves(table.digests)[0] % PARTS == turn)
             self._due = np.append(self._due, np.where(opened, OPEN, READ if self._read_all else NOTHING).astype(np.uint8))
             self._first = np.append(self._first, len(self._due))
             self._tables.append(table)
             yield table
+
+    def little_used(self) -> tuple[NDArray[np.bool_], int]:
+        """(for each block, by its ordinal, whether the pages that the bases still use of it should be stored again; how many pages may be).
+        So that an image is not scattered over ever more blocks of which it needs a page each. After ``tables``."""
+        few = np.flatnonzero(self._uses * LITTLE < self._sizes)
+        few = few[np.argsort(self._uses[few], kind="stable")]
+        most = int(self._uses.sum()) // AGAIN
+        chosen = np.zeros(len(self._uses), bool)
+        chosen[few[np.cumsum(self._uses[few]) <= most]] = True
+        return chosen, most
 
     def unreadable(self, blocks: I64) -> I64:
         """Which of the blocks cannot be read, or have other pages than the table says. Blocks are named by their ordinals in the order of

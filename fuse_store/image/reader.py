@@ -198,6 +198,13 @@ class Image:
             extents = segment.extents
             yield extents.digests[: extents.stored * DIGEST], segment.located, extents.first_pages()[: extents.stored]
 
+    def used(self) -> Iterator[tuple[Located, I64]]:
+        """For each segment: where its blocks in packs are, and for how many pages of the image each is needed."""
+        for segment in self._segments:
+            extents = segment.extents
+            pages = np.bincount(extents.block, extents.count, len(extents.digests) // DIGEST)
+            yield segment.located, pages[: extents.stored].astype(np.int64)
+
     def computed_blocks(self) -> Iterator[Callable[[], Future[Pages]]]:
         """For each computed block a function that has it computed in a thread, and compared with its digest. The results may
         raise Damaged, StoreError."""

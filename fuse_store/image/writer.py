@@ -346,6 +346,8 @@ class ImageWriter:
             self._know(table)
             if not self._known.space:
                 break
+        self._little_used, self._left = bases.little_used()  # blocks, by ordinal; pages that may be stored again because of them
+        self._again = PageTable()  # where these are now
 
     def run(self, source: Input, progress: Progress, stored_as: StoredAs | None = None) -> WrittenImage:
         """Store what is new in an input. ``stored_as`` is how its only file is stored. Raises StoreError, OSError."""
@@ -413,27 +415,34 @@ class ImageWriter:
         page, high, low = page[rows], high[rows], low[rows]
         if not len(rows):
             return page, high, low
-        block, slot = self._find(high, low)
+        block, slot, again = self._find(high, low)
         absent = np.flatnonzero(block < 0)
         if len(absent):
             first, back = distinct(high[absent], low[absent])  # a page that is new twice in a batch is stored once
             new = absent[first]
             digests = np.stack((high[new], low[new], sums[rows[new]]), axis=1)
             blocks, slots = self._blocks.add(page[new], content, rows[new], digests)
-            self._known.add(high[new], low[new], blocks, slots)
+            for table, part in ((self._known, ~again[new]), (self._again, again[new])):
+                table.add(high[new][part], low[new][part], blocks[part], slots[part])
             block[absent], slot[absent] = blocks[back], slots[back]
-            self._written.new += len(new) * size
+            stored_again = int(again[new].sum())
+            self._left -= stored_again
+            self._written.new += (len(new) - stored_again) * size
         self._written.allocated += len(page) * size
         self._written.segments += self._segments.add(page, block, slot)
         return page, high, low
 
-    def _find(self, high: U64, low: U64) -> tuple[I64, I64]:
-        """(block, slot) of pages that are known; block is -1 for the others, and for those of blocks that are found to be damaged."""
+    def _find(self, high: U64, low: U64) -> tuple[I64, I64, NDArray[np.bool_]]:
+        """(block, slot) of pages that are known, and which of them are to be stored again; block is -1 for these, for pages that are not
+        known, and for those of blocks that are found to be damaged."""
         while True:
             block, slot = self._known.find(high, low)
+            again = (block >= 0) & (block < len(self._little_used)) & (self._left > 0)
+            again[again] = self._little_used[block[again]]
+            block[again], slot[again] = self._again.find(high[again], low[again])
             bad = self._bases.unreadable(block)
             if not len(bad):
-                return block, slot
+                return block, slot, again
             self._known.forget(bad)
 
     def _know(self, table: Table) -> None:

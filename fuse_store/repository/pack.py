@@ -84,12 +84,12 @@ class Table:
         return {}
 
     def at(self, offsets: I64) -> I64:
-        """The rows of the blocks that begin at these offsets, which are ascending; others are passed over."""
+        """The row of the block that begins at each of these offsets; -1 where none does."""
         if not len(self.offset):
-            return np.zeros(0, np.int64)
-        rows = np.minimum(np.searchsorted(self.offset, offsets.astype(np.uint64)), len(self.offset) - 1)
-        found: I64 = rows[self.offset[rows] == offsets.astype(np.uint64)]
-        return found
+            return np.full(len(offsets), -1)
+        wanted = offsets.astype(np.uint64)
+        rows = np.minimum(np.searchsorted(self.offset, wanted), len(self.offset) - 1)
+        return np.where(self.offset[rows] == wanted, rows, -1)
 
     def select(self, rows: I64, page_size: int) -> Table:
         """The table with these rows alone. It must have as many pages as its blocks."""

@@ -9,7 +9,8 @@ makes 2.5 of the pages into one. The same seed gives the same versions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,15 @@ I64 = NDArray[np.int64]
 
 def versions(folder: Path, count: int, size: int, seed: int = 1) -> list[Path]:
     """Files v0, v1, … of ``size`` bytes, sparse where they are zero."""
-    paths = []
-    for number, pages in enumerate(_page_numbers(count, size // PAGE, seed)):
-        path = folder / f"v{number}"
+    paths = [folder / f"v{number}" for number in range(count)]
+    for _path, _done in zip(paths, one_by_one(paths, size, seed), strict=True):
+        pass
+    return paths
+
+
+def one_by_one(paths: Iterable[Path], size: int, seed: int = 1) -> Iterator[Path]:
+    """The same, each written when it is asked for."""
+    for path, pages in zip(paths, _page_numbers(size // PAGE, seed), strict=False):
         with open(path, "wb") as file:
             file.truncate(size)
             for at in range(0, len(pages), 4096):
@@ -38,18 +45,17 @@ def versions(folder: Path, count: int, size: int, seed: int = 1) -> list[Path]:
                 for begin, end in _filled(part):
                     file.seek((1 + at + begin) * PAGE)
                     file.write(content[begin:end].tobytes())
-        paths.append(path)
-    return paths
+        yield path
 
 
-def _page_numbers(count: int, pages: int, seed: int) -> Iterator[I64]:
-    """For each version, which page stands where; 0 is a page of zeros."""
+def _page_numbers(pages: int, seed: int) -> Iterator[I64]:
+    """For one version after the other, which page stands where; 0 is a page of zeros."""
     random = np.random.default_rng(seed)
     used = max(8, int(pages * FILLED))
     now = np.arange(1, used + 1)
     now[random.random(used) < ZERO] = 0
     fresh = used + 1
-    for _version in range(count):
+    while True:
         yield now
         now = now.copy()
         changed = np.flatnonzero(random.random(used) < NEW)
@@ -68,12 +74,17 @@ def _filled(pages: I64) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
+@lru_cache(maxsize=1)
+def _pool(seed: int) -> tuple[NDArray[np.uint8], I64]:
+    """Bytes of which every page's noise is a stretch of its own, mixed with its number; and the order of the lines of a page."""
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, 64 << 20, np.uint8), random.permutation(PAGE // 64)
+
+
 def _content(numbers: I64, seed: int) -> NDArray[np.uint8]:
     """The pages with these numbers. Two fifths of a page are noise; the rest repeats, as pointers and text do to a compressor."""
-    random = np.random.default_rng(seed)
     noise = PAGE * 2 // 5 // 64 * 64
-    pool = random.integers(0, 256, 64 << 20, np.uint8)  # every page's noise is a stretch of its own of one pool, mixed with its number
-    lines = random.permutation(PAGE // 64)
+    pool, lines = _pool(seed)
     at = (numbers * 7919 * 64) % (len(pool) - noise)
     words = (pool[at[:, None] + np.arange(noise)]).view("<u8") ^ (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))[:, None]
     pages = np.empty((len(numbers), PAGE), np.uint8)

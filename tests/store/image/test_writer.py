@@ -163,6 +163,32 @@ def test_of_a_large_base_all_is_read_that_a_replacing_put_shares(
         assert again.ids() == [new] and read_whole(again, new) == changed
 
 
+def test_an_image_is_not_scattered_over_ever_more_blocks(store: Store) -> None:
+    """An eighth of its pages are new in each version. Pages of blocks of which little is used are stored again, in bounds, and are
+    not counted as new."""
+    random, pages = np.random.default_rng(1), 640
+    now, fresh = np.arange(1, pages + 1), pages + 1
+    wanted: dict[str, bytes] = {}
+    written = []
+    for _version in range(33):
+        data = content(now.tolist())
+        made = store.put(str(write_sparse(store.path.parent / "source", data)), Label("m"))
+        wanted[made.id] = data
+        written.append(made.stored)
+        if len(wanted) > 1:
+            assert made.new == changed * PAGE and made.stored <= (changed + pages // page_table.AGAIN + 1) * (PAGE + 64)
+        changed = pages // 8
+        now[random.choice(pages, changed, replace=False)] = np.arange(fresh, fresh + changed)
+        fresh += changed
+    image = store.open_image(made.id)
+    blocks = sum(len(digests) // 16 for digests, _located, _first_pages in image.blocks())
+    assert blocks <= 2.5 * pages // 32, "else it is more than 3.5"
+    for image_id in list(wanted)[::16]:
+        assert read_whole(store, image_id) == wanted[image_id]
+    last = store.put(str(store.path.parent / "source"), Label("m"), replace=True)
+    assert read_whole(store, last.id) == data
+
+
 def test_a_table_that_says_other_digests_of_pages_teaches_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a bit makes it that flips in memory: neither is it shared, nor do verify and repair say that all is well."""
     right, wrong = content([50]), content([1050])
