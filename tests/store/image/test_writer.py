@@ -169,15 +169,13 @@ def test_an_image_is_not_scattered_over_ever_more_blocks(store: Store) -> None:
     random, pages = np.random.default_rng(1), 640
     now, fresh = np.arange(1, pages + 1), pages + 1
     wanted: dict[str, bytes] = {}
-    written = []
+    changed = pages // 8
     for _version in range(33):
         data = content(now.tolist())
         made = store.put(str(write_sparse(store.path.parent / "source", data)), Label("m"))
         wanted[made.id] = data
-        written.append(made.stored)
         if len(wanted) > 1:
             assert made.new == changed * PAGE and made.stored <= (changed + pages // page_table.AGAIN + 1) * (PAGE + 64)
-        changed = pages // 8
         now[random.choice(pages, changed, replace=False)] = np.arange(fresh, fresh + changed)
         fresh += changed
     image = store.open_image(made.id)
