@@ -3,8 +3,8 @@
 
 An input gives its files, and the data of all of them in order; what is left out is a hole, which reads as zeros. It refuses
 what it cannot give as it was at one moment, or says that this is not known. ``input`` has the interface, ``holding`` how
-others are kept from changing a source; ``single``, ``tree`` and ``stream`` are the inputs, ``reading`` is what the first two
-share.
+others are kept from changing a source; ``single``, ``tree`` and ``stream`` are the inputs, each loaded when it is needed;
+``reading`` is what the first two share.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError, failed
-from fuse_store.image.inputs.input import CONSISTENT, Batch, Doubts, Input, InputFile
-from fuse_store.image.inputs.single import SingleInput
-from fuse_store.image.inputs.stream import STANDARD_INPUT, CommandInput, StreamInput
-from fuse_store.image.inputs.tree import TreeInput
+from fuse_store.image.inputs.input import CONSISTENT, STANDARD_INPUT, Batch, Doubts, Input, InputFile
 from fuse_store.paths import checked_path
 
 __all__ = ["CONSISTENT", "Batch", "Input", "InputFile", "open_input", "run_command"]
@@ -38,6 +35,8 @@ def run_command(command: Sequence[str], *, size: int | None = None) -> Input:
     """The output of a command, which is run. Raises NotFound, Refused, UsageError, StoreError."""
     if not command or not command[0]:
         raise UsageError("--command", "no command given.", "Give the command and its arguments after all other options.")
+    from fuse_store.image.inputs.stream import CommandInput
+
     return CommandInput(command, size)
 
 
@@ -51,6 +50,8 @@ def _standard_input(size: int | None) -> Input:
         raise UsageError(STANDARD_INPUT, "is a terminal.", "Pipe an image into it, or name a file.")
     if size is None and stat.S_ISREG(status.st_mode):  # a file tells how much of it is left
         size = max(0, status.st_size - os.lseek(descriptor, 0, os.SEEK_CUR)) or None
+    from fuse_store.image.inputs.stream import StreamInput
+
     return StreamInput(descriptor, size)
 
 
@@ -58,9 +59,13 @@ def _opened(path: Path, what: str, doubts: Doubts) -> Input:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
+            from fuse_store.image.inputs.tree import TreeInput
+
             return TreeInput(path, doubts)
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise UsageError(what, "not a file, block device or directory.", "Name one of these, or - for standard input.")
+        from fuse_store.image.inputs.single import SingleInput
+
         return SingleInput(path, doubts)
     except FileNotFoundError:
         raise NotFound(what, "no such file or directory.", "Check the path.") from None

@@ -17,6 +17,7 @@ from fuse_store.repository.manifest import MAX_TIME
 CONSISTENT = "consistent"  # tag of a version that may not be what its source was at one moment
 UNKNOWN, NO = "unknown", "no"  # its values
 NOTHING_STORED = "Nothing was stored."
+STANDARD_INPUT = "standard input"
 
 
 @dataclass(frozen=True)

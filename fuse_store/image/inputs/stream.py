@@ -21,10 +21,9 @@ import numpy as np
 
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError, failed
 from fuse_store.image.inputs import reading
-from fuse_store.image.inputs.input import CONSISTENT, NOTHING_STORED, UNKNOWN, Batch, Input, InputFile
+from fuse_store.image.inputs.input import CONSISTENT, NOTHING_STORED, STANDARD_INPUT, UNKNOWN, Batch, Input, InputFile
 from fuse_store.image.inputs.supervisor import SIGNALS
 
-STANDARD_INPUT = "standard input"
 CANNOT_RUN = {  # by errno
     errno.ENOENT: "Check its name and $PATH, and the interpreter in its first line.",
     errno.EACCES: "Name a program that you may execute.",

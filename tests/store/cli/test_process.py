@@ -279,6 +279,7 @@ def test_a_store_that_can_only_be_read(run: Run, store: Path, tmp_path: Path) ->
 
 
 LIST_NEEDS_NO = {"rich", "shtab", "mfusepy", "numpy", "fuse_store.image.reader", "fuse_store.image.writer", "concurrent.futures"}
+PUT_NEEDS_NO = {"rich", "shtab", "mfusepy", "obstore", "tempfile", "numpy.ma", "subprocess", "socket"}
 HELP_NEEDS_NO = {*LIST_NEEDS_NO, "cryptography", "fuse_store.store", "tempfile"}
 
 
@@ -299,7 +300,7 @@ def test_a_put_imports_nothing_that_it_does_not_need(store: Path, tmp_path: Path
     path.write_bytes(np.random.default_rng(1).bytes(8 << 20))
     script = (
         f"import sys; from fuse_store.cli import main; assert main(['put', {str(path)!r}, '--machine', 'm', '--replace']) == 0; "
-        "print(sorted({'rich', 'shtab', 'mfusepy', 'obstore', 'tempfile', 'numpy.ma'} & set(sys.modules)), file=sys.stderr)"
+        f"print(sorted({PUT_NEEDS_NO} & set(sys.modules)), file=sys.stderr)"
     )
     for _put in range(2):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
