@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class Bases:
         """``read_all``: read every block that is shared, also those whose turn to be opened it is not."""
         self._reader, self._page_size, self._read_all = reader, page_size, read_all
         self._used: dict[bytes, tuple[I64, I64]] = {}  # by pack: offsets of blocks, ascending, and how many pages are used of each
-        self._tables: list[Table] = []
+        self._tables: list[tuple[Table, Table]] = []  # without digests of pages; with them, but only of what is opened
         self._first = np.zeros(1, np.int64)  # the ordinal of the first block of each table, and how many there are
         self._due = np.zeros(0, np.uint8)  # by ordinal: what is still to be done when a block is shared
         self._uses = self._sizes = np.zeros(0, np.int64)  # by ordinal: pages of a block that the bases use, and all that it has
@@ -82,7 +83,7 @@ class Bases:
             opened = every | (halves(table.digests)[0] % PARTS == turn)
             self._due = np.append(self._due, np.where(opened, OPEN, READ if self._read_all else NOTHING).astype(np.uint8))
             self._first = np.append(self._first, len(self._due))
-            self._tables.append(table)
+            self._tables.append((replace(table, pages=table.pages[:0].copy()), table.select(np.flatnonzero(opened), self._page_size)))
             yield table
 
     def little_used(self) -> tuple[NDArray[np.bool_], int]:
@@ -112,18 +113,21 @@ class Bases:
         parts = []
         for one in np.flatnonzero(np.bincount(number, minlength=len(self._tables))).tolist():
             part = blocks[number == one]
-            parts += np.split(part, group_starts(self._tables[one].offset[part - self._first[one]].astype(np.int64) // NEAR)[1:])
+            offset = self._tables[one][0].offset[part - self._first[one]].astype(np.int64)
+            parts += np.split(part, group_starts(offset // NEAR)[1:])
         return parts
 
     def _not_opened(self, block: int) -> I64:
         """The block, if it cannot be opened, or a pack says something else of it."""
         number = int(np.searchsorted(self._first, block, "right")) - 1
-        return np.zeros(0, np.int64) if self._is_readable((self._tables[number], block - int(self._first[number]))) else np.array([block])
+        table, opened = self._tables[number]
+        (row,) = opened.at(table.offset[[block - self._first[number]]]).tolist()
+        return np.zeros(0, np.int64) if row >= 0 and self._is_readable((opened, row)) else np.array([block])
 
     def _not_authentic(self, blocks: I64) -> I64:
         """Those of blocks near each other that are not as they were written."""
         number = int(np.searchsorted(self._first, blocks[0], "right")) - 1
-        authentic = self._reader.authentic(self._tables[number], blocks - self._first[number])
+        authentic = self._reader.authentic(self._tables[number][0], blocks - self._first[number])
         return np.array([block for block, good in zip(blocks.tolist(), authentic, strict=True) if not good], np.int64)
 
     def _is_readable(self, block: tuple[Table, int]) -> bool:

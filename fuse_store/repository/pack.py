@@ -83,7 +83,7 @@ class Table:
     def _begins(self) -> dict[int, I64]:
         return {}
 
-    def at(self, offsets: I64) -> I64:
+    def at(self, offsets: I64 | U64) -> I64:
         """The row of the block that begins at each of these offsets; -1 where none does."""
         if not len(self.offset):
             return np.full(len(offsets), -1)
