@@ -14,7 +14,7 @@ from fuse_store.hibernation.slots.allocate import allocate, victims
 from fuse_store.hibernation.slots.layout import Slot
 from fuse_store.hibernation.slots.manage import Slots
 from fuse_store.hibernation.slots.plan import Plan, blocks_needed
-from fuse_store.hibernation.slots.swap_use import state_of, swapped_out
+from fuse_store.hibernation.slots.swap_use import swap_use
 from fuse_store.hibernation.slots.writer import SlotWriter, stream_of
 from fuse_store.hibernation.stage import bootable_header
 from fuse_store.image.reader import Image
@@ -104,23 +104,23 @@ def _slot_of(version: Image, image: HibernationImage, swap: str, wishes: Wishes)
 def _checked_swap(version: Image, image: HibernationImage, slots: Slots, force: bool) -> str:
     """What is known of the machine's swap areas. Raises Refused if the image needs what a slot has not."""
     name = f"image {version.id[:12]}"
-    used, state = swapped_out(version, image), state_of(version, image)
-    if used:
+    swap = swap_use(version, image)
+    if swap.used:
         raise Refused(
-            name, f"{used} pages of the machine were swapped out; they are not part of the image, so not of a slot.",
+            name, f"{swap.used} pages of the machine were swapped out; they are not part of the image, so not of a slot.",
             "Run 'swapoff -a' on the machine before it makes an image for a slot, or stage the version on a device of its own.",
         )  # fmt: skip
-    if state != "inactive" and image.header.swap.uuid == slots.table.replaced:
+    if swap.state != "inactive" and image.header.swap.uuid == slots.table.replaced:
         raise Refused(
             name, "the machine used this device as its swap area; resumed, it would swap into the slots.",
             "Have the machine use another device for swap, or none, when it makes the image.",
         )  # fmt: skip
-    if state == "unknown" and not force:
+    if swap.state == "unknown" and not force:
         raise Refused(
             name, "it is not known whether pages of the machine were swapped out; they would be missing.",
             "If none were, use --force. Otherwise stage the version on a device of its own.",
         )  # fmt: skip
-    return state
+    return swap.state
 
 
 def _write(image: HibernationImage, slots: Slots, slot: Slot, progress: Progress) -> tuple[Slot, int]:

@@ -7,6 +7,8 @@ are there, at blocks of that device; a slot has the image alone. A resume withou
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from fuse_store.formats.swsusp import HibernationImage
@@ -17,20 +19,22 @@ from fuse_store.image.reader import Image
 TOTAL, FREE = "total_swap_pages", "nr_swap_pages"  # of all active swap areas, in pages (mm/swapfile.c)
 
 
-def swapped_out(version: Image, image: HibernationImage) -> int | None:
-    """How many pages of swap the machine used when the image was made; None if that cannot be determined. Raises Damaged."""
-    used = _counted(version, image)
-    if used is None and not _has_more(version, image):
-        return 0
-    return None if used is None else used[1]
+@dataclass(frozen=True)
+class SwapUse:
+    """``used``: pages of swap that the machine used when the image was made; None if that cannot be determined. ``state``, for the
+    table: ``inactive`` (no swap area was in use), ``unused`` (one was, with nothing in it as far as is known), or ``unknown``."""
+
+    used: int | None
+    state: str
 
 
-def state_of(version: Image, image: HibernationImage) -> str:
-    """For the table: ``inactive`` (no swap area was in use), ``unused`` (one was, with nothing in it), or ``unknown``. Raises Damaged."""
+def swap_use(version: Image, image: HibernationImage) -> SwapUse:
+    """What an image tells of swap, or what is beside it in the version. Raises Damaged."""
     counted = _counted(version, image)
-    if counted is None:
-        return "unknown" if _has_more(version, image) else "unused"
-    return "inactive" if not counted[0] else "unused"
+    if counted is not None:
+        total, used = counted
+        return SwapUse(used, "unused" if total else "inactive")
+    return SwapUse(None, "unknown") if _has_more(version, image) else SwapUse(0, "unused")
 
 
 def _counted(version: Image, image: HibernationImage) -> tuple[int, int] | None:

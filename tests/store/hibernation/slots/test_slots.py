@@ -23,6 +23,7 @@ from fuse_store.cli.verbs.slots import SLOT_KEYS
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, UsageError
 from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
+from fuse_store.hibernation.machine import Machine
 from fuse_store.hibernation.preflight import TargetMachine
 from fuse_store.hibernation.slots import manage
 from fuse_store.hibernation.slots import table as tables
@@ -36,7 +37,7 @@ from fuse_store.image import devices
 from fuse_store.repository import atomic
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import decode
-from tests.store.conftest import fork, state_of, wait
+from tests.store.conftest import fork, loop_device, state_of, wait
 from tests.store.hibernation.cases import FREE, SIZE, Case, blank, kind_on, make_case, signature
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -272,6 +273,21 @@ def test_two_at_once(case: Case, device: Path) -> None:
         staged(case, 0, device)
     with Slots(device):
         pass
+
+
+def test_block_device(case: Case, tmp_path: Path) -> None:
+    """As a file; and who has it open holds it alone."""
+    copied = case.copied(tmp_path / "copy")
+    with loop_device(tmp_path / "disk", SPACE) as loop:
+        create(loop)
+        results = [staged(copied, index, loop) for index in (0, 1)]
+        done = arm(copied.store, loop, 2, TargetMachine(Machine("/nonexistent")), force=("filesystems_unknown",))
+        assert done.device == str(loop) and content_of(loop, results[1].slot.header)[2] == "armed"
+        with Slots(loop), pytest.raises(Refused, match="busy"):
+            disarm(loop)
+        assert kind_on(loop) == "" and not subprocess.run(["blkid", "-p", loop], capture_output=True, check=False).stdout
+        disarm(loop)
+    assert stream_at(tmp_path / "disk", results[1].slot.header) == decode(case.content(1))
 
 
 def test_device_that_does_not_keep_what_is_written(case: Case, device: Path, monkeypatch: pytest.MonkeyPatch) -> None:

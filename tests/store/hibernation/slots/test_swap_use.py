@@ -13,7 +13,7 @@ from fuse_store.formats.swsusp.kernel import find_kernel, symbols
 from fuse_store.formats.swsusp.kernel.symbols import read_longs
 from fuse_store.hibernation.slots.manage import create
 from fuse_store.hibernation.slots.stage import Wishes, stage
-from fuse_store.hibernation.slots.swap_use import state_of, swapped_out
+from fuse_store.hibernation.slots.swap_use import SwapUse, swap_use
 from fuse_store.image.reader import Image
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp import Bytes
@@ -71,7 +71,7 @@ def test_what_is_known(store: Store, tmp_path: Path, total: int, free: int, used
     """Also if something else is on the captured device."""
     version = stored(store, tmp_path / "source", counted(total, free))
     with HibernationImage(version) as image:
-        assert (swapped_out(version, image), state_of(version, image)) == (used, state)
+        assert swap_use(version, image) == SwapUse(used, state)
 
 
 def test_pages_that_were_swapped_out(store: Store, tmp_path: Path) -> None:
