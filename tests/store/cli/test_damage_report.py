@@ -66,14 +66,15 @@ def test_repair_names_what_is_lost_once_and_says_what_to_do(run: Run, store: Pat
 
 
 def test_a_collection_that_cannot_tell_what_is_needed_is_damage(run: Run, store: Path, tmp_path: Path) -> None:
-    made = put(run, image(tmp_path / "a", 1))
+    put(run, image(tmp_path / "a", 1))
     (pack,) = store.glob("packs/*/*.pack")
     away = pack.rename(tmp_path / "away")
     for arguments in (["gc"], ["gc", "--dry-run"]):
         done = run(*arguments, "--json")
         assert done.code == 4 and done.error["type"] == "damaged" and "Nothing was freed" in done.error["remedy"]
     away.rename(pack)
-    (manifest,) = store.glob("images/*/*.img")
+    made = put(run, image(tmp_path / "a", 1, 2))  # a collection has not read it before
+    (manifest,) = store.glob(f"images/*/{made}.img")
     change(manifest, 40)
     done = run("gc", "--json")
     assert done.code == 4 and done.error["image"] == made and "remove --damaged" in done.error["remedy"]
