@@ -130,7 +130,7 @@ def _write_difference(image: Image, target: SwapDevice, difference: Difference) 
     written = 0
     for start, end in holes:
         for at in range(start, end, page_io.COMPARE_WINDOW):
-            target.write(at, page_io.ZEROS[: min(page_io.COMPARE_WINDOW, end - at)])
+            target.write(at, bytes(page_io.ZEROS[: min(page_io.COMPARE_WINDOW, end - at)]))
         written += end - start
     for place in places:
         written += sum(page_io.scatter(image, image.files[0], place, target.descriptor))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fuse_store.columns import I64, runs
 from fuse_store.errors import Damaged
 from fuse_store.image import devices
-from fuse_store.image.reader import Image
+from fuse_store.image.reader import Image, zeros
 from fuse_store.image.segments import Place
 from fuse_store.progress import Progress
 from fuse_store.repository.block import split
@@ -30,7 +30,7 @@ from fuse_store.repository.manifest import ImageFile
 
 COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
 MAX_GATHERED = 16 << 20  # bytes of pages that are gathered before they are written; twice that is in memory
-ZEROS = bytes(COMPARE_WINDOW)
+ZEROS = zeros(COMPARE_WINDOW)
 
 Stretch = tuple[int, list[Place], list[tuple[int, int]]]
 
@@ -45,7 +45,7 @@ def write(image: Image, file: ImageFile, descriptor: int, progress: Progress, *,
         for at, places, holes in parts:
             for start, end in holes:
                 for begin in range(start, end, COMPARE_WINDOW):
-                    devices.write_at(descriptor, memoryview(ZEROS)[: min(COMPARE_WINDOW, end - begin)], begin)
+                    devices.write_at(descriptor, ZEROS[: min(COMPARE_WINDOW, end - begin)], begin)
                 written += end - start
             for place in places:
                 for wrote in scatter(image, file, place, descriptor):
@@ -107,7 +107,7 @@ def in_order(image: Image) -> Iterator[memoryview]:
         length = max(0, min(COMPARE_WINDOW, image.size - at))
         buffer = buffers[0][: -(-length // image.head.page_size) * image.head.page_size]
         buffers.rotate()
-        content = buffer.data if image.read_into(at, buffer, threads=True) else memoryview(ZEROS)
+        content = buffer.data if image.read_into(at, buffer, threads=True) else ZEROS
         return content[:length]
 
     with ThreadPoolExecutor(1, "read") as pool:
@@ -131,7 +131,7 @@ def _windows(descriptor: int, first: int, last: int, step: int, size: int, most:
         there = buffer[: (min(low + step, last) - low) * size]
         got = min(_read_into(descriptor, start, there), most - start)
         if not got:
-            return low, memoryview(ZEROS)[: len(there)], 0
+            return low, ZEROS[: len(there)], 0
         there[got:] = ZEROS[: len(there) - got]
         return low, there, got
 

@@ -10,6 +10,7 @@ works on it.
 from __future__ import annotations
 
 import functools
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import cast
@@ -34,9 +35,10 @@ MOST = 0.75  # of a block: what is left of it will hardly be needed soon, so it 
 
 
 @functools.lru_cache(maxsize=4)
-def _zeros(length: int) -> memoryview:
-    """So many zero bytes: readers ask for the same lengths again and again."""
-    return memoryview(bytes(length))
+def zeros(length: int) -> memoryview:
+    """So many zero bytes, not to be written to: readers ask for the same lengths again and again. They take no memory: the kernel shows its
+    one page of zeros, which stays in the processor's cache."""
+    return memoryview(mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ) if length else b"")
 
 
 class _Segments:
@@ -89,7 +91,7 @@ class Image:
         first, last = offset // page_size, -(-(offset + length) // page_size)
         rows = self._rows(first, last) if length else None
         if rows is None:
-            return _zeros(length)
+            return zeros(length)
         begin = offset - first * page_size
         return rows.reshape(-1).data[begin : begin + length]
 

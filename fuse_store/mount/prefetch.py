@@ -70,11 +70,11 @@ class PrefetchProcesses:
 
     def __init__(self, store: Store, window: int, slabs: int) -> None:
         """Use ``start`` instead. Raises OSError."""
-        import fuse_store.image.reader  # noqa: F401  (imported once, before the forks)
+        from fuse_store.image.reader import zeros  # imported once, before the forks
 
         memory = mmap.mmap(-1, window * slabs)
         self._slabs = [np.frombuffer(memory, np.uint8, window, slab * window) for slab in range(slabs)]
-        self._zeros = memoryview(bytes(window))
+        self._zeros = zeros(window)
         self._free = deque(range(slabs))  # a stack: the slab that was used last is still in the processor's caches
         self._lock = threading.Lock()
         self._processes: list[_PrefetchProcess] = []
