@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuse_store.errors import Refused
+from fuse_store.errors import Refused, advice
 from fuse_store.formats.readable import Readable
 from fuse_store.image.targets import usage
 
@@ -29,7 +29,7 @@ def open_device(path: Path, directory: int | None = None) -> int:
         # O_EXCL: fails with EBUSY while it is mounted, swap, or part of something, or a partition of it is (blkdev_open).
         descriptor = os.open(path, flags) if directory is None else os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=directory)
     except OSError as error:
-        remedy = "Unmount it, or stop what uses it (see lsblk)." if error.errno == errno.EBUSY else ""
+        remedy = "Unmount it, or stop what uses it (see lsblk)." if error.errno == errno.EBUSY else advice(error.errno)
         raise Refused(f"device {path}", f"cannot be opened exclusively: {error.strerror}.", remedy) from None
     try:
         usage.check_device(descriptor, path)

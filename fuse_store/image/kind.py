@@ -195,7 +195,7 @@ class Kind:
         """What is in a device, file or version, as JSON, by its first bytes; key ``format`` names the format, ``crc`` says whether
         a checksum of its own is right. ``check`` reads all of it. ``resume_offset`` is in pages, 0 where it has no meaning.
         Raises NotFound if there is no image of this kind, Refused or Damaged for one that cannot be read."""
-        raise NotFound("image", "unknown format.")
+        raise NotFound("image", "unknown format.", "Name a device or file with an image of a kind that is recognised.")
 
     def describe(self, image: Image) -> dict[str, Any] | None:
         """A stored version as JSON; never changes. None if it is not of this kind, or cannot be read."""
@@ -267,7 +267,7 @@ def neutral(first: bytes) -> bytes:
 
 def inspect(readable: Readable, resume_offset: int, check: bool, progress: Progress) -> dict[str, Any]:
     """``Kind.inspect`` of the first kind that recognises what is there. Raises NotFound with the cause from the last one."""
-    missing = NotFound("image", "unknown format.")
+    missing = NotFound("image", "unknown format.", "Name a device or file with an image of a kind that is recognised.")
     for row in KINDS.values():
         if row.module:
             try:

@@ -25,6 +25,8 @@ from fuse_store.paths import checked_path
 from fuse_store.progress import Progress
 from fuse_store.repository.manifest import ImageFile
 
+RESTORE_MANIFEST = "Restore the manifest from a copy of the store."
+
 
 def get(image: Image, target: str, progress: Progress, *, changed_only: bool = False, force: bool = False) -> int:
     """Write the image to ``target``; returns how many bytes were written. Raises StoreError; KeyboardInterrupt, with a note on
@@ -146,7 +148,7 @@ def _umask() -> int:
 def _to_directory(image: Image, parent: Directory, name: str, progress: Progress) -> int:
     for file in image.files:
         if {"", ".", ".."} & set(file.name.split("/")) or "\0" in file.name:
-            raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of the target.", image=image.id)
+            raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of the target.", RESTORE_MANIFEST, image=image.id)
     with parent.below((name,)) as root, open_partial(root, "", image.id) as marker:  # there until all files are
         if not marker.resumed and set(root.names) - {marker.name}:
             marker.remove()

@@ -64,7 +64,8 @@ class ImageView:
             self.directories.setdefault(path[: depth - 1], {})[path[depth - 1]] = depth < len(path)
 
     def _invalid_name(self, file: ImageFile) -> Damaged:
-        return Damaged(f"image {self.image.id}", f"invalid file name {file.name!r}.", image=self.image.id)
+        remedy = "Restore the manifest from a copy of the store."
+        return Damaged(f"image {self.image.id}", f"invalid file name {file.name!r}.", remedy, image=self.image.id)
 
     def content(self, file: ImageFile) -> Content:
         return ImageContent(self.image, file.offset, file.size, self._windows)

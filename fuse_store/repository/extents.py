@@ -185,7 +185,7 @@ def read_segment(backend: Backend, image_id: str, head: Head, number: int, start
         encrypted = backend.read_range(image_name(image_id), start + segment.offset, segment.length, trashed=True)
         return parse_extents(aead.decrypt(b"segment" + segment.digest, encrypted), head)
     except FileNotFoundError:
-        raise NotFound(f"image {image_id}", "removed meanwhile.") from None
+        raise NotFound(f"image {image_id}", "removed meanwhile.", "Run 'fuse-store list' to see what is stored.") from None
     except (ValueError, OSError) as error:
         raise damaged_segment(image_id, head, segment, error) from None
 

@@ -65,7 +65,7 @@ def _profile(path: str) -> dict[str, str]:
             with open(path, "rb") as file:
                 content = file.read(MAX_PROFILE + 1)
     except FileNotFoundError:
-        raise NotFound(f"profile {path}", "does not exist.") from None
+        raise NotFound(f"profile {path}", "does not exist.", "Check the path.") from None
     except OSError as error:
         raise failed(f"profile {path}", error) from None
     try:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fuse_store.columns import I64
 from fuse_store.errors import Damaged
-from fuse_store.formats.swsusp.info import Info
+from fuse_store.formats.swsusp.info import OVERWRITTEN, Info
 from fuse_store.formats.swsusp.layout import END_OF_PFNS, ENTRY, IMAGE, MAX_PFN, ZERO_FLAG
 from fuse_store.formats.swsusp.stream import Stream
 
@@ -40,7 +40,8 @@ class PageIndex:
         stored = int(self._befores[-1])
         if stored != info.stored or self.count > info.memory:
             raise Damaged(
-                IMAGE, f"{stored} of {self.count} pages are listed as stored, instead of {info.stored} of at most {info.memory}."
+                IMAGE, f"{stored} of {self.count} pages are listed as stored, instead of {info.stored} of at most {info.memory}.",
+                OVERWRITTEN,
             )
         self.zeros = self.count - stored
         self._recent: tuple[tuple[int, int], tuple[I64, I64]] | None = None
@@ -50,9 +51,9 @@ class PageIndex:
         pfn, zero = self._lists(first_list, lists)
         used = min(len(pfn) // self._per_list + (len(pfn) % self._per_list > 0), lists)
         if used < lists or not len(pfn):
-            raise Damaged(IMAGE, f"list {first_list + used} of PFNs is empty.")
+            raise Damaged(IMAGE, f"list {first_list + used} of PFNs is empty.", OVERWRITTEN)
         if int(pfn[0]) <= self.last or (pfn[1:] <= pfn[:-1]).any() or int(pfn[-1]) >= MAX_PFN:
-            raise Damaged(IMAGE, f"the lists of PFNs, from list {first_list} on, are not in order.")
+            raise Damaged(IMAGE, f"the lists of PFNs, from list {first_list} on, are not in order.", OVERWRITTEN)
         self.last = int(pfn[-1])
         self._firsts[first_list : first_list + lists] = pfn[:: self._per_list]
         stored = np.add.reduceat((~zero).astype(np.int64), np.arange(0, len(pfn), self._per_list))

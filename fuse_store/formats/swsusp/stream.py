@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fuse_store.errors import Damaged
 from fuse_store.formats.swsusp.header import Header
-from fuse_store.formats.swsusp.info import Info
+from fuse_store.formats.swsusp.info import OVERWRITTEN, Info
 from fuse_store.formats.swsusp.layout import CHUNK_HEAD, CHUNK_PAGES, IMAGE, largest_compressed
 from fuse_store.formats.swsusp.swap_map import INTERRUPTED, SwapMap
 from fuse_store.progress import SILENT, Progress
@@ -151,13 +151,14 @@ class ChunkStream:
         try:
             content = self._decompress(packed, self._unpacked_size(chunk))
         except self._error:
-            raise Damaged(IMAGE, f"chunk {chunk}, at page {self._begins[chunk]} of the swap map, does not decompress.") from None
+            cause = f"chunk {chunk}, at page {self._begins[chunk]} of the swap map, does not decompress."
+            raise Damaged(IMAGE, cause, OVERWRITTEN) from None
         self._check_size(chunk, len(content))
         return np.frombuffer(content, np.uint8).reshape(-1, self._page_size)
 
     def _check_size(self, chunk: int, size: int) -> None:
         if size != self._unpacked_size(chunk):
-            raise Damaged(IMAGE, f"chunk {chunk} decompresses to {size} bytes instead of {self._unpacked_size(chunk)}.")
+            raise Damaged(IMAGE, f"chunk {chunk} decompresses to {size} bytes instead of {self._unpacked_size(chunk)}.", OVERWRITTEN)
 
     def _unpacked_size(self, chunk: int) -> int:
         return min(CHUNK_PAGES, self.count - chunk * CHUNK_PAGES) * self._page_size
@@ -172,7 +173,8 @@ class ChunkStream:
                 stored = self._map.chunk(begin)
                 (length,) = (stored[0],) if stored else CHUNK_HEAD.unpack(self._map.read_start(begin, CHUNK_HEAD.size))
                 if not 0 < length <= largest_compressed(self._unpacked_size(known)):
-                    raise Damaged(IMAGE, f"chunk {known}, at page {begin} of the swap map, has an impossible length of {length} bytes.")
+                    cause = f"chunk {known}, at page {begin} of the swap map, has an impossible length of {length} bytes."
+                    raise Damaged(IMAGE, cause, OVERWRITTEN)
                 self._lengths.append(length)
                 self._begins.append(begin + -(-(CHUNK_HEAD.size + length) // self._page_size))
             return self._begins[chunk], self._lengths[chunk]

@@ -115,7 +115,7 @@ def _follow(readable: Readable, header: Header, blocks: int) -> Iterator[tuple[i
         page = int.from_bytes(content[-ENTRY:], "little")
         # Brent's loop detection: compare with one page, which is replaced whenever the steps since then have doubled.
         if page == checkpoint:
-            raise Damaged(IMAGE, f"the swap map is a loop: page {index} leads back to block {page}.")
+            raise Damaged(IMAGE, f"the swap map is a loop: page {index} leads back to block {page}.", INTERRUPTED)
         index, steps = index + 1, steps + 1
         if steps == limit:
             checkpoint, steps, limit = page, 0, limit * 2
@@ -151,7 +151,7 @@ class _RunCollector:
         if self._count > self._blocks:
             raise Damaged(IMAGE, f"the swap map lists more pages than the {self._blocks} of the device.", INTERRUPTED)
         if self._runs > MAX_RUNS:
-            raise Refused(IMAGE, f"the pages are in more than {MAX_RUNS} separate places.")
+            raise Refused(IMAGE, f"the pages are in more than {MAX_RUNS} separate places.", "To store it as it is, use --kind file.")
 
     def _listed_blocks(self, batch: list[bytes]) -> NDArray[np.uint64]:
         """The blocks that pages of the map list, checked. Raises Damaged."""

@@ -66,6 +66,6 @@ def compress(content: NDArray[np.uint8]) -> bytes:
     size = ctypes.c_size_t(len(_local.out))
     failed = function(content.ctypes.data, content.nbytes, _local.out.ctypes.data, ctypes.byref(size), _local.work)
     if failed:  # it has no reason to
-        raise StoreError("liblzo2", f"compressing failed with {failed}.")
+        raise StoreError("liblzo2", f"compressing failed with {failed}.", "Install it again, or another version of it.")
     packed: bytes = _local.out[: size.value].tobytes()
     return packed

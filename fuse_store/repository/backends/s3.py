@@ -338,7 +338,8 @@ class S3Backend:
         for pattern, kind, cause, remedy in CAUSES:
             if re.search(pattern, text):
                 return kind(f"store {self.url}", cause, remedy)
-        return StoreError(f"store {self.url}", f"request failed: {' '.join(text.split())[:300]}.")
+        cause = f"request failed: {' '.join(text.split())[:300]}."
+        return StoreError(f"store {self.url}", cause, "Check the server, and run the command again.")
 
     def _create(self, name: str, content: bytes) -> None:
         """Write an object that must not exist. Raises FileExistsError, StoreError."""

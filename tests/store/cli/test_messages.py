@@ -39,6 +39,28 @@ def test_the_file_has_messages_of_every_part() -> None:
     assert "NotFound: machine {options.machine}: no versions. Run 'fuse-store list' to see all versions." in text
 
 
+STORE_ERROR = re.compile(r"(?:UsageError|NotFound|Damaged|WrongKey|Refused|Locked|StoreError): ")
+# Errors that are caught where the remedy is known, or that are all of a message of the mount, which no one reads in time.
+WITHIN_OTHERS = (
+    "fuse_store/maintenance/needed.py", "fuse_store/maintenance/gc.py", "fuse_store/maintenance/repair.py", "fuse_store/image/reader.py",
+    "fuse_store/mount/prefetch.py", "fuse_store/snapshot/",
+)  # fmt: skip
+INNER = "{missing} of {digests} blocks are in no pack."  # becomes part of "cannot be read back"
+SENTENCES = 2
+SENTENCE_END = re.compile(r"\.(?=\s|$|\||\))|\}(?= [A-Z{(]|$)")
+
+
+def test_errors_of_the_store_have_a_remedy() -> None:
+    """After the cause. Fields may be of several sentences."""
+    lacking = [
+        error
+        for name, error in messages()
+        if name.startswith("fuse_store/") and STORE_ERROR.match(error) and not name.startswith(WITHIN_OTHERS)
+        and not error.endswith(("}", INNER)) and "Example: " not in error and len(SENTENCE_END.findall(error)) < SENTENCES
+    ]  # fmt: skip
+    assert lacking == []
+
+
 def test_errors_end_with_a_full_stop() -> None:
     """But for those that end with an example, or with a field."""
     errors = [message for name, message in messages() if name.startswith("fuse_store/cli/") and ERROR.match(message)]
