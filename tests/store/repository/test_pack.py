@@ -325,3 +325,27 @@ def test_a_block_is_authentic_only_as_it_was_written(tmp_path: Path, encrypted: 
     path.unlink()
     backend.close()
     assert PackReader(backend, aead).authentic(table, rows) == [False] * 3
+
+
+def test_a_group_of_blocks_is_in_the_packs_as_blocks_one_by_one_are(backend: PosixBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in the group a pack is full."""
+    monkeypatch.setattr(pack, "MAX_BLOCKS_PER_PACK", 5)
+    blocks = [block(number, pages=1 + number % 3) for number in range(17)]
+    listed = [(one.digest, len(one.stored), one.length, bytes([number]) * 16 * (one.length // PAGE)) for number, one in enumerate(blocks)]
+    writer = PackWriter(backend, AEAD, sync=False)
+    rows = []
+    for part in (slice(0, 3), slice(3, 3), slice(3, 15), slice(15, 17)):
+        rows += writer.add_all(memoryview(b"".join(one.stored for one in blocks[part])), listed[part])
+    last = writer.finish()
+    assert last is not None and [len(each) for each in (*rows, last)] == [5, 5, 5, 2]
+    assert writer.written == sum(len(one.stored) for one in blocks)
+    reader, found = PackReader(backend, AEAD), {}
+    for pack_id, _size in all_packs(backend):
+        table = reader.table(pack_id, check=True)
+        first = 0
+        columns = (table.offset.tolist(), table.stored.tolist(), table.length.tolist())
+        for row, (offset, stored, length) in enumerate(zip(*columns, strict=True)):
+            digest, end = table.digests[16 * row : 16 * row + 16], first + length // PAGE
+            found[digest] = bytes(reader.read(digest, pack_id, offset, stored)), table.pages[first:end].tobytes()
+            first = end
+    assert found == {one.digest: (content(number, pages=1 + number % 3), listed[number][3]) for number, one in enumerate(blocks)}
