@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import hashlib
 import math
 import os
 import re
@@ -46,12 +47,14 @@ _OUT_OF_MEMORY_SCORE = Path("/proc/self/oom_score_adj")
 class Snapshot:
     """``restored``: the system has just been resumed from the image, in place of having made it, as fork(2) returns twice.
 
-    ``device``: its stable path; ``armed``: whether the kernel resumes the image at the next boot; ``warnings``: what could not be
-    undone. ``size``: bytes of the image; ``memory`` and ``swapped``: bytes of memory that had to be in it, and of those what was in swap
-    before; ``pause``: seconds for which the system stood still. A restored system has the sizes of 0, and no pause.
+    ``id``: of the image, the same both times; ``device``: its stable path; ``armed``: whether the kernel resumes the image at the next
+    boot; ``warnings``: what could not be undone. ``size``: bytes of the image; ``memory`` and ``swapped``: bytes of memory that had to be
+    in it, and of those what was in swap before; ``pause``: seconds for which the system stood still. A restored system has the sizes of
+    0, and no pause.
     """
 
     restored: bool
+    id: str
     device: str
     armed: bool
     warnings: tuple[str, ...] = ()
@@ -84,6 +87,7 @@ def take(device: Path | str, *, arm: bool = False, rearm: bool = False, replace:
         areas, memory = swap.in_use(machine), Memory.of(machine)
         swapped = sum(area.used for area in areas)
         _check_sizes(target, memory, swapped, recorder.capacity * page_size)
+        image_id = _new_id(machine, target.name)
         page = _swap_page(contents, page_size, target.size)
         target.write_checked(0, page)
         fault_point("snapshot begin")
@@ -95,13 +99,20 @@ def take(device: Path | str, *, arm: bool = False, rearm: bool = False, replace:
         if image.restored:
             if rearm:
                 target.write_checked(0, header)
-            return Snapshot(True, target.name, rearm, tuple(warnings))
+            return Snapshot(True, image_id, target.name, rearm, tuple(warnings))
         fault_point("snapshot pages")
         if recorder.read_back(target.read) != recorder.checksum:
             raise target.not_kept(recorder.first_map * page_size)
         target.write_checked(0, header)
         fault_point("snapshot header")
-        return Snapshot(False, target.name, arm or rearm, tuple(warnings), image.size, memory.used, swapped, image.pause)
+        return Snapshot(False, image_id, target.name, arm or rearm, tuple(warnings), image.size, memory.used, swapped, image.pause)
+
+
+def _new_id(machine: Machine, device: str) -> str:
+    """32 hexadecimal digits. Of times, not at random: a restored system repeats its random numbers, and no time comes twice."""
+    times = time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    parts = (machine.text("etc/machine-id"), machine.text("proc/sys/kernel/random/boot_id"), device, *times)
+    return hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ NAMES = (
     "mount",
     "inspect",
     "snapshot",
+    "snapshotd",
     "preflight",
     "stage",
     "arm",

@@ -8,6 +8,7 @@ wrong must leave the machine running; then with a root filesystem whose changes 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import time
@@ -23,7 +24,17 @@ from tests.vm.play import REPOSITORY
 
 MEMORY = 768
 DISK = "/dev/disk/by-id/virtio-lab-disk"
-COMMAND = "env PYTHONPATH=/opt/snapshot python3 -m fuse_store.cli --json snapshot"
+WITH_PACKAGE = "env PYTHONPATH=/opt/snapshot PYTHONDONTWRITEBYTECODE=1"
+COMMAND = f"{WITH_PACKAGE} python3 -m fuse_store.cli --json snapshot"
+# An application: its state is in its memory alone, and it asks for a snapshot when it is ready.
+SHOP = """
+import json
+from dataclasses import asdict
+from fuse_store.snapshot.client import snapshot
+orders = 1
+print(json.dumps(asdict(snapshot("shop", "ready"))), flush=True)
+print(orders, flush=True)
+"""
 KILLED_AT = ("snapshot begin", "snapshot frozen", "snapshot filesystems frozen", "snapshot created", "snapshot written", "snapshot pages")
 
 
@@ -110,3 +121,35 @@ def answered(machine: Machine, count: int) -> list[Any]:
         assert time.monotonic() < deadline, machine.ssh("journalctl -u asks", check=False)
         time.sleep(0.5)
     return [json.loads(line) for line in lines]
+
+
+def test_an_application_asks_the_service(machine: Machine) -> None:
+    """A program of a user without rights asks by the function of its language, goes on, and is told when it was restored; another
+    user is refused by name. The units are those of the guide."""
+    machine.ssh("useradd shop; useradd other; mkdir -p /etc/fuse-store /opt/fuse-store/bin")
+    guide = (REPOSITORY / "docs/snapshots.md").read_text()
+    units = dict(re.findall(r"`(/etc/[^`]+)`(?:, says who may)?:\n\n```(?:toml|ini)\n(.*?)```", guide, re.S))
+    assert len(units) == 3, list(units)
+    for path, content in units.items():
+        fitting = content.replace("/dev/pmem1", DISK).replace('groups = ["operators"]', "").replace("interval = 60", "interval = 5")
+        machine.ssh(f"cat >{path} && chmod 644 {path}", stdin=fitting)
+    machine.ssh(f"printf '#!/bin/sh\\nexec {WITH_PACKAGE} python3 -m fuse_store.cli \"$@\"\\n' >/opt/fuse-store/bin/fuse-store")
+    machine.ssh("chmod 755 /opt/fuse-store/bin/fuse-store && systemctl daemon-reload")
+    machine.ssh("systemctl enable -q --now fuse-store-snapshot.socket")
+    machine.ssh("cat >/run/shop.py", stdin=SHOP)
+    refused = machine.ssh(f"setpriv --reuid other --clear-groups {WITH_PACKAGE} python3 /run/shop.py 2>&1", check=False)
+    assert "user other may not ask for snapshots of shop" in refused, refused
+
+    before = evidence.remember(machine)
+    machine.ssh(f"systemd-run -q --unit=shop -p User=shop -p StandardOutput=append:/run/answers {WITH_PACKAGE} python3 /run/shop.py")
+    asked = len(machine.ssh("cat /run/answers").splitlines()) // 2
+    created = answered(machine, asked + 1)[-2:]
+    assert created[0]["restored"] is False and created[0]["size"] > 0 and created[1] == 1, created
+    machine.ssh("echo lost >/run/marker")
+    machine.power_cut()
+    machine.power_on()
+    machine.wait_up()
+    evidence.same_memory(before, machine, power_was_off=True)
+    restored = answered(machine, asked + 1)[-2:]
+    assert restored[0]["restored"] is True and restored[0]["id"] == created[0]["id"] and restored[1] == 1, restored
+    assert "restored: shop ready, asked for by shop" in machine.ssh("journalctl -u fuse-store-snapshot")

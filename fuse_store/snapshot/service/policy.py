@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who may ask for snapshots: a file in TOML, by default /etc/fuse-store/snapshots.toml. docs/snapshots.md has an example."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fuse_store.errors import NotFound, Refused, UsageError
+
+PATH = "/etc/fuse-store/snapshots.toml"
+MAX_SIZE = 1 << 20  # bytes
+ARM = ("no", "once", "always")
+_TOP = {"device": str, "arm": str, "time_limit": int, "applications": dict}
+_APPLICATION = {"users": list, "groups": list, "interval": int}
+
+
+@dataclass(frozen=True)
+class Application:
+    """``users`` and ``groups`` that may ask, by number; ``interval``: seconds between two snapshots."""
+
+    users: frozenset[int]
+    groups: frozenset[int]
+    interval: int = 0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """``device``: where images are written; ``arm``: ``no``, ``once`` or ``always`` (again after each resume)."""
+
+    device: str
+    arm: str
+    time_limit: int
+    applications: dict[str, Application]
+
+    def allows(self, application: str, user: int, groups: frozenset[int]) -> bool:
+        """Root may ask for every application, others for those that name them."""
+        if not user:
+            return True
+        known = self.applications.get(application)
+        return known is not None and (user in known.users or bool(groups & known.groups))
+
+
+def load(path: Path | str = PATH) -> Policy:
+    """Raises NotFound, Refused if others than root may change the file, UsageError for what is wrong in it."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            content = file.read(MAX_SIZE + 1)
+    except OSError as error:
+        raise NotFound(f"policy {path}", f"{error.strerror}.", "Create it; docs/snapshots.md has an example.") from None
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Refused(f"policy {path}", "may be changed by others than root.", f"Run: chown root: {path}; chmod 644 {path}")
+    try:
+        if len(content) > MAX_SIZE:
+            raise ValueError(f"more than {MAX_SIZE} bytes")
+        return parse(tomllib.loads(content.decode()))
+    except ValueError as error:
+        raise UsageError(f"policy {path}", f"{error}.", "Correct it; docs/snapshots.md has an example.") from None
+
+
+def parse(content: dict[str, Any]) -> Policy:
+    """Raises ValueError with the name of the setting that is wrong."""
+    _check("", content, _TOP)
+    if not str(content.get("device", "")).startswith("/dev/"):
+        raise ValueError("device: a path below /dev is needed")
+    if content.get("arm", "no") not in ARM:
+        raise ValueError(f"arm: not one of {', '.join(ARM)}")
+    if content.get("time_limit", 120) < 1:
+        raise ValueError("time_limit: less than a second")
+    applications = {}
+    for name, settings in content.get("applications", {}).items():
+        if not isinstance(settings, dict):
+            raise ValueError(f"applications.{name}: not a table")
+        _check(f"applications.{name}.", settings, _APPLICATION)
+        users = frozenset(_number(user, lambda text: pwd.getpwnam(text).pw_uid, "user") for user in settings.get("users", []))
+        groups = frozenset(_number(group, lambda text: grp.getgrnam(text).gr_gid, "group") for group in settings.get("groups", []))
+        applications[name] = Application(users, groups, settings.get("interval", 0))
+    return Policy(content["device"], content.get("arm", "no"), content.get("time_limit", 120), applications)
+
+
+def _check(prefix: str, settings: dict[str, Any], known: dict[str, type]) -> None:
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"{prefix}{name}: no such setting; there are {', '.join(known)}")
+        if not isinstance(value, known[name]) or isinstance(value, bool):
+            raise ValueError(f"{prefix}{name}: not {'a number' if known[name] is int else 'a ' + known[name].__name__}")
+
+
+def _number(value: object, look_up: Any, what: str) -> int:
+    """The number of a user or group, which may be named or a number."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    try:
+        return int(look_up(str(value)))
+    except KeyError:
+        raise ValueError(f"no such {what}: {value}") from None
