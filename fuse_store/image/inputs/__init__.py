@@ -4,7 +4,7 @@
 An input gives its files, and the data of all of them in order; what is left out is a hole, which reads as zeros. It refuses
 what it cannot give as it was at one moment, or says that this is not known. ``input`` has the interface, ``holding`` how
 others are kept from changing a source; ``single``, ``tree`` and ``stream`` are the inputs, each loaded when it is needed;
-``reading`` is what the first two share.
+``reading`` is what the first two share, ``supervisor`` the program that runs a command.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ CHANGES = {  # verb: its arguments, and what it has done
     "report": (["web01/memory/latest", "failed"], "The result was recorded."),
 }
 OTHERS = {"list", "show", "stats", "select", "diff", "verify", "inspect", "preflight", "completion", "mount"}
-OTHERS |= {"snapshot"}  # cannot be taken here; tests/store/snapshot
+OTHERS |= {"snapshot", "snapshotd"}  # snapshots cannot be taken here; tests/store/snapshot
 
 
 def test_every_verb_is_of_one_sort() -> None:
