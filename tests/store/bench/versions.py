@@ -94,7 +94,7 @@ def _index(store: Store, digests: NDArray[np.uint64]) -> None:
         path = store.path / pack_name(packs[at : at + 16])
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with open(path, "xb", 0, opener=_private) as file:
-            file.truncate(BLOCKS_PER_PACK * MAX_BLOCK_SIZE // 4)
+            file.truncate(min(BLOCKS_PER_PACK, len(order) - at // 16 * BLOCKS_PER_PACK) * (MAX_BLOCK_SIZE // 4) + 64)
 
 
 def _private(path: str, flags: int) -> int:
