@@ -303,18 +303,16 @@ class Image:
             raise self.damaged(error, page) from None
 
     def _digests_of_computed(self, place: Place) -> U64:
-        """The digest of each page of computed blocks."""
+        """The digest of each page of computed blocks. Each block is computed once, wherever in the image its pages are."""
         digests = np.empty((len(place.page), 2), np.uint64)
-        begins = group_starts(place.block)
-        parts = list(zip(begins.tolist(), np.append(begins[1:], len(digests)).tolist(), strict=True))
+        by_block = np.argsort(place.block, kind="stable")
 
-        def digest(part: tuple[int, int]) -> None:
-            rows = slice(*part)
+        def digest(rows: I64) -> None:
             slot = place.slot[rows]
-            content = self._content_for(place.segment, int(place.block[part[0]]), int(slot.max()), int(place.page[part[0]]))
+            content = self._content_for(place.segment, int(place.block[rows[0]]), int(slot.max()), int(place.page[rows[0]]))
             pages = split(content, self.head.page_size)
             each = self.aead.page_digests([pages[page] for page in slot.tolist()])
             digests[rows] = np.frombuffer(each, "<u8").reshape(-1, 2)
 
-        self._blocks.each(digest, parts)
+        self._blocks.each(digest, np.split(by_block, group_starts(place.block[by_block])[1:]))
         return digests

@@ -497,3 +497,27 @@ print(int(peak.split()[1]) >> 10)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
     assert peaks[1] < peaks[0] + 20, peaks
+
+
+def test_digests_of_scattered_chunks_compute_each_chunk_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an image whose pages were written all over the device as in one whose chunks are whole there."""
+    memory = machine(PAGE, "x86", 3000, seed=4)
+    for scattered in (0, 1):
+        encoded = encode(memory, PAGE, "x86", "lzo", scattered=scattered)
+        image = store.open_image(put(store, encoded, tmp_path / f"image{scattered}").id)
+        computed: list[int] = []
+        original = type(image)._content_for
+
+        def counted(self: Any, segment: Any, block: int, *rest: int) -> Any:
+            computed.append(block)  # noqa: B023
+            return original(self, segment, block, *rest)  # noqa: B023
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(image), "_content_for", counted)
+            for place in image.places(0, image.size // PAGE):
+                digests = image.page_digests(place)
+                pages = [bytes(encoded.device[page * PAGE : (page + 1) * PAGE]) for page in place.page.tolist()]
+                assert digests.tobytes() == image.aead.page_digests(pages)
+        assert computed and len(computed) == len(set(computed))
