@@ -8,6 +8,7 @@ by a later collection, when the grace period is over.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Collected:
 
 
 def collect(store: Store, *, dry_run: bool, progress: Progress, grace: float = GRACE_PERIOD) -> Collected:
-    """As ``_collect``. A dry run takes no lock; what it sees of a writer's work may not fit together, and then it looks again."""
+    """As ``_collect``. A dry run takes no lock; what it sees of a writer's work may not fit together, and then it looks again. On a full
+    disk the space of what is remembered is used, and nothing is."""
     for _attempt in range(DRY_RUNS - 1 if dry_run else 0):
         before = _seen(store)
         try:
@@ -57,7 +59,15 @@ def collect(store: Store, *, dry_run: bool, progress: Progress, grace: float = G
             store.backend.refresh("index")
             if before == _seen(store):
                 raise
-    return _collect(store, dry_run, progress, grace)
+    try:
+        return _collect(store, dry_run, progress, grace)
+    except StoreError as error:
+        cause = error.__context__
+        if dry_run or not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+    for name in store.versions.cache.names():
+        store.versions.cache.remove(name)
+    return _collect(store, dry_run, progress, grace, remember=False)
 
 
 def _seen(store: Store) -> tuple[int, int]:
@@ -65,7 +75,7 @@ def _seen(store: Store) -> tuple[int, int]:
     return store.backend.changed("index")[0], sum(int(image_id, 16) for image_id in store.versions.ids())
 
 
-def _collect(store: Store, dry_run: bool, progress: Progress, grace: float) -> Collected:
+def _collect(store: Store, dry_run: bool, progress: Progress, grace: float, remember: bool = True) -> Collected:
     """Free the packs that no version needs, and copy the needed blocks out of mostly unneeded packs.
 
     A block is needed as long as any manifest names it. If a manifest or the index cannot be read, nothing is freed. Files that
@@ -85,7 +95,7 @@ def _collect(store: Store, dry_run: bool, progress: Progress, grace: float) -> C
             store.index.compact(store.sync, lambda: store.before_commit(lock))
             fragments = list(store.index.fragments().values())
         needed = Marks(fragments)
-        contents = _mark_all(store, needed, result, progress, keep=lock is not None)
+        contents = _mark_all(store, needed, result, progress, keep=remember and lock is not None)
         if damaged and lock is not None:  # every block that a version needs was found without them
             store.index.drop(damaged, store.sync, lambda: store.before_commit(lock), to_trash=True)
         chosen = choose(store.backend, needed, fragments if damaged else None)
