@@ -14,7 +14,7 @@ import pytest
 
 from fuse_store.errors import Locked, NotFound, StoreError
 from fuse_store.image import restore
-from fuse_store.maintenance import gc
+from fuse_store.maintenance import gc, packs
 from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.trash import GRACE_PERIOD
 from fuse_store.maintenance.verify import verify
@@ -39,7 +39,7 @@ def put(store: Store, directory: Path, number: int) -> str:
 
 @pytest.fixture
 def path(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(gc, "MIN_USED_RATIO", 1.0)  # every collection copies every pack
+    monkeypatch.setattr(packs, "MIN_USED_RATIO", 1.0)  # every collection copies every pack
     with Store.create(tmp_path / "store", durability="none") as store:
         for number in range(3):
             put(store, tmp_path, number)

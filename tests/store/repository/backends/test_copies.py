@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fuse_store.errors import Locked, StoreError
-from fuse_store.maintenance import gc
+from fuse_store.maintenance import gc, packs
 from fuse_store.maintenance.verify import verify
 from fuse_store.mount.tree import Tree
 from fuse_store.progress import SILENT
@@ -46,7 +46,7 @@ def test_a_copy_made_by_the_recipe_while_a_collection_runs_is_whole(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All the time: versions come, the oldest goes, and a collection copies every pack and destroys it at once."""
-    monkeypatch.setattr(gc, "MIN_USED_RATIO", 1.0)
+    monkeypatch.setattr(packs, "MIN_USED_RATIO", 1.0)
     source, stop = tmp_path / "source", tmp_path / "stop"
 
     def put(store: Store, number: int) -> None:
