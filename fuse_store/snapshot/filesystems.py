@@ -7,10 +7,12 @@ Frozen from the last mounted to the first, and thawed the other way round, becau
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import signal
+from collections.abc import Iterator
 from typing import NoReturn
 
 from fuse_store.errors import StoreError
@@ -21,15 +23,32 @@ _KINDS = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "gfs2", "jfs", "n
 
 
 def writable(machine: Machine) -> list[str]:
-    """Mount points of the filesystems on block devices that are mounted writable, one for each, in the order of their mounting."""
+    """Paths of the filesystems on block devices that are mounted writable, one for each, in the order of their mounting; those that are
+    only mounted in other mount namespaces, as those of containers are, by way of /proc."""
     points: dict[str, str] = {}
-    for line in (machine.text("proc/self/mountinfo") or "").splitlines():
-        left, _dash, right = line.partition(" - ")
-        before, after = left.split(), right.split()
-        if len(before) < 6 or len(after) < 3 or after[0] not in _KINDS or "rw" not in after[2].split(","):
-            continue
-        points.setdefault(before[2], re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before[4]))
+    for prefix, mounts in _namespaces(machine):
+        for line in mounts.splitlines():
+            left, _dash, right = line.partition(" - ")
+            before, after = left.split(), right.split()
+            if len(before) < 6 or len(after) < 3 or after[0] not in _KINDS or "rw" not in after[2].split(","):
+                continue
+            path = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before[4])
+            points.setdefault(before[2], prefix + path)
     return list(points.values())
+
+
+def _namespaces(machine: Machine) -> Iterator[tuple[str, str]]:
+    """(how paths begin, mounts) of each mount namespace, this process's own first."""
+    seen = set()
+    processes = sorted((path.name for path in (machine.root / "proc").glob("[0-9]*")), key=int)
+    for process in ("self", *processes):
+        try:
+            namespace = os.readlink(machine.root / "proc" / process / "ns/mnt")
+        except OSError:  # it has ended
+            continue
+        if namespace not in seen:
+            seen.add(namespace)
+            yield "" if process == "self" else f"/proc/{process}/root", machine.text(f"proc/{process}/mountinfo") or ""
 
 
 class Filesystems:
@@ -75,6 +94,8 @@ class Filesystems:
             try:
                 fcntl.ioctl(descriptor, FIFREEZE, 0)
             except OSError as error:
+                if error.errno == errno.EOPNOTSUPP:  # FAT: what was to be written is, and all processes stand still
+                    continue
                 raise StoreError(f"filesystem {point}", f"cannot be frozen: {error.strerror}.", "If it is frozen: fsfreeze -u.") from None
             self._frozen.append(descriptor)
 

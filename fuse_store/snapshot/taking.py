@@ -39,6 +39,7 @@ TIME_LIMIT = 120  # seconds for which a system may stand still
 SHARE = 0.4  # of the memory that an image should have: the kernel's own /sys/power/image_size
 _MCL_CURRENT, _MCL_FUTURE = 1, 2  # include/uapi/asm-generic/mman.h
 _RESEED_RANDOM = 0x5207  # RNDRESEEDCRNG of include/uapi/linux/random.h
+_IMAGE_SIZE = Path("/sys/power/image_size")
 _CACHES = Path("/proc/sys/vm/drop_caches")
 _OUT_OF_MEMORY_SCORE = Path("/proc/self/oom_score_adj")
 
@@ -215,6 +216,7 @@ def _image(recorder: Recorder, points: list[str], preferred: int, page_size: int
         outside.callback(kernel.close)
         quiet = outside.enter_context(filesystems.Filesystems(points))
         random = outside.enter_context(open("/dev/urandom", "wb", buffering=0))
+        outside.enter_context(_image_size_kept())
         kernel.prefer(preferred)
         outside.enter_context(_locked_in_memory())
         restored, size, begun = False, 0, time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -240,6 +242,21 @@ def _image(recorder: Recorder, points: list[str], preferred: int, page_size: int
         except OSError as error:
             raise StoreError("snapshot", f"writing the image failed: {error.strerror or error}.", "Use another device.") from None
         return _Image(restored, size, time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
+
+
+@contextlib.contextmanager
+def _image_size_kept() -> Iterator[None]:
+    """The size of images that the kernel prefers is afterwards as before: it counts for all hibernations."""
+    try:
+        before = _IMAGE_SIZE.read_text()
+    except OSError:
+        before = ""
+    try:
+        yield
+    finally:
+        if before:
+            with contextlib.suppress(OSError):
+                _IMAGE_SIZE.write_text(before)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -159,6 +160,18 @@ def test_what_takes_too_long_is_given_up(device: Path, monkeypatch: pytest.Monke
     assert Kernel.calls == ["freeze", "free", "unfreeze", "close"]
 
 
+def test_the_size_that_the_kernel_prefers_stays(device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = tmp_path / "image_size"
+    size.write_text("4711\n")
+    monkeypatch.setattr(taking, "_IMAGE_SIZE", size)
+    monkeypatch.setattr(Kernel, "prefer", lambda self, preferred: size.write_text(str(preferred)))
+    for fails in ("", "read"):
+        monkeypatch.setattr(Kernel, "fails", fails)
+        with contextlib.suppress(StoreError):
+            taking.take(device)
+        assert size.read_text() == "4711\n"
+
+
 def test_an_armed_image_stays_unless_it_may_be_replaced(device: Path) -> None:
     taking.take(device, arm=True)
     before = device.read_bytes()
@@ -246,6 +259,35 @@ def test_the_writable_filesystems(mounted: Path) -> None:
     assert str(mounted) in filesystems.writable(Machine())
     run("mount", "-o", "remount,ro", str(mounted))
     assert str(mounted) not in filesystems.writable(Machine())
+
+
+def test_a_filesystem_that_only_another_mount_namespace_has(mounted: Path) -> None:
+    """It counts, and is frozen by way of a process that sees it."""
+    process = subprocess.Popen(["unshare", "--mount", "sh", "-c", 'echo; read _line'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin and process.stdout and process.stdout.readline() == b"\n"
+    run("umount", str(mounted))
+    try:
+        (point,) = [point for point in filesystems.writable(Machine()) if point.endswith(str(mounted))]
+        assert point == f"/proc/{process.pid}/root{mounted}"
+        with filesystems.Filesystems([point]) as quiet:
+            quiet.freeze()
+            assert is_frozen(Path(point))
+    finally:
+        process.communicate(b"\n")
+        device = run("losetup", "--noheadings", "--output", "NAME", "--associated", str(mounted.parent / "ext4")).strip()
+        run("mount", device, str(mounted))
+
+
+def test_a_filesystem_that_cannot_be_frozen_is_no_obstacle(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAT, such as the EFI system partition."""
+
+    def ioctl(descriptor: int, request: int, argument: int) -> None:
+        assert request == filesystems.FIFREEZE, "thawed although it was not frozen"
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    with monkeypatch.context() as patched, filesystems.Filesystems([str(mounted)]) as quiet:
+        patched.setattr("fuse_store.snapshot.filesystems.fcntl.ioctl", ioctl)
+        quiet.freeze()
 
 
 def test_filesystems_are_frozen_and_thawed(mounted: Path) -> None:

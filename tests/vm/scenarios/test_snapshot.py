@@ -59,6 +59,7 @@ def test_whatever_goes_wrong_the_system_goes_on(machine: Machine) -> None:
     """Killed at every step, given up in the middle, refused: the filesystems take what is written, the boot and the swap are the same."""
     machine.ssh("fallocate -l 64M /swap && chmod 600 /swap && mkswap -q /swap && swapon -p 7 /swap")
     before = evidence.remember(machine)
+    image_size = machine.ssh("cat /sys/power/image_size")
 
     def goes_on() -> None:
         machine.ssh("echo written >/root/file && sync && rm /root/file")
@@ -79,6 +80,7 @@ def test_whatever_goes_wrong_the_system_goes_on(machine: Machine) -> None:
     assert (code, record["result"], record["armed"]) == (0, "created", False), record
     assert machine.ssh("awk '$1 == \"/swap\" { print $5 }' /proc/swaps") == "7\n", "the swap area is not in use as it was"
     goes_on()
+    assert machine.ssh("cat /sys/power/image_size") == image_size
     machine.ssh("dmesg | grep -i -e 'EXT4-fs error' -e 'BUG:' && exit 1 || true")
 
 
