@@ -161,8 +161,6 @@ def _free_caches(machine: Machine) -> None:
 
 def _replaceable(target: SwapDevice, replace: bool) -> DeviceContents:
     """What is on the device. Raises Refused unless it may go."""
-    if target.is_file:
-        raise UsageError(f"device {target.path}", "not a block device; files cannot be written while the system stands still.")
     contents = contents_of(target)
     if contents.replaceable or (replace and contents.armed and contents.header):
         return contents
@@ -188,7 +186,9 @@ def _header(page: bytes, first_map: int, armed: bool) -> bytes:
 
 @contextlib.contextmanager
 def _direct(target: SwapDevice) -> Iterator[int]:
-    """A descriptor of the device that passes the kernel's cache by."""
+    """A descriptor of the device that passes the kernel's cache by. Raises UsageError for a file, Refused."""
+    if target.is_file:  # to open it once more would break its lease
+        raise UsageError(f"device {target.path}", "not a block device; files cannot be written while the system stands still.")
     try:
         descriptor = os.open(f"/proc/self/fd/{target.descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:

@@ -187,8 +187,10 @@ def test_what_is_on_the_device_stays(device: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="contains ext4"):
         taking.take(device, replace=True)
     (tmp_path / "file").write_bytes(bytes(SIZE))
+    begun = time.monotonic()
     with pytest.raises(UsageError, match="not a block device"):
         taking.take(tmp_path / "file")
+    assert time.monotonic() - begun < 30, "it waited for its own lease"
 
 
 def test_a_device_that_is_too_small(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
