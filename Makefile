@@ -49,8 +49,8 @@ test: $(READY) ## all tests, the virtual machines' included, in lanes side by si
 	  ansible:sanity,units,ansible-newest,vm-test-snapshots
 
 .PHONY: check
-check: $(READY) ## lint, types, unit tests and tests of the store: a few minutes
-	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,galaxy-import
+check: $(READY) ## lint, types, unit tests and the shorter tests of the store: a few minutes
+	$(PYTHON) tools/test_lanes.py store:store-test-short checks:$(LINT_LIST),types,unit,galaxy-import
 
 .PHONY: setup
 setup: $(READY) ## install missing Debian packages and make .venv; the other targets do it by themselves
@@ -157,6 +157,10 @@ unit: $(READY) ## unit tests
 .PHONY: store-test
 store-test: $(READY) ## tests of the store and of what documents show; they mount it, and need /dev/fuse
 	$(PYTHON) -m pytest tests/store tests/docs -q -n 4 --dist worksteal
+
+.PHONY: store-test-short
+store-test-short: $(READY) ## the same without tests that are marked long, such as those of buckets and of power cuts
+	$(PYTHON) -m pytest tests/store tests/docs -q -n 4 --dist worksteal -m "not long"
 
 # A thousand cuts of the power on each filesystem, a thousand histories with an adversary, and a kill at every step: an hour.
 .PHONY: power-cuts

@@ -40,6 +40,8 @@ from fuse_store.repository.atomic import FAULT_POINT
 from fuse_store.store import Label, Store
 from tests.store.conftest import fork, make_small, page, read_whole, wait, write_sparse
 
+pytestmark = pytest.mark.long
+
 PAGES = [page(number) for number in range(40)]
 KEPT = frozenset({"store.json"})  # without it there is no store; tests of it are elsewhere
 NUMBERS = st.lists(st.integers(0, len(PAGES) - 1), min_size=1, max_size=90)

@@ -26,6 +26,8 @@ from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 from tests.store.conftest import PAGE, make_small, packs_of, page, write_sparse
 
+pytestmark = pytest.mark.long
+
 PAGES = [page(number) for number in range(24)]  # few: so that versions have much in common
 RUN = st.tuples(st.integers(0, len(PAGES) - 1), st.integers(1, 40), st.booleans())
 CUT = st.sampled_from([0, 0, 1, 4095, PAGE // 2])

@@ -38,6 +38,8 @@ from tests.store.hibernation.cases import FREE
 from tests.store.power.recorder import Disk, recorded_disk
 from tests.store.power.replay import LOSSES, Cut, disks_after
 
+pytestmark = pytest.mark.long
+
 CUTS = int(os.environ.get("POWER_CUTS", "24"))  # of each filesystem and durability
 # How it is made, the bytes of a disk that is large enough for it, and of what it relies on to be written whole: a superblock of btrfs.
 FILESYSTEMS = {

@@ -41,6 +41,8 @@ from tests.store.conftest import (
     write_sparse,
 )
 
+pytestmark = pytest.mark.long
+
 FULL = 64 << 10  # bytes of a pack: two or three blocks
 OLD = [content(range(1, 330)), content([*range(1, 10), *range(400, 420)]), content([*range(200, 210), 0, *range(420, 430), 7])]
 NEW = content([9, *range(1, 10), *range(500, 760)])

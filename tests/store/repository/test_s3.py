@@ -37,6 +37,8 @@ from tests.store.conftest import PAGE, Done, content, make_small, read_whole, wr
 from tests.store.hibernation.cases import SIZE, blank, make_case, unarmed
 from tests.store.repository import s3_server
 
+pytestmark = pytest.mark.long
+
 MARK = b"page "  # stands in every page of ``content``
 FIRST, SECOND = content(range(1, 401)), content([*range(1, 301), *range(1001, 1101)])
 
