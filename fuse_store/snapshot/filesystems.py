@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from fuse_store.errors import StoreError
@@ -55,8 +55,9 @@ class Filesystems:
     """Those with these mount points; a context manager that thaws what is frozen, also if this process is killed: then by another
     process, which the kernel lets run as soon as this one has ended."""
 
-    def __init__(self, points: list[str]) -> None:
-        """Opens them, before any is frozen. Raises StoreError."""
+    def __init__(self, points: list[str], if_killed: Callable[[], None] = lambda: None) -> None:
+        """Opens them, before any is frozen. ``if_killed``: what the other process does besides. Raises StoreError."""
+        self._if_killed = if_killed
         self._open: list[tuple[str, int]] = []
         self._frozen: list[int] = []
         try:
@@ -85,6 +86,7 @@ class Filesystems:
             if not os.read(ended, 1):
                 self._frozen = [descriptor for _point, descriptor in reversed(self._open)]
                 self.thaw()
+                self._if_killed()
         finally:
             os._exit(0)
 

@@ -214,9 +214,10 @@ def _image(recorder: Recorder, points: list[str], preferred: int, page_size: int
     with contextlib.ExitStack() as outside:
         kernel = SnapshotDevice()
         outside.callback(kernel.close)
-        quiet = outside.enter_context(filesystems.Filesystems(points))
+        image_size = _image_size()
+        quiet = outside.enter_context(filesystems.Filesystems(points, lambda: _prefer_again(image_size)))
+        outside.callback(_prefer_again, image_size)
         random = outside.enter_context(open("/dev/urandom", "wb", buffering=0))
-        outside.enter_context(_image_size_kept())
         kernel.prefer(preferred)
         outside.enter_context(_locked_in_memory())
         restored, size, begun = False, 0, time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -244,19 +245,18 @@ def _image(recorder: Recorder, points: list[str], preferred: int, page_size: int
         return _Image(restored, size, time.clock_gettime(time.CLOCK_BOOTTIME) - begun)
 
 
-@contextlib.contextmanager
-def _image_size_kept() -> Iterator[None]:
-    """The size of images that the kernel prefers is afterwards as before: it counts for all hibernations."""
+def _image_size() -> str:
+    """The size of images that the kernel prefers, for all hibernations; empty if it does not tell."""
     try:
-        before = _IMAGE_SIZE.read_text()
+        return _IMAGE_SIZE.read_text()
     except OSError:
-        before = ""
-    try:
-        yield
-    finally:
-        if before:
-            with contextlib.suppress(OSError):
-                _IMAGE_SIZE.write_text(before)
+        return ""
+
+
+def _prefer_again(size: str) -> None:
+    if size:
+        with contextlib.suppress(OSError):
+            _IMAGE_SIZE.write_text(size)
 
 
 @contextlib.contextmanager

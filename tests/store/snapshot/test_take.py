@@ -306,7 +306,8 @@ def test_filesystems_are_thawed_if_the_process_is_killed(mounted: Path, number: 
     process = os.fork()
     if not process:
         try:
-            filesystems.Filesystems([str(mounted)]).freeze()
+            told = mounted.parent / "told"
+            filesystems.Filesystems([str(mounted)], told.touch).freeze()
             os.kill(os.getpid(), number)
         finally:
             os._exit(9)
@@ -314,6 +315,8 @@ def test_filesystems_are_thawed_if_the_process_is_killed(mounted: Path, number: 
     deadline = time.monotonic() + 10
     while is_frozen(mounted):
         assert time.monotonic() < deadline, "nobody thawed it"
+    while not (mounted.parent / "told").exists():
+        assert time.monotonic() < deadline, "nothing else was done"
 
 
 def test_swap_areas_are_put_back_as_they_were(tmp_path: Path) -> None:
