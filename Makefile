@@ -46,7 +46,7 @@ bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 
 test: $(READY) ## all tests, the virtual machines' included, in lanes side by side
 	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,galaxy-import,package then \
 	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others \
-	  ansible:sanity,units,ansible-newest,vm-test-snapshots
+	  ansible:sanity,units,ansible-newest,vm-test-plain
 
 .PHONY: check
 check: $(READY) ## lint, types, unit tests and the shorter tests of the store: a few minutes
@@ -199,15 +199,16 @@ vm-test: $(READY) ## tests that start virtual machines
 	$(PYTHON) -m pytest tests/vm -v
 
 # The same in parts, which make test runs at once: each has machines of its own.
-.PHONY: vm-test-devices vm-test-snapshots vm-test-others
-SNAPSHOTS := tests/vm/scenarios/test_snapshot.py
+.PHONY: vm-test-devices vm-test-plain vm-test-others
+# Of these each test begins with a machine that is not configured.
+PLAIN := $(patsubst %,tests/vm/scenarios/test_%.py,snapshot lz4 safety power_cut)
 DEVICES := tests/vm/scenarios/test_kernels.py tests/vm/scenarios/test_labels.py
 vm-test-devices: $(READY)
 	VM_TESTS=$@ $(PYTHON) -m pytest $(DEVICES) -v
-vm-test-snapshots: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest $(SNAPSHOTS) -v
+vm-test-plain: $(READY)
+	VM_TESTS=$@ $(PYTHON) -m pytest $(PLAIN) -v
 vm-test-others: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,$(DEVICES) $(SNAPSHOTS)) -v
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,$(DEVICES) $(PLAIN)) -v
 
 # -- set-up ------------------------------------------------------------------------------------------------------------
 .PHONY: tree
