@@ -81,6 +81,12 @@ class Machine:
         return sum(map(int, pages)) if pages else None
 
     @property
+    def memory(self) -> dict[str, int]:
+        """The sizes in /proc/meminfo, in bytes, such as MemTotal; empty if it is not reported."""
+        fields = re.findall(r"^(\w+):\s+(\d+) kB$", self.text("proc/meminfo") or "", re.MULTILINE)
+        return {name: int(number) << 10 for name, number in fields}
+
+    @property
     def page_size(self) -> int | None:
         """In bytes."""
         match = re.search(r"^KernelPageSize:\s+(\d+) kB", self.text("proc/self/smaps") or "", re.MULTILINE)
@@ -109,7 +115,7 @@ class Machine:
             left, _dash, right = line.partition(" - ")
             before, after = left.split(), right.split()
             if len(before) >= 6 and len(after) >= 3:
-                key = (before[2], after[0], re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), after[1]))
+                key = (before[2], after[0], unescaped(after[1]))
                 superblocks[key] = superblocks.get(key, False) or "rw" in after[2].split(",")
         return [(*key, writable) for key, writable in superblocks.items()]
 
@@ -171,6 +177,11 @@ def memory_map_sum(info: Info, table: bytes) -> str:
 def recorded_sum(info: Info) -> str:
     """The checksum of the memory map in an x86 image."""
     return str(info.record["e820_digest"]) if "e820_digest" in info.record else f"{info.record['e820_checksum']:#010x}"
+
+
+def unescaped(path: str) -> str:
+    """A path as it is: mountinfo and swaps in /proc have blanks and the like as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path)
 
 
 def _module_name(path: str) -> str:

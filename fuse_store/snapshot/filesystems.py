@@ -10,13 +10,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from fuse_store.errors import StoreError
-from fuse_store.hibernation.machine import Machine
+from fuse_store.hibernation.machine import Machine, unescaped
 
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 _KINDS = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "gfs2", "jfs", "nilfs2", "ocfs2", "vfat", "xfs")
@@ -32,8 +31,7 @@ def writable(machine: Machine) -> list[str]:
             before, after = left.split(), right.split()
             if len(before) < 6 or len(after) < 3 or after[0] not in _KINDS or "rw" not in after[2].split(","):
                 continue
-            path = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before[4])
-            points.setdefault(before[2], prefix + path)
+            points.setdefault(before[2], prefix + unescaped(before[4]))
     return list(points.values())
 
 

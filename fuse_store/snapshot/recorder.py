@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fuse_store.errors import Damaged, Refused
 from fuse_store.formats.swsusp import layout
+from fuse_store.image.devices import write_at
 
 WINDOW_PAGES = 256  # pages that are read and written at once
 ReadPages = Callable[[Sequence[memoryview]], int]  # fills buffers of a page each; returns the number of bytes
@@ -80,12 +81,8 @@ class Recorder:
             number = min(WINDOW_PAGES, count - at)
             fill(at, number)
             for index, block, length in _adjacent(self._blocks[start + at : start + at + number]):
-                self._write_at(block * self._page_size, self._window[index * self._page_size : (index + length) * self._page_size])
-
-    def _write_at(self, offset: int, content: memoryview) -> None:
-        while len(content):
-            done = os.pwrite(self._descriptor, content, offset)
-            content, offset = content[done:], offset + done
+                part = self._window[index * self._page_size : (index + length) * self._page_size]
+                write_at(self._descriptor, part, block * self._page_size)
 
     def _map_page(self, first: int, number: int) -> None:
         """Pages of the swap map: entries, then the block of the next page, 0 in the last one."""

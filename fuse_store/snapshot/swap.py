@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fuse_store.errors import Refused, StoreError
-from fuse_store.hibernation.machine import Machine
+from fuse_store.hibernation.machine import Machine, unescaped
 
 _PREFER, _PRIORITY_MASK = 0x8000, 0x7FFF  # SWAP_FLAG_* of include/linux/swap.h
 
@@ -34,8 +33,7 @@ def in_use(machine: Machine) -> list[SwapArea]:
     areas = []
     for line in (machine.text("proc/swaps") or "").splitlines()[1:]:
         path, _kind, _size, used, priority = line.split()[:5]
-        plain = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path)
-        areas.append(SwapArea(plain, int(used) << 10, int(priority)))
+        areas.append(SwapArea(unescaped(path), int(used) << 10, int(priority)))
     return sorted(areas, key=lambda area: -area.priority)
 
 
@@ -53,7 +51,7 @@ def out_of_use(areas: list[SwapArea], machine: Machine) -> Iterator[list[str]]:
 
 def take_out(areas: list[SwapArea], machine: Machine) -> None:
     """Take all areas out of use. Raises Refused if the memory has no space for what is in them; then all are in use."""
-    used, available = sum(area.used for area in areas), _available(machine)
+    used, available = sum(area.used for area in areas), machine.memory.get("MemAvailable", 0)
     if used > available:
         raise Refused(
             "snapshot", f"{used >> 20} MiB are in swap, and {available >> 20} MiB of memory are available.",
@@ -76,11 +74,6 @@ def put_back(areas: list[SwapArea]) -> list[str]:
         if _libc("swapon", os.fsencode(area.path), flags):
             problems.append(f"swap {area.path} cannot be taken into use again: {os.strerror(ctypes.get_errno())}")
     return problems
-
-
-def _available(machine: Machine) -> int:
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", machine.text("proc/meminfo") or "", re.MULTILINE)
-    return int(match[1]) << 10 if match else 0
 
 
 def _libc(name: str, *arguments: object) -> int:

@@ -15,7 +15,6 @@ import gc
 import hashlib
 import math
 import os
-import re
 import signal
 import struct
 import time
@@ -126,8 +125,7 @@ class Memory:
 
     @classmethod
     def of(cls, machine: Machine) -> Memory:
-        fields = re.findall(r"^(\w+):\s+(\d+) kB$", machine.text("proc/meminfo") or "", re.MULTILINE)
-        sizes = {name: int(number) << 10 for name, number in fields}
+        sizes = machine.memory
         # The kernel itself is not in MemTotal, and is in an image.
         total = (machine.present_pages or 0) * (machine.page_size or 0) or sizes.get("MemTotal", 0)
         filled = total - sizes.get("MemFree", 0)
