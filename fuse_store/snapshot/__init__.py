@@ -8,6 +8,19 @@ because it runs on the machine itself.
 
 from __future__ import annotations
 
-from fuse_store.snapshot.taking import Snapshot, take
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fuse_store.snapshot.taking import Snapshot, take
 
 __all__ = ["Snapshot", "take"]
+
+
+def __getattr__(name: str) -> Any:
+    """``take`` and ``Snapshot`` are imported when they are first used: an application that only asks the service needs ``client`` alone."""
+    if name in __all__:
+        from fuse_store.snapshot import taking
+
+        return getattr(taking, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

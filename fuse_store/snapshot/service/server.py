@@ -21,13 +21,13 @@ from pathlib import Path
 
 from fuse_store import __version__
 from fuse_store.errors import Refused, StoreError
+from fuse_store.snapshot.client import SOCKET
 from fuse_store.snapshot.service import policy as policies
 from fuse_store.snapshot.service import varlink
 from fuse_store.snapshot.service.policy import Policy
 from fuse_store.snapshot.service.varlink import INTERFACE, Call, CallError
 from fuse_store.snapshot.taking import Snapshot, take
 
-SOCKET = "/run/fuse-store/snapshot"
 MAX_CALLERS = 64
 _ACTIVATED = 3  # SD_LISTEN_FDS_START
 _PEER_GROUPS = 59  # SO_PEERGROUPS of include/uapi/asm-generic/socket.h
