@@ -288,7 +288,8 @@ def real(tmp_path: Path) -> Path:
 
 
 def test_a_source_that_fails_stores_nothing(real: Path, transcript: Transcript) -> None:
-    command = ["sh", "-c", "echo part; echo 'no route' >&2; exit 255"]
+    # It fails once the part has arrived: on a busy machine it would else end before the other program has begun.
+    command = ["sh", "-c", "echo part; until test -s %s; do sleep 0.01; done; echo 'no route' >&2; exit 255" % (real / "got")]
     with pytest.raises(Refused) as refused:
         apply(Host(transcript), "captured", machine="web01", source_command=command, executable=str(real / "fuse-store"))
     assert refused.value.code == "source_failed" and "255" in refused.value.message and "no route" in refused.value.message
