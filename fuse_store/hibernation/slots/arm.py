@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fuse_store.errors import Damaged, Refused, StoreError
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError
 from fuse_store.formats.swsusp import HibernationImage, armed
 from fuse_store.hibernation import history
 from fuse_store.hibernation.arm import refuse
@@ -19,6 +19,7 @@ from fuse_store.hibernation.slots import writer
 from fuse_store.hibernation.slots.layout import Slot
 from fuse_store.hibernation.slots.manage import Slots
 from fuse_store.hibernation.slots.plan import Plan
+from fuse_store.image.reader import Image
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.state_log import DISARMED
@@ -47,9 +48,7 @@ def arm(
         slot = slots.slot(number)
         if slot.state == "writing":
             raise Refused(f"slot {number} of {device}", "not complete: its staging was interrupted.", "Stage the version again.")
-        version = store.open_image(store.find(slot.image).id)
-        if version.head.content.hex() != slot.content:
-            raise Refused(f"slot {number} of {device}", f"another image than version {slot.image[:12]}.", "Stage the version again.")
+        version = _version_of(store, slot, f"slot {number} of {device}")
         name, was_armed = slots.name(number), slots.is_armed(slot)
         plan = Plan(slot.extents, slot.pages, slots.table.page_size)
         with HibernationImage(version) as image:
@@ -80,6 +79,20 @@ def arm(
         return ArmedSlot(slots.device.name, slot, slot.header, not was_armed, codes, others)
 
 
+def _version_of(store: Store, slot: Slot, name: str) -> Image:
+    """The version that is in a slot. Raises NotFound if the store does not have it, as a snapshot that was not put yet; Refused,
+    Damaged."""
+    if not store.versions.exists(slot.image):
+        raise NotFound(
+            name, f"image {slot.image[:12]} is not in the store.",
+            "Use the store that has it. A snapshot that is in none is resumed by what selects at boot: docs/slots.md.",
+        )  # fmt: skip
+    version = store.open_image(slot.image)
+    if slot.content not in ("", version.head.content.hex()):
+        raise Refused(name, f"another image than version {slot.image[:12]}.", "Stage the version again.")
+    return version
+
+
 def _compare(slots: Slots, slot: Slot, plan: Plan, image: HibernationImage, progress: Progress) -> None:
     """Compare a slot with the store, and its checksum in the table with what is there. Raises Damaged."""
     if writer.compare(slots.device, plan, image, progress) != slot.sha256:
@@ -103,7 +116,7 @@ def record_unused(store: Store, name: str, slot: Slot) -> bool:
     if not store.versions.exists(slot.image):
         return False
     content = store.open_image(slot.image).head.content
-    if content.hex() != slot.content or name not in store.state_log.read(content).usage.armed:
+    if slot.content not in ("", content.hex()) or name not in store.state_log.read(content).usage.armed:
         return False
     store.record([slot.image], "staged", after=history.newest_on(store, name), device=name, action=DISARMED)
     return True

@@ -15,6 +15,8 @@ SECTOR = 512  # bytes: the unit of the table, so that dd and sha256sum can check
 IDENTITY = f"{MAGIC} {FORMAT}\n".encode()  # how the device begins
 COPY_SIZE = 256 << 10  # bytes of one copy of the table
 COPIES = (256 << 10, 512 << 10)  # bytes: where the copies begin
+REPORT = (768 << 10, 64 << 10)  # (place, size) in bytes of what a boot writes down of its selection
+MACHINE = (832 << 10, 192 << 10)  # (place, size) in bytes of the identity that a machine takes which is restored from a golden image
 EDGE = 1 << 20  # bytes at both ends of the device that no slot has: signatures of filesystems, RAID and partition tables are there
 PAGE_SIZES = (4096, 16384, 65536)
 
@@ -26,17 +28,19 @@ STATES = ("writing", "complete", "armed", "used", "failed")
 GOOD = ("complete", "armed", "used")  # all of the image is there
 KEPT = ("replaceable", "golden")  # whether another image may take the space
 SWAP = ("inactive", "unused", "unknown")  # what is known of the swap areas of the machine in the image: see ``swap_use``
+SESSIONS = ("ended", "running", "unknown")  # what the running system last said of itself: ended by an orderly shutdown, or not
 
 Extents = tuple[tuple[int, int], ...]  # (first block, number of blocks) of each, in the order of the slot
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One image. ``image`` and ``content``: id and content digest of its version, 32 hexadecimal digits each. ``taken``: when it was
-    captured, seconds since 1970. ``staged``: the generation of the table in which it appeared, so that a higher one is newer,
-    whatever the clock says. ``pages``: of the image's stream. ``extents``: all blocks, of which the first is that of the header.
-    ``sha256``: of these blocks in order, not armed; empty until it is complete. ``attempts``: how often it was armed. ``tags``: the
-    filesystem state that was recorded with the version."""
+    """One image. ``image``: its id, which is that of its version once it is in a store; ``content``: the content digest of that
+    version, empty before. Both have 32 hexadecimal digits. ``taken``: when it was captured, seconds since 1970. ``staged``: the
+    generation of the table in which it appeared, so that a higher one is newer, whatever the clock says. ``pages``: of the image's
+    stream. ``extents``: all blocks, of which the first is that of the header. ``sha256``: of these blocks in order, not armed; empty
+    until it is complete. ``attempts``: how often it was armed since it was last seen to be restored. ``tags``: what was recorded when
+    it was captured, such as the state of filesystems."""
 
     number: int
     state: str
@@ -68,13 +72,15 @@ class Slot:
 @dataclass(frozen=True)
 class Table:
     """All slots of a device. ``device``: 32 hexadecimal digits, chosen at its creation. ``page_size``: bytes of a block. ``blocks``:
-    of the device, as far as slots may use it. ``replaced``: the UUID of the swap area that was on the device before, or empty."""
+    of the device, as far as slots may use it. ``replaced``: the UUID of the swap area that was on the device before, or empty.
+    ``session``: see SESSIONS."""
 
     device: str
     page_size: int
     blocks: int
     generation: int = 0
     replaced: str = ""
+    session: str = "unknown"
     slots: tuple[Slot, ...] = ()
 
     @property

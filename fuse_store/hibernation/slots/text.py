@@ -25,6 +25,7 @@ from fuse_store.hibernation.slots.layout import (
     MAX_SLOTS,
     PAGE_SIZES,
     SECTOR,
+    SESSIONS,
     STATES,
     SWAP,
     Extents,
@@ -33,7 +34,8 @@ from fuse_store.hibernation.slots.layout import (
 )
 
 MAX_TAGS = 64
-_HEAD = re.compile(rf"{MAGIC} {FORMAT} ([0-9]{{1,6}}) ([0-9a-f]{{64}})\n+", re.ASCII)
+_NAME = f"{MAGIC} {FORMAT}"
+_HEAD = re.compile(r"([0-9]{1,6}) ([0-9a-f]{64})\n+", re.ASCII)
 _SAFE = "!#$&'()*+,/:;=?@[]~ "  # beside letters, digits and _.-~, what a value has as it is
 
 
@@ -103,9 +105,10 @@ TEXT, NUMBER = _Form(_text, _plain), _Form(str, _number)
 # The lines of a device, and of a slot, in their order; "header" is there for the shell: the first block of the first extent.
 DEVICE = {
     "device": _hex(32), "generation": NUMBER, "page_size": NUMBER, "blocks": NUMBER, "replaced": _Form(str, _uuid),
+    "session": _one_of(SESSIONS),
 }  # fmt: skip
 SLOT = {
-    "state": _one_of(STATES), "machine": TEXT, "application": TEXT, "event": TEXT, "image": _hex(32), "content": _hex(32),
+    "state": _one_of(STATES), "machine": TEXT, "application": TEXT, "event": TEXT, "image": _hex(32), "content": _hex(32, empty=True),
     "taken": NUMBER, "staged": NUMBER, "pages": NUMBER, "header": NUMBER,
     "extents": _Form(lambda extents: " ".join(f"{first}+{count}" for first, count in extents), _extents),
     "sha256": _hex(64, empty=True), "attempts": NUMBER, "kept": _one_of(KEPT), "swap": _one_of(SWAP),
@@ -120,12 +123,30 @@ def pack(table: Table) -> bytes:
         lines += [_line(key, form.write(getattr(slot, key))) for key, form in SLOT.items()]
         lines += [_line(f"tag {quote(key, safe='.-')}", _text(value)) for key, value in sorted(slot.tags.items())]
     body = "".join(f"{line}\n" for line in lines).encode("ascii")
+    return framed(_NAME, body, COPY_SIZE)
+
+
+def framed(name: str, body: bytes, size: int) -> bytes:
+    """Text behind a sector with its name and checksum, whole sectors. Raises ValueError if it has more than ``size`` bytes."""
     body += b"\n" * (-len(body) % SECTOR)
-    head = f"{MAGIC} {FORMAT} {len(body) // SECTOR} {hashlib.sha256(body).hexdigest()}\n".encode("ascii")
+    head = f"{name} {len(body) // SECTOR} {hashlib.sha256(body).hexdigest()}\n".encode("ascii")
     content = head + b"\n" * (SECTOR - len(head)) + body
-    if len(content) > COPY_SIZE:
-        raise ValueError(f"the table has {len(content)} bytes, and there is space for {COPY_SIZE}")
+    if len(content) > size:
+        raise ValueError(f"the text has {len(content)} bytes, and there is space for {size}")
     return content
+
+
+def unframed(name: str, content: bytes) -> bytes:
+    """What ``framed`` made a text to, with the line feeds that fill up its last sector; ``content`` may have more behind it. Raises
+    ValueError."""
+    beginning = content[:SECTOR].decode("ascii")
+    head = _HEAD.fullmatch(beginning.removeprefix(f"{name} ")) if beginning.startswith(f"{name} ") else None
+    if head is None or len(beginning) < SECTOR:
+        raise ValueError("no table begins here")
+    body = content[SECTOR : SECTOR + int(head[1]) * SECTOR]
+    if len(body) != int(head[1]) * SECTOR or hashlib.sha256(body).hexdigest() != head[2]:
+        raise ValueError("the checksum is wrong")
+    return body
 
 
 def _line(key: str, value: str) -> str:
@@ -134,12 +155,7 @@ def _line(key: str, value: str) -> str:
 
 def unpack(content: bytes) -> Table:
     """The table in a copy: ``COPY_SIZE`` bytes, of which the last ones may be anything. Raises ValueError."""
-    head = _HEAD.fullmatch(content[:SECTOR].decode("ascii"))
-    if head is None:
-        raise ValueError("no table begins here")
-    body = content[SECTOR : SECTOR + int(head[1]) * SECTOR]
-    if len(body) != int(head[1]) * SECTOR or hashlib.sha256(body).hexdigest() != head[2]:
-        raise ValueError("the checksum is wrong")
+    body = unframed(_NAME, content)
     sections = body.decode("ascii").rstrip("\n").split("\n\n")
     if len(sections) - 1 > MAX_SLOTS:
         raise ValueError("too many slots")

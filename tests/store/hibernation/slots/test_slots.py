@@ -27,7 +27,7 @@ from fuse_store.hibernation.machine import Machine
 from fuse_store.hibernation.preflight import TargetMachine
 from fuse_store.hibernation.slots import manage
 from fuse_store.hibernation.slots import table as tables
-from fuse_store.hibernation.slots.arm import arm, disarm
+from fuse_store.hibernation.slots.arm import arm, disarm, record_unused
 from fuse_store.hibernation.slots.layout import COPIES, EDGE, Slot, Table
 from fuse_store.hibernation.slots.manage import Slots, create, listing
 from fuse_store.hibernation.slots.stage import SlotResult, Wishes, stage
@@ -520,6 +520,23 @@ def test_another_checksum_in_the_table(case: Case, device: Path, tmp_path: Path)
         slots.save(slots.table.with_slot(replace(slot, sha256="0" * 64)))
     with pytest.raises(Damaged, match="checksum in the table"):
         arm(copied.store, device, 1, NOWHERE, force=FREE)
+
+
+def test_a_snapshot_that_is_in_no_store(case: Case, device: Path, tmp_path: Path) -> None:
+    """It is refused by name, and armed once the store has the version with its id, whether or not the table knows its content."""
+    copied = case.copied(tmp_path / "copy")
+    slot = staged(copied, 0, device).slot
+    with Slots(device) as slots:
+        slots.save(slots.table.with_slot(replace(slot, image="0" * 32, content="")))
+    with pytest.raises(NotFound, match=r"slot 1 of .*: image 000000000000 is not in the store.*docs/slots.md"):
+        arm(copied.store, device, 1, NOWHERE, force=FREE)
+    assert disarm(device).slots == () and not listing(device).armed
+    with Slots(device) as slots:
+        slots.save(slots.table.with_slot(replace(slot, content="")))
+    name = arm(copied.store, device, 1, NOWHERE, force=FREE).device + "#1"
+    assert listing(device).armed == {1}
+    assert record_unused(copied.store, name, replace(slot, content="")) and state_of(copied.store, copied.ids[0]) == "staged"
+    assert not record_unused(copied.store, name, replace(slot, image="0" * 32))
 
 
 # power cuts ---------------------------------------------------------------------------------------------------------------

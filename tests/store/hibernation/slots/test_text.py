@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_store.hibernation.slots.layout import COPY_SIZE, KEPT, SECTOR, STATES, SWAP, Slot, Table
-from fuse_store.hibernation.slots.text import pack, unpack
+from fuse_store.hibernation.slots.layout import COPY_SIZE, KEPT, SECTOR, SESSIONS, STATES, SWAP, Slot, Table
+from fuse_store.hibernation.slots.text import framed, pack, unframed, unpack
 
 FIRST = 256  # the first block of a slot, with blocks of 4 KiB
 hexadecimal = st.text("0123456789abcdef", min_size=32, max_size=32)
@@ -31,15 +31,16 @@ def tables(draw: st.DrawFn) -> Table:
             at += gap + count
         slots.append(
             Slot(
-                number, draw(st.sampled_from(STATES)), draw(names), draw(names), draw(names), draw(hexadecimal), draw(hexadecimal),
-                draw(numbers), draw(numbers), draw(numbers), tuple(draw(st.permutations(extents))),
+                number, draw(st.sampled_from(STATES)), draw(names), draw(names), draw(names), draw(hexadecimal),
+                draw(st.just("") | hexadecimal), draw(numbers), draw(numbers), draw(numbers), tuple(draw(st.permutations(extents))),
                 draw(st.sampled_from(["", "0f" * 32])), draw(numbers), draw(st.sampled_from(KEPT)), draw(st.sampled_from(SWAP)),
                 draw(st.dictionaries(names.filter(bool), names, max_size=3)),
             )
         )  # fmt: skip
     slots.sort(key=lambda slot: slot.number)
     blocks = at + 256 + draw(st.integers(0, 99))
-    return Table(draw(hexadecimal), 4096, blocks, draw(numbers), draw(st.sampled_from(["", "0-1f"])), tuple(slots))
+    replaced, session = draw(st.sampled_from(["", "0-1f"])), draw(st.sampled_from(SESSIONS))
+    return Table(draw(hexadecimal), 4096, blocks, draw(numbers), replaced, session, tuple(slots))
 
 
 def example() -> Table:
@@ -48,7 +49,7 @@ def example() -> Table:
              "f" * 64, tags={"fs.source": "disks", "fs.1-2": "ext4 mounts=3 log=77"})
         for number in (1, 2, 7)
     )  # fmt: skip
-    return Table("2" * 32, 4096, 4096, 9, "", slots)
+    return Table("2" * 32, 4096, 4096, 9, "", "running", slots)
 
 
 def signed(body: bytes) -> bytes:
@@ -125,7 +126,9 @@ def test_each_bit_counts() -> None:
         ("slot 2", "slot 1"), ("slot 7", "slot 65"), ("slot 7", "slot 0"), ("extents 266+8", "extents 255+8"),
         ("extents 276+8", "extents 266+8"), ("header 266", "header 267"), ("page_size 4096", "page_size 8192"),
         ("blocks 4096", "blocks 700"), ("blocks 4096", "blocks 1"),
-        ("state complete", "state whole"), ("tag fs.source disks", "tag fs.source disks\ntag fs.source disks"),
+        ("state complete", "state whole"), ("session running", "session run"), ("session running", "session"),
+        ("session running\n", ""), ("replaced\nsession running", "session running\nreplaced"), ("content 1", "content g"),
+        ("tag fs.source disks", "tag fs.source disks\ntag fs.source disks"),
         ("generation 9", "generation 09"), ("extents 266+8 757+1", "extents 266+8 757+0"), ("machine m", "machine m\nmachine m"),
     ],
 )  # fmt: skip
@@ -134,6 +137,18 @@ def test_tables_that_cannot_be(before: str, after: str) -> None:
     assert before.encode() in body
     with pytest.raises(ValueError):
         unpack(signed(body.replace(before.encode(), after.encode(), 1)))
+
+
+@given(st.binary(max_size=2000).map(lambda content: content.rstrip(b"\n")))
+def test_a_frame_holds_any_text(body: bytes) -> None:
+    """Of the same form for the table and what else is in the first mebibyte, told apart by its name."""
+    content = framed("fuse-store-boot 1", body, 4096)
+    assert unframed("fuse-store-boot 1", content.ljust(8192, b"x")) == body.ljust(len(content) - SECTOR, b"\n")
+    for name, wrong in (("fuse-store-slots 1", content), ("fuse-store-boot 1", content[:-1]), ("fuse-store-boot 1", b"")):
+        with pytest.raises(ValueError):
+            unframed(name, wrong)
+    with pytest.raises(ValueError, match="there is space for 512"):
+        framed("fuse-store-boot 1", b"x", 512)
 
 
 def test_a_large_table_takes_little_memory() -> None:
