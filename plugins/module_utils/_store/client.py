@@ -17,14 +17,12 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Ref
 SELECTION = ("machine", "application", "kind", "event", "before", "with_state")
 
 
-class Store:
-    """A store, in a directory on the machine the module runs on or at a URL. C(warnings) collects those of all calls."""
+class Program:
+    """The command C(fuse-store), for verbs that need no store. C(warnings) collects those of all calls."""
 
-    def __init__(self, host, location, executable="fuse-store", key_file=None):
+    def __init__(self, host, executable="fuse-store"):
         self._host = host
-        self._command = [_program(host, executable), "--json", "--store", _expanded(location)]
-        if key_file:
-            self._command += ["--key-file", key_file]
+        self._command = [_program(host, executable), "--json"]
         self.warnings = []
 
     def argv(self, *words):
@@ -44,6 +42,16 @@ class Store:
             return answer
         errors = [record["error"] for record in records if isinstance(record.get("error"), dict)]
         raise _refusal(verb, done, errors[-1] if errors else {})
+
+
+class Store(Program):
+    """A store, in a directory on the machine the module runs on or at a URL."""
+
+    def __init__(self, host, location, executable="fuse-store", key_file=None):
+        super().__init__(host, executable)
+        self._command += ["--store", _expanded(location)]
+        if key_file:
+            self._command += ["--key-file", key_file]
 
     def show(self, image):
         """The metadata of a version."""
