@@ -16,8 +16,9 @@ from fuse_store.errors import NotFound, Refused, UsageError
 
 PATH = "/etc/fuse-store/snapshots.toml"
 MAX_SIZE = 1 << 20  # bytes
+HOOK_TIME_LIMIT = 30  # seconds
 ARM = ("no", "once", "always")
-_TOP = {"device": str, "arm": str, "time_limit": int, "applications": dict}
+_TOP = {"device": str, "arm": str, "time_limit": int, "hook_time_limit": int, "applications": dict}
 _APPLICATION = {"users": list, "groups": list, "interval": int}
 
 
@@ -32,12 +33,14 @@ class Application:
 
 @dataclass(frozen=True)
 class Policy:
-    """``device``: where images are written; ``arm``: ``no``, ``once`` or ``always`` (again after each resume)."""
+    """``device``: where images are written; ``arm``: ``no``, ``once`` or ``always`` (again after each resume);
+    ``hook_time_limit``: seconds for each program of the administrator."""
 
     device: str
     arm: str
     time_limit: int
     applications: dict[str, Application]
+    hook_time_limit: int = HOOK_TIME_LIMIT
 
     def allows(self, application: str, user: int, groups: frozenset[int]) -> bool:
         """Root may ask for every application, others for those that name them."""
@@ -72,8 +75,9 @@ def parse(content: dict[str, Any]) -> Policy:
         raise ValueError("device: a path below /dev is needed")
     if content.get("arm", "no") not in ARM:
         raise ValueError(f"arm: not one of {', '.join(ARM)}")
-    if content.get("time_limit", 120) < 1:
-        raise ValueError("time_limit: less than a second")
+    for name in ("time_limit", "hook_time_limit"):
+        if content.get(name, 120) < 1:
+            raise ValueError(f"{name}: less than a second")
     applications = {}
     for name, settings in content.get("applications", {}).items():
         if not isinstance(settings, dict):
@@ -82,7 +86,8 @@ def parse(content: dict[str, Any]) -> Policy:
         users = frozenset(_number(user, lambda text: pwd.getpwnam(text).pw_uid, "user") for user in settings.get("users", []))
         groups = frozenset(_number(group, lambda text: grp.getgrnam(text).gr_gid, "group") for group in settings.get("groups", []))
         applications[name] = Application(users, groups, settings.get("interval", 0))
-    return Policy(content["device"], content.get("arm", "no"), content.get("time_limit", 120), applications)
+    hook_time_limit = content.get("hook_time_limit", HOOK_TIME_LIMIT)
+    return Policy(content["device"], content.get("arm", "no"), content.get("time_limit", 120), applications, hook_time_limit)
 
 
 def _check(prefix: str, settings: dict[str, Any], known: dict[str, type]) -> None:

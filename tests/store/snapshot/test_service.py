@@ -236,7 +236,9 @@ def test_any_message_is_a_call_or_an_error(message: bytes) -> None:
 @pytest.mark.parametrize(("content", "cause"), [
     ("", "device: a path below /dev"), ('device = "/etc/passwd"', "device: a path below /dev"), ("device", "Expected"), ("\xff", "utf-8"),
     ('device="/dev/x"\narm="yes"', "arm: not one of no, once, always"), ('device="/dev/x"\ntimelimit=1', "timelimit: no such setting"),
-    ('device="/dev/x"\ntime_limit=0', "time_limit: less than a second"), ('device="/dev/x"\ntime_limit=true', "time_limit: not a number"),
+    ('device="/dev/x"\nhook_time_limit=0', "hook_time_limit: less than a second"),
+    ('device="/dev/x"\ntime_limit=0', "time_limit: less than a second"),
+    ('device="/dev/x"\ntime_limit=true', "time_limit: not a number"),
     ('device="/dev/x"\n[applications]\na=1', "applications.a: not a table"),
     ('device="/dev/x"\n[applications.a]\nuser=["x"]', "applications.a.user: no such setting; there are users, groups, interval"),
     ('device="/dev/x"\n[applications.a]\nusers=["no-such-user"]', "no such user: no-such-user"),

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What happens around a snapshot: before it, after it, and in a system that was restored from it.
+
+``before_snapshot`` comes first, and then exactly one of ``after_created``, ``after_restored`` and ``after_failed``. What fails after a
+restore is a message, and does not end the rest; nothing takes longer than its limit. Needs the standard library alone, and root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fuse_store.errors import StoreError
+from fuse_store.hibernation.machine import Machine
+from fuse_store.snapshot.restored import clock, hooks, mounts, network, random
+from fuse_store.snapshot.service import policy
+
+REPORT = Path("/run/fuse-store/restored")
+_GENERATION_DRIVERS = ("sys/bus/platform/drivers/vmgenid", "sys/bus/acpi/drivers/vmgenid")  # since Linux 6.10, and 5.18
+
+
+@dataclass
+class Context:
+    """A snapshot. ``device``: its path; ``slot``: the number of its slot, if there are slots; ``image``: id; ``application`` and
+    ``event``: as asked; ``golden``: an image for many machines. The others are found out before the snapshot: ``limit``,
+    seconds for a hook; ``taken``, in seconds since 1970, and how far the hardware clock was ahead."""
+
+    device: str
+    slot: int | None = None
+    image: str = ""
+    application: str = ""
+    event: str = ""
+    golden: bool = False
+    limit: float = hooks.LIMIT
+    taken: float = 0.0
+    clock_ahead: float | None = None
+
+    def environment(self, result: str = "") -> dict[str, str]:
+        """What hooks are told."""
+        told = {
+            "EVENT": self.event, "APPLICATION": self.application, "IMAGE": self.image, "DEVICE": self.device,
+            "SLOT": str(self.slot or ""), "RESULT": result,
+        }  # fmt: skip
+        return {f"FUSE_STORE_{name}": value for name, value in told.items()}
+
+
+def before_snapshot(context: Context) -> None:
+    """Raises Refused if a hook fails; then what came before is undone, and no other function is to be called."""
+    with contextlib.suppress(StoreError):  # there need not be a policy; the service refuses one with a mistake
+        context.limit = policy.load().hook_time_limit
+    context.taken, context.clock_ahead = time.time(), clock.difference()
+    try:
+        hooks.run_before(context.environment(), context.limit)
+    except StoreError:
+        after_failed(context)
+        raise
+
+
+def after_created(context: Context) -> tuple[str, ...]:
+    """The system goes on. Messages of what could not be done."""
+    return _Steps().also("hooks", lambda: hooks.run_after(context.environment("created"), context.limit)).messages
+
+
+def after_failed(context: Context) -> tuple[str, ...]:
+    """The system goes on, and there is no image. Messages of what could not be done."""
+    return _Steps().also("hooks", lambda: hooks.run_after(context.environment("failed"), context.limit)).messages
+
+
+def after_restored(context: Context, machine: Machine | None = None) -> tuple[str, ...]:
+    """The system was resumed from the image. Messages of what could not be done."""
+    machine = machine or Machine()
+    steps = _Steps()
+    steps.also("random numbers", random.reseed_again)
+    steps.also("clock", lambda: clock.correct(0 if context.golden else context.clock_ahead, context.taken))
+    steps.note(f"VM generation id: {generation(machine)}")
+    steps.also("network", network.renew)
+    steps.also("programs that keep the time", clock.tell)
+    steps.also("network filesystems", lambda: mounts.try_again(machine))
+    steps.also("hooks", lambda: hooks.run_after(context.environment("restored"), context.limit))
+    steps.write(f"image {context.image}\ndevice {context.device}\nslot {context.slot or ''}\n")
+    return steps.messages
+
+
+def generation(machine: Machine) -> str:
+    """What becomes of the VM generation id. The kernel heeds a change that the hypervisor tells; of a restore that tells nothing, the
+    reseeding is ours."""
+    found = any((machine.root / driver).is_dir() and list((machine.root / driver).glob("*:*")) for driver in _GENERATION_DRIVERS)
+    return "the kernel reseeds by itself when the hypervisor tells of a change" if found else "none"
+
+
+@dataclass
+class _Steps:
+    """One after the other, whatever fails."""
+
+    problems: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        return tuple(self.problems)
+
+    def also(self, name: str, step: Callable[[], list[str]]) -> _Steps:
+        with self._timed(name):
+            try:
+                found = step()
+            except (OSError, ValueError, StoreError) as error:
+                found = [f"{getattr(error, 'strerror', None) or error}"]
+            self.problems += [f"{name}: {problem}" for problem in found]
+        return self
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begun, before = time.monotonic(), len(self.problems)
+        yield
+        failed = "; ".join(self.problems[before:])
+        self.note(f"{name}: {time.monotonic() - begun:.1f} s{', ' + failed if failed else ''}")
+
+    def write(self, head: str) -> None:
+        """For those who look at the machine later."""
+        with contextlib.suppress(OSError):
+            REPORT.parent.mkdir(parents=True, exist_ok=True)
+            REPORT.write_text(head + "".join(f"{line}\n" for line in self.lines))
