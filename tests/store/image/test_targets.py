@@ -201,6 +201,7 @@ def test_a_second_loop_device_on_the_same_file(store: Store, image_id: str, devi
 
 @pytest.fixture
 def partition(device: Path) -> Iterator[Path]:
+    subprocess.run(["delpart", str(device), "1"], capture_output=True, check=False)  # the loop device may have one of an earlier file
     run("addpart", str(device), "1", "8", "2048")
     try:
         yield Path(f"{device}p1")
