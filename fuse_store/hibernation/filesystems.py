@@ -49,7 +49,8 @@ def _digest(read: Read, ranges: list[tuple[int, int]], size: int, max_length: in
     return digest.hexdigest()
 
 
-def _uuid(content: bytes) -> str:
+def uuid_text(content: bytes) -> str:
+    """16 bytes as blkid shows them."""
     digits = content.hex()
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
@@ -79,7 +80,7 @@ def _ext(read: Read, size: int) -> Filesystem | None:
             return ""  # no journal, an external one, or no copy of its inode in the superblock
         block_size = 1024 << log_block_size
         high, low = struct.unpack_from("<II", block, 0x10C + 60)
-        extents = _extents(read, block[0x10C : 0x10C + 60], block_size)
+        extents = extents_of_inode(read, block[0x10C : 0x10C + 60], block_size)
         covered = sum(length for _offset, length in extents)
         return _digest(read, extents, size, MAX_LOG_SIZE) if covered >= (high << 32 | low) > 0 else ""
 
@@ -89,10 +90,10 @@ def _ext(read: Read, size: int) -> Filesystem | None:
             mounts=mounts, mounted=mounted, written=written, kbytes=kbytes, clean=state, superblock=superblock, log=log()
         )
 
-    return Filesystem("ext4", _uuid(block[0x68:0x78]), text)
+    return Filesystem("ext4", uuid_text(block[0x68:0x78]), text)
 
 
-def _extents(read: Read, root: bytes, block_size: int) -> list[tuple[int, int]]:
+def extents_of_inode(read: Read, root: bytes, block_size: int) -> list[tuple[int, int]]:
     """(offset, length) of the extents in the tree of an inode, in order; empty if it is damaged or too large.
 
     A node is an ext4_extent_header and its entries; the depth of a child is less than that of its parent.
@@ -127,23 +128,31 @@ def _xfs(read: Read, size: int) -> Filesystem | None:
     block = read(0, 512)
     if len(block) < 512 or block[:4] != b"XFSB":
         return None
-    (unit,) = struct.unpack_from(">I", block, 4)
-    (log_start,) = struct.unpack_from(">Q", block, 48)
-    per_group, groups = struct.unpack_from(">II", block, 84)
-    (log_blocks,) = struct.unpack_from(">I", block, 96)
-    group_bits = block[124]
     inodes, free_inodes, free_blocks = struct.unpack_from(">QQQ", block, 128)
     (lsn,) = struct.unpack_from(">Q", block, 240)
 
     def text() -> str:
-        group, within = log_start >> group_bits, log_start & ((1 << group_bits) - 1)
-        internal = log_start > 0 and group < groups and 512 <= unit <= 65536
-        begin = (group * per_group + within) * unit
-        log = _digest(read, [(begin, log_blocks * unit)], size, MAX_LOG_SIZE) if internal else ""
+        extent = log_of_xfs(read, size)
+        log = _digest(read, [extent], size, MAX_LOG_SIZE) if extent else ""
         superblock = hashlib.blake2b(block, digest_size=8).hexdigest()
         return _text(lsn=lsn, inodes=inodes - free_inodes, free=free_blocks, superblock=superblock, log=log)
 
-    return Filesystem("xfs", _uuid(block[32:48]), text) if group_bits < 64 else None
+    return Filesystem("xfs", uuid_text(block[32:48]), text) if block[124] < 64 else None
+
+
+def log_of_xfs(read: Read, size: int) -> tuple[int, int] | None:
+    """(offset, length) of the log; None if it is on another device, or cannot be where the superblock says."""
+    block = read(0, 512)
+    (unit,) = struct.unpack_from(">I", block, 4)
+    (log_start,) = struct.unpack_from(">Q", block, 48)
+    per_group, groups = struct.unpack_from(">II", block, 84)
+    (log_blocks,) = struct.unpack_from(">I", block, 96)
+    group_bits = min(block[124], 63)
+    group, within = log_start >> group_bits, log_start & ((1 << group_bits) - 1)
+    if not (log_start > 0 and group < groups and 512 <= unit <= 65536 and log_blocks):
+        return None
+    begin, length = (group * per_group + within) * unit, log_blocks * unit
+    return (begin, length) if begin + length <= size else None
 
 
 # btrfs ----------------------------------------------------------------------------------------------------------------
@@ -155,7 +164,7 @@ def _btrfs(read: Read, size: int) -> Filesystem | None:
         return None
     generation, root, _chunk_root, log_root = struct.unpack_from("<QQQQ", block, 0x48)
     # Each commit writes a new root, each fsync a new root of the log. The rest of the block differs between its devices.
-    return Filesystem("btrfs", _uuid(block[0x20:0x30]), lambda: _text(generation=generation, root=root, log_root=log_root))
+    return Filesystem("btrfs", uuid_text(block[0x20:0x30]), lambda: _text(generation=generation, root=root, log_root=log_root))
 
 
 # FAT ------------------------------------------------------------------------------------------------------------------
@@ -168,20 +177,31 @@ def _fat(read: Read, size: int) -> Filesystem | None:
     wide = block[82:87] == b"FAT32"
     if not wide and block[54:58] != b"FAT1":
         return None
-    sector, per_cluster, reserved, tables, entries = struct.unpack_from("<HBHBH", block, 11)
-    (length,) = struct.unpack_from("<I", block, 36) if wide else struct.unpack_from("<H", block, 22)
     low, high = struct.unpack_from("<HH", block, 67 if wide else 39)
 
     def text() -> str:
-        data = (reserved + tables * length) * sector + entries * 32
-        ranges = [(0, data)]
         free = 0
         if wide:
-            (root,) = struct.unpack_from("<I", block, 44)
-            ranges.append((data + (root - 2) * per_cluster * sector, per_cluster * sector))
             (info,) = struct.unpack_from("<H", block, 48)
-            free = int.from_bytes(read(info * sector + 488, 4), "little")
+            free = int.from_bytes(read(info * _sector_size(block) + 488, 4), "little")
         dirty = block[65 if wide else 37] & 1
-        return _text(free=free, dirty=dirty, table=_digest(read, ranges, size, MAX_FAT_SIZE))
+        return _text(free=free, dirty=dirty, table=_digest(read, list(fat_ranges(read)), size, MAX_FAT_SIZE))
 
     return Filesystem("vfat", f"{high:04X}-{low:04X}", text)
+
+
+def _sector_size(block: bytes) -> int:
+    return int(struct.unpack_from("<H", block, 11)[0])
+
+
+def fat_ranges(read: Read) -> tuple[tuple[int, int], ...]:
+    """(offset, length) of the tables with all that is before them, and of the root directory. They may leave a damaged device."""
+    block = read(0, 512)
+    sector, per_cluster, reserved, tables, entries = struct.unpack_from("<HBHBH", block, 11)
+    wide = block[82:87] == b"FAT32"
+    (length,) = struct.unpack_from("<I", block, 36) if wide else struct.unpack_from("<H", block, 22)
+    data = (reserved + tables * length) * sector + entries * 32
+    if not wide:
+        return ((0, data),)
+    (root,) = struct.unpack_from("<I", block, 44)
+    return ((0, data), (data + (root - 2) * per_cluster * sector, per_cluster * sector))

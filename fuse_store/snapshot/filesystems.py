@@ -25,7 +25,7 @@ def writable(machine: Machine) -> list[str]:
     """Paths of the filesystems on block devices that are mounted writable, one for each, in the order of their mounting; those that are
     only mounted in other mount namespaces, as those of containers are, by way of /proc."""
     points: dict[str, str] = {}
-    for prefix, mounts in _namespaces(machine):
+    for prefix, mounts in namespaces(machine):
         for line in mounts.splitlines():
             left, _dash, right = line.partition(" - ")
             before, after = left.split(), right.split()
@@ -35,7 +35,7 @@ def writable(machine: Machine) -> list[str]:
     return list(points.values())
 
 
-def _namespaces(machine: Machine) -> Iterator[tuple[str, str]]:
+def namespaces(machine: Machine) -> Iterator[tuple[str, str]]:
     """(how paths begin, mounts) of each mount namespace, this process's own first."""
     seen = set()
     processes = sorted((path.name for path in (machine.root / "proc").glob("[0-9]*")), key=int)
