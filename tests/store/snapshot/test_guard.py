@@ -179,6 +179,24 @@ def test_unmounted_by_a_system_that_went_on(disk_of: Callable[..., Disk], name: 
 
 
 @needs_root
+def test_xfs_whose_log_has_gone_round(disk_of: Callable[..., Disk]) -> None:
+    """Records of 256 KiB fill its 64 MiB."""
+    disk = disk_of("xfs", ["-l", "size=64m,su=256k"])
+    places = []
+    with disk.mounted() as point:
+        for _snapshot in range(12):
+            for number in range(40):
+                create(point / f"{number}")
+                os.rename(point / "new", point / str(number))
+            tags = disk.guarded()
+            assert held(disk, tags)
+            create(point / "x")
+            assert not held(disk, tags)
+            places.append(int(tags["guard.0"].split()[1].rpartition(",")[2].partition("+")[0]))
+    assert places != sorted(places)
+
+
+@needs_root
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_power_was_cut_and_another_system_wrote(disk_of: Callable[..., Disk], tmp_path: Path, kind: str) -> None:
     """The disk as it was when nothing had been written since the snapshot; then it is mounted by another boot."""
