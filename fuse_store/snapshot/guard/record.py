@@ -186,7 +186,7 @@ def _cut(text: str) -> str:
 
 
 def tags_of(tags: Mapping[str, str]) -> dict[str, str]:
-    """Those of the tags of a slot or version that are guards, or say why there is none."""
+    """Those of the tags of a slot or version that are guards, or say why it has no guard."""
     return {key: value for key, value in tags.items() if key.startswith(PREFIX) or key == UNSAFE}
 
 
