@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fuse_store.cli.context import Context
     from fuse_store.hibernation.slots.layout import Slot, Table
 
-ACTIONS = ("init", "list", "remove")
+ACTIONS = ("init", "list", "remove", "identity")
 COLUMNS = ("SLOT", "STATE", "TAKEN (UTC)", "MACHINE", "APPLICATION", "EVENT", "IMAGE", "SIZE", "ATTEMPTS", "KEPT", "OFFSET")
 SLOT_KEYS = {
     "slot": "number",
@@ -39,7 +39,10 @@ def slot_number(options: Any, verb: str) -> int:
 
 
 def run(context: Context) -> int:
-    action = {"init": _init, "list": _list, "remove": _remove}[context.options.action]
+    options = context.options
+    action = {"init": _init, "list": _list, "remove": _remove, "identity": _identity}[options.action]
+    if options.action != "identity" and (options.file or options.remove):
+        raise UsageError(f"slots {options.action}", f"{options.file or '--remove'} is for identity alone.", "Omit it.")
     action(context)
     return 0
 
@@ -82,9 +85,36 @@ def _remove(context: Context) -> None:
     context.remark(f"{device}: slot {number} removed (version {slot.image[:12]})")
 
 
+def _identity(context: Context) -> None:
+    from fuse_store.hibernation.slots.manage import listing
+    from fuse_store.snapshot.golden import region
+    from fuse_store.snapshot.golden.identity import load
+    from fuse_store.snapshot.golden.identity import text as in_toml
+
+    options = context.options
+    if options.remove and options.file:
+        raise UsageError("slots identity", "either FILE or --remove is possible.", "Omit one of them.")
+    identity = None
+    if options.remove:
+        region.remove(options.device)
+        context.done = "The identity was removed."
+        context.remark(f"{options.device}: no identity")
+    elif options.file:
+        identity = region.write(options.device, load(options.file))
+        context.done = "The identity was written."
+        context.remark(f"{options.device}: identity of {identity.hostname or 'a machine without a name'}")
+    else:
+        listing(options.device)  # is there a table of slots?
+        identity = region.read(options.device)
+        if identity is None:
+            context.remark(f"{options.device}: no identity")
+    shown = in_toml(identity, secret=False) if identity else ""
+    context.emit(_record(options.device, identity=shown or None), "" if options.file else shown.rstrip("\n"))
+
+
 def _record(device: str, **values: Any) -> dict[str, Any]:
     """The keys of ``--json``, the same for all actions."""
-    return {"device": device, "page_size": None, "free": None, "slots": [], "slot": None, "image": None, **values}
+    return {"device": device, "page_size": None, "free": None, "slots": [], "slot": None, "image": None, "identity": None, **values}
 
 
 def slot_record(table: Table, slot: Slot, armed: bool) -> dict[str, Any]:
@@ -108,19 +138,22 @@ def _row(table: Table, slot: Slot, armed: bool) -> tuple[str, ...]:
 
 VERB = Verb(
     name="slots",
-    summary="create, list or remove the slots of a device, each of which holds one staged hibernation image",
+    summary="create, list or remove the slots of a device, each of which holds one hibernation image, or write a machine's identity",
     description="init makes a table of slots at the start of a device; list prints it; remove frees a slot. Then run stage --slot and "
-    "arm --slot: the kernel resumes any of the images with resume= and resume_offset=. init refuses a device in use and, without "
-    "--force, one with data; remove refuses an armed or golden slot without --force.",
+    "arm --slot: the kernel resumes any of the images with resume= and resume_offset=. identity FILE writes what a machine is called that "
+    "is restored from a golden image on the device (docs/golden-images.md); without FILE it prints what is there. init refuses a device in "
+    "use and, without --force, one with data; remove refuses an armed or golden slot without --force.",
     run=run,
     arguments=(
-        argument("action", metavar="init|list|remove", choices=ACTIONS, help="what to do"),
+        argument("action", metavar="init|list|remove|identity", choices=ACTIONS, help="what to do"),
         argument("device", metavar="DEVICE", complete="file", help="block device, or file that acts as one; list reads one in use as well"),
+        argument("file", metavar="FILE", nargs="?", complete="file", help="with identity: that of the machine with the device, in TOML"),
         argument("--slot", metavar="N", type=values.number, help="slot to remove"),
         argument(
             "--page-size", type=values.page_size, default=4096, metavar="SIZE", complete="page size",
             help="page size of the machines that resume from it: 4KiB, 16KiB or 64KiB (default: 4KiB)",
         ),
+        argument("--remove", action="store_true", help="with identity: remove it"),
         argument("--force", action="store_true", help="overwrite existing data; remove an armed or golden slot"),
     ),
     keys={
@@ -131,11 +164,13 @@ VERB = Verb(
         **{f"  {key}": meaning for key, meaning in SLOT_KEYS.items()},
         "slot": "number of the removed slot; null without one",
         "image": "id of the version that was in it; null without one",
+        "identity": "that on the device, in TOML, without its secrets; null without one",
     },
     examples=(
         ("fuse-store slots init /dev/pmem1", "prepare a device"),
         ("fuse-store slots list /dev/pmem1", "print what is on it"),
         ("fuse-store slots remove /dev/pmem1 --slot 2", "free a slot"),
+        ("fuse-store slots identity /dev/pmem1 web07.toml", "name the machine that a golden image makes of this one"),
     ),
     interrupted="The table of slots is as it was, or changed; run 'fuse-store slots list DEVICE'.",
 )

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from fuse_store.errors import StoreError
 from fuse_store.hibernation.machine import Machine
+from fuse_store.snapshot.golden import apply, links, region
+from fuse_store.snapshot.golden.identity import Identity
 from fuse_store.snapshot.restored import clock, hooks, mounts, network, random
 from fuse_store.snapshot.service import policy
 
@@ -26,7 +28,8 @@ _GENERATION_DRIVERS = ("sys/bus/platform/drivers/vmgenid", "sys/bus/acpi/drivers
 class Context:
     """A snapshot. ``device``: its path; ``slot``: the number of its slot, if there are slots; ``image``: id; ``application`` and
     ``event``: as asked; ``golden``: an image for many machines. The others are found out before the snapshot: ``limit``,
-    seconds for a hook; ``taken``, in seconds since 1970, and how far the hardware clock was ahead."""
+    seconds for a hook; ``taken``, in seconds since 1970, and how far the hardware clock was ahead;
+    ``network``: what was taken down for a golden image."""
 
     device: str
     slot: int | None = None
@@ -37,6 +40,7 @@ class Context:
     limit: float = hooks.LIMIT
     taken: float = 0.0
     clock_ahead: float | None = None
+    network: links.Network | None = None
 
     def environment(self, result: str = "") -> dict[str, str]:
         """What hooks are told."""
@@ -48,12 +52,15 @@ class Context:
 
 
 def before_snapshot(context: Context) -> None:
-    """Raises Refused if a hook fails; then what came before is undone, and no other function is to be called."""
+    """Raises Refused if a hook fails, StoreError if the network cannot be taken down for a golden image; then what came before is undone,
+    and no other function is to be called."""
     with contextlib.suppress(StoreError):  # there need not be a policy; the service refuses one with a mistake
         context.limit = policy.load().hook_time_limit
     context.taken, context.clock_ahead = time.time(), clock.difference()
     try:
         hooks.run_before(context.environment(), context.limit)
+        if context.golden:
+            context.network = links.down()
     except StoreError:
         after_failed(context)
         raise
@@ -61,12 +68,19 @@ def before_snapshot(context: Context) -> None:
 
 def after_created(context: Context) -> tuple[str, ...]:
     """The system goes on. Messages of what could not be done."""
-    return _Steps().also("hooks", lambda: hooks.run_after(context.environment("created"), context.limit)).messages
+    return _gone_on(context, "created")
 
 
 def after_failed(context: Context) -> tuple[str, ...]:
     """The system goes on, and there is no image. Messages of what could not be done."""
-    return _Steps().also("hooks", lambda: hooks.run_after(context.environment("failed"), context.limit)).messages
+    return _gone_on(context, "failed")
+
+
+def _gone_on(context: Context, result: str) -> tuple[str, ...]:
+    steps = _Steps()
+    if context.network:
+        steps.also("network", context.network.up)
+    return steps.also("hooks", lambda: hooks.run_after(context.environment(result), context.limit)).messages
 
 
 def after_restored(context: Context, machine: Machine | None = None) -> tuple[str, ...]:
@@ -76,12 +90,31 @@ def after_restored(context: Context, machine: Machine | None = None) -> tuple[st
     steps.also("random numbers", random.reseed_again)
     steps.also("clock", lambda: clock.correct(0 if context.golden else context.clock_ahead, context.taken))
     steps.note(f"VM generation id: {generation(machine)}")
-    steps.also("network", network.renew)
+    if context.network is None:
+        steps.also("network", network.renew)
+    else:
+        identity = _identity(context, steps)
+        for name, step in apply.Golden(identity, context.network).steps():
+            steps.also(name, step)
     steps.also("programs that keep the time", clock.tell)
     steps.also("network filesystems", lambda: mounts.try_again(machine))
     steps.also("hooks", lambda: hooks.run_after(context.environment("restored"), context.limit))
     steps.write(f"image {context.image}\ndevice {context.device}\nslot {context.slot or ''}\n")
     return steps.messages
+
+
+def _identity(context: Context, steps: _Steps) -> Identity:
+    """That of this machine; without one that is whole, one that no other machine has."""
+    identity = None
+    try:
+        identity = region.read(context.device) if context.slot else None
+        problem = "" if identity else f"none is on {context.device}"
+    except StoreError as error:
+        problem = str(error)
+    if problem:
+        told = "the machine-id, host name and SSH host keys are new ones, and interfaces have what DHCP gives them"
+        steps.also("identity", lambda: [f"{problem}; {told}"])
+    return identity or Identity()
 
 
 def generation(machine: Machine) -> str:

@@ -23,14 +23,14 @@ _RELEASE_SECONDS = 0.5  # for a packet to leave
 @dataclass(frozen=True)
 class Interface:
     """``up``: as the administrator wants it; ``link``: its hardware address, in hexadecimal digits; ``addresses``: of IPv4 and IPv6 that
-    are valid beyond the link; ``leased``: whether one of these is from a lease."""
+    are valid beyond the link; ``static``: whether one of these is not from a lease."""
 
     name: str
     number: int
     up: bool
     link: str
     addresses: tuple[str, ...]
-    leased: bool
+    static: bool
 
 
 def interfaces() -> list[Interface]:
@@ -48,7 +48,8 @@ def _interface(link: dict[str, Any]) -> Interface:
     found = [one for one in link["addr_info"] if one.get("scope") == "global" and "local" in one]
     addresses = tuple(f"{one['local']}/{one['prefixlen']}" for one in found)
     hardware = str(link.get("address", "")).replace(":", "")
-    return Interface(link["ifname"], link["ifindex"], "UP" in link["flags"], hardware, addresses, any(one.get("dynamic") for one in found))
+    static = any(not one.get("dynamic") for one in found)
+    return Interface(link["ifname"], link["ifindex"], "UP" in link["flags"], hardware, addresses, static)
 
 
 @dataclass(frozen=True)

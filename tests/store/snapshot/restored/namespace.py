@@ -16,8 +16,8 @@ import json, os, pathlib, socket, subprocess, sys, time
 
 place = pathlib.Path(sys.argv[1])
 
-def sh(command):
-    return subprocess.run(["sh", "-ec", command], check=True, capture_output=True, text=True).stdout
+sh = lambda command: subprocess.run(["sh", "-ec", command], check=True, capture_output=True, text=True).stdout
+sh("mount -t tmpfs run /run")  # where this machine's systemd listens
 
 def wait(condition, what):
     deadline = time.monotonic() + 30

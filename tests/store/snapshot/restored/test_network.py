@@ -97,7 +97,7 @@ def test_commands_of_managers_name_the_interface() -> None:
         for command in (*manager.renew, manager.down, manager.up):
             assert command[-1] == "{}", command
         assert not any("{}" in word for word in manager.restart)
-    assert [manager.manages(Interface("none0", 9999, True, "", (), False)) for manager in MANAGERS] == [False, False, False]
+    assert [manager.manages(Interface("none0", 9999, True, "", (), True)) for manager in MANAGERS] == [False, False, False]
 
 
 SERVER = """
