@@ -52,6 +52,12 @@ options:
     description: Select only versions in this state.
     type: str
     choices: [captured, verified, staged, armed, resumed, failed, unknown]
+  into_slot:
+    description:
+      - With O(state=staged), write to a slot of O(device), beside other images. C(fuse-store slots init) or
+        M(nvm.fastboot.boot_slots) makes the slots. The number of the slot is in RV(answer).
+    type: bool
+    default: false
   force:
     description:
       - With O(state=staged), overwrite other data or an armed image on the device.
@@ -85,6 +91,7 @@ notes:
     V(device_in_use), V(executable_missing), V(home_missing).
 seealso:
   - module: nvm.fastboot.boot_image_info
+  - module: nvm.fastboot.boot_slots
   - module: nvm.fastboot.nvm_swap
   - module: nvm.fastboot.hibernate
 author:
@@ -126,6 +133,14 @@ EXAMPLES = r"""
     store: /var/lib/fuse-store
     image: "{{ checked.image.id }}"
     device: /dev/NVM_SWAP
+
+- name: Put the version into a slot of a device, beside others
+  nvm.fastboot.boot_image:
+    state: staged
+    store: /var/lib/fuse-store
+    image: "{{ checked.image.id }}"
+    device: /dev/pmem1
+    into_slot: true
 
 - name: Arm the device for the next boot
   nvm.fastboot.boot_image:
@@ -186,6 +201,7 @@ def main():
             source_command={"type": "list", "elements": "str"},
             tags={"type": "dict"},
             replace={"type": "bool", "default": False},
+            into_slot={"type": "bool", "default": False},
             force={"type": "bool", "default": False},
             ignore_refusals={"type": "list", "elements": "str"},
         ),

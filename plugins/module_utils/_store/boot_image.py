@@ -96,7 +96,8 @@ def _staged(transaction, store, options):
     if transaction.check_mode:
         transaction.note(options["device"], "", _name(image) + ", staged\n")
         return image, None
-    answer = store.call("stage", image["id"], options["device"], *(["--force"] if options["force"] else []))
+    words = ["--slot"] if options["into_slot"] else []
+    answer = store.call("stage", image["id"], options["device"], *words, *(["--force"] if options["force"] else []))
     if answer["written"]:
         transaction.note(options["device"], "", _name(image) + ", staged\n")
     return store.show(image["id"]), answer

@@ -161,15 +161,16 @@ class Initramfs:
 
     # building --------------------------------------------------------------------------------------------------------
 
-    def rebuild(self, tx, kernels, resume=None, modules=()):
-        """Rebuild the images of C(kernels) from the settings. With C(resume), verifies that each image can resume.
+    def rebuild(self, tx, kernels, resume=None, modules=(), why="without our settings", lacking=None):
+        """Rebuild the images of C(kernels) from the settings. With C(resume), verifies that each image can resume; with C(lacking), that
+        C(lacking(names)), a list of phrases, is empty for the names in it. C(why) describes the images that are without C(resume).
 
         Refused C(boot_full), C(kernel_modules_missing), C(driver_missing), C(initramfs_incomplete) or
         C(command_failed); all images are then unchanged.
         """
         for kernel in kernels:
             tx.note(self.image(kernel), "current image", "rebuilt: %s" % (
-                "resume from %s with %s" % (resume, " ".join(modules)) if resume else "without our settings"))
+                "resume from %s with %s" % (resume, " ".join(modules)) if resume else why))
         if tx.check_mode or not kernels:
             return
         for kernel in kernels:
@@ -178,7 +179,7 @@ class Initramfs:
         self._check_space(kernels)
         tx.on_failure(lambda: tx.host.flush_filesystem(BOOT))  # called last, after the old images are restored
         for kernel in kernels:
-            self._build(tx, kernel, resume, modules)
+            self._build(tx, kernel, resume, modules, lacking)
         tx.host.flush_filesystem(BOOT)
 
     def finish(self):
@@ -230,7 +231,7 @@ class Initramfs:
         status = os.statvfs(self.host.path(BOOT))
         return status.f_bavail * status.f_frsize
 
-    def _build(self, tx, kernel, resume, modules):
+    def _build(self, tx, kernel, resume, modules, lacking):
         host, image = self.host, self.image(kernel)
         existed = host.exists(image)
         try:
@@ -238,7 +239,9 @@ class Initramfs:
             if resume is not None:
                 problems = self._problems(kernel, image + NEW, resume, modules)
             else:
-                problems = [] if "init" in self.listing(image + NEW) else ["init"]
+                names = self.listing(image + NEW)
+                problems = [] if "init" in names else ["init"]
+                problems += lacking(names) if lacking else []
             if problems:
                 raise Refused(
                     "initramfs_incomplete",

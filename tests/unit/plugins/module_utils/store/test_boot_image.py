@@ -28,7 +28,7 @@ CALL = "/usr/bin/fuse-store --json --store /srv/store "
 IMAGE = {"id": ID, "machine": "web01", "application": "system", "version": "2026-11-22T02-10-33Z-4f1c9a", "state": "captured"}
 OPTIONS = dict(
     dict.fromkeys(boot_image.COMMON), store="/srv/store", executable="fuse-store", source_command=None, tags=None,
-    replace=False, force=False, ignore_refusals=None,
+    replace=False, into_slot=False, force=False, ignore_refusals=None,
 )  # fmt: skip
 
 
@@ -132,6 +132,8 @@ def test_staged_changes_what_was_written(machine: Host, transcript: Transcript) 
         answer(transcript, "stage %s /dev/pmem0" % ID, {"id": ID, "written": written})
     assert apply(machine, "staged", image=ID, device="/dev/pmem0", check_mode=True)[0]
     assert [apply(machine, "staged", image=ID, device="/dev/pmem0")[0] for _time in range(2)] == [True, False]
+    answer(transcript, "stage %s /dev/pmem0 --slot" % ID, {"id": ID, "written": 1, "slot": 2})
+    assert apply(machine, "staged", image=ID, device="/dev/pmem0", into_slot=True)[1]["answer"]["slot"] == 2
     answer(transcript, "stage %s /dev/pmem0 --force" % ID, {"id": ID, "written": 1})
     assert apply(machine, "staged", image=ID, device="/dev/pmem0", force=True)[0]
 
