@@ -8,17 +8,18 @@ import os
 import pwd
 import stat
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fuse_store.boot import policy as boot_policy
 from fuse_store.errors import NotFound, Refused, UsageError
 
 PATH = "/etc/fuse-store/snapshots.toml"
 MAX_SIZE = 1 << 20  # bytes
 HOOK_TIME_LIMIT = 30  # seconds
 ARM = ("no", "once", "always")
-_TOP = {"device": str, "arm": str, "time_limit": int, "hook_time_limit": int, "applications": dict}
+_TOP = {"device": str, "arm": str, "time_limit": int, "hook_time_limit": int, "applications": dict, "boot": dict}
 _APPLICATION = {"users": list, "groups": list, "interval": int}
 
 
@@ -34,13 +35,14 @@ class Application:
 @dataclass(frozen=True)
 class Policy:
     """``device``: where images are written; ``arm``: ``no``, ``once`` or ``always`` (again after each resume);
-    ``hook_time_limit``: seconds for each program of the administrator."""
+    ``hook_time_limit``: seconds for each program of the administrator; ``boot``: which images are resumed after what."""
 
     device: str
     arm: str
     time_limit: int
     applications: dict[str, Application]
     hook_time_limit: int = HOOK_TIME_LIMIT
+    boot: boot_policy.Boot = field(default_factory=boot_policy.Boot)
 
     def allows(self, application: str, user: int, groups: frozenset[int]) -> bool:
         """Root may ask for every application, others for those that name them."""
@@ -87,7 +89,8 @@ def parse(content: dict[str, Any]) -> Policy:
         groups = frozenset(_number(group, lambda text: grp.getgrnam(text).gr_gid, "group") for group in settings.get("groups", []))
         applications[name] = Application(users, groups, settings.get("interval", 0))
     hook_time_limit = content.get("hook_time_limit", HOOK_TIME_LIMIT)
-    return Policy(content["device"], content.get("arm", "no"), content.get("time_limit", 120), applications, hook_time_limit)
+    boot = boot_policy.parse(content.get("boot", {}), applications)
+    return Policy(content["device"], content.get("arm", "no"), content.get("time_limit", 120), applications, hook_time_limit, boot)
 
 
 def _check(prefix: str, settings: dict[str, Any], known: dict[str, type]) -> None:
