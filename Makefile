@@ -39,8 +39,9 @@ bench-corpus: $(READY) ## hibernation images of a virtual machine, which make be
 	$(PYTHON) -m tests.vm.corpus
 
 .PHONY: bench-vm
-bench-vm: $(READY) ## compressors of hibernation images on NVM, compared; about 20 minutes
-	$(PYTHON) -m tests.vm.bench
+bench-vm: $(READY) ## compressors of hibernation images on NVM; snapshots against hibernation and cold boots; about 40 minutes
+	$(PYTHON) -m tests.vm.bench.compression
+	$(PYTHON) -m tests.vm.bench.snapshots
 
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, in lanes side by side
