@@ -41,7 +41,7 @@ def select(device: Path | str, number: int | None) -> Choice:
             for wrong, cause in (
                 (slot.state not in GOOD, f"not to be resumed: it is {slot.state}."),
                 ("unsafe" in slot.tags, f"not safe to be resumed: {slot.tags.get('unsafe')}."),
-                (not any(tag.startswith("guard.") for tag in slot.tags), "not to be resumed: the state of the filesystems was not recorded."),
+                (not any(tag.startswith("guard.") for tag in slot.tags), "not to be resumed: no state of the filesystems was recorded."),
             ):
                 if wrong:
                     raise Refused(f"slot {number} of {device}", cause, "Choose another slot: 'fuse-store slots list DEVICE'.")

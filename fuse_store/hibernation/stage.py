@@ -17,7 +17,7 @@ import numpy as np
 
 from fuse_store.columns import runs
 from fuse_store.errors import NotFound, Refused, failed
-from fuse_store.formats.swsusp import Header, disarmed, find, layout
+from fuse_store.formats.swsusp import Header, disarmed, find, without_image
 from fuse_store.hibernation.swap_device import SwapDevice, contents_of, swap_uuid
 from fuse_store.image import page_io
 from fuse_store.image.kind import row_of
@@ -62,7 +62,7 @@ def stage(image: Image, device: Path | str, *, force: bool = False, progress: Pr
             first = "Resume or disarm the image first" if contents.armed else "Choose another device"
             raise Refused(f"device {device}", f"contains {contents.description}.", f"{first}, or overwrite the data with --force.")
         before = contents.swap_page
-        empty = _without_image(before if before is not None and len(before) >= header.page_size else header.block)
+        empty = without_image(before if before is not None and len(before) >= header.page_size else header.block)
         try:
             differed = _write(image, header, target, empty, progress)
         except OSError as error:
@@ -87,13 +87,6 @@ def header_of(image: Image) -> Header:
         return find(image)
     except NotFound as error:
         raise NotFound(f"image {image.id}", f"not a hibernation image: {error.cause}", "Choose another version.") from None
-
-
-def _without_image(page: bytes) -> bytes:
-    """The header page of a swap area, armed or not, without the reference to an image."""
-    plain = page if page[-layout.SIGNATURE_SIZE :] in layout.SWAP_SIGNATURES else disarmed(page)
-    *_fields, signature = layout.TAIL.unpack(plain[-layout.TAIL.size :])
-    return page[: -layout.TAIL.size] + layout.TAIL.pack(0, 0, 0, 0, bytes(layout.SIGNATURE_SIZE), signature)
 
 
 def _write(image: Image, header: Header, target: SwapDevice, empty: bytes, progress: Progress) -> int:
@@ -190,7 +183,7 @@ def _write_head(image: Image, header: Header, target: SwapDevice, head: int, cha
     rest = wanted[header.page_size :]
     if rest and target.read(header.page_size, len(rest)) != rest:
         if not changed:  # otherwise the header page on the device points to no image any more
-            target.write_checked(0, _without_image(header.block))
+            target.write_checked(0, without_image(header.block))
         target.write_checked(header.page_size, rest)
     fault_point("stage header")
     target.write_checked(0, wanted[: header.page_size])

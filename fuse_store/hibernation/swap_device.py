@@ -23,6 +23,7 @@ from fuse_store.image import devices
 from fuse_store.image.targets import usage
 
 BLANK_EDGE = 1 << 20  # bytes: a device whose first and last bytes are zero, this many each, counts as blank
+_ALIGNED = 4096  # bytes: places and lengths that a read past the cache may have
 _STABLE_LINKS = tuple(Path("/dev/disk") / name for name in ("by-id", "by-path"))  # by-uuid changes with the contents
 
 
@@ -50,6 +51,19 @@ class SwapDevice:
             return devices.read_at(self.descriptor, offset, length)
         except OSError as error:
             raise failed(f"device {self.path}", error, what=f"reading at {offset:#x} failed") from None
+
+    def read_direct(self, offset: int, length: int) -> bytes:
+        """Like ``read``, but past the kernel's cache, where the device can do that: a restored system has that of long ago."""
+        if self.direct == self.descriptor:
+            self.drop_cache()
+            return self.read(offset, length)
+        begin, end = offset // _ALIGNED * _ALIGNED, -(-(offset + length) // _ALIGNED) * _ALIGNED
+        with mmap.mmap(-1, max(end - begin, _ALIGNED)) as buffer:
+            try:
+                done = os.preadv(self.direct, [buffer], begin)
+            except OSError as error:
+                raise failed(f"device {self.path}", error, what=f"reading at {offset:#x} failed") from None
+            return buffer[offset - begin : min(done, offset - begin + length)]
 
     def write(self, offset: int, content: bytes | memoryview) -> None:
         try:

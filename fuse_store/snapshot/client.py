@@ -30,20 +30,28 @@ class SnapshotError(Exception):
 @dataclass(frozen=True)
 class Snapshot:
     """``restored``: the system was resumed from the image, and the program goes on from the same call. ``id``: of the image, the same
-    both times; ``size``: its bytes; ``pause``: seconds for which the system stood still. Both are 0 if restored."""
+    both times; ``size``: its bytes; ``pause``: seconds for which the system stood still. Both are 0 if restored. ``slot``: the number of
+    its slot; None on a device without slots."""
 
     restored: bool
     id: str
     size: int
     pause: float
+    slot: int | None = None
 
 
-def snapshot(application: str, event: str = "", *, path: str = SOCKET, timeout: float | None = None) -> Snapshot:
+def snapshot(
+    application: str, event: str = "", *, replace: bool = False, keep: int | None = None, path: str = SOCKET,
+    timeout: float | None = None,
+) -> Snapshot:  # fmt: skip
     """Have an image of the whole system made. Returns when it is there, and once more each time that the system is resumed from it.
 
-    ``timeout``: seconds to wait for others who asked before, and for the image. Raises SnapshotError.
+    On a device with slots, when the image is complete: ``replace`` drops older ones of the same application and event, ``keep`` all but
+    the so many newest of the application; both within what the policy says. ``timeout``: seconds to wait for others who asked before, and
+    for the image. Raises SnapshotError.
     """
-    call = {"method": METHOD, "parameters": {"application": application, "event": event}}
+    parameters: dict[str, object] = {"application": application, "event": event, "replace": replace, "keep": keep}
+    call = {"method": METHOD, "parameters": parameters}
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             _connect(connection, path, timeout)
@@ -58,10 +66,11 @@ def snapshot(application: str, event: str = "", *, path: str = SOCKET, timeout: 
         raise SnapshotError(f"{path}: {error.strerror or error}. Start the service: systemctl start fuse-store-snapshot.socket") from None
     try:
         message = json.loads(answer[:-1])
-        parameters = message.get("parameters") or {}
+        answered = message.get("parameters") or {}
         if name := message.get("error"):
-            raise SnapshotError(_sentence(name.rpartition(".")[2], parameters), name.rpartition(".")[2], parameters)
-        return Snapshot(parameters["result"] == "restored", parameters["id"], parameters["size"], parameters["pause"])
+            raise SnapshotError(_sentence(name.rpartition(".")[2], answered), name.rpartition(".")[2], answered)
+        result, slot = answered["result"], answered.get("slot")
+        return Snapshot(result == "restored", answered["id"], answered["size"], answered["pause"], slot)
     except (ValueError, KeyError, AttributeError, TypeError):
         raise SnapshotError(f"{path}: the answer is not that of a snapshot service.") from None
 

@@ -10,9 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
-import signal
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import Iterator
 
 from fuse_store.errors import StoreError
 from fuse_store.hibernation.machine import Machine, unescaped
@@ -50,12 +48,10 @@ def namespaces(machine: Machine) -> Iterator[tuple[str, str]]:
 
 
 class Filesystems:
-    """Those with these mount points; a context manager that thaws what is frozen, also if this process is killed: then by another
-    process, which the kernel lets run as soon as this one has ended."""
+    """Those with these mount points; a context manager that thaws what is frozen."""
 
-    def __init__(self, points: list[str], if_killed: Callable[[], None] = lambda: None) -> None:
-        """Opens them, before any is frozen. ``if_killed``: what the other process does besides. Raises StoreError."""
-        self._if_killed = if_killed
+    def __init__(self, points: list[str]) -> None:
+        """Opens them, before any is frozen. Raises StoreError."""
         self._open: list[tuple[str, int]] = []
         self._frozen: list[int] = []
         try:
@@ -64,29 +60,10 @@ class Filesystems:
         except OSError as error:
             self._close()
             raise StoreError(f"mount {point}", f"{error.strerror}.", "Run the command as root.") from None
-        ended, self._alive = os.pipe2(os.O_CLOEXEC)
-        self._guardian = os.fork()
-        if not self._guardian:
-            self._guard(ended)
-        os.close(ended)
 
-    def _guard(self, ended: int) -> NoReturn:
-        """The other process: waits for the end of this one, in which it has done nothing wrong if it says so."""
-        try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            os.setsid()
-            os.close(self._alive)
-            keep = {ended, *(descriptor for _point, descriptor in self._open)}
-            for descriptor in map(int, os.listdir("/proc/self/fd")):
-                if descriptor not in keep:
-                    with contextlib.suppress(OSError):
-                        os.close(descriptor)
-            if not os.read(ended, 1):
-                self._frozen = [descriptor for _point, descriptor in reversed(self._open)]
-                self.thaw()
-                self._if_killed()
-        finally:
-            os._exit(0)
+    @property
+    def descriptors(self) -> list[int]:
+        return [descriptor for _point, descriptor in self._open]
 
     def freeze(self) -> None:
         """Raises StoreError; what was frozen until then stays so until ``thaw``."""
@@ -100,21 +77,27 @@ class Filesystems:
             self._frozen.append(descriptor)
 
     def thaw(self) -> None:
-        """All that is frozen."""
+        """All that ``freeze`` has frozen."""
         while self._frozen:
-            with contextlib.suppress(OSError):  # it was thawed by another
-                fcntl.ioctl(self._frozen.pop(), FITHAW, 0)
+            _thaw(self._frozen.pop())
+
+    def thaw_all(self) -> None:
+        """For another process, which does not know what this one has frozen."""
+        for descriptor in self.descriptors:
+            _thaw(descriptor)
 
     def __enter__(self) -> Filesystems:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.thaw()
-        os.write(self._alive, b"\n")
-        os.close(self._alive)
-        os.waitpid(self._guardian, 0)
         self._close()
 
     def _close(self) -> None:
         while self._open:
             os.close(self._open.pop()[1])
+
+
+def _thaw(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # it is not frozen, or was thawed by another
+        fcntl.ioctl(descriptor, FITHAW, 0)

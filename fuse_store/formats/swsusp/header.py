@@ -176,3 +176,30 @@ def disarmed(block: bytes) -> bytes:
         raise Damaged(IMAGE, "the header lacks the signature of the swap area.", "Create the swap area again with mkswap.")
     tail[5] = tail[4]
     return block[: -layout.TAIL.size] + layout.TAIL.pack(*tail)
+
+
+def swap_page(page_size: int, last_page: int, uuid: bytes) -> bytes:
+    """The header page of a new swap area, as mkswap(8) writes it. ``uuid``: 16 bytes."""
+    page = bytearray(page_size)
+    layout.SWAP.pack_into(page, layout.SWAP_AT, 1, last_page, 0, uuid, bytes(16))
+    page[-layout.SIGNATURE_SIZE :] = layout.SWAP_SIGNATURES[0]
+    return bytes(page)
+
+
+def without_image(block: bytes) -> bytes:
+    """The page of a swap area, armed or not, with its own signature and no reference to an image. Raises Damaged if neither signature
+    is that of a swap area."""
+    plain = block if block[-layout.SIGNATURE_SIZE :] in layout.SWAP_SIGNATURES else disarmed(block)
+    signature = plain[-layout.SIGNATURE_SIZE :]
+    return block[: -layout.TAIL.size] + layout.TAIL.pack(0, 0, 0, 0, bytes(layout.SIGNATURE_SIZE), signature)
+
+
+def leading_to(block: bytes, first_map: int, flags: int | None = None) -> bytes:
+    """The page of a header, not armed, whose swap map begins at a block; the rest is as it was. ``flags``: of another image than the
+    one that the header is of, which has no checksum. Raises Damaged if the page is not that of a header, or of a swap area."""
+    if flags is None:
+        hw_sig, crc32, _image, flags, original, signature = layout.TAIL.unpack(disarmed(block)[-layout.TAIL.size :])
+    else:
+        hw_sig = crc32 = 0
+        original = signature = without_image(block)[-layout.SIGNATURE_SIZE :]
+    return block[: -layout.TAIL.size] + layout.TAIL.pack(hw_sig, crc32, first_map, flags, original, signature)

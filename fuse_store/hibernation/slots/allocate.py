@@ -40,19 +40,24 @@ def allocate(table: Table, blocks: int) -> Extents | None:
 
 def victims(table: Table, blocks: int, application: tuple[str, str]) -> list[Slot] | None:
     """The slots to drop so that ``allocate`` finds space, fewest first: interrupted ones, then those whose image is not whole or failed,
-    then the oldest; none that is golden or armed, and not the last good one of a machine's application. Empty if there is space
-    already; None if there is not enough. ``application``: machine and application of the new one, whose images go before those of others
-    of the same age."""
+    then those that are in a store, then the others, the oldest first; none that is golden or armed, and not the last good one of a
+    machine's application. Empty if there is space already; None if there is not enough. ``application``: machine and application of the
+    new one, whose images go before those of others of the same age."""
     dropped = [slot for slot in table.slots if slot.state == "writing"]
     left = table.without(*(slot.number for slot in dropped))
     while allocate(left, blocks) is None:
         candidates = [slot for slot in left.slots if _may_go(slot, left.slots)]
         if not candidates:
             return None
-        gone = min(candidates, key=lambda slot: (slot.state in GOOD, slot.staged, (slot.machine, slot.application) != application))
+        gone = min(candidates, key=lambda slot: _rank(slot, application))
         dropped.append(gone)
         left = left.without(gone.number)
     return dropped
+
+
+def _rank(slot: Slot, application: tuple[str, str]) -> tuple[bool, bool, int, bool]:
+    """The lowest one goes first. What is in a store is not lost."""
+    return slot.state in GOOD, not slot.content, slot.staged, (slot.machine, slot.application) != application
 
 
 def _may_go(slot: Slot, slots: Iterable[Slot]) -> bool:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError
-from fuse_store.formats.swsusp import HibernationImage, armed
+from fuse_store.formats.swsusp import HibernationImage, armed, leading_to
+from fuse_store.formats.swsusp.placement import Placement
 from fuse_store.hibernation import history
 from fuse_store.hibernation.arm import refuse
 from fuse_store.hibernation.preflight import TargetMachine, preflight
 from fuse_store.hibernation.slots import writer
 from fuse_store.hibernation.slots.layout import Slot
 from fuse_store.hibernation.slots.manage import Slots
-from fuse_store.hibernation.slots.plan import Plan
 from fuse_store.image.reader import Image
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
@@ -50,27 +50,27 @@ def arm(
             raise Refused(f"slot {number} of {device}", "not complete: its staging was interrupted.", "Stage the version again.")
         version = _version_of(store, slot, f"slot {number} of {device}")
         name, was_armed = slots.name(number), slots.is_armed(slot)
-        plan = Plan(slot.extents, slot.pages, slots.table.page_size)
+        place = Placement(slot.extents, slot.pages, slots.table.page_size)
         with HibernationImage(version) as image:
-            if image.map.count != slot.pages or image.page_size != plan.page_size:
+            if image.map.count != slot.pages or image.page_size != place.page_size:
                 raise Refused(f"slot {number} of {device}", "another image than the version.", "Stage the version again.")
             if was_armed and name in store.state_log.read(version.head.content).usage.armed:
-                _compare(slots, slot, plan, image, progress)
+                _compare(slots, slot, place, image, progress)
                 others = _disarm_others(store, slots, number)
                 return ArmedSlot(slots.device.name, slot, slot.header, False, (), others)
             report = preflight(store, version, replace(machine, device=slots.device.path, size=None, swap=slot.swap), progress)
             refuse(report, force)
-            _compare(slots, slot, plan, image, progress)
-            header = plan.header_page(image.header.block)
+            _compare(slots, slot, place, image, progress)
+            header = leading_to(image.header.block, place.first_map)
         others = _disarm_others(store, slots, number)
         store.record([version.id], "armed", after=history.newest_on(store, name), device=name)
         fault_point("slots arm recorded")
         slot = replace(slot, state="armed", attempts=slot.attempts + 1)
         slots.save(slots.table.with_slot(slot))
         try:
-            slots.device.write_checked(slot.header * plan.page_size, armed(header))
+            slots.device.write_checked(slot.header * place.page_size, armed(header))
         except StoreError:
-            slots.device.write_checked(slot.header * plan.page_size, header)
+            slots.device.write_checked(slot.header * place.page_size, header)
             store.record([version.id], "failed", "the signature could not be written", device=name)
             slots.save(slots.table.with_slot(replace(slot, state="failed")))
             raise
@@ -82,20 +82,21 @@ def arm(
 def _version_of(store: Store, slot: Slot, name: str) -> Image:
     """The version that is in a slot. Raises NotFound if the store does not have it, as a snapshot that was not put yet; Refused,
     Damaged."""
-    if not store.versions.exists(slot.image):
+    try:
+        version = store.open_image(store.find(slot.image).id)
+    except NotFound:
         raise NotFound(
             name, f"image {slot.image[:12]} is not in the store.",
             "Use the store that has it. A snapshot that is in none is resumed by what selects at boot: docs/slots.md.",
-        )  # fmt: skip
-    version = store.open_image(slot.image)
+        ) from None  # fmt: skip
     if slot.content not in ("", version.head.content.hex()):
         raise Refused(name, f"another image than version {slot.image[:12]}.", "Stage the version again.")
     return version
 
 
-def _compare(slots: Slots, slot: Slot, plan: Plan, image: HibernationImage, progress: Progress) -> None:
+def _compare(slots: Slots, slot: Slot, place: Placement, image: HibernationImage, progress: Progress) -> None:
     """Compare a slot with the store, and its checksum in the table with what is there. Raises Damaged."""
-    if writer.compare(slots.device, plan, image, progress) != slot.sha256:
+    if writer.compare(slots.device, place, image, progress) != slot.sha256:
         raise Damaged(
             f"slot {slot.number} of {slots.device.path}", "the checksum in the table is not that of the image.",
             "The slot was not armed. Remove it, and stage the version again.",
@@ -113,12 +114,14 @@ def _disarm_others(store: Store, slots: Slots, number: int) -> tuple[int, ...]:
 def record_unused(store: Store, name: str, slot: Slot) -> bool:
     """Record that the image in a slot was not resumed, if the state log says that it was armed there; whether it did. Raises
     StoreError."""
-    if not store.versions.exists(slot.image):
+    try:
+        version = store.open_image(store.find(slot.image).id)
+    except NotFound:
         return False
-    content = store.open_image(slot.image).head.content
+    content = version.head.content
     if slot.content not in ("", content.hex()) or name not in store.state_log.read(content).usage.armed:
         return False
-    store.record([slot.image], "staged", after=history.newest_on(store, name), device=name, action=DISARMED)
+    store.record([version.id], "staged", after=history.newest_on(store, name), device=name, action=DISARMED)
     return True
 
 

@@ -39,6 +39,12 @@ class Slots:
         """Replace the table. Raises Refused, StoreError, Damaged."""
         self.found = tables.save(self.device, self.found, table, str(self.device.path))
 
+    def load_again(self) -> None:
+        """Read the table as it is on the device now, past the kernel's cache: a restored system has that of when its image was made.
+        Raises NotFound, Damaged, StoreError."""
+        self.device.drop_cache()
+        self.found = tables.load(_Direct(self.device), str(self.device.path))
+
     def slot(self, number: int) -> Slot:
         """Raises NotFound."""
         slot = self.table.slot(number)
@@ -98,6 +104,13 @@ class Slots:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class _Direct:
+    """A Readable: a device past the kernel's cache."""
+
+    def __init__(self, device: SwapDevice) -> None:
+        self.size, self.read = device.size, device.read_direct
 
 
 def has_slots(path: Path | str) -> bool:

@@ -4,22 +4,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fuse_store.errors import Refused, failed
 from fuse_store.formats.swsusp import HibernationImage
+from fuse_store.formats.swsusp.placement import Placement
 from fuse_store.hibernation.filesystem_state import PREFIX
-from fuse_store.hibernation.slots.allocate import allocate, victims
 from fuse_store.hibernation.slots.layout import Slot
 from fuse_store.hibernation.slots.manage import Slots
-from fuse_store.hibernation.slots.plan import Plan, blocks_needed
+from fuse_store.hibernation.slots.reserve import complete, replaced, reserve
 from fuse_store.hibernation.slots.swap_use import swap_use
 from fuse_store.hibernation.slots.writer import SlotWriter, stream_of
 from fuse_store.hibernation.stage import bootable_header
 from fuse_store.image.reader import Image
 from fuse_store.progress import SILENT, Progress
-from fuse_store.repository.atomic import fault_point
 
 
 @dataclass(frozen=True)
@@ -58,37 +57,8 @@ def stage(version: Image, device: Path | str, wishes: Wishes | None = None, prog
         except OSError as error:
             raise failed(f"device {device}", error, "The slot is not complete. Stage the image again.") from None
         if wishes.replace:
-            dropped += _replaced(slots, done)
+            dropped += replaced(slots, done)
         return SlotResult(slots.device.name, slots.name(done.number), done, written, dropped)
-
-
-def reserve(slots: Slots, wanted: Slot) -> tuple[Slot, tuple[Slot, ...]]:
-    """Have a slot for ``wanted.pages`` in the table, in state ``writing``; and the slots that were dropped for it. What is dropped has been
-    interrupted, or there is no space for both. Raises Refused, StoreError, Damaged."""
-    table, name = slots.table, f"device {slots.device.path}"
-    needed = blocks_needed(wanted.pages, table.page_size)
-    gone = victims(table, needed, (wanted.machine, wanted.application))
-    if gone is None:
-        raise Refused(
-            name,
-            f"no space for {needed * table.page_size} bytes: what is there is golden, armed, or the last good image of its application.",
-            "Remove a slot with 'fuse-store slots remove', or use a larger device.",
-        )  # fmt: skip
-    table = table.without(*(slot.number for slot in gone))
-    extents = allocate(table, needed)
-    assert extents is not None
-    slot = replace(wanted, number=table.free_number(), extents=extents, staged=table.generation + 1, state="writing")
-    slots.save(table.with_slot(slot))
-    fault_point("slots reserved")
-    return slot, tuple(gone)
-
-
-def complete(slots: Slots, slot: Slot, sha256: str) -> Slot:
-    """The image is in the slot, and synced: have the table say so. Raises Refused, StoreError, Damaged."""
-    done = replace(slot, state="complete", sha256=sha256)
-    slots.save(slots.table.with_slot(done))
-    fault_point("slots complete")
-    return done
 
 
 def _slot_of(version: Image, image: HibernationImage, swap: str, wishes: Wishes) -> Slot:
@@ -124,9 +94,9 @@ def _checked_swap(version: Image, image: HibernationImage, slots: Slots, force: 
 
 
 def _write(image: HibernationImage, slots: Slots, slot: Slot, progress: Progress) -> tuple[Slot, int]:
-    plan = Plan(slot.extents, slot.pages, slots.table.page_size)
-    writer = SlotWriter(slots.device, plan, image.header.block)
-    progress.start("stage", plan.blocks * plan.page_size)
+    place = Placement(slot.extents, slot.pages, slots.table.page_size)
+    writer = SlotWriter(slots.device, place, image.header.block)
+    progress.start("stage", place.blocks * place.page_size)
     writer.begin()
     done = 0
     for part in stream_of(image):
@@ -135,17 +105,4 @@ def _write(image: HibernationImage, slots: Slots, slot: Slot, progress: Progress
         progress.at(done)
     sha256 = writer.finish()
     progress.finish()
-    return complete(slots, slot, sha256), plan.blocks * plan.page_size
-
-
-def _replaced(slots: Slots, new: Slot) -> tuple[Slot, ...]:
-    """Drop the older images that a new one replaces; those slots."""
-    same = (new.machine, new.application, new.event)
-    old = tuple(
-        slot for slot in slots.table.slots
-        if (slot.machine, slot.application, slot.event) == same and slot.number != new.number
-        and slot.kept == "replaceable" and slot.state != "armed"
-    )  # fmt: skip
-    if old:
-        slots.save(slots.table.without(*(slot.number for slot in old)))
-    return old
+    return complete(slots, slot, sha256), place.blocks * place.page_size

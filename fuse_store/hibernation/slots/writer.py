@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from itertools import chain
 
 from fuse_store.errors import Damaged
-from fuse_store.formats.swsusp import HibernationImage
-from fuse_store.hibernation.slots.plan import Plan
+from fuse_store.formats.swsusp import HibernationImage, leading_to
+from fuse_store.formats.swsusp.placement import Placement
 from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
@@ -23,16 +23,16 @@ PART_SIZE = 4 << 20  # bytes of a stream that are read and written at once
 class SlotWriter:
     """``header``: the header page of the image, with flags and checksum, whatever swap map it leads to."""
 
-    def __init__(self, device: SwapDevice, plan: Plan, header: bytes) -> None:
+    def __init__(self, device: SwapDevice, place: Placement, header: bytes) -> None:
         """Raises Damaged if the header is not that of a swap area."""
-        self._device, self._plan = device, plan
-        self._header, self._map = plan.header_page(header), plan.map()
+        self._device, self._place = device, place
+        self._header, self._map = leading_to(header, place.first_map), place.map()
         self._digest = hashlib.sha256(self._header + self._map)
-        self._at = plan.stream
+        self._at = place.stream
 
     def begin(self) -> None:
         """Make sure that no header is there, and write the swap map. Raises StoreError, Damaged, Refused."""
-        self._device.write_checked(self._plan.header * self._plan.page_size, bytes(self._plan.page_size))
+        self._device.write_checked(self._place.header * self._place.page_size, bytes(self._place.page_size))
         fault_point("slots header off")
         self._write(1, self._map)
 
@@ -40,25 +40,25 @@ class SlotWriter:
         """The next pages of the stream. Raises StoreError."""
         self._digest.update(pages)
         self._write(self._at, pages)
-        self._at += len(pages) // self._plan.page_size
+        self._at += len(pages) // self._place.page_size
 
     def finish(self) -> str:
         """Sync and read back all, then write the header; the SHA-256 of the slot. Raises StoreError, Damaged, Refused."""
-        if self._at != self._plan.blocks:
-            raise ValueError(f"{self._at} of {self._plan.blocks} blocks")
+        if self._at != self._place.blocks:
+            raise ValueError(f"{self._at} of {self._place.blocks} blocks")
         fault_point("slots pages")
         self._device.sync()
         wanted = self._digest.hexdigest()
-        if digest(self._device, self._plan, self._header) != wanted:
-            raise self._device.not_kept(self._plan.header * self._plan.page_size)
+        if digest(self._device, self._place, self._header) != wanted:
+            raise self._device.not_kept(self._place.header * self._place.page_size)
         fault_point("slots header")
-        self._device.write_checked(self._plan.header * self._plan.page_size, self._header)
+        self._device.write_checked(self._place.header * self._place.page_size, self._header)
         fault_point("slots header written")
         return wanted
 
     def _write(self, at: int, pages: bytes) -> None:
-        size, view = self._plan.page_size, memoryview(pages)
-        for first, count in self._plan.runs(at, len(pages) // size):
+        size, view = self._place.page_size, memoryview(pages)
+        for first, count in self._place.runs(at, len(pages) // size):
             self._device.write(first * size, view[: count * size])
             view = view[count * size :]
 
@@ -70,29 +70,29 @@ def stream_of(image: HibernationImage) -> Iterator[bytes]:
         yield image.map.read(first, min(step, image.map.count - first)).tobytes()
 
 
-def digest(device: SwapDevice, plan: Plan, header: bytes, progress: Progress = SILENT) -> str:
+def digest(device: SwapDevice, place: Placement, header: bytes, progress: Progress = SILENT) -> str:
     """The SHA-256 of what is in a slot, with this header page in place of what is there. Raises StoreError."""
     found = hashlib.sha256(header)
-    for at, content in _parts(device, plan):
+    for at, content in _parts(device, place):
         found.update(content)
-        progress.at(at * plan.page_size)
+        progress.at(at * place.page_size)
     return found.hexdigest()
 
 
-def compare(device: SwapDevice, plan: Plan, image: HibernationImage, progress: Progress) -> str:
+def compare(device: SwapDevice, place: Placement, image: HibernationImage, progress: Progress) -> str:
     """Compare a slot with the image, but for the signature; its SHA-256. Raises Damaged, StoreError."""
-    size = plan.page_size
-    header, expected = plan.header_page(image.header.block), plan.map()
-    progress.start("compare", plan.blocks * size)
+    size = place.page_size
+    header, expected = leading_to(image.header.block, place.first_map), place.map()
+    progress.start("compare", place.blocks * size)
     device.drop_cache()
-    if plan.header_page(device.read(plan.header * size, size)) != header:
-        raise _changed(device, plan.header * size)
+    if leading_to(device.read(place.header * size, size), place.first_map) != header:
+        raise _changed(device, place.header * size)
     found = hashlib.sha256(header)
     at = 1
     for part in chain([expected], stream_of(image)):
         found.update(part)
         view = memoryview(part)
-        for first, count in plan.runs(at, len(part) // size):
+        for first, count in place.runs(at, len(part) // size):
             if device.read(first * size, count * size) != view[: count * size]:
                 raise _changed(device, first * size)
             view = view[count * size :]
@@ -102,12 +102,12 @@ def compare(device: SwapDevice, plan: Plan, image: HibernationImage, progress: P
     return found.hexdigest()
 
 
-def _parts(device: SwapDevice, plan: Plan) -> Iterator[tuple[int, bytes]]:
+def _parts(device: SwapDevice, place: Placement) -> Iterator[tuple[int, bytes]]:
     """(place, content) of all of a slot behind its header."""
-    step = max(1, PART_SIZE // plan.page_size)
-    for at in range(1, plan.blocks, step):
-        runs = plan.runs(at, min(step, plan.blocks - at))
-        yield at, b"".join(device.read(first * plan.page_size, count * plan.page_size) for first, count in runs)
+    step = max(1, PART_SIZE // place.page_size)
+    for at in range(1, place.blocks, step):
+        runs = place.runs(at, min(step, place.blocks - at))
+        yield at, b"".join(device.read(first * place.page_size, count * place.page_size) for first, count in runs)
 
 
 def _changed(device: SwapDevice, offset: int) -> Damaged:

@@ -14,28 +14,37 @@ from typing import Any
 
 from fuse_store.boot import policy as boot_policy
 from fuse_store.errors import NotFound, Refused, UsageError
+from fuse_store.snapshot.targets import Wishes
 
 PATH = "/etc/fuse-store/snapshots.toml"
 MAX_SIZE = 1 << 20  # bytes
 HOOK_TIME_LIMIT = 30  # seconds
 ARM = ("no", "once", "always")
-_TOP = {"device": str, "arm": str, "time_limit": int, "hook_time_limit": int, "applications": dict, "boot": dict}
-_APPLICATION = {"users": list, "groups": list, "interval": int}
+_TOP = {
+    "device": str, "arm": str, "time_limit": int, "hook_time_limit": int, "keep": int, "store": str, "key_file": str, "boot": dict,
+    "applications": dict,
+}  # fmt: skip
+_APPLICATION = {"users": list, "groups": list, "interval": int, "keep": int, "replace": bool}
+_NAMES = {int: "a number", bool: "true or false", dict: "a table", str: "a text", list: "a list"}
 
 
 @dataclass(frozen=True)
 class Application:
-    """``users`` and ``groups`` that may ask, by number; ``interval``: seconds between two snapshots."""
+    """``users`` and ``groups`` that may ask, by number; ``interval``: seconds between two snapshots; ``keep``: how many of its images stay
+    in slots, as many as fit if None; ``replace``: a new one replaces older ones of the same event."""
 
     users: frozenset[int]
     groups: frozenset[int]
     interval: int = 0
+    keep: int | None = None
+    replace: bool = False
 
 
 @dataclass(frozen=True)
 class Policy:
-    """``device``: where images are written; ``arm``: ``no``, ``once`` or ``always`` (again after each resume);
-    ``hook_time_limit``: seconds for each program of the administrator; ``boot``: which images are resumed after what."""
+    """``device``: where images are written; ``arm``: ``no``, ``once`` or ``always`` (again after each resume), on a device without slots.
+    ``hook_time_limit``: seconds for each program of the administrator; ``boot``: which images are resumed after what. ``keep``: for
+    applications that say nothing of it. ``store`` and ``key_file``: where images are put besides; empty if nowhere."""
 
     device: str
     arm: str
@@ -43,6 +52,18 @@ class Policy:
     applications: dict[str, Application]
     hook_time_limit: int = HOOK_TIME_LIMIT
     boot: boot_policy.Boot = field(default_factory=boot_policy.Boot)
+    keep: int | None = None
+    store: str = ""
+    key_file: str = ""
+
+    def wishes(self, application: str, event: str, replace: bool = False, keep: int | None = None) -> Wishes:
+        """What a snapshot is to be for which an application asks, which may keep fewer images of its own than it is allowed."""
+        known = self.applications.get(application, Application(frozenset(), frozenset()))
+        kept = [number for number in (known.keep or self.keep, keep) if number is not None]
+        return Wishes(
+            application, event, keep=min(kept, default=None), replace=replace or known.replace, arm=self.arm == "once",
+            rearm=self.arm == "always", limit=self.time_limit,
+        )  # fmt: skip
 
     def allows(self, application: str, user: int, groups: frozenset[int]) -> bool:
         """Root may ask for every application, others for those that name them."""
@@ -77,9 +98,9 @@ def parse(content: dict[str, Any]) -> Policy:
         raise ValueError("device: a path below /dev is needed")
     if content.get("arm", "no") not in ARM:
         raise ValueError(f"arm: not one of {', '.join(ARM)}")
-    for name in ("time_limit", "hook_time_limit"):
-        if content.get(name, 120) < 1:
-            raise ValueError(f"{name}: less than a second")
+    for name, least in (("time_limit", "a second"), ("hook_time_limit", "a second"), ("keep", "one")):
+        if content.get(name, 1) < 1:
+            raise ValueError(f"{name}: less than {least}")
     applications = {}
     for name, settings in content.get("applications", {}).items():
         if not isinstance(settings, dict):
@@ -87,18 +108,22 @@ def parse(content: dict[str, Any]) -> Policy:
         _check(f"applications.{name}.", settings, _APPLICATION)
         users = frozenset(_number(user, lambda text: pwd.getpwnam(text).pw_uid, "user") for user in settings.get("users", []))
         groups = frozenset(_number(group, lambda text: grp.getgrnam(text).gr_gid, "group") for group in settings.get("groups", []))
-        applications[name] = Application(users, groups, settings.get("interval", 0))
-    hook_time_limit = content.get("hook_time_limit", HOOK_TIME_LIMIT)
-    boot = boot_policy.parse(content.get("boot", {}), applications)
-    return Policy(content["device"], content.get("arm", "no"), content.get("time_limit", 120), applications, hook_time_limit, boot)
+        if settings.get("keep", 1) < 1:
+            raise ValueError(f"applications.{name}.keep: less than one")
+        applications[name] = Application(users, groups, settings.get("interval", 0), settings.get("keep"), settings.get("replace", False))
+    return Policy(
+        content["device"], content.get("arm", "no"), content.get("time_limit", 120), applications,
+        content.get("hook_time_limit", HOOK_TIME_LIMIT), boot_policy.parse(content.get("boot", {}), applications), content.get("keep"),
+        content.get("store", ""), content.get("key_file", ""),
+    )  # fmt: skip
 
 
 def _check(prefix: str, settings: dict[str, Any], known: dict[str, type]) -> None:
     for name, value in settings.items():
         if name not in known:
             raise ValueError(f"{prefix}{name}: no such setting; there are {', '.join(known)}")
-        if not isinstance(value, known[name]) or isinstance(value, bool):
-            raise ValueError(f"{prefix}{name}: not {'a number' if known[name] is int else 'a ' + known[name].__name__}")
+        if not isinstance(value, known[name]) or isinstance(value, bool) != (known[name] is bool):
+            raise ValueError(f"{prefix}{name}: not {_NAMES[known[name]]}")
 
 
 def _number(value: object, look_up: Any, what: str) -> int:

@@ -17,28 +17,33 @@ import sys
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fuse_store import __version__
 from fuse_store.errors import Refused, StoreError
+from fuse_store.hibernation.slots.manage import has_slots
 from fuse_store.snapshot.client import SOCKET
 from fuse_store.snapshot.service import policy as policies
 from fuse_store.snapshot.service import varlink
 from fuse_store.snapshot.service.policy import Policy
 from fuse_store.snapshot.service.varlink import INTERFACE, Call, CallError
 from fuse_store.snapshot.taking import Snapshot, take
+from fuse_store.snapshot.targets import Wishes
 
 MAX_CALLERS = 64
 _ACTIVATED = 3  # SD_LISTEN_FDS_START
 _PEER_GROUPS = 59  # SO_PEERGROUPS of include/uapi/asm-generic/socket.h
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
-Take = Callable[[Policy], Snapshot]
+Take = Callable[[Policy, Wishes], Snapshot]
 
 
-def take_as(policy: Policy) -> Snapshot:
+def take_as(policy: Policy, wishes: Wishes) -> Snapshot:
     """A snapshot as a policy says. Raises StoreError."""
-    return take(policy.device, arm=policy.arm == "once", rearm=policy.arm == "always", replace=True, limit=policy.time_limit)
+    if not has_slots(policy.device):
+        wishes = replace(wishes, replace=True, keep=None)  # it has space for one
+    return take(policy.device, wishes)
 
 
 class Server:
@@ -120,6 +125,7 @@ class Server:
     def _take(self, call: Call, connection: socket.socket) -> bytes:
         """Raises CallError, StoreError."""
         application, event = call.text("application"), call.text("event", "")
+        newer, keep = call.flag("replace"), call.number("keep")
         for name, value in (("application", application), ("event", event)):
             if not value.isprintable() or len(value.encode()) > 200 or (name == "application" and not value):
                 raise varlink.invalid(name)
@@ -134,12 +140,12 @@ class Server:
             raise CallError(f"{INTERFACE}.TooSoon", application=application, seconds=math.ceil(wait))
         if application in policy.applications:
             self._last[application] = now
-        taken = self._taking(policy)
+        taken = self._taking(policy, policy.wishes(application, event, newer, keep))
         for warning in taken.warnings:
             _log(f"warning: {warning}")
         result = "restored" if taken.restored else "created"
         _log(f"{result}: {application} {event}, asked for by {_name(user)}, {taken.size >> 20} MiB, pause {taken.pause:.1f} s")
-        return varlink.reply(result=result, id=taken.id, size=taken.size, pause=taken.pause)
+        return varlink.reply(result=result, id=taken.id, size=taken.size, pause=taken.pause, slot=taken.slot)
 
 
 def _caller(connection: socket.socket) -> tuple[int, frozenset[int]]:

@@ -15,8 +15,11 @@ DESCRIPTION = f"""\
 interface {INTERFACE}
 
 # result: "created", or "restored" if the system was resumed from the image. id: of the image, the same in both.
-# size: bytes of the image; pause: seconds for which the system stood still; both 0 if restored.
-method Take(application: string, event: ?string) -> (result: string, id: string, size: int, pause: float)
+# size: bytes of the image; pause: seconds for which the system stood still; both 0 if restored. slot: the number of its slot, on a
+# device with slots. replace, keep: when the image is complete, older ones go, within what the policy of the service says: those of the
+# same application and event; all but the so many newest of the application.
+method Take(application: string, event: ?string, replace: ?bool, keep: ?int) ->
+  (result: string, id: string, size: int, pause: float, slot: ?int)
 
 error NotAllowed (user: string, application: string)
 error TooSoon (application: string, seconds: int)
@@ -60,6 +63,21 @@ class Call:
         if not isinstance(value, str):
             raise invalid(name)
         return value
+
+
+    def number(self, name: str) -> int | None:
+        """A parameter that is a number from 1 on, or not there. Raises CallError."""
+        value = self.parameters.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise invalid(name)
+        return value
+
+    def flag(self, name: str) -> bool:
+        """A parameter that is true or false; false if it is not there. Raises CallError."""
+        value = self.parameters.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise invalid(name)
+        return bool(value)
 
 
 def parse(message: bytes) -> Call:

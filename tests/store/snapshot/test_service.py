@@ -22,6 +22,7 @@ from fuse_store.snapshot import Snapshot, client
 from fuse_store.snapshot.client import SnapshotError
 from fuse_store.snapshot.service import policy, server, varlink
 from fuse_store.snapshot.service.policy import Application, Policy
+from fuse_store.snapshot.targets import Wishes
 from tests.store.conftest import needs_root
 
 TAKE = f"{varlink.INTERFACE}.Take"
@@ -35,6 +36,17 @@ users = ["root", 12345]
 users = [12345]
 interval = 60
 """
+SLOTS = """
+device = "/dev/pmem1"
+keep = 5
+store = "/srv/store"
+[boot]
+panic = ["shop"]
+[applications.shop]
+keep = 3
+replace = true
+[applications.other]
+"""
 
 
 class Service:
@@ -44,11 +56,13 @@ class Service:
         self.path, self.policy = directory / "socket", directory / "policy"
         self.policy.write_text(POLICY)
         self.taken: list[Policy] = []
+        self.wishes: list[Wishes] = []
         self.outcome: Callable[[], Snapshot] = lambda: MADE
         self.listener = server.listen(self.path)
 
-    def take(self, policy: Policy) -> Snapshot:
+    def take(self, policy: Policy, wishes: Wishes) -> Snapshot:
         self.taken.append(policy)
+        self.wishes.append(wishes)
         return self.outcome()
 
     def call(self, message: bytes) -> dict[str, Any]:
@@ -94,8 +108,10 @@ def test_created_and_restored(service: Service, monkeypatch: pytest.MonkeyPatch)
     made = client.snapshot("shop", "ready", path=str(service.path))
     assert made == client.Snapshot(False, MADE.id, 5 << 20, 1.5)
     assert service.taken[0].device == "/dev/pmem1" and service.taken[0].arm == "always"
-    service.outcome = lambda: Snapshot(True, MADE.id, "/dev/pmem1", True)
-    assert client.snapshot("shop", path=str(service.path)) == client.Snapshot(True, MADE.id, 0, 0.0)
+    assert service.wishes == [Wishes("shop", "ready", rearm=True)]
+    service.outcome = lambda: Snapshot(True, MADE.id, "/dev/pmem1", True, slot=4)
+    assert client.snapshot("shop", replace=True, keep=2, path=str(service.path)) == client.Snapshot(True, MADE.id, 0, 0.0, 4)
+    assert service.wishes[1] == Wishes("shop", replace=True, keep=2, rearm=True)
 
 
 def test_who_may_not_ask_is_named(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +169,7 @@ def test_a_failure_is_told_with_cause_and_remedy(service: Service, monkeypatch: 
         client.snapshot("any", path=str(service.path))
     assert caught.value.parameters["exit_code"] == 5
     service.policy.write_text("device = 7")
-    with pytest.raises(SnapshotError, match="device: not a str"):
+    with pytest.raises(SnapshotError, match="device: not a text"):
         client.snapshot("any", path=str(service.path))
     service.policy.unlink()
     with pytest.raises(SnapshotError, match="No such file"):
@@ -215,6 +231,8 @@ def test_the_protocol(service: Service) -> None:
         (json.dumps({"method": TAKE, "parameters": {"application": "a\ud800"}}).encode(), "InvalidParameter"),
         (json.dumps({"method": TAKE, "parameters": {"application": ""}}).encode(), "InvalidParameter"),
         (json.dumps({"method": TAKE, "parameters": {"application": "a", "event": 5}}).encode(), "InvalidParameter"),
+        *((json.dumps({"method": TAKE, "parameters": {"application": "a", **wrong}}).encode(), "InvalidParameter")
+          for wrong in ({"keep": 0}, {"keep": "1"}, {"keep": True}, {"keep": 1.5}, {"replace": 1}, {"replace": "yes"})),
     ):  # fmt: skip
         assert service.call(message)["error"] == f"org.varlink.service.{error}", message
     with service.connection() as connection:
@@ -241,6 +259,9 @@ def test_any_message_is_a_call_or_an_error(message: bytes) -> None:
     ('device="/dev/x"\ntime_limit=true', "time_limit: not a number"),
     ('device="/dev/x"\n[applications]\na=1', "applications.a: not a table"),
     ('device="/dev/x"\n[applications.a]\nuser=["x"]', "applications.a.user: no such setting; there are users, groups, interval"),
+    ('device="/dev/x"\nkeep=0', "keep: less than one"), ('device="/dev/x"\nstore=1', "store: not a text"),
+    ('device="/dev/x"\nboot="x"', "boot: not a table"), ('device="/dev/x"\n[applications.a]\nkeep=0', "applications.a.keep: less than"),
+    ('device="/dev/x"\n[applications.a]\nreplace=1', "applications.a.replace: not true or false"),
     ('device="/dev/x"\n[applications.a]\nusers=["no-such-user"]', "no such user: no-such-user"),
     ('device="/dev/x"\n[applications.a]\ngroups=[-1]', "no such group: -1"),
 ])  # fmt: skip
@@ -258,6 +279,13 @@ def test_a_policy(tmp_path: Path) -> None:
     assert read == Policy("/dev/pmem1", "always", 120, {
         "shop": Application(frozenset({0, 12345}), frozenset()), "slow": Application(frozenset({12345}), frozenset(), 60),
     })  # fmt: skip
+    assert read.wishes("shop", "ready", keep=2) == Wishes("shop", "ready", keep=2, rearm=True)
+    (tmp_path / "policy").write_text(SLOTS)
+    read = policy.load(tmp_path / "policy")
+    assert (read.store, read.keep) == ("/srv/store", 5)
+    for asked, kept in ((None, 3), (1, 1), (9, 3)):
+        assert read.wishes("shop", "", keep=asked) == Wishes("shop", keep=kept, replace=True), "an application may keep fewer of its own"
+    assert read.wishes("other", "", True).keep == read.wishes("unknown", "").keep == 5 and read.wishes("other", "", True).replace
     (tmp_path / "policy").chmod(0o664)
     with pytest.raises(Refused, match="may be changed by others"):
         policy.load(tmp_path / "policy")

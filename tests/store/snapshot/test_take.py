@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,72 +19,21 @@ from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation.machine import Machine
 from fuse_store.hibernation.swap_device import stable_name
-from fuse_store.snapshot import filesystems, swap, taking
+from fuse_store.snapshot import filesystems, memory, swap, taking
+from fuse_store.snapshot.guardian import Guardian
+from fuse_store.snapshot.memory import Memory
 from fuse_store.snapshot.recorder import Recorder
-from tests.fuzz.swsusp_encoder import machine, stream_of
+from fuse_store.snapshot.targets import Wishes
 from tests.store.conftest import loop_device, needs_root, run
+from tests.store.snapshot.fake_kernel import PAGE, STREAM, Kernel, install
 
-PAGE = 4096
 SIZE = 4 << 20
-STREAM = stream_of(machine(PAGE, "x86", 300))
-
-
-class Kernel:
-    """/dev/snapshot of a machine with an image of 300 pages of memory; it fails at a call if told so."""
-
-    calls: list[str]
-    fails = ""
-    resumed = False
-    stream = STREAM
-
-    def __init__(self) -> None:
-        Kernel.calls = []
-        self.left = list(self.stream)
-
-    def _call(self, name: str) -> None:
-        Kernel.calls.append(name)
-        if name == Kernel.fails:
-            raise OSError(errno.EIO, "Input/output error")
-
-    def prefer(self, size: int) -> None:
-        assert size > len(self.stream) * PAGE
-
-    def freeze(self) -> None:
-        self._call("freeze")
-
-    def create(self) -> bool:
-        self._call("create")
-        return not self.resumed
-
-    def size(self) -> int:
-        return len(self.stream) * PAGE
-
-    def read(self, pages: Sequence[memoryview]) -> int:
-        self._call("read")
-        number = min(len(pages), len(self.left))
-        for page in pages[:number]:
-            page[:] = self.left.pop(0)
-        return number * PAGE
-
-    def free(self) -> None:
-        self._call("free")
-
-    def unfreeze(self) -> None:
-        self._call("unfreeze")
-
-    def close(self) -> None:
-        self._call("close")
 
 
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A device of 4 MiB on a machine whose memory is small, and nothing of which is mounted writable."""
-    monkeypatch.setattr(taking, "SnapshotDevice", Kernel)
-    monkeypatch.setattr(taking.Memory, "of", lambda machine: taking.Memory(8 << 20, 1 << 20, 1 << 20))
-    monkeypatch.setattr(filesystems, "writable", lambda machine: [])
-    monkeypatch.setattr(swap, "in_use", lambda machine: [])
-    for name, value in (("fails", ""), ("resumed", False), ("stream", STREAM)):
-        monkeypatch.setattr(Kernel, name, value)
+    install(monkeypatch)
     with loop_device(tmp_path / "disk", SIZE) as device:
         yield device
 
@@ -99,9 +48,9 @@ def state(device: Path) -> str:
         return "none"
 
 
-@pytest.mark.parametrize(("options", "expected"), [({}, "disarmed"), ({"arm": True}, "armed"), ({"rearm": True}, "armed")])
-def test_created(device: Path, options: dict[str, bool], expected: str) -> None:
-    made = taking.take(device, **options)
+@pytest.mark.parametrize(("options", "expected"), [(Wishes(), "disarmed"), (Wishes(arm=True), "armed"), (Wishes(rearm=True), "armed")])
+def test_created(device: Path, options: Wishes, expected: str) -> None:
+    made = taking.take(device, options)
     assert (made.restored, made.armed, made.size) == (False, expected == "armed", len(STREAM) * PAGE)
     assert state(device) == expected
     assert [call for call in Kernel.calls if call != "read"] == ["freeze", "create", "free", "unfreeze", "close"]
@@ -110,7 +59,7 @@ def test_created(device: Path, options: dict[str, bool], expected: str) -> None:
 
 def test_restored(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel gave the signature of the swap area back; with ``rearm`` the image is armed again."""
-    taking.take(device, rearm=True)
+    taking.take(device, Wishes(rearm=True))
     with open(device, "r+b") as file:
         file.seek(PAGE - 10)
         file.write(b"SWAPSPACE2")
@@ -127,7 +76,7 @@ def test_restored(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restored = taking.take(device)
     assert (restored.restored, restored.armed, restored.device, restored.size) == (True, False, stable_name(device), 0)
     assert device.read_bytes() == resumed
-    again = taking.take(device, rearm=True)
+    again = taking.take(device, Wishes(rearm=True))
     assert again.restored and again.armed and again.id != restored.id
     assert state(device) == "armed"
 
@@ -136,14 +85,14 @@ def test_restored(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_everything_is_undone(device: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     monkeypatch.setattr(Kernel, "fails", step)
     with pytest.raises(StoreError, match=r"Input/output error|made no image"):
-        taking.take(device, arm=True)
+        taking.take(device, Wishes(arm=True))
     assert Kernel.calls[-3:] == ["free", "unfreeze", "close"]
     assert state(device) == "none"
     score = Path("/proc/self/oom_score_adj").read_text()
     assert score.strip() != "-1000"
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     monkeypatch.setattr(Kernel, "fails", "")
-    taking.take(device, arm=True)
+    taking.take(device, Wishes(arm=True))
     assert state(device) == "armed"
 
 
@@ -155,7 +104,7 @@ def test_what_takes_too_long_is_given_up(device: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Kernel, "create", slow)
     begun = time.monotonic()
     with pytest.raises(StoreError, match="given up after 1 seconds"):
-        taking.take(device, limit=1)
+        taking.take(device, Wishes(limit=1))
     assert time.monotonic() - begun < 20
     assert Kernel.calls == ["freeze", "free", "unfreeze", "close"]
 
@@ -163,7 +112,7 @@ def test_what_takes_too_long_is_given_up(device: Path, monkeypatch: pytest.Monke
 def test_the_size_that_the_kernel_prefers_stays(device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = tmp_path / "image_size"
     size.write_text("4711\n")
-    monkeypatch.setattr(taking, "_IMAGE_SIZE", size)
+    monkeypatch.setattr(memory, "_IMAGE_SIZE", size)
     monkeypatch.setattr(Kernel, "prefer", lambda self, preferred: size.write_text(str(preferred)))
     for fails in ("", "read"):
         monkeypatch.setattr(Kernel, "fails", fails)
@@ -172,20 +121,41 @@ def test_the_size_that_the_kernel_prefers_stays(device: Path, tmp_path: Path, mo
         assert size.read_text() == "4711\n"
 
 
+def test_caches_are_freed_before_the_system_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the kernel would have to while it does."""
+    caches = tmp_path / "drop_caches"
+    monkeypatch.setattr(memory, "_CACHES", caches)
+    monkeypatch.setattr(Memory, "of", lambda machine, swapped=0: Memory(8 << 20, 1 << 20, 3 << 20))
+    memory.free_caches(Machine(), 3 << 20)
+    assert not caches.exists()
+    memory.free_caches(Machine(), (3 << 20) - 1)
+    assert caches.read_text() == "1"
+
+
+@pytest.mark.parametrize(("used", "filled", "swapped"), [(1, 1, 0), (3, 90, 0), (40, 60, 9), (49, 100, 1), (50, 50, 0)])
+def test_how_much_space_an_image_gets(used: int, filled: int, swapped: int) -> None:
+    """Enough, and at most half of the memory and the margin; the image that the kernel is asked for fits."""
+    sizes = Memory(100 << 20, used << 20, filled << 20, swapped << 20)
+    sizes.check_half()
+    assert sizes.needed + sizes.margin == sizes.least <= sizes.most <= sizes.total // 2 + sizes.margin
+    for space in (sizes.least, sizes.most, 10 * sizes.total):
+        assert sizes.needed <= sizes.preferred(space) <= space
+
+
 def test_an_armed_image_stays_unless_it_may_be_replaced(device: Path) -> None:
-    taking.take(device, arm=True)
+    taking.take(device, Wishes(arm=True))
     before = device.read_bytes()
     with pytest.raises(Refused, match="contains an armed hibernation image"):
         taking.take(device)
     assert device.read_bytes() == before
-    taking.take(device, replace=True)
+    taking.take(device, Wishes(replace=True))
     assert state(device) == "disarmed"
 
 
 def test_what_is_on_the_device_stays(device: Path, tmp_path: Path) -> None:
     run("mkfs.ext4", "-q", str(device))
     with pytest.raises(Refused, match="contains ext4"):
-        taking.take(device, replace=True)
+        taking.take(device, Wishes(replace=True))
     (tmp_path / "file").write_bytes(bytes(SIZE))
     begun = time.monotonic()
     with pytest.raises(UsageError, match="not a block device"):
@@ -195,10 +165,10 @@ def test_what_is_on_the_device_stays(device: Path, tmp_path: Path) -> None:
 
 def test_a_device_that_is_too_small(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(taking.Memory, "of", lambda machine: taking.Memory(8 << 20, SIZE, SIZE))
+        patched.setattr(Memory, "of", lambda machine, swapped=0: Memory(8 << 20, SIZE, SIZE))
         with pytest.raises(Refused, match="too small: it has space for 3 MiB, and 4 MiB are in use"):
             taking.take(device)
-        patched.setattr(taking.Memory, "of", lambda machine: taking.Memory(4 << 20, 5 << 19, 5 << 19))
+        patched.setattr(Memory, "of", lambda machine, swapped=0: Memory(4 << 20, 5 << 19, 5 << 19))
         with pytest.raises(Refused, match="2 of 4 MiB of memory are in use"):
             taking.take(device)
     assert not any(device.read_bytes()), "changed although it was refused"
@@ -211,16 +181,16 @@ def test_a_device_that_is_too_small(device: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_not_armed_where_a_filesystem_is_writable(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystems, "writable", lambda machine: ["/", "/home"])
-    for option in ("arm", "rearm"):
+    for wishes in (Wishes(arm=True), Wishes(rearm=True)):
         with pytest.raises(Refused, match="mounted writable, and changing after it: /, /home"):
-            taking.take(device, **{option: True})
+            taking.take(device, wishes)
     assert not any(device.read_bytes())
 
 
 def test_a_device_that_does_not_keep_what_is_written(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recorder, "read_back", lambda self, read: self.checksum ^ 1)
+    monkeypatch.setattr(Recorder, "read_back", lambda self, read, header: (self.checksum ^ 1, ""))
     with pytest.raises(Damaged):
-        taking.take(device, arm=True)
+        taking.take(device, Wishes(arm=True))
     assert state(device) == "none"
 
 
@@ -307,7 +277,9 @@ def test_filesystems_are_thawed_if_the_process_is_killed(mounted: Path, number: 
     if not process:
         try:
             told = mounted.parent / "told"
-            filesystems.Filesystems([str(mounted)], told.touch).freeze()
+            quiet = filesystems.Filesystems([str(mounted)])
+            Guardian((quiet.thaw_all, lambda: 1 // 0, told.touch), quiet.descriptors)
+            quiet.freeze()
             os.kill(os.getpid(), number)
         finally:
             os._exit(9)
