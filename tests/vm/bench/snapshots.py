@@ -142,7 +142,7 @@ def _paused(machine: Machine) -> Pause:
 
 
 def _cold(machine: Machine) -> Start:
-    machine.ssh(f"swapoff -a; mkswap -q {DEVICE}; sync")
+    machine.ssh(f"swapoff -a; mkswap -q -U $(blkid -p -s UUID -o value {DEVICE}) {DEVICE}; sync")  # resume= names the UUID
     return _boot(machine)
 
 
