@@ -106,12 +106,14 @@ def _shown(value: object) -> str:
     return repr(value)[:100]
 
 
-def compiled(boot: Boot, device: str, modules: Sequence[str] = ()) -> str:
+def compiled(boot: Boot, devices: Sequence[str], modules: Sequence[str] = ()) -> str:
     """What the scripts of the initramfs read: lines of ``KEY VALUE``; candidates are ``EVENT KIND|APPLICATION|EVENT|BEFORE``, with names as
-    in a table of slots. ``modules``: of the kernel, to be loaded first. Raises ValueError for a path with a line feed."""
-    if "\n" in device:
-        raise ValueError(f"device: {device!r} has a line feed")
-    lines = [f"device {device}", f"attempts {boot.attempts}", f"check {int(boot.check)}", f"wait {boot.wait}", f"ask {boot.ask}"]
+    in a table of slots. ``devices``: paths of the one with the slots, of which the first that appears is taken; ``modules``: of the
+    kernel, to be loaded first. Raises ValueError for a path with a line feed."""
+    if any("\n" in device for device in devices):
+        raise ValueError(f"device: {devices[0]!r} has a line feed")
+    lines = [f"device {device}" for device in devices]
+    lines += [f"attempts {boot.attempts}", f"check {int(boot.check)}", f"wait {boot.wait}", f"ask {boot.ask}"]
     lines += [f"module {module}" for module in modules]
     for event, candidates in boot.candidates.items():
         for one in candidates:

@@ -79,5 +79,3 @@ KEYS = ("time", "kernel", "event", "passed", "selected", "normal", "record")
 
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 15 else None
-
-

@@ -192,7 +192,11 @@ main() {
 	GUARD_WAIT=$WAIT
 	read_command_line
 	load_modules
-	wait_for "$DEVICE" "$WAIT" || normal "the device $DEVICE did not appear within $WAIT seconds"
+	if ! wait_for "$DEVICE" "$WAIT"; then
+		other=$(sed -n 's/^device //p' "$POLICY" | sed -n 2p)
+		wait_for "$other" 0 || normal "the device $DEVICE did not appear within $WAIT seconds"
+		DEVICE=$other
+	fi
 	table_read || { : >"$WORK/table" && normal "the device $DEVICE has no valid table of slots"; }
 	if is_hibernated; then # nothing is written: the image knows nothing of it
 		: >"$WORK/table"

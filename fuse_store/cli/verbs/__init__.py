@@ -31,6 +31,7 @@ NAMES = (
     "arm",
     "disarm",
     "slots",
+    "boot",
     "report",
     "completion",
 )

@@ -182,7 +182,8 @@ class Stand:
         self.write("proc/cmdline", f"root=/dev/vda1 quiet {words}\n")
         (self.folder / "policy").unlink(missing_ok=True)
         if self.policy is not NONE:
-            (self.folder / "policy").write_text("".join(f"{line}\n" for line in [f"device {self.device}", *self.policy]))
+            named = [] if "device" in "".join(self.policy) else [f"device {self.device}"]
+            (self.folder / "policy").write_text("".join(f"{line}\n" for line in [*named, *self.policy]))
         console, log = self.folder / "console", self.folder / "log"
         console.write_text(answer)
         log.write_text("")

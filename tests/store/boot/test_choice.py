@@ -38,7 +38,7 @@ def test_slots_that_are_not_to_be_chosen(stand: Stand) -> None:
     assert stand.device.read_bytes() == before
     for change, message in (
         ({"state": "writing"}, "it is writing"), ({"state": "failed"}, "it is failed"),
-        ({"tags": {"unsafe": "/ is writable"}}, "/ is writable"), ({"tags": {}}, "state of the filesystems was not recorded"),
+        ({"tags": {"unsafe": "/ is writable"}}, "/ is writable"), ({"tags": {}}, "no state of the filesystems was recorded"),
     ):  # fmt: skip
         changed = replace(slot, **change)
         stand.change(lambda table, changed=changed: table.with_slot(changed))

@@ -35,7 +35,7 @@ def test_what_it_says() -> None:
     )  # fmt: skip
     assert boot.candidates["panic"] == () and boot.candidates["shutdown"] == boot.candidates["unknown"] == (Candidate("cold"),)
     assert set(boot.candidates) == set(EVENTS)
-    assert compiled(boot, "/dev/pmem1", ["nd_pmem"]).splitlines() == [
+    assert compiled(boot, ["/dev/pmem1"], ["nd_pmem"]).splitlines() == [
         "device /dev/pmem1", "attempts 3", "check 0", "wait 10", "ask 30", "module nd_pmem",
         "power_loss application|shop||", "power_loss application|shop|before sale|1795953600", "power_loss any|||1793491200",
         "power_loss golden|||", "watchdog application|1%7C%C3%A9|a b|", "watchdog cold|||", "shutdown cold|||", "unknown cold|||",
@@ -79,7 +79,7 @@ def test_the_scripts_go_by_it(tmp_path: Path) -> None:
     stand = Stand.made(tmp_path)
     wanted, _newer = stand.add("1|é", event="a b"), stand.add("shop")
     boot = read('power_loss = ["1|é/a b"]')
-    stand.policy = compiled(boot, str(stand.device)).splitlines()
+    stand.policy = compiled(boot, ["/nonexistent", str(stand.device)]).splitlines()
     assert stand.boot().resumed == wanted.header
-    stand.policy = compiled(read('power_loss = ["1|é/other", "any before 2026-01-01"]'), str(stand.device)).splitlines()
+    stand.policy = compiled(read('power_loss = ["1|é/other", "any before 2026-01-01"]'), [str(stand.device)]).splitlines()
     assert stand.boot().report[-1] == "normal after power_loss no slot is to be resumed"

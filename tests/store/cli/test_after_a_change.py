@@ -30,7 +30,7 @@ CHANGES = {  # verb: its arguments, and what it has done
     "report": (["web01/memory/latest", "failed"], "The result was recorded."),
 }
 OTHERS = {"list", "show", "stats", "select", "diff", "verify", "inspect", "preflight", "completion", "mount"}
-OTHERS |= {"snapshot", "snapshotd"}  # snapshots cannot be taken here; tests/store/snapshot
+OTHERS |= {"snapshot", "snapshotd", "boot"}  # of a machine; tests/store/snapshot, tests/store/boot
 
 
 def test_every_verb_is_of_one_sort() -> None:

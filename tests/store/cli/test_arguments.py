@@ -31,7 +31,7 @@ def test_json_has_the_keys_that_are_documented(run: Run, tmp_path: Path) -> None
         "diff": ["m/system/latest", "m/system/latest"], "completion": ["bash"],
     }  # fmt: skip
     # Those of the mount and of devices have tests of their own for it.
-    others = "mount", "inspect", "snapshot", "snapshotd", "preflight", "stage", "arm", "disarm", "slots", "report", "remove"
+    others = "mount", "inspect", "snapshot", "snapshotd", "preflight", "stage", "arm", "disarm", "slots", "boot", "report", "remove"
     assert {*commands, *others} == {*NAMES}
     for verb in load(*commands):
         record = run(verb.name, *commands[verb.name], "--json").json

@@ -31,6 +31,7 @@ from tests.vm.lab.recipes import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LABEL_AREA = "128K"
+ERST_SIZE = "64K"
 CONSTANT = ("base.qcow2", "vmlinuz")  # parts of a machine that never change
 BOOT_SECONDS = 420  # a cold boot under software emulation on a busy machine
 OFF_SECONDS = 300
@@ -60,7 +61,8 @@ DISCARD = 9  # a port where nobody listens
 class Settings:
     """What a machine is made of. Sizes in MiB; ``nvdimm`` or ``disk`` 0 means that there is none.
 
-    ``port`` and ``http`` are the ports on the host's loopback that lead to the guest's SSH and HTTP servers.
+    ``port`` and ``http`` are the ports on the host's loopback that lead to the guest's SSH and HTTP servers. ``erst``: the firmware keeps
+    records of errors (ACPI ERST), where a kernel leaves its last words; ``watchdog``: an i6300esb, which resets the machine.
     """
 
     recipe: str
@@ -71,6 +73,8 @@ class Settings:
     labels: bool = False
     disk: int = 0
     http: int = 0
+    erst: bool = False
+    watchdog: bool = False
 
 
 class Lab:
@@ -90,6 +94,8 @@ class Lab:
         nvdimm: int = 2048,
         labels: bool = False,
         disk: int = 0,
+        erst: bool = False,
+        watchdog: bool = False,
         files: Mapping[str, str] | None = None,
     ) -> Machine:
         """A new machine, powered off. ``files`` (path → text) are laid down at its first boot. Raises LabError."""
@@ -102,7 +108,7 @@ class Lab:
         folder.mkdir(parents=True)
         self._key()
         port, http = _free_ports()
-        machine = Machine(folder, Settings(recipe, port, memory, cpus, nvdimm, labels, disk, http))
+        machine = Machine(folder, Settings(recipe, port, memory, cpus, nvdimm, labels, disk, http, erst, watchdog))
         for part in CONSTANT:
             _link_or_copy(image / part, folder / part)  # the cache may drop the image, the machine keeps it
         _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2", "disk.qcow2"], folder)
@@ -236,6 +242,13 @@ class Machine:
                 "-object", f"memory-backend-file,id=nvdimm1,share=on,mem-path=nvdimm.img,size={one.nvdimm}M",
                 "-device", f"nvdimm,id=nv1,memdev=nvdimm1{label}",
             ]  # fmt: skip
+        if one.erst:
+            command += [
+                "-object", f"memory-backend-file,id=erst1,share=on,mem-path=erst.img,size={ERST_SIZE}",
+                "-device", "acpi-erst,memdev=erst1",
+            ]  # fmt: skip
+        if one.watchdog:
+            command += ["-device", "i6300esb", "-action", "watchdog=reset"]
         return command
 
     def accelerator(self) -> str:
