@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The main job, shown: a virtual machine is configured by the collection's playbooks, hibernates into NVM, loses power, and
-comes back as it was. ``make demo`` runs it; with ``KEEP=1`` the machine is left running.
+comes back as it was; and loses it without a warning, and comes back to a snapshot of itself. ``make demo`` runs it; with ``KEEP=1`` the
+machine is left running.
 
-Two machines of one kind take part; each runs an application server (Tomcat). The first hibernates into its NVDIMM; the
-second, for comparison, into an ordinary disk. They are configured side by side, and measured one after the other with
-nothing else running.
+Two machines of one kind take part; each runs an application server (Tomcat). The first hibernates into its NVDIMM, and then takes a
+snapshot into it; the second, for comparison, hibernates into an ordinary disk. They are configured side by side, and measured one after
+the other with nothing else running.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.vm import workload
+from tests.vm import ram_root, snapshots, workload
 from tests.vm.lab import Lab, LabError, Machine, images
 from tests.vm.play import REPOSITORY, play
 from tests.vm.powercycle import hibernate
@@ -29,6 +30,7 @@ MEMORY_MIB = 1024
 NVDIMM_MIB = 1280
 DISK_MIB = 1280
 DISK = "/dev/disk/by-id/virtio-lab-disk"
+NVM_SWAP = "/dev/NVM_SWAP"
 CONVERGE_TURNS = 2
 PLAYBOOKS = Path(__file__).parent / "playbooks"
 RESULT = REPOSITORY / "build" / "demo.json"
@@ -159,17 +161,28 @@ def _demonstrate(steps: Steps, lab: Lab, machines: list[Machine]) -> dict[str, A
         on_disk = _hibernate(lab, disk, "disk2.img", {"nvm_device": DISK})
     disk.power_cut()
     nvm.thaw()
+    with steps.step("a root filesystem whose changes stay in memory: any image of such a machine can be resumed"):
+        snapshots.bring(nvm)
+        ram_root.adopt(nvm)
+        nvm.ssh("systemctl poweroff", check=False)
+        nvm.wait_off()
+        nvm.power_on()
+        nvm.wait_up()
+        _settle(nvm)
+    with steps.step("a snapshot while it runs: fuse-store snapshot --arm; then the power is cut"):
+        snapshot = _snapshot(nvm)
     return {
         "guest": {"recipe": RECIPE, "memory_mib": MEMORY_MIB, "accelerator": nvm.accelerator()},
         "cold_boot": cold,
         "nvm": on_nvm,
         "disk": on_disk,
+        "snapshot": snapshot,
         "converge_again": {
             "seconds": min(play.seconds for play in agains),
             "setup_seconds": min(play.seconds for play in setups),
             "changed": sum(play.changed for play in agains),
         },
-        "resumed": on_nvm["resumed"] and on_disk["resumed"],
+        "resumed": on_nvm["resumed"] and on_disk["resumed"] and snapshot["resumed"],
     }
 
 
@@ -200,23 +213,50 @@ def _hibernate(lab: Lab, machine: Machine, image_on: str, variables: dict[str, A
     }
 
 
+def _snapshot(machine: Machine) -> dict[str, Any]:
+    """It takes a snapshot of itself and goes on; the power fails; it comes back to the snapshot."""
+    before = workload.start(machine)
+    machine.ssh(f"swapoff {NVM_SWAP}")
+    taken = snapshots.take(machine, NVM_SWAP, "--arm")
+    goes_on = before.lives_on_in(workload.ask(machine))
+    machine.power_cut()
+    power_was_off = machine.pid() is None
+    machine.power_on()
+    resume = machine.wait_up()
+    served = resume + machine.wait_served()
+    after = workload.ask(machine)
+    resumed = goes_on and power_was_off and before.lives_on_in(after)
+    return {
+        "verdict": "restored" if resumed else "lost",
+        "resume": resume,
+        "served": served,
+        "pause": taken["pause"],
+        "image": taken["size"],
+        "power_was_off": power_was_off,
+        "same_boot_id": after.boot_id == before.boot_id,
+        "process_alive": before.lives_on_in(after),
+        "resumed": resumed,
+    }
+
+
 def _table(result: dict[str, Any]) -> str:
-    cold, nvm, disk = result["cold_boot"], result["nvm"], result["disk"]
+    cold, resumes = result["cold_boot"], (result["nvm"], result["disk"], result["snapshot"])
     yes = {True: "yes", False: "NO"}
     rows = [
-        ("", "cold boot", "resume from NVM", "resume from disk"),
-        ("power on until it answers on SSH", f"{cold['up']:.1f} s", f"{nvm['resume']:.1f} s", f"{disk['resume']:.1f} s"),
-        ("  times as fast as the cold boot", "1", f"{cold['up'] / nvm['resume']:.1f}", f"{cold['up'] / disk['resume']:.1f}"),
-        ("power on until its application answers", *(f"{one['served']:.1f} s" for one in (cold, nvm, disk))),
-        ("  times as fast as the cold boot", "1", *(f"{cold['served'] / one['served']:.1f}" for one in (nvm, disk))),
-        ("told to hibernate until off", "", f"{nvm['hibernate']:.1f} s", f"{disk['hibernate']:.1f} s"),
-        ("memory in the image", "", f"{(nvm['image'] or 0) >> 20} MiB", f"{(disk['image'] or 0) >> 20} MiB"),
-        ("power was off", "", yes[nvm["power_was_off"]], yes[disk["power_was_off"]]),
-        ("boot id unchanged", "", yes[nvm["same_boot_id"]], yes[disk["same_boot_id"]]),
-        ("process alive with its state", "", yes[nvm["process_alive"]], yes[disk["process_alive"]]),
-        ("verdict", "", nvm["verdict"], disk["verdict"]),
-    ]
-    lines = ["", *("  {:38} {:>10} {:>17} {:>18}".format(*row) for row in rows), ""]
+        ("", "cold boot", "resume from NVM", "resume from disk", "own snapshot"),
+        ("power on until it answers on SSH", *_seconds("up", cold), *_seconds("resume", *resumes)),
+        ("  times as fast as the cold boot", "1", *(f"{cold['up'] / one['resume']:.1f}" for one in resumes)),
+        ("power on until its application answers", *_seconds("served", cold, *resumes)),
+        ("  times as fast as the cold boot", "1", *(f"{cold['served'] / one['served']:.1f}" for one in resumes)),
+        ("told to hibernate until off", "", *_seconds("hibernate", *resumes[:2]), "power cut"),
+        ("stood still for the snapshot", "", "", "", *_seconds("pause", resumes[2])),
+        ("memory in the image", "", *(f"{(one['image'] or 0) >> 20} MiB" for one in resumes)),
+        *((text, "", *(yes[one[key]] for one in resumes)) for text, key in (
+            ("power was off", "power_was_off"), ("boot id unchanged", "same_boot_id"), ("process alive with its state", "process_alive"),
+        )),
+        ("verdict", "", *(one["verdict"] for one in resumes)),
+    ]  # fmt: skip
+    lines = ["", *("  {:38} {:>10} {:>17} {:>18} {:>14}".format(*row) for row in rows), ""]
     again = result["converge_again"]
     ratio = again["seconds"] / again["setup_seconds"]
     lines.append(
@@ -225,6 +265,10 @@ def _table(result: dict[str, Any]) -> str:
     )
     lines.append(f"  Guest: {result['guest']['recipe']}, {result['guest']['memory_mib']} MiB, under {result['guest']['accelerator']}.")
     return "\n".join(lines)
+
+
+def _seconds(key: str, *results: dict[str, Any]) -> list[str]:
+    return [f"{one[key]:.1f} s" for one in results]
 
 
 class _Background:

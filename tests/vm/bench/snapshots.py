@@ -10,24 +10,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
-import shlex
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.vm import ram_root, workload
+from tests.vm import ram_root, snapshots, workload
 from tests.vm.lab import Lab, LabError, Machine
-from tests.vm.play import REPOSITORY, play
+from tests.vm.play import play
 
 DEVICE = "/dev/pmem0"
-COMMAND = "env PYTHONPATH=/opt/snapshot PYTHONDONTWRITEBYTECODE=1 python3 -m fuse_store.cli --json snapshot"
-ANSWERS = "/run/answers"
 MEBIBYTE = 1 << 20
 
 
@@ -61,11 +55,11 @@ def main() -> int:
     machine = lab.create("bench-snapshots", "debian12-server", memory=1024, nvdimm=1280)
     _prepare(lab, machine)
     kernel = _times(cycles, "hibernated by the kernel", lambda: _hibernated(machine))
-    snapshots = _times(cycles, "snapshot", lambda: _paused(machine))
+    paused = _times(cycles, "snapshot", lambda: _paused(machine))
     cold = _times(cycles, "cold boot", lambda: _cold(machine))
     restored = _times(cycles, "from its snapshot", lambda: _restored(machine))
     machine.destroy()
-    _print_pauses(kernel, snapshots)
+    _print_pauses(kernel, paused)
     _print_starts(cold, restored)
     return 0
 
@@ -83,10 +77,7 @@ def _prepare(lab: Lab, machine: Machine) -> None:
     machine.power_on()
     machine.wait_up()
     play(lab, [machine], "nvm.fastboot.configure", {"nvm_compression": "none"}).ok()
-    package = subprocess.run(
-        ["tar", "-C", str(REPOSITORY), "--exclude=__pycache__", "-c", "fuse_store"], capture_output=True, check=True
-    ).stdout  # fmt: skip
-    machine.ssh("mkdir /opt/snapshot && tar -C /opt/snapshot -x", stdin=package)
+    snapshots.bring(machine)
     ram_root.adopt(machine)
     _boot(machine)
 
@@ -125,15 +116,8 @@ def _hibernated(machine: Machine) -> Pause:
 
 def _snapshot(machine: Machine) -> dict[str, Any]:
     """What the command printed when the snapshot was made."""
-    command = f"{COMMAND} --arm --replace {DEVICE} >>{ANSWERS}"
-    machine.ssh(f"swapoff -a; rm -f {ANSWERS}; systemd-run -q --unit=takes sh -c {shlex.quote(command)}")
-    deadline = time.monotonic() + 300
-    while not (answer := machine.ssh(f"cat {ANSWERS}", check=False)).endswith("\n"):
-        if time.monotonic() > deadline:
-            raise LabError(f"no snapshot: {machine.ssh('journalctl -u takes', check=False)}")
-        time.sleep(0.5)
-    record: dict[str, Any] = json.loads(answer)
-    return record
+    machine.ssh("swapoff -a")
+    return snapshots.take(machine, DEVICE, "--arm", "--replace")
 
 
 def _paused(machine: Machine) -> Pause:
@@ -168,10 +152,10 @@ def _check(before: workload.State, machine: Machine) -> None:
         raise LabError(f"{machine.name} came back without its memory")
 
 
-def _print_pauses(kernel: list[Pause], snapshots: list[Pause]) -> None:
+def _print_pauses(kernel: list[Pause], paused: list[Pause]) -> None:
     print(f"\n{'medians':28}{'seconds':>10}{'MiB':>8}{'seconds per GiB':>18}")
     rates = []
-    for name, pauses in (("hibernation by the kernel", kernel), ("snapshot, pause", snapshots)):
+    for name, pauses in (("hibernation by the kernel", kernel), ("snapshot, pause", paused)):
         seconds, size = (statistics.median(values) for values in zip(*((pause.seconds, pause.size) for pause in pauses), strict=True))
         rates.append(statistics.median(pause.per_gibibyte for pause in pauses))
         print(f"{name:28}{seconds:10.2f}{size / MEBIBYTE:8.0f}{rates[-1]:18.1f}")
