@@ -209,7 +209,13 @@ vm-test-devices: $(READY)
 vm-test-plain: $(READY)
 	VM_TESTS=$@ $(PYTHON) -m pytest $(PLAIN) -v
 vm-test-others: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,$(DEVICES) $(PLAIN)) -v
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,$(DEVICES) $(PLAIN) $(ROLE)) -v
+
+# Not a part of make test: docs/decisions/0161.
+ROLE := tests/vm/fast_boot
+.PHONY: vm-test-role
+vm-test-role: $(READY) ## the role fast_boot on real boots; about 40 minutes
+	VM_TESTS=$@ $(PYTHON) -m pytest $(ROLE) -v
 
 # -- set-up ------------------------------------------------------------------------------------------------------------
 .PHONY: tree

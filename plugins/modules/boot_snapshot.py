@@ -34,7 +34,8 @@ options:
     type: int
   golden:
     description:
-      - Seal the image as golden, so that it is not replaced, and may be resumed on other machines of the same hardware.
+      - Seal the image as golden, so that it is not replaced, and may be resumed on other machines of the same hardware. Needs
+        O(device).
     type: bool
     default: false
   replace:

@@ -53,6 +53,16 @@ RECIPES: dict[str, Recipe] = {
         initramfs="initramfs-tools",
         extra=("b3sum", "fuse3", "liblzo2-2", "python3-packaging", "python3-venv"),
     ),
+    # With what the role fast_boot asks apt for.
+    "debian12-fast-boot": Recipe(
+        suite="bookworm",
+        firmware="bios",
+        initramfs="initramfs-tools",
+        extra=("fuse3", "liblzo2-2", "overlayroot", "python3-packaging", "python3-venv"),
+    ),
+    "debian13-fast-boot": Recipe(
+        suite="trixie", firmware="efi", initramfs="dracut", extra=("fuse3", "liblzo2-2", "python3-packaging", "python3-venv")
+    ),
     "debian13": Recipe(suite="trixie", firmware="efi", initramfs="dracut"),
     "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),
     "debian13-initramfs-tools": Recipe(suite="trixie", firmware="efi", initramfs="initramfs-tools"),
