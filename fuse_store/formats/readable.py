@@ -78,6 +78,10 @@ class File:
             raise failed(f"source {self.path}", error, what=f"cannot read at {offset:#x}") from None
         return content
 
+    def drop_cache(self, offset: int = 0, length: int = 0) -> None:
+        """Have the kernel forget what it has cached of a range, by default of all, so that the next read comes from the device."""
+        os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         os.close(self._descriptor)
 

@@ -10,8 +10,10 @@ them. Reads devices and runs blkid and sfdisk; keeps no state.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +30,9 @@ PREFIX = "fs."
 SOURCE_TAG = "fs.source"
 DISKS, MACHINE = "disks", "machine"  # values of the tag
 IN_USE, UNREADABLE = "in-use", "unreadable"
+GUARD, NO_GUARD, UNSAFE = "guard.", "guard.none", "unsafe"  # tags of snapshots: see docs/snapshots.md
+MAX_GUARD_SIZE = 64 << 20  # bytes that a guard may have read
+_GUARD = re.compile(r"([0-9A-Za-z-]{1,36}) ((?:[0-9]{1,15}\+[0-9]{1,15},?){1,64}) ([0-9a-f]{64})", re.ASCII)
 MAX_TAGS = 48  # of a version, for filesystems
 IGNORED_KINDS = ("swap", "swsuspend")
 
@@ -128,6 +133,60 @@ def _change(uuid: str, recorded: str, present: set[str]) -> str:
         if before != now and "superblock" not in before
     ]
     return f"{kind} {uuid} has been written to since ({', '.join(different) or 'superblock'})"
+
+
+# guards -------------------------------------------------------------------------------------------------------------------
+
+
+def guards_of(tags: Mapping[str, str]) -> dict[str, str] | None:
+    """The guards in the tags of a snapshot, empty if it needs none; None if it has none."""
+    found = {key: value for key, value in tags.items() if key.startswith(GUARD)}
+    if not found or UNSAFE in tags:
+        return None
+    return {key: value for key, value in found.items() if key != NO_GUARD}
+
+
+def guard_holds(value: str, read: Read) -> bool:
+    """Whether a device has what a guard says. False for one that cannot be understood. Raises what ``read`` raises."""
+    match = _GUARD.fullmatch(value)
+    if match is None:
+        return False
+    ranges = [(int(at), int(length)) for at, _plus, length in (pair.partition("+") for pair in match[2].strip(",").split(","))]
+    if sum(length for _offset, length in ranges) > MAX_GUARD_SIZE:
+        return False
+    digest = hashlib.sha256()
+    for offset, length in ranges:
+        content = read(offset, length)
+        if len(content) != length:
+            return False
+        digest.update(content)
+    return digest.hexdigest() == match[3]
+
+
+def guard_changes(guards: Mapping[str, str], reads: Iterable[Read]) -> list[str]:
+    """Which guards hold on none of these devices, for messages: one text for each."""
+    left = dict(guards)
+    for read in reads:
+        left = {key: value for key, value in left.items() if not guard_holds(value, read)}
+    text = "filesystem {} has been written to since the snapshot, or is missing"
+    return [text.format(value.partition(" ")[0]) for _key, value in sorted(left.items())]
+
+
+def machine_reads(machine: Machine, stack: ExitStack) -> Iterator[Read]:
+    """How to read every block device of a machine. ``stack`` keeps the devices open."""
+    for device in machine.block_devices():
+        try:
+            yield from disk_reads(device, stack, partitioned=False)
+        except StoreError:
+            continue  # a drive without a medium
+
+
+def disk_reads(disk: Path, stack: ExitStack, partitioned: bool = True) -> Iterator[Read]:
+    """How to read a disk, or its partitions. Raises NotFound, StoreError."""
+    file = stack.enter_context(File(disk))
+    file.drop_cache()  # which some filesystems pass by
+    for begin, _length in (_partitions(disk, file) if partitioned else []) or [(0, file.size)]:
+        yield _reader(file, begin)
 
 
 # volumes ------------------------------------------------------------------------------------------------------------------

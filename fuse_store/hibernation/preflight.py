@@ -319,6 +319,12 @@ def _nohibernate(context: PreflightContext) -> Problem | None:
 
 def _filesystems_unknown(context: PreflightContext) -> Problem | None:
     tags = context.version.head.tags
+    if filesystem_state.guards_of(tags) is not None:
+        return None
+    if filesystem_state.UNSAFE in tags:
+        return Problem(
+            f"the snapshot has no guard: {tags[filesystem_state.UNSAFE]}.", "If no filesystem was written to since, override this refusal."
+        )
     if filesystem_state.SOURCE_TAG not in tags:
         return Problem(
             "the state of the machine's filesystems was not recorded at capture.",
@@ -348,6 +354,9 @@ def _filesystems_changed(context: PreflightContext) -> Problem | None:
     ]
     if comparable:
         changes += _changes_on_disks(context, comparable)
+    guards = filesystem_state.guards_of(context.version.head.tags)
+    if guards:
+        changes += _guards_on_disks(context, guards)
     if not changes:
         return None
     return Problem(
@@ -364,6 +373,16 @@ def _changes_on_disks(context: PreflightContext, recorded: dict[str, str]) -> li
         if not disks:
             return filesystem_state.changes(recorded, filesystem_state.machine_volumes(context.machine, stack))
         return filesystem_state.changes(recorded, (volume for disk in disks for volume in filesystem_state.disk_volumes(disk, stack)))
+
+
+def _guards_on_disks(context: PreflightContext, guards: dict[str, str]) -> list[str]:
+    disks = context.target.disks
+    if not disks and context.target.machine is None:
+        return [f"{len(guards)} filesystems cannot be read: name the machine's disks with --machine-disk"]
+    with ExitStack() as stack:
+        if not disks:
+            return filesystem_state.guard_changes(guards, filesystem_state.machine_reads(context.machine, stack))
+        return filesystem_state.guard_changes(guards, (read for disk in disks for read in filesystem_state.disk_reads(disk, stack)))
 
 
 @dataclass(frozen=True)

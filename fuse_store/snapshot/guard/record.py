@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Records the guards of a snapshot: looks for them and takes all memory beforehand, and reads the devices while the system stands still,
-past all caches. And compares them later. For one thread."""
+past all caches. For one thread."""
 
 from __future__ import annotations
 
 import hashlib
 import mmap
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +29,6 @@ MAX_COMMIT_INTERVAL = 30  # seconds (mount option commit=) after which a change 
 _MAX_LENGTH = 190  # bytes of a tag
 _ALIGNMENT = 4096  # bytes: of reads past the cache, whatever the device has as sectors
 _WINDOW = 1 << 20  # bytes that are read at once
-_GUARD = re.compile(r"([0-9A-Za-z-]{1,36}) ((?:[0-9]{1,15}\+[0-9]{1,15},?){1,64}) ([0-9a-f]{64})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -180,25 +178,3 @@ def _tag(uuid: str, ranges: Ranges, digest: str) -> str:
 
 def _cut(text: str) -> str:
     return text.encode("utf-8", "replace")[:_MAX_LENGTH].decode("utf-8", "ignore")
-
-
-# later ----------------------------------------------------------------------------------------------------------------
-
-
-def tags_of(tags: Mapping[str, str]) -> dict[str, str]:
-    """Those of the tags of a slot or version that are guards, or say why it has no guard."""
-    return {key: value for key, value in tags.items() if key.startswith(PREFIX) or key == UNSAFE}
-
-
-def holds(value: str, read: Callable[[int, int], bytes]) -> bool:
-    """Whether a device has what a tag ``guard.N`` says; ``read(offset, length)`` reads it. False for a tag that cannot be understood."""
-    match = _GUARD.fullmatch(value)
-    if match is None:
-        return False
-    ranges = tuple((int(at), int(length)) for at, _plus, length in (pair.partition("+") for pair in match[2].strip(",").split(",")))
-    if sum(length for _offset, length in ranges) > 64 << 20:
-        return False
-    try:
-        return _digest(read, ranges) == match[3]
-    except (NotGuarded, OSError):
-        return False

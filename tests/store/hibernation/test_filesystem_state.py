@@ -4,6 +4,7 @@ bounds. Filesystems are made by their own tools."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import time
@@ -86,6 +87,33 @@ def test_journal_in_many_extents(tmp_path: Path) -> None:
     assert " log=" in before
     write(disk, int(run("debugfs", "-R", "bmap <8> 199999", disk).strip()) * 1024, b"x")
     assert filesystem_state.tags_of_disks([disk])[f"fs.{uuid_of(disk)}"] != before
+
+
+def test_guards_of_a_snapshot(case: Case, tmp_path: Path) -> None:
+    """In place of the filesystem state: they hold on a disk of the machine, or on one of its partitions."""
+    disk, root = make_filesystem("ext4", tmp_path / "disk"), same_machine(case, PLAIN, tmp_path / "root")
+    with open(disk, "rb") as file:
+        digest = hashlib.sha256(file.read(2048)[1024:]).hexdigest()
+    guard = f"{uuid_of(disk)} 1024+1024 {digest}"
+    parted = tmp_path / "parted"
+    with open(parted, "wb") as out:
+        out.truncate(100 << 20)
+    run("sfdisk", "-q", parted, input="label: gpt\n,42M\n,20M\n")
+    write(parted, 2048 * 512, disk.read_bytes())
+    for tags, disks, expected in (
+        ({"guard.0": guard}, [disk], []),
+        ({"guard.0": guard}, [parted], []),
+        ({"guard.0": guard, "guard.1": f"any 0+1024 {'0' * 64}"}, [disk], ["filesystems_changed"]),
+        ({"guard.none": "1"}, [disk], []),
+        ({"guard.0": guard, "unsafe": "f2fs cannot be watched"}, [disk], ["filesystems_unknown"]),
+        ({"unsafe": "f2fs cannot be watched"}, [disk], ["filesystems_unknown"]),
+    ):
+        assert codes(judged(case, put(case, tags), disks, root)) == expected, tags
+    CHANGES["ext4"](disk)
+    report = judged(case, put(case, {"guard.0": guard}), [disk], root)
+    assert codes(report) == ["filesystems_changed"] and uuid_of(disk) in report.refusals[0].message
+    elsewhere = preflight(case.store, case.store.open_image(report.id), TargetMachine(None))
+    assert codes(elsewhere) == ["machine_unknown", "filesystems_changed"]
 
 
 @needs_root

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from fuse_store.formats.readable import File
+from fuse_store.hibernation.filesystem_state import guard_holds as holds
 from fuse_store.hibernation.machine import Machine
 from fuse_store.snapshot.filesystems import FIFREEZE, FITHAW
-from fuse_store.snapshot.guard import NONE, UNSAFE, Guard, holds
+from fuse_store.snapshot.guard import NONE, UNSAFE, Guard
 from fuse_store.snapshot.guard.places import NotGuarded, places_of
 from tests.store.hibernation.cases import make_filesystem, run, uuid_of
 from tests.store.hibernation.test_stage import needs_root
