@@ -241,12 +241,13 @@ class Store:
 
     def put(
         self, source: str | Input, label: Label, *, bases: Sequence[str] | None = None, replace: bool = False,
-        machine_disks: Sequence[Path] = (), progress: Progress = SILENT, warn: Callable[[str], None] = _ignore,
+        machine_disks: Sequence[Path] = (), taken: int | None = None, progress: Progress = SILENT,
+        warn: Callable[[str], None] = _ignore,
     ) -> Summary:  # fmt: skip
         """Store what ``source`` names as a new version, or an input, which the caller closes. ``bases`` are references, by
         default the newest version of the same machine and application; ``replace`` removes that one once the new one is there.
-        ``machine_disks``: see ``image.kind.Kind.recognise``. ``warn`` is told if there is no image of the label's kind, and what
-        is not certain of the source. Raises StoreError."""
+        ``machine_disks``: see ``image.kind.Kind.recognise``. ``taken``: nanoseconds since 1970, by default now. ``warn`` is
+        told if there is no image of the label's kind, and what is not certain of the source. Raises StoreError."""
         from fuse_store.image.inputs import open_input
 
         disks = [checked_path("machine disk", disk) for disk in machine_disks]
@@ -264,7 +265,7 @@ class Store:
                 earlier = [version for version in of_machine if version.application == label.application][-1:]
                 base_ids = [version.id for version in (map(self.find, bases) if bases is not None else earlier)]
                 number = max((version.number for version in of_machine), default=0) + 1
-                head = _new_head(label, recognised, number, self.config.page_size, base_ids)
+                head = _new_head(label, recognised, number, self.config.page_size, base_ids, taken)
                 pack_head(_with_files(head, opened.placed(head.page_size)), label.name)  # before everything is read
                 written, stored = self._write(opened, recognised, base_ids, progress, lock, read_all=replace)
                 for text in opened.warnings:
@@ -275,7 +276,8 @@ class Store:
                 )  # fmt: skip
                 head = self._read_draft(head, written.encrypted, opened, recognised, label, replace=replace)
                 image_id = self._commit(head, written.encrypted, lock)
-                self._warn_of_clock(earlier, head.taken, warn)
+                if taken is None:
+                    self._warn_of_clock(earlier, head.taken, warn)
                 if replace:
                     self._replace(earlier, unreadable, lock, warn)
                 return self.versions.with_state(summary(image_id, head))
@@ -466,11 +468,13 @@ class Store:
             self.backend.remove_empty(directory)
 
 
-def _new_head(label: Label, recognised: kinds.Recognised, number: int, page_size: int, bases: Sequence[str]) -> Head:
+def _new_head(
+    label: Label, recognised: kinds.Recognised, number: int, page_size: int, bases: Sequence[str], taken: int | None
+) -> Head:
     """The head of a version of which nothing has been read."""
     return Head(
-        label.machine, label.application, label.kind, label.event, _tags(label, recognised), time.time_ns(), number,
-        0, 0, 0, 0, page_size, tuple(bases), (), (),
+        label.machine, label.application, label.kind, label.event, _tags(label, recognised),
+        time.time_ns() if taken is None else taken, number, 0, 0, 0, 0, page_size, tuple(bases), (), (),
     )  # fmt: skip
 
 

@@ -35,6 +35,8 @@ MACHINES = "machines"  # the directory of the machines' names
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 _PREFIX = re.compile(r"[0-9a-f]{1,32}\Z")
 _TAG = re.compile(r"[0-9a-f]{4}\Z")
+SNAPSHOT = "snapshot"  # tag of a version that was a snapshot in a slot: its id there
+_MIN_SNAPSHOT_DIGITS = 8  # of the start of such an id
 
 Unreadable = MutableMapping[str, Damaged]  # why a manifest cannot be read, by id
 
@@ -304,17 +306,29 @@ class Versions:
             return self.find(reference, unreadable).id
         if not _PREFIX.match(reference):
             raise no_such_image(reference)
-        if _ID.match(reference):
-            if not self.exists(reference):
-                raise no_such_image(reference)
+        if _ID.match(reference) and self.exists(reference):
             return reference
-        matching = [image_id for image_id in self.ids() if image_id.startswith(reference)]
+        matching = [image_id for image_id in self.ids() if image_id.startswith(reference)] if not _ID.match(reference) else []
         if not matching:
-            raise no_such_image(reference)
+            return self._of_snapshot(reference)
         if len(matching) > 1:
             ids = ", ".join(image_id[:12] for image_id in sorted(matching)[:4])
             raise UsageError(f"image {reference}", f"matches {len(matching)} ids: {ids}.", "Give more digits.")
         return matching[0]
+
+    def _of_snapshot(self, reference: str) -> str:
+        """The id of the newest version that was the snapshot with this id, or the start of it. Raises NotFound, UsageError."""
+        found: dict[str, Summary] = {}  # by the id of the snapshot
+        for versions in self.by_machine() if len(reference) >= _MIN_SNAPSHOT_DIGITS else ():
+            for version in versions:
+                snapshot = version.tags.get(SNAPSHOT, "")
+                if snapshot.startswith(reference):
+                    found[snapshot] = max(found.get(snapshot, version), version, key=lambda one: one.order)
+        if len(found) > 1:
+            raise UsageError(f"image {reference}", f"matches {len(found)} ids of snapshots.", "Give more digits.")
+        for version in found.values():
+            return version.id
+        raise no_such_image(reference)
 
 
 def _in_state(version: Summary, state: str, is_verified: bool) -> Summary:

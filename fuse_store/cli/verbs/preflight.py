@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuse_store.cli import text
+from fuse_store.cli import text, values
 from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE, Verb, argument
+from fuse_store.cli.verbs.slots import slot_number
 from fuse_store.errors import NotFound, Refused
 
 if TYPE_CHECKING:
@@ -51,7 +52,12 @@ def run(context: Context) -> int:
         from fuse_store.hibernation.preflight import preflight
 
         version = context.find(store, options.image)
-        report = preflight(store, store.open_image(version.id), target_machine(context, options.device), context.progress)
+        target = target_machine(context, options.device)
+        if options.slot is not None:
+            from fuse_store.hibernation.slots.arm import in_slot
+
+            target = in_slot(target, slot_number(options, "preflight"), version)
+        report = preflight(store, store.open_image(version.id), target, context.progress)
     record = {
         "id": version.id, "accepted": not report.refusals,
         "refusals": [vars(refusal) for refusal in report.refusals], "untold": [vars(skipped) for skipped in report.not_checked],
@@ -78,6 +84,7 @@ VERB = Verb(
     arguments=(
         IMAGE,
         argument("--device", metavar="DEVICE", complete="file", help="device that the version is or will be staged on"),
+        argument("--slot", metavar="N", type=values.number, help="slot that the version is in: what 'arm --slot N' would refuse"),
         ROOT,
         DISK,
     ),

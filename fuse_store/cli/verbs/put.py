@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from fuse_store.cli import text, values
 from fuse_store.cli.output import VERSION_KEYS, label, version_record
 from fuse_store.cli.parser import Verb, argument, see_help
-from fuse_store.errors import UsageError
+from fuse_store.cli.verbs.slots import slot_number
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.image.kind import KINDS
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     options = context.options
+    if options.slots or options.slot is not None:
+        return _of_slots(context)
+    if options.machine is None:
+        raise UsageError("put", "no machine specified.", "Name it with --machine.")
     tags = dict(options.tag)
     if len(tags) < len(options.tag):
         raise UsageError("--tag", "the same key was given twice.", "Give each key once.")
@@ -48,7 +53,7 @@ def run(context: Context) -> int:
         )  # fmt: skip
         context.done = f"Version {version.id} was stored."
     seconds = time.monotonic() - started
-    context.emit({**version_record(version), "seconds": round(seconds, 3)}, version.id)
+    context.emit({**version_record(version), "seconds": round(seconds, 3), "slots": []}, version.id)
     pages = f"{text.size(version.allocated)} allocated, {text.size(version.new)} new"
     if version.chunks:
         pages += f", {text.count(version.chunks, 'LZO chunk')} stored uncompressed"
@@ -56,6 +61,65 @@ def run(context: Context) -> int:
         f"{label(version)}: {text.size(version.size)}, {pages}; {text.size(version.stored)} written in {seconds:.1f} s"
     )
     return 0
+
+
+def _of_slots(context: Context) -> int:
+    """Images in the slots of a device: one, or all that are in no store."""
+    options = context.options
+    for name, given in (
+        ("--slot", options.slot is not None and options.slots), ("--machine", options.machine), ("--event", options.event),
+        ("--tag", options.tag), ("--base", options.base), ("--machine-disk", options.machine_disk),
+        ("--size", options.size), ("--replace", options.replace),
+        ("--allow-changing", options.allow_changing), ("--command", options.command is not None),
+    ):  # fmt: skip
+        if given:
+            raise UsageError(name, "not possible with --slots or --slot N: the table of slots says it.", "Omit it.")
+    device = _device(context)
+    from fuse_store.formats.readable import File
+    from fuse_store.hibernation.slots import table as tables
+    from fuse_store.hibernation.slots.put import put, waiting
+
+    with File(device) as file:
+        numbers = [slot_number(options, "put")] if options.slot is not None else waiting(tables.load(file, device).table)
+    records: list[dict[str, object]] = []
+    failed: list[StoreError] = []
+    if numbers:
+        with context.open_store() as store:
+            for number in numbers:
+                try:
+                    done = put(store, device, number, progress=context.progress, warn=context.warn)
+                except (Damaged, NotFound, Refused, UsageError) as error:  # of this slot
+                    failed.append(error)
+                    continue
+                context.done = f"Version {done.version.id} was stored."
+                records.append({"slot": number, "id": done.version.id, "stored": done.stored, "noted": done.noted, "new": done.version.new})
+                how = f"{text.size(done.version.new)} new" if done.stored else "there already"
+                context.remark(f"slot {number}: {label(done.version)}: {text.size(done.version.size)}, {how}")
+                if not done.noted:
+                    context.warn(f"slot {number} of {device} was in use or has gone: the table does not say that the store has its image.")
+    context.emit({**dict.fromkeys(VERSION_KEYS), "seconds": None, "slots": records}, "\n".join(str(record["id"]) for record in records))
+    for other in failed[1:]:
+        context.complain(str(other))
+    if failed:
+        raise failed[0]
+    if not numbers:
+        context.remark(f"{device}: the store has every image")
+    return 0
+
+
+def _device(context: Context) -> str:
+    """The device with slots; without one on the command line, it and the store are those of the policy of the snapshot service."""
+    options = context.options
+    if options.source is not None:
+        return str(options.source)
+    from fuse_store.snapshot.service.policy import load
+
+    policy = load(options.policy)
+    if not context.store_named:
+        if not policy.store:
+            raise UsageError(f"policy {options.policy}", "names no store.", "Add a line such as: store = \"s3://BUCKET/PREFIX\"")
+        options.store, options.key_file = policy.store, options.key_file or policy.key_file or None
+    return policy.device
 
 
 VERB = Verb(
@@ -66,7 +130,7 @@ VERB = Verb(
     run=run,
     arguments=(
         argument("source", metavar="SOURCE", nargs="?", help="file, block device, directory, or - for standard input", complete="file"),
-        argument("--machine", metavar="M", required=True, help="machine name"),
+        argument("--machine", metavar="M", help="machine name; needed except with --slots and --slot"),
         argument("--application", metavar="A", default="system", help="application name (default: system)"),
         argument("--kind", metavar="K", default="file", choices=tuple(KINDS), help=f"{text.one_of(KINDS)} (default: file)"),
         argument("--event", metavar="E", default="", help="reason for the capture", empty=True),
@@ -94,11 +158,24 @@ VERB = Verb(
             "input needs --size for it, or a whole hibernation image",
         ),
         argument(
+            "--slots", action="store_true",
+            help="SOURCE is a device with slots: store each of its images that is in no store; without SOURCE, device, store and key file "
+            "are those of --policy",
+        ),
+        argument("--slot", metavar="N", type=values.number, help="SOURCE is a device with slots: store the image in slot N"),
+        argument("--policy", metavar="FILE", default="/etc/fuse-store/snapshots.toml", complete="file",
+                 help="policy of the snapshot service, for --slots; default /etc/fuse-store/snapshots.toml"),
+        argument(
             "--command", metavar="CMD", nargs=REMAINDER, empty=True,
             help="command, in place of SOURCE and after all other options: it is run, and its output is stored if it exits with 0",
         ),
     ),
-    keys={**VERSION_KEYS, "seconds": "elapsed time"},
+    keys={
+        **VERSION_KEYS,
+        "seconds": "elapsed time; null with --slots or --slot, as all before",
+        "slots": "with --slots or --slot, one object for each slot that was put: slot, id of the version, stored (false: it was there "
+        "already), noted (whether the table of slots says so), new",
+    },
     examples=(
         ("fuse-store put /dev/pmem0 --machine web01 --kind hibernation --event nightly", "store a hibernation image"),
         ("fuse-store put disk.raw --machine web01 --application disk --kind disk --tag ticket=4711", "store a disk image with a tag"),
@@ -106,6 +183,7 @@ VERB = Verb(
             "fuse-store put --machine web01 --kind hibernation --command ssh web01 cat /dev/pmem0",
             "store an image of another machine, if it came as a whole",
         ),
+        ("fuse-store put /dev/pmem1 --slots", "store the snapshots in slots that are in no store yet"),
         ("ssh web01 cat /dev/pmem0 | fuse-store put - --machine web01 --kind hibernation", "the same through a pipe"),
     ),
     interrupted="No version was created, none was removed. Run it again.",

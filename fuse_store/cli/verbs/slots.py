@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from fuse_store.cli import text, values
 from fuse_store.cli.parser import Verb, argument
-from fuse_store.errors import UsageError
+from fuse_store.errors import Damaged, UsageError
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
     from fuse_store.hibernation.slots.layout import Slot, Table
 
-ACTIONS = ("init", "list", "remove", "identity")
+ACTIONS = ("init", "list", "verify", "remove", "identity")
 COLUMNS = ("SLOT", "STATE", "TAKEN (UTC)", "MACHINE", "APPLICATION", "EVENT", "IMAGE", "SIZE", "ATTEMPTS", "KEPT", "OFFSET")
 SLOT_KEYS = {
     "slot": "number",
@@ -40,7 +40,7 @@ def slot_number(options: Any, verb: str) -> int:
 
 def run(context: Context) -> int:
     options = context.options
-    action = {"init": _init, "list": _list, "remove": _remove, "identity": _identity}[options.action]
+    action = {"init": _init, "list": _list, "verify": _verify, "remove": _remove, "identity": _identity}[options.action]
     if options.action != "identity" and (options.file or options.remove):
         raise UsageError(f"slots {options.action}", f"{options.file or '--remove'} is for identity alone.", "Omit it.")
     action(context)
@@ -83,6 +83,25 @@ def _remove(context: Context) -> None:
     context.done = f"Slot {number} was removed."
     context.emit(_record(device, slot=number, image=slot.image), "")
     context.remark(f"{device}: slot {number} removed (version {slot.image[:12]})")
+
+
+def _verify(context: Context) -> None:
+    from fuse_store.hibernation.slots.manage import listing, verify
+
+    options = context.options
+    checked = verify(options.device, options.slot, context.progress)
+    table = listing(options.device).table
+    records = [{**slot_record(table, one.slot, one.slot.state == "armed"), "sound": one.sound} for one in checked]
+    rows = [(str(one.slot.number), "sound" if one.sound else "damaged", one.slot.image[:12]) for one in checked]
+    shown = text.table(("SLOT", "CONTENT", "IMAGE"), rows, right=frozenset((0,))) if rows else ""
+    context.emit(_record(options.device, slots=records), shown)
+    damaged = [str(one.slot.number) for one in checked if not one.sound]
+    if damaged:
+        raise Damaged(
+            f"device {options.device}", f"slots whose content differs from the checksum in the table: {', '.join(damaged)}.",
+            "They are not resumed. Remove them, and stage their images from the store.",
+        )  # fmt: skip
+    context.remark(f"{text.count(len(checked), 'slot')} sound")
 
 
 def _identity(context: Context) -> None:
@@ -138,17 +157,18 @@ def _row(table: Table, slot: Slot, armed: bool) -> tuple[str, ...]:
 
 VERB = Verb(
     name="slots",
-    summary="create, list or remove the slots of a device, each of which holds one hibernation image, or write a machine's identity",
-    description="init makes a table of slots at the start of a device; list prints it; remove frees a slot. Then run stage --slot and "
+    summary="create, list, verify or remove the slots of a device, each of which holds one image, or write a machine's identity",
+    description="init makes a table of slots at the start of a device; list prints it; verify compares slots with their checksums there; "
+    "remove frees a slot. Then run stage --slot and "
     "arm --slot: the kernel resumes any of the images with resume= and resume_offset=. identity FILE writes what a machine is called that "
     "is restored from a golden image on the device (docs/golden-images.md); without FILE it prints what is there. init refuses a device in "
     "use and, without --force, one with data; remove refuses an armed or golden slot without --force.",
     run=run,
     arguments=(
-        argument("action", metavar="init|list|remove|identity", choices=ACTIONS, help="what to do"),
+        argument("action", metavar="init|list|verify|remove|identity", choices=ACTIONS, help="what to do"),
         argument("device", metavar="DEVICE", complete="file", help="block device, or file that acts as one; list reads one in use as well"),
         argument("file", metavar="FILE", nargs="?", complete="file", help="with identity: that of the machine with the device, in TOML"),
-        argument("--slot", metavar="N", type=values.number, help="slot to remove"),
+        argument("--slot", metavar="N", type=values.number, help="slot to remove, or to verify (default: all)"),
         argument(
             "--page-size", type=values.page_size, default=4096, metavar="SIZE", complete="page size",
             help="page size of the machines that resume from it: 4KiB, 16KiB or 64KiB (default: 4KiB)",
@@ -160,8 +180,9 @@ VERB = Verb(
         "device": "persistent name of the device; of list, as it was given",
         "page_size": "bytes of a block; null with remove",
         "free": "bytes that no slot has; null with remove",
-        "slots": "one object for each slot, with list:",
+        "slots": "one object for each slot, with list and verify:",
         **{f"  {key}": meaning for key, meaning in SLOT_KEYS.items()},
+        "  sound": "with verify: whether its blocks have the checksum in the table",
         "slot": "number of the removed slot; null without one",
         "image": "id of the version that was in it; null without one",
         "identity": "that on the device, in TOML, without its secrets; null without one",
@@ -169,6 +190,7 @@ VERB = Verb(
     examples=(
         ("fuse-store slots init /dev/pmem1", "prepare a device"),
         ("fuse-store slots list /dev/pmem1", "print what is on it"),
+        ("fuse-store slots verify /dev/pmem1", "compare all images with their checksums"),
         ("fuse-store slots remove /dev/pmem1 --slot 2", "free a slot"),
         ("fuse-store slots identity /dev/pmem1 web07.toml", "name the machine that a golden image makes of this one"),
     ),

@@ -10,20 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fuse_store.errors import Damaged, NotFound, Refused, StoreError
+from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
+from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage, armed, leading_to
 from fuse_store.formats.swsusp.placement import Placement
 from fuse_store.hibernation import history
 from fuse_store.hibernation.arm import refuse
 from fuse_store.hibernation.preflight import TargetMachine, preflight
+from fuse_store.hibernation.slots import table as tables
 from fuse_store.hibernation.slots import writer
 from fuse_store.hibernation.slots.layout import Slot
 from fuse_store.hibernation.slots.manage import Slots
 from fuse_store.image.reader import Image
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
+from fuse_store.repository.manifest import Summary
 from fuse_store.repository.state_log import DISARMED
 from fuse_store.store import Store
+from fuse_store.versions import SNAPSHOT
 
 
 @dataclass(frozen=True)
@@ -137,3 +141,20 @@ def disarm(device: Path | str) -> DisarmedSlots:
     """Restore the signatures of the swap areas in all slots. Raises NotFound, Refused, Locked, Damaged, StoreError."""
     with Slots(device) as slots:
         return DisarmedSlots(slots.device.name, tuple((slots.name(slot.number), slot) for slot in slots.disarm_all()))
+
+
+def in_slot(target: TargetMachine, number: int, version: Summary) -> TargetMachine:
+    """For a preflight of the version in a slot of ``target.device``, without arming it. Raises UsageError without a device, NotFound,
+    Refused if the slot does not hold it, Damaged, StoreError."""
+    if target.device is None:
+        raise UsageError("--slot", "of which device?", "Name it with --device.")
+    with File(target.device) as file:
+        slot = tables.load(file, str(target.device)).table.slot(number)
+    name = f"slot {number} of {target.device}"
+    if slot is None:
+        raise NotFound(f"device {target.device}", f"has no slot {number}.", "Run 'fuse-store slots list DEVICE'.")
+    if not slot.sha256:
+        raise Refused(name, "not complete: its staging was interrupted.", "Stage the version again.")
+    if slot.content != version.content.hex() and slot.image not in (version.id, version.tags.get(SNAPSHOT)):
+        raise Refused(name, f"holds image {slot.image[:12]}, another one.", "Name the version that is in the slot.")
+    return replace(target, size=None, swap=slot.swap)

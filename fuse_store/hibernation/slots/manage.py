@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
-from fuse_store.formats.readable import File, Readable
+from fuse_store.formats.readable import File, Readable, read_exactly
 from fuse_store.formats.swsusp import disarmed, layout
 from fuse_store.hibernation.slots import table as tables
 from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, EDGE, IDENTITY, PAGE_SIZES, SECTOR, Slot, Table
 from fuse_store.hibernation.swap_device import SwapDevice, contents_of, swap_uuid
+from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
 
+VERIFY_PART = 4 << 20  # bytes that are read at once
 MIN_SIZE = 2 * EDGE + (1 << 20)  # bytes: the smallest device that is worth a table
 
 
@@ -143,6 +147,54 @@ def listing(path: Path | str) -> Listing:
         found = tables.load(file, str(path))
         armed = frozenset(slot.number for slot in found.table.slots if is_armed(file, found.table, slot))
         return Listing(found.table, armed, found.problem)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A slot, and whether its blocks have the checksum in the table."""
+
+    slot: Slot
+    sound: bool
+
+
+def verify(path: Path | str, number: int | None = None, progress: Progress = SILENT) -> list[Checked]:
+    """Compare a slot, or all whose images are whole, with their checksums in the table; also while the device is in use. Raises NotFound,
+    Refused for a slot that is not whole, Damaged, StoreError."""
+    with File(path) as file:
+        table = tables.load(file, str(path)).table
+        chosen = [slot for slot in table.slots if number in (None, slot.number)]
+        if number is not None and not chosen:
+            raise NotFound(f"device {path}", f"has no slot {number}.", "Run 'fuse-store slots list DEVICE'.")
+        if number is not None and not chosen[0].sha256:
+            raise Refused(f"slot {number} of {path}", f"not complete: {chosen[0].state}.", "It has no checksum yet.")
+        chosen = [slot for slot in chosen if slot.sha256]
+        progress.start("verify", sum(slot.blocks for slot in chosen) * table.page_size)
+        done, checked = 0, []
+        for slot in chosen:
+            digest = hashlib.sha256()
+            for content in _blocks(file, slot, table.page_size):
+                digest.update(content)
+                done += len(content)
+                progress.at(done)
+            checked.append(Checked(slot, digest.hexdigest() == slot.sha256))
+        progress.finish()
+        return checked
+
+
+def _blocks(file: File, slot: Slot, size: int) -> Iterator[bytes]:
+    """The blocks of a slot in order, in parts, as they are when it is not armed."""
+    page = read_exactly(file, slot.header * size, size, f"slot {slot.number}")
+    yield disarmed(page) if page[-layout.SIGNATURE_SIZE :] == layout.SIGNATURE and _is_header(page) else page
+    first, count = slot.extents[0]
+    for begin, blocks in ((first + 1, count - 1), *slot.extents[1:]):
+        for at in range(begin, begin + blocks, VERIFY_PART // size):
+            length = min(VERIFY_PART // size, begin + blocks - at) * size
+            file.drop_cache(at * size, length)
+            yield read_exactly(file, at * size, length, f"slot {slot.number}")
+
+
+def _is_header(page: bytes) -> bool:
+    return layout.TAIL.unpack(page[-layout.TAIL.size :])[4] in layout.SWAP_SIGNATURES
 
 
 def create(path: Path | str, *, page_size: int = 4096, force: bool = False) -> tuple[str, Table]:

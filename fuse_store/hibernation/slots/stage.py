@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from fuse_store.hibernation.slots.writer import SlotWriter, stream_of
 from fuse_store.hibernation.stage import bootable_header
 from fuse_store.image.reader import Image
 from fuse_store.progress import SILENT, Progress
+from fuse_store.versions import SNAPSHOT
+
+KERNEL = "kernel_build"  # tag of a version: the tag ``kernel`` of its slot; in a version, ``kernel`` is what the image tells
+KEPT_TAGS = (PREFIX, "guard.", "unsafe")  # how the tags begin that a slot has of its version
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,18 @@ def stage(version: Image, device: Path | str, wishes: Wishes | None = None, prog
 def _slot_of(version: Image, image: HibernationImage, swap: str, wishes: Wishes) -> Slot:
     head = version.head
     return Slot(
-        number=0, state="writing", machine=head.machine, application=head.application, event=head.event, image=version.id,
+        number=0, state="writing", machine=head.machine, application=head.application, event=head.event,
+        image=head.tags.get(SNAPSHOT, version.id),
         content=head.content.hex(), taken=max(0, head.taken // 10**9), staged=0, pages=image.map.count, extents=(), swap=swap,
         kept="golden" if wishes.golden else "replaceable",
-        tags={key: value for key, value in head.tags.items() if key.startswith(PREFIX)},
+        tags=slot_tags(head.tags),
     )  # fmt: skip
+
+
+def slot_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """What a slot has of the tags of its version: whether it may be resumed depends on them."""
+    kept = {key: value for key, value in tags.items() if key.startswith(KEPT_TAGS)}
+    return {**kept, **({"kernel": tags[KERNEL]} if KERNEL in tags else {})}
 
 
 def _checked_swap(version: Image, image: HibernationImage, slots: Slots, force: bool) -> str:
