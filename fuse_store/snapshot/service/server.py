@@ -25,7 +25,7 @@ from fuse_store.errors import Refused, StoreError
 from fuse_store.hibernation.slots.manage import has_slots
 from fuse_store.snapshot.client import SOCKET
 from fuse_store.snapshot.service import policy as policies
-from fuse_store.snapshot.service import varlink
+from fuse_store.snapshot.service import upload, varlink
 from fuse_store.snapshot.service.policy import Policy
 from fuse_store.snapshot.service.varlink import INTERFACE, Call, CallError
 from fuse_store.snapshot.taking import Snapshot, take
@@ -141,7 +141,8 @@ class Server:
         if application in policy.applications:
             self._last[application] = now
         taken = self._taking(policy, policy.wishes(application, event, newer, keep))
-        for warning in taken.warnings:
+        not_asked = upload.ask() if policy.store and taken.slot is not None else ""
+        for warning in filter(None, (*taken.warnings, not_asked)):
             _log(f"warning: {warning}")
         result = "restored" if taken.restored else "created"
         _log(f"{result}: {application} {event}, asked for by {_name(user)}, {taken.size >> 20} MiB, pause {taken.pause:.1f} s")

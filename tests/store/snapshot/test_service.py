@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 from fuse_store.snapshot import Snapshot, client
 from fuse_store.snapshot.client import SnapshotError
-from fuse_store.snapshot.service import policy, server, varlink
+from fuse_store.snapshot.service import policy, server, upload, varlink
 from fuse_store.snapshot.service.policy import Application, Policy
 from fuse_store.snapshot.targets import Wishes
 from tests.store.conftest import needs_root
@@ -112,6 +113,29 @@ def test_created_and_restored(service: Service, monkeypatch: pytest.MonkeyPatch)
     service.outcome = lambda: Snapshot(True, MADE.id, "/dev/pmem1", True, slot=4)
     assert client.snapshot("shop", replace=True, keep=2, path=str(service.path)) == client.Snapshot(True, MADE.id, 0, 0.0, 4)
     assert service.wishes[1] == Wishes("shop", replace=True, keep=2, rearm=True)
+
+
+def test_a_put_into_the_store_is_asked_for(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After each snapshot in a slot, also by a system that was restored, if the policy names a store. If that fails, the snapshot is there
+    all the same."""
+    as_user(monkeypatch, 0)
+    wanted = tmp_path / "run/put-wanted"
+    monkeypatch.setattr(upload.ask, "__defaults__", (wanted,))
+
+    def asked(store: str, outcome: Snapshot) -> bool:
+        wanted.unlink(missing_ok=True)
+        service.policy.write_text(store + POLICY)
+        service.outcome = lambda: outcome
+        assert client.snapshot("shop", path=str(service.path)).id == MADE.id
+        return wanted.exists()
+
+    in_slot = replace(MADE, slot=4)
+    assert asked('store = "/srv/store"\n', in_slot) and asked('store = "/srv/store"\n', replace(in_slot, restored=True))
+    assert not asked("", in_slot) and not asked('store = "/srv/store"\n', replace(MADE, slot=None))
+    wanted.parent.rmdir()
+    wanted.parent.write_text("in the way")
+    monkeypatch.setattr(upload.ask, "__defaults__", (wanted.parent / "put-wanted",))
+    assert "not told of the snapshot" in upload.ask()
 
 
 def test_who_may_not_ask_is_named(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
