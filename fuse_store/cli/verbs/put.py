@@ -25,7 +25,7 @@ def run(context: Context) -> int:
     if options.slots or options.slot is not None:
         return _of_slots(context)
     if options.machine is None:
-        raise UsageError("put", "no machine specified.", "Name it with --machine.")
+        raise UsageError("put", "no machine specified: --machine M is needed.", see_help("put"))
     tags = dict(options.tag)
     if len(tags) < len(options.tag):
         raise UsageError("--tag", "the same key was given twice.", "Give each key once.")
@@ -117,7 +117,7 @@ def _device(context: Context) -> str:
     policy = load(options.policy)
     if not context.store_named:
         if not policy.store:
-            raise UsageError(f"policy {options.policy}", "names no store.", "Add a line such as: store = \"s3://BUCKET/PREFIX\"")
+            raise UsageError(f"policy {options.policy}", "names no store.", "Add a line with store, or use --store.")
         options.store, options.key_file = policy.store, options.key_file or policy.key_file or None
     return policy.device
 

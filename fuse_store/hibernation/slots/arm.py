@@ -147,7 +147,7 @@ def in_slot(target: TargetMachine, number: int, version: Summary) -> TargetMachi
     """For a preflight of the version in a slot of ``target.device``, without arming it. Raises UsageError without a device, NotFound,
     Refused if the slot does not hold it, Damaged, StoreError."""
     if target.device is None:
-        raise UsageError("--slot", "of which device?", "Name it with --device.")
+        raise UsageError("--slot", "no device specified.", "Name it with --device.")
     with File(target.device) as file:
         slot = tables.load(file, str(target.device)).table.slot(number)
     name = f"slot {number} of {target.device}"

@@ -114,7 +114,7 @@ def test_the_man_page_has_the_date_of_the_release() -> None:
 def test_roff_reads_the_man_page_without_warnings() -> None:
     command = ["man", "--warnings", "--local-file", str(DOCS / "fuse-store.1")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "MANWIDTH": "80"})
-    assert done.stderr == "" and "fuse-store put --machine M" in done.stdout
+    assert done.stderr == "" and "fuse-store put [--machine M]" in done.stdout
     assert all(f"\n   {name}\n" in done.stdout for name in NAMES)
 
 
