@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fuse_store import boot
 from fuse_store.formats.readable import File
 from fuse_store.hibernation.filesystem_state import guard_holds as holds
 from fuse_store.hibernation.machine import Machine
@@ -112,7 +113,7 @@ def held(disk: Disk, tags: dict[str, str]) -> bool:
     run("blockdev", "--flushbufs", disk.device)
     with File(disk.device) as device:
         found = holds(tags["guard.0"], device.read)
-    assert by_shell(tags["guard.0"], disk.device) == found
+    assert by_shell(tags["guard.0"], disk.device) == found == at_boot(tags["guard.0"], disk)
     return found
 
 
@@ -121,6 +122,14 @@ def by_shell(tag: str, device: str) -> bool:
     functions = text.split("```sh\nguard_holds()")[1].split("```")[0]
     script = f"guard_holds() {functions}\nguard_holds \"$1\" {tag}"
     return subprocess.run(["busybox", "sh", "-euc", script, "sh", device], check=False).returncode == 0
+
+
+def at_boot(tag: str, disk: Disk) -> bool:
+    """What the script finds that selects a slot at boot."""
+    _uuid, places, digest = tag.split()
+    (disk.root / "places").write_text(places.replace(",", "\n") + "\n")
+    script = f'. {Path(boot.__file__).parent / "initramfs/slots.sh"}\nWORK={disk.root}\nhas_bytes "$1" {digest}'
+    return subprocess.run(["busybox", "sh", "-uc", script, "sh", disk.device], check=False).returncode == 0
 
 
 def disk_for(disk_of: Callable[..., Disk], name: str) -> Disk:
