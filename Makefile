@@ -202,17 +202,22 @@ vm-test: $(READY) ## tests that start virtual machines
 # The same in parts, which make test runs at once: each has machines of its own.
 .PHONY: vm-test-devices vm-test-plain vm-test-others
 # Of these each test begins with a machine that is not configured.
-PLAIN := $(patsubst %,tests/vm/scenarios/test_%.py,snapshot lz4 safety power_cut)
+PLAIN := $(patsubst %,tests/vm/scenarios/test_%.py,snapshot lz4 safety power_cut) tests/vm/golden/test_golden.py
+GOLDEN := tests/vm/golden/test_four.py
 DEVICES := tests/vm/scenarios/test_kernels.py tests/vm/scenarios/test_labels.py
 vm-test-devices: $(READY)
 	VM_TESTS=$@ $(PYTHON) -m pytest $(DEVICES) -v
 vm-test-plain: $(READY)
 	VM_TESTS=$@ $(PYTHON) -m pytest $(PLAIN) -v
 vm-test-others: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,$(DEVICES) $(PLAIN) $(ROLE)) -v
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,$(DEVICES) $(PLAIN) $(ROLE) $(GOLDEN)) -v
 
 # Not a part of make test: docs/decisions/0161.
 ROLE := tests/vm/fast_boot
+.PHONY: vm-test-golden
+vm-test-golden: $(READY) ## four machines at once from one golden image, beside four boots from scratch; about 20 minutes
+	VM_TESTS=$@ $(PYTHON) -m pytest $(GOLDEN) -v -s
+
 .PHONY: vm-test-role
 vm-test-role: $(READY) ## the role fast_boot on real boots; about 40 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest $(ROLE) -v

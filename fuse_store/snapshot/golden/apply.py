@@ -33,6 +33,7 @@ _NETWORK_MANAGER = Path("/run/NetworkManager/system-connections")
 _RUN = Path("/run/fuse-store")
 _CLASS = Path("/sys/class/net")
 _SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
+_QUICK_KEYS = ("ed25519", "ecdsa")  # those that do not take long
 _KEY_SECONDS = 120  # an RSA key on a slow machine
 _LINK_SECONDS = 15  # until an interface is there again
 _MS_BIND = 4096  # include/uapi/linux/mount.h
@@ -56,6 +57,8 @@ class Golden:
         yield "machine-id", lambda: set_machine_id(machine_id)
         yield "SSH host keys", lambda: set_keys(self.identity)
         yield "network", lambda: self._network(machine_id)
+        if not self.identity.ssh_host_keys:
+            yield "other SSH host keys", set_other_keys
 
     def _network(self, machine_id: str) -> list[str]:
         problems = []
@@ -149,8 +152,8 @@ def _restarted(unit: str) -> list[str]:
 
 
 def set_keys(identity: Identity) -> list[str]:
-    """Those of the golden machine go when the new ones are there."""
-    if not shutil.which("ssh-keygen", path=commands.ENVIRONMENT["PATH"]) or not _KEYS.is_dir():
+    """Those of the golden machine go when the new ones are there. One of RSA takes its time, and comes with ``set_other_keys``."""
+    if not _has_keys():
         return []
     _RUN.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_RUN) as place:
@@ -158,8 +161,10 @@ def set_keys(identity: Identity) -> list[str]:
         made.mkdir(parents=True)
         for name, content in identity.ssh_host_keys.items():
             (made / name).write_text(content)
-        if not identity.ssh_host_keys and (problem := commands.run(["ssh-keygen", "-A", "-f", place], _KEY_SECONDS).problem):
-            return [f"ssh-keygen: {problem}; the keys of the golden machine are still in use"]
+        for kind in _QUICK_KEYS if not identity.ssh_host_keys else ():
+            made_key = commands.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", str(made / f"ssh_host_{kind}_key")])
+            if made_key.problem:
+                return [f"ssh-keygen: {made_key.problem}; the keys of the golden machine are still in use"]
         if os.statvfs(_KEYS).f_flag & os.ST_RDONLY:
             return [f"the keys of the golden machine are still in use: {_KEYS} is read-only"]
         for old in _KEYS.glob("ssh_host_*_key*"):
@@ -168,6 +173,18 @@ def set_keys(identity: Identity) -> list[str]:
             new.chmod(0o644 if new.suffix == ".pub" else 0o600)
             shutil.copy2(new, _KEYS / new.name)
     return _reloaded("ssh.service", "sshd.service")
+
+
+def set_other_keys() -> list[str]:
+    """Keys of the kinds that are missing: nothing of the golden machine is in use any more, so the network may be up meanwhile."""
+    if not _has_keys() or os.statvfs(_KEYS).f_flag & os.ST_RDONLY:
+        return []
+    problem = commands.run(["ssh-keygen", "-A"], _KEY_SECONDS).problem
+    return [f"ssh-keygen: {problem}"] if problem else _reloaded("ssh.service", "sshd.service")
+
+
+def _has_keys() -> bool:
+    return shutil.which("ssh-keygen", path=commands.ENVIRONMENT["PATH"]) is not None and _KEYS.is_dir()
 
 
 def _reloaded(*units: str) -> list[str]:

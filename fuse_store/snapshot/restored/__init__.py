@@ -78,6 +78,7 @@ def after_failed(context: Context) -> tuple[str, ...]:
 
 def _gone_on(context: Context, result: str) -> tuple[str, ...]:
     steps = _Steps()
+    steps.also("hardware addresses", network.set_addresses_again)
     if context.network:
         steps.also("network", context.network.up)
     return steps.also("hooks", lambda: hooks.run_after(context.environment(result), context.limit)).messages

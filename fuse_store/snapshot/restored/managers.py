@@ -22,8 +22,9 @@ _RELEASE_SECONDS = 0.5  # for a packet to leave
 
 @dataclass(frozen=True)
 class Interface:
-    """``up``: as the administrator wants it; ``link``: its hardware address, in hexadecimal digits; ``addresses``: of IPv4 and IPv6 that
-    are valid beyond the link; ``static``: whether one of these is not from a lease."""
+    """``up``: as the administrator wants it; ``link``: its hardware address, in hexadecimal digits; ``changed``: whether that is another
+    than the hardware has; ``addresses``: of IPv4 and IPv6 that are valid beyond the link; ``static``: whether one of these is not from a
+    lease."""
 
     name: str
     number: int
@@ -31,6 +32,7 @@ class Interface:
     link: str
     addresses: tuple[str, ...]
     static: bool
+    changed: bool = False
 
 
 def interfaces() -> list[Interface]:
@@ -49,7 +51,7 @@ def _interface(link: dict[str, Any]) -> Interface:
     addresses = tuple(f"{one['local']}/{one['prefixlen']}" for one in found)
     hardware = str(link.get("address", "")).replace(":", "")
     static = any(not one.get("dynamic") for one in found)
-    return Interface(link["ifname"], link["ifindex"], "UP" in link["flags"], hardware, addresses, static)
+    return Interface(link["ifname"], link["ifindex"], "UP" in link["flags"], hardware, addresses, static, "permaddr" in link)
 
 
 @dataclass(frozen=True)

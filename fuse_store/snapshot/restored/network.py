@@ -17,7 +17,8 @@ _BROADCAST = b"\xff" * 6
 
 def renew() -> list[str]:
     """Have leases renewed, and neighbours told which addresses are here; messages of what fails. Raises OSError."""
-    problems = [problem for problem in (commands.run(["ip", "neighbour", "flush", "all"]).problem,) if problem]
+    problems = set_addresses_again()
+    problems += [problem for problem in (commands.run(["ip", "neighbour", "flush", "all"]).problem,) if problem]
     up = [interface for interface in managers.interfaces() if interface.up]
     for interface in up:
         manager = managers.manager_of(interface)
@@ -30,6 +31,18 @@ def renew() -> list[str]:
     problems += [f"{client.command[0]}: {problem}" for client in managers.clients() if (problem := client.renew())]
     for interface in up:
         announce(interface)
+    return problems
+
+
+def set_addresses_again() -> list[str]:
+    """Hardware addresses that are not those of the hardware are set once more: virtio_net, for one, resets its device for an image, and
+    the device then drops all packets to such an address. Messages of what fails. Raises OSError."""
+    problems = []
+    for interface in managers.interfaces():
+        if interface.changed:
+            link = ":".join(interface.link[at : at + 2] for at in range(0, len(interface.link), 2))
+            problem = commands.run(["ip", "link", "set", interface.name, "address", link]).problem
+            problems += [f"{interface.name}: {link}: {problem}"] if problem else []
     return problems
 
 

@@ -112,7 +112,8 @@ print(json.dumps([problems, was_up[0], address(), link["address"], sh("ip route 
     )
     problems, was_up, addresses, mac, route, hosts, name, same_key, servers, modes = found
     assert problems == ["eth9: no interface of the image has this name or driver"]
-    assert was_up[:2] == ["web07.lan", "0123456789abcdef" * 2 + "\n"] and was_up[3] is False and "ssh_host_ed25519_key" in was_up[2]
+    assert was_up[:2] == ["web07.lan", "0123456789abcdef" * 2 + "\n"] and was_up[3] is False
+    assert "ssh_host_ed25519_key" in was_up[2] and "rsa" not in was_up[2] and "rsa" in modes
     assert addresses == ["192.0.2.77", "2001:db8::77"] and mac == "02:00:00:00:00:07" and "default via 192.0.2.2" in route
     assert hosts == "127.0.0.1 localhost\n127.0.1.1 web07.lan x\n" and name == "web07.lan\n" and servers == "nameserver 192.0.2.53\n"
     assert not same_key

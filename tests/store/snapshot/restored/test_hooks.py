@@ -11,13 +11,14 @@ import pytest
 
 from fuse_store.errors import Refused
 from fuse_store.snapshot import restored
-from fuse_store.snapshot.restored import commands, hooks
+from fuse_store.snapshot.restored import commands, hooks, network
 from tests.store.conftest import needs_root
 
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the hooks are, of both kinds."""
+    """Where the hooks are, of both kinds; the network of this machine stays as it is."""
+    monkeypatch.setattr(network, "set_addresses_again", list)
     for name, attribute in (("pre", "BEFORE"), ("post", "AFTER")):
         (tmp_path / name).mkdir()
         monkeypatch.setattr(hooks, attribute, tmp_path / name)
