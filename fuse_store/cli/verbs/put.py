@@ -112,8 +112,10 @@ def _device(context: Context) -> str:
     options = context.options
     if options.source is not None:
         return str(options.source)
+    from fuse_store.snapshot.service import upload
     from fuse_store.snapshot.service.policy import load
 
+    upload.begin()
     policy = load(options.policy)
     if not context.store_named:
         if not policy.store:

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from fuse_store.hibernation.slots.layout import Slot, Table
 
 ACTIONS = ("init", "list", "verify", "remove", "identity")
-COLUMNS = ("SLOT", "STATE", "TAKEN (UTC)", "MACHINE", "APPLICATION", "EVENT", "IMAGE", "SIZE", "ATTEMPTS", "KEPT", "OFFSET")
+COLUMNS = ("SLOT", "STATE", "TAKEN (UTC)", "MACHINE", "APPLICATION", "EVENT", "IMAGE", "STORED", "SIZE", "ATTEMPTS", "KEPT", "OFFSET")
 SLOT_KEYS = {
     "slot": "number",
     "state": "writing, complete, armed, used or failed, as the table says",
     "armed": "whether the kernel would resume it",
     "resume_offset": "block of its header, for the kernel's resume_offset=",
     "machine": "machine name", "application": "application name", "event": "reason for the capture; may be empty",
-    "image": "version id", "taken": "time of capture in UTC (ISO 8601)",
+    "image": "id of the version, or of the snapshot",
+    "content": "content digest of its version; empty if it is in no store", "taken": "time of capture in UTC (ISO 8601)",
     "size": "bytes that it takes", "extents": "[first block, number of blocks] of each part",
     "sha256": "checksum of its blocks in order, not armed; empty until it is complete",
     "attempts": "how often it was armed",
@@ -69,7 +70,7 @@ def _list(context: Context) -> None:
         context.warn(f"one copy of the table of slots is not valid ({found.problem}); the next change replaces it")
     records = [slot_record(table, slot, slot.number in found.armed) for slot in table.slots]
     rows = [_row(table, slot, slot.number in found.armed) for slot in table.slots]
-    shown = text.table(COLUMNS, rows, right=frozenset((0, 7, 8, 10))) if rows else ""
+    shown = text.table(COLUMNS, rows, right=frozenset((0, 8, 9, 11))) if rows else ""
     context.emit(_record(context.options.device, page_size=table.page_size, free=free, slots=records), shown)
     context.remark(f"{text.count(len(rows), 'slot')}, {text.size(free)} free")
 
@@ -140,7 +141,7 @@ def slot_record(table: Table, slot: Slot, armed: bool) -> dict[str, Any]:
     """The keys of SLOT_KEYS."""
     return {
         "slot": slot.number, "state": slot.state, "armed": armed, "resume_offset": slot.header, "machine": slot.machine,
-        "application": slot.application, "event": slot.event, "image": slot.image,
+        "application": slot.application, "event": slot.event, "image": slot.image, "content": slot.content,
         "taken": datetime.fromtimestamp(slot.taken, UTC).isoformat(), "size": slot.blocks * table.page_size,
         "extents": [list(extent) for extent in slot.extents], "sha256": slot.sha256, "attempts": slot.attempts, "kept": slot.kept,
         "swap": slot.swap,
@@ -151,7 +152,8 @@ def _row(table: Table, slot: Slot, armed: bool) -> tuple[str, ...]:
     state = slot.state if armed == (slot.state == "armed") else f"{slot.state}, {'armed' if armed else 'not armed'}"
     return (
         str(slot.number), state, text.when(datetime.fromtimestamp(slot.taken, UTC)), slot.machine, slot.application, slot.event,
-        slot.image[:12], text.size(slot.blocks * table.page_size), str(slot.attempts), slot.kept, str(slot.header),
+        slot.image[:12], "yes" if slot.content else "no", text.size(slot.blocks * table.page_size), str(slot.attempts), slot.kept,
+        str(slot.header),
     )  # fmt: skip
 
 

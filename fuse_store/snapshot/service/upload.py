@@ -4,9 +4,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 WANTED = Path("/run/fuse-store/put-wanted")
+
+
+def begin(wanted: Path = WANTED) -> None:
+    """A put begins now: what asked for it so far is answered."""
+    with contextlib.suppress(OSError):
+        wanted.unlink(missing_ok=True)
 
 
 def ask(wanted: Path = WANTED) -> str:

@@ -26,6 +26,7 @@ from fuse_store.hibernation.slots.put import put, waiting
 from fuse_store.hibernation.slots.stage import Wishes, stage
 from fuse_store.hibernation.stage import stage as stage_device
 from fuse_store.repository import atomic
+from fuse_store.snapshot.service import upload
 from fuse_store.store import Store
 from tests.fuzz.swsusp_encoder import decode
 from tests.store.conftest import fork, loop_device, wait
@@ -321,6 +322,8 @@ def test_device_and_store_of_the_policy(
     case: Case, disk: Path, tmp_path: Path, store: Store, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot(case, disk)
+    wanted = tmp_path / "wanted"
+    monkeypatch.setattr(upload.begin, "__defaults__", (wanted,))
     monkeypatch.delenv("FUSE_STORE")
     monkeypatch.delenv("FUSE_STORE_KEY_FILE")
     policy = tmp_path / "snapshots.toml"
@@ -329,8 +332,10 @@ def test_device_and_store_of_the_policy(
     code, record, err = cli("put", "--slots", "--policy", policy)
     assert code == 2, record
     policy.write_text(f'device = "{disk}"\nstore = "{store.path}"\nkey_file = "{tmp_path / "key"}"\n')
+    wanted.touch()
     code, record, err = cli("put", "--slots", "--policy", policy)
     assert code == 0 and len(record["slots"]) == 1, (record, err)
+    assert not wanted.exists(), "else systemd would start it again and again"
     policy.write_text(f'device = "{disk}"\nstore = "{tmp_path / "gone"}"\n')
     changed(disk, 1, content="")
     code, record, err = cli("put", "--slots", "--policy", policy)
