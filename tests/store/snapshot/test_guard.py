@@ -33,27 +33,45 @@ WRITABLE = (*EXT4, "xfs", "btrfs")
 
 
 class Disk:
-    """A file with a filesystem, its loop device, and a machine on which this is disk 8:1, mounted at ``point``."""
+    """A file with a filesystem, its loop device, and a machine on which this is disk 8:1. It is mounted in a mount namespace of its own:
+    a program that begins another one meanwhile, such as a build of a system, would keep it mounted."""
 
     def __init__(self, directory: Path, kind: str, options: list[str] | None = None) -> None:
-        self.kind, self.point = kind, directory / "mounted"
-        self.point.mkdir()
+        self.kind = kind
+        self._stack = ExitStack()
+        self._inside, self.point = self._namespace(directory / "mounted")
         self.file = directory / "disk"
         with open(self.file, "wb") as file:
             file.truncate(SIZE.get(kind, 64) << 20)
         run(f"mkfs.{kind}", "-q", *([] if kind == "btrfs" else ["-F" if kind.startswith("ext") else "-f"]), *(options or []), self.file)
-        self._stack = ExitStack()
         self.device = run("losetup", "--find", "--show", self.file).strip()
         self._stack.callback(run, "losetup", "--detach", self.device)
         self.root = tree(directory / "root", [mountinfo(kind)], {"8:1": self.device})
 
+    def _namespace(self, place: Path) -> tuple[list[object], Path]:
+        """How commands run in a namespace of its own, and where ``place`` is seen from outside."""
+        place.mkdir()
+        holder = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sleep", "infinity"])
+        self._stack.callback(holder.wait)
+        self._stack.callback(holder.kill)
+        until = time.monotonic() + 30
+        while os.readlink(f"/proc/{holder.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt") or not self._is_private(holder.pid):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return ["nsenter", "--target", str(holder.pid), "--mount"], Path(f"/proc/{holder.pid}/root{place}")
+
+    @staticmethod
+    def _is_private(process: int) -> bool:
+        return "sleep" in Path(f"/proc/{process}/comm").read_text()
+
     @contextmanager
     def mounted(self, options: str = "rw") -> Iterator[Path]:
-        run("mount", "-t", self.kind, "-o", options, self.device, self.point)
+        place = self.file.with_name("mounted")
+        run(*self._inside, "mount", "-t", self.kind, "-o", options, self.device, place)
         try:
             yield self.point
         finally:
-            run("umount", self.point)
+            run(*self._inside, "umount", place)
 
     def guarded(self, options: str = "rw") -> dict[str, str]:
         """The tags of a snapshot now."""
