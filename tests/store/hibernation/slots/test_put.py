@@ -103,6 +103,14 @@ def test_there_and_back(case: Case, store: Store, device: Path, tmp_path: Path, 
     assert content_of(whole)[4] == stream
 
 
+def test_a_store_with_larger_pages(case: Case, device: Path, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "large", durability="none", key_file=tmp_path / "key2", page_size=65536)
+    number = snapshot(case, device)
+    version = put(store, device, number).version
+    with HibernationImage(store.open_image(version.id)) as image:
+        assert image.map.read(0, image.map.count).tobytes() == content_of(case.sources[PLAIN])[4]
+
+
 def test_a_slot_is_armed_after_its_put(case: Case, store: Store, device: Path) -> None:
     """As it is: the version was made of this slot."""
     number = snapshot(case, device)
