@@ -86,7 +86,7 @@ VERB = Verb(
     description="Writes and reads back only pages that differ from the content of the device, the header last. Refuses a device or "
     "file that is in use and, without --force, one that contains an armed image, a filesystem or anything but a swap area. Then run arm. "
     "With --slot, writes the image beside others into a free slot of a device that 'slots init' has prepared; if there is no space, the "
-    "oldest replaceable image goes, but not the last good one of its application.",
+    "oldest replaceable image that is in a store goes, then others, but not the last good one of an application.",
     run=run,
     arguments=(
         IMAGE,

@@ -77,15 +77,15 @@ def open_target(path: Path | str, wishes: Wishes) -> Iterator[Target]:
         raise UsageError(f"keep {wishes.keep}", "not even the new image would be kept.", "Keep 1 or more.")
     if has_slots(path):
         if wishes.arm or wishes.rearm:
-            remedy = "Omit --arm and --rearm: at each boot, the policy selects among the slots."
+            remedy = "Omit --arm and --rearm, and 'arm' in the policy: what selects at boot arms a slot."
             raise Refused(f"device {path}", "has slots, none of which is armed while the system runs.", remedy)
         with slot.opened(path, wishes) as in_slot:
             yield in_slot
         return
-    if wishes.golden or wishes.keep is not None:
-        remedy = "Run 'fuse-store slots init DEVICE' first, or omit --golden and --keep."
-        raise Refused(f"device {path}", "has no slots, so it has space for one image, which nothing keeps.", remedy)
     with device.opened(path, wishes) as whole:
+        if wishes.golden or wishes.keep is not None:
+            remedy = "Run 'fuse-store slots init DEVICE' first, or omit --golden and --keep."
+            raise Refused(f"device {path}", "has no slots, so it has space for one image, which nothing keeps.", remedy)
         yield whole
 
 

@@ -35,7 +35,46 @@ orders = 1
 print(json.dumps(asdict(snapshot("shop", "ready"))), flush=True)
 print(orders, flush=True)
 """
-KILLED_AT = ("snapshot begin", "snapshot frozen", "snapshot filesystems frozen", "snapshot created", "snapshot written", "snapshot pages")
+KILLED_AT = (
+    "snapshot begin", "snapshot swap out of use", "snapshot frozen", "snapshot filesystems frozen", "snapshot created",
+    "snapshot written", "snapshot pages",
+)  # fmt: skip
+# Another one: it asks at three points, and goes on each time.
+POINTS = """
+import json
+from dataclasses import asdict
+from fuse_store.snapshot.client import snapshot
+for orders, point in enumerate(("one", "two", "three")):
+    print(json.dumps([point, orders, asdict(snapshot("shop", point))]), flush=True)
+"""
+KILLED_IN_A_SLOT_AT = ("slots reserved", "snapshot created", "snapshot pages", "snapshot header", "slots complete")
+# In the machine: its slots, with whether the blocks have the checksum in the table.
+LOOK = """
+import hashlib, json, sys
+from fuse_store.hibernation.slots.manage import Slots
+with Slots(sys.argv[1]) as slots:
+    slots.load_again()
+    found = []
+    for slot in slots.table.slots:
+        digest = hashlib.sha256()
+        for first, count in slot.extents:
+            for at in range(first, first + count, 1024):
+                digest.update(slots.device.read_direct(at * 4096, min(1024, first + count - at) * 4096))
+        found.append([slot.number, slot.event, slot.state, slot.attempts, slot.image, digest.hexdigest() == slot.sha256])
+    print(json.dumps([slots.table.session, found]))
+"""
+# In the machine: arms a slot, as a boot does, and prints the block of its header.
+ARM = """
+import sys
+from dataclasses import replace
+from fuse_store.formats.swsusp import armed
+from fuse_store.hibernation.slots.manage import Slots
+with Slots(sys.argv[1]) as slots:
+    slot = slots.slot(int(sys.argv[2]))
+    slots.save(slots.table.with_slot(replace(slot, state="armed", attempts=slot.attempts + 1)))
+    slots.device.write_checked(slot.header * 4096, armed(slots.device.read(slot.header * 4096, 4096)))
+    print(slot.header)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +107,7 @@ def test_whatever_goes_wrong_the_system_goes_on(machine: Machine) -> None:
     for step in KILLED_AT:
         machine.ssh(f"FUSE_STORE_FAULT_POINT={shlex.quote(step)} {COMMAND} {DISK} || [ $? = 137 ]")
         goes_on()
-        machine.ssh("grep -q ^/swap /proc/swaps || swapon -p 7 /swap")
+        machine.ssh("for i in $(seq 60); do grep -q '^/swap.*7$' /proc/swaps && exit 0; sleep 0.5; done; exit 1")
     code, record = snapshot(machine, "--time-limit", "1")
     assert code == 1 and "given up after 1 seconds" in record["error"]["cause"], record
     goes_on()
@@ -125,10 +164,9 @@ def answered(machine: Machine, count: int) -> list[Any]:
     return [json.loads(line) for line in lines]
 
 
-def test_an_application_asks_the_service(machine: Machine) -> None:
-    """A program of a user without rights asks by the function of its language, goes on, and is told when it was restored; another
-    user is refused by name. The units are those of the guide."""
-    machine.ssh("useradd shop; useradd other; mkdir -p /etc/fuse-store /opt/fuse-store/bin")
+def serve(machine: Machine) -> None:
+    """Have the service answer, with the units of the guide."""
+    machine.ssh("id -u shop || useradd shop; id -u other || useradd other; mkdir -p /etc/fuse-store /opt/fuse-store/bin")
     guide = (REPOSITORY / "docs/snapshots.md").read_text()
     units = dict(re.findall(r"`(/etc/[^`]+)`(?:, says who may)?:\n\n```(?:toml|ini)\n(.*?)```", guide, re.S))
     assert len(units) == 3, list(units)
@@ -138,6 +176,12 @@ def test_an_application_asks_the_service(machine: Machine) -> None:
     machine.ssh(f"printf '#!/bin/sh\\nexec {WITH_PACKAGE} python3 -m fuse_store.cli \"$@\"\\n' >/opt/fuse-store/bin/fuse-store")
     machine.ssh("chmod 755 /opt/fuse-store/bin/fuse-store && systemctl daemon-reload")
     machine.ssh("systemctl enable -q --now fuse-store-snapshot.socket")
+
+
+def test_an_application_asks_the_service(machine: Machine) -> None:
+    """A program of a user without rights asks by the function of its language, goes on, and is told when it was restored; another
+    user is refused by name."""
+    serve(machine)
     machine.ssh("cat >/run/shop.py", stdin=SHOP)
     refused = machine.ssh(f"setpriv --reuid other --clear-groups {WITH_PACKAGE} python3 /run/shop.py 2>&1", check=False)
     assert "user other may not ask for snapshots of shop" in refused, refused
@@ -155,3 +199,64 @@ def test_an_application_asks_the_service(machine: Machine) -> None:
     restored = answered(machine, asked + 1)[-2:]
     assert restored[0]["restored"] is True and restored[0]["id"] == created[0]["id"] and restored[1] == 1, restored
     assert "restored: shop ready, asked for by shop" in machine.ssh("journalctl -u fuse-store-snapshot")
+
+
+def look(machine: Machine) -> tuple[str, list[tuple[int, str, str, int, str, bool]]]:
+    """How the table says that the session ended, and the slots: number, event, state, attempts, image, and whether the checksum is
+    right."""
+    session, found = json.loads(machine.ssh(f"{WITH_PACKAGE} python3 - {DISK}", stdin=LOOK))
+    return session, [tuple(slot) for slot in found]
+
+
+def points(machine: Machine, restored: bool = False) -> list[Any]:
+    """What the application has printed, when it has done so at each point, and has been restored if it should be."""
+    deadline = time.monotonic() + 300
+    while True:
+        told = [json.loads(line) for line in machine.ssh("cat /run/points", check=False).splitlines()]
+        if len(told) == 3 and any(answer["restored"] for _point, _orders, answer in told) == restored:
+            return told
+        assert time.monotonic() < deadline, machine.ssh("journalctl -u points -u fuse-store-snapshot", check=False)
+        time.sleep(1)
+
+
+def test_images_in_slots(machine: Machine) -> None:
+    """An application asks at three points and goes on each time; killed at any step, a snapshot leaves the others whole; the machine
+    goes back to the second point, and the application asks again from there on."""
+    serve(machine)
+    machine.ssh(f"{WITH_PACKAGE} python3 -m fuse_store.cli slots init --force {DISK}")
+    policy = f'device = "{DISK}"\n[applications.shop]\nusers = ["shop"]\nkeep = 3\n'
+    machine.ssh("cat >/etc/fuse-store/snapshots.toml && rm -f /run/points", stdin=policy)
+    machine.ssh("cat >/run/points.py", stdin=POINTS)
+    before = evidence.remember(machine)
+    machine.ssh(f"systemd-run -q --unit=points -p User=shop -p StandardOutput=append:/run/points {WITH_PACKAGE} python3 /run/points.py")
+    made = points(machine)
+    told = [(point, orders, answer["restored"]) for point, orders, answer in made]
+    assert told == [("one", 0, False), ("two", 1, False), ("three", 2, False)]
+    wanted = [(answer["slot"], point, "complete", 0, answer["id"], True) for point, _orders, answer in made]
+    assert look(machine) == ("unknown", wanted)
+    machine.ssh("echo lost >/run/marker")
+
+    for step in KILLED_IN_A_SLOT_AT:
+        machine.ssh(f"FUSE_STORE_FAULT_POINT={shlex.quote(step)} {COMMAND} --event killed {DISK} || [ $? = 137 ]")
+        _session, found = look(machine)
+        assert [slot for slot in found if slot[1] != "killed"] == wanted, step
+        assert [slot[2] for slot in found if slot[1] == "killed"] == ["complete" if step == "slots complete" else "writing"], step
+    code, record = snapshot(machine, "--arm")
+    assert code == 5 and "has slots" in record["error"]["cause"], record
+
+    offset = machine.ssh(f"{WITH_PACKAGE} python3 - {DISK} {made[1][2]['slot']}", stdin=ARM).strip()
+    resume = f"sleep 1; echo {offset} >/sys/power/resume_offset; cat /sys/class/block/$(basename $(readlink {DISK}))/dev >/sys/power/resume"
+    machine.ssh(f"systemd-run -q sh -c {shlex.quote(resume)}")
+    again = points(machine, restored=True)
+    evidence.same_memory(before, machine, power_was_off=False)
+    assert again[1][:2] == ["two", 1] and again[1][2]["restored"] and again[1][2]["id"] == made[1][2]["id"]
+    assert again[2][:2] == ["three", 2] and not again[2][2]["restored"] and again[2][2]["id"] != made[2][2]["id"]
+    session, found = look(machine)
+    assert session == "running" and all(slot[2:4] == ("complete", 0) and slot[5] for slot in found), found
+    assert sorted(slot[1] for slot in found) == ["killed", "three", "three", "two"], "the newest three of the application stay"
+
+    code, record = snapshot(machine, "--application", "shop", "--event", "four", "--keep", "2")
+    assert (code, record["result"]) == (0, "created"), record
+    _session, found = look(machine)
+    assert sorted(slot[1] for slot in found) == ["four", "killed", "three"] and all(slot[5] for slot in found)
+    assert (record["slot"], "four", record["id"]) in [(slot[0], slot[1], slot[4]) for slot in found]
