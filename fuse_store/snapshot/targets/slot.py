@@ -107,11 +107,12 @@ class InSlot:
 
 
 def _pages(table: Table, memory: Memory) -> int:
-    """Pages to reserve: with the caches that the kernel would leave in an image, if there is space without a whole image going; else what
-    is free, but enough."""
+    """Pages to reserve: enough, and more for the caches that the kernel would leave in an image, as far as there is space for one more
+    image without them."""
     least, most = (-(-size // table.page_size) for size in (memory.least, memory.most))
     free = table.without(*(slot.number for slot in table.slots if slot.state == "writing"))
-    fits = min(most, capacity(sum(count for _first, count in free_runs(free)), table.page_size))
+    blocks = sum(count for _first, count in free_runs(free)) - blocks_needed(least, table.page_size)
+    fits = min(most, capacity(blocks, table.page_size))
     if fits > least and allocate(free, blocks_needed(fits, table.page_size)) is not None:
         return fits
     return least

@@ -79,7 +79,7 @@ with Slots(sys.argv[1]) as slots:
 
 @pytest.fixture(scope="module")
 def machine(lab: Lab) -> Iterator[Machine]:
-    with switched_on(lab.create("snapshots", memory=MEMORY, nvdimm=0, disk=MEMORY)) as machine:
+    with switched_on(lab.create("snapshots", memory=MEMORY, nvdimm=0, disk=2 * MEMORY)) as machine:
         package = subprocess.run(
             ["tar", "-C", str(REPOSITORY), "--exclude=__pycache__", "-c", "fuse_store"], capture_output=True, check=True
         ).stdout  # fmt: skip
