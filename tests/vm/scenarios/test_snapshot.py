@@ -7,6 +7,7 @@ wrong must leave the machine running; then with a root filesystem whose changes 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -17,12 +18,14 @@ from typing import Any
 
 import pytest
 
+from fuse_store.hibernation.slots.manage import listing
 from tests.vm import evidence, ram_root
 from tests.vm.conftest import off, switched_on
 from tests.vm.lab import Lab, Machine
 from tests.vm.play import REPOSITORY
 
 MEMORY = 768
+PAGE = 4096
 DISK = "/dev/disk/by-id/virtio-lab-disk"
 WITH_PACKAGE = "env PYTHONPATH=/opt/snapshot PYTHONDONTWRITEBYTECODE=1"
 COMMAND = f"{WITH_PACKAGE} python3 -m fuse_store.cli --json snapshot"
@@ -47,22 +50,7 @@ from fuse_store.snapshot.client import snapshot
 for orders, point in enumerate(("one", "two", "three")):
     print(json.dumps([point, orders, asdict(snapshot("shop", point))]), flush=True)
 """
-KILLED_IN_A_SLOT_AT = ("slots reserved", "snapshot created", "snapshot pages", "snapshot header", "slots complete")
-# In the machine: its slots, with whether the blocks have the checksum in the table.
-LOOK = """
-import hashlib, json, sys
-from fuse_store.hibernation.slots.manage import Slots
-with Slots(sys.argv[1]) as slots:
-    slots.load_again()
-    found = []
-    for slot in slots.table.slots:
-        digest = hashlib.sha256()
-        for first, count in slot.extents:
-            for at in range(first, first + count, 1024):
-                digest.update(slots.device.read_direct(at * 4096, min(1024, first + count - at) * 4096))
-        found.append([slot.number, slot.event, slot.state, slot.attempts, slot.image, digest.hexdigest() == slot.sha256])
-    print(json.dumps([slots.table.session, found]))
-"""
+KILLED_IN_A_SLOT_AT = ("slots reserved", "snapshot created", "snapshot header", "slots complete")
 # In the machine: arms a slot, as a boot does, and prints the block of its header.
 ARM = """
 import sys
@@ -203,9 +191,18 @@ def test_an_application_asks_the_service(machine: Machine) -> None:
 
 def look(machine: Machine) -> tuple[str, list[tuple[int, str, str, int, str, bool]]]:
     """How the table says that the session ended, and the slots: number, event, state, attempts, image, and whether the checksum is
-    right."""
-    session, found = json.loads(machine.ssh(f"{WITH_PACKAGE} python3 - {DISK}", stdin=LOOK))
-    return session, [tuple(slot) for slot in found]
+    right. Read from the host, where it takes a tenth of the time."""
+    disk = machine.folder / "disk2.img"
+    table, slots = listing(disk).table, []
+    with open(disk, "rb") as file:
+        for slot in table.slots:
+            digest = hashlib.sha256()
+            for first, count in slot.extents:
+                file.seek(first * PAGE)
+                digest.update(file.read(count * PAGE))
+            right = digest.hexdigest() == slot.sha256
+            slots.append((slot.number, slot.event, slot.state, slot.attempts, slot.image, right))
+    return table.session, slots
 
 
 def points(machine: Machine, restored: bool = False) -> list[Any]:
