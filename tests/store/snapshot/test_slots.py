@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from fuse_store.snapshot.recorder import Recorder
 from fuse_store.snapshot.service import server
 from fuse_store.snapshot.service.policy import parse
 from fuse_store.snapshot.targets import Wishes
+from fuse_store.snapshot.targets import slot as slot_target
 from tests.store.conftest import fork, loop_device, wait
 from tests.store.snapshot.fake_kernel import PAGE, STREAM, Around, Kernel, install
 
@@ -97,6 +99,27 @@ def test_the_table_says_writing_while_the_system_stands_still(device: Path, monk
     monkeypatch.setattr(Kernel, "size", size)
     taking.take(device)
     assert seen == [("writing", True, "")] and slots_of(device)[1].application == "system"
+
+
+def test_a_program_that_notes_something_is_waited_for(device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the one that puts snapshots into a store does; for longer it is refused."""
+
+    def holds() -> None:
+        with Slots(device):
+            begun.touch()
+            time.sleep(2)
+
+    begun = tmp_path / "begun"
+    for patience, outcome in ((60.0, contextlib.nullcontext()), (0.0, pytest.raises(Refused, match="opened exclusively"))):
+        monkeypatch.setattr(slot_target, "PATIENCE", patience)
+        begun.unlink(missing_ok=True)
+        child = fork(holds)
+        while not begun.exists():
+            time.sleep(0.05)
+        with outcome:
+            taking.take(device, SHOP)
+        assert wait(child) == 0
+    assert len(slots_of(device)) == 1
 
 
 @pytest.mark.parametrize("step", ["create", "read", "free", "unfreeze"])
