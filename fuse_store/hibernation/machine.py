@@ -81,6 +81,19 @@ class Machine:
         return sum(map(int, pages)) if pages else None
 
     @property
+    def memory_tag(self) -> str | None:
+        """The pages of memory, and a digest of the firmware's memory map, as a shell computes it: two machines with the same can resume
+        each other's images. The kernel compares the like, with a checksum of its own."""
+        if (pages := self.present_pages) is None:
+            return None
+        try:
+            files = sorted(self.root.glob("sys/firmware/memmap/*/*"))
+            content = b"".join(file.read_bytes() for file in files)
+        except OSError:
+            return None
+        return f"{pages} {hashlib.sha256(content).hexdigest()}"
+
+    @property
     def memory(self) -> dict[str, int]:
         """The sizes in /proc/meminfo, in bytes, such as MemTotal; empty if it is not reported."""
         fields = re.findall(r"^(\w+):\s+(\d+) kB$", self.text("proc/meminfo") or "", re.MULTILINE)

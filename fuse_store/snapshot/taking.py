@@ -83,7 +83,7 @@ def _taken(machine: Machine, target: Target, descriptor: int, wishes: Wishes, gu
     sizes = Memory.of(machine, sum(area.used for area in areas))
     sizes.check_half()
     extents = target.prepare(image_id, sizes, page_size)
-    kernel = f"{os.uname().release} {os.uname().version}"
+    kernel, present = f"{os.uname().release} {os.uname().version}", machine.memory_tag
     with contextlib.ExitStack() as stack:
         quiet = stack.enter_context(Filesystems(points))
         stack.callback(guard.close)
@@ -113,7 +113,8 @@ def _taken(machine: Machine, target: Target, descriptor: int, wishes: Wishes, gu
         warnings += target.restored(recorder)
         return Snapshot(True, image_id, target.device.name, wishes.rearm, tuple(warnings), slot=target.slot)
     fault_point("snapshot pages")
-    target.complete(recorder, {"kernel": kernel, **image.tags})
+    tags = {"kernel": kernel, **({"memory": present} if present else {}), **image.tags}
+    target.complete(recorder, tags)
     armed = wishes.arm or wishes.rearm
     return Snapshot(
         False, image_id, target.device.name, armed, tuple(warnings), image.size, sizes.used, sizes.swapped, image.pause, target.slot

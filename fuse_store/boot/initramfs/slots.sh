@@ -31,6 +31,8 @@ may_be_resumed() { # SLOT: REASON says why not. With ASKED, also one that has fa
 		REASON="unsafe: $(slot_tag "$1" unsafe)"
 	elif has_tag "$1" kernel && [ "$(slot_tag "$1" kernel)" != "$(this_kernel)" ]; then
 		REASON='it was made by another kernel'
+	elif has_tag "$1" memory && [ "$(slot_tag "$1" memory)" != "$(this_memory)" ]; then
+		REASON='it was made with other memory'
 	elif [ -z "$(slot_value "$1" 12)" ]; then
 		REASON='it has no checksum'
 	elif ! is_swap "$(signature "$(slot_value "$1" 9)" 20)"; then
@@ -49,6 +51,12 @@ this_kernel() { # as the tag of a slot has it: release and version, encoded as n
 	read -r version <"$SYS/proc/sys/kernel/version"
 	printf '%s\n' "$release $version" |
 		sed 's/%/%25/g; s/"/%22/g; s/</%3C/g; s/>/%3E/g; s/\\/%5C/g; s/\^/%5E/g; s/`/%60/g; s/{/%7B/g; s/|/%7C/g; s/}/%7D/g'
+}
+
+this_memory() { # as the tag of a slot has it: pages, and a digest of the memory map
+	pages=$(awk '$1 == "present" { pages += $2 } END { printf "%d", pages }' "$SYS/proc/zoneinfo" 2>/dev/null)
+	map=$(cat "$SYS"/sys/firmware/memmap/*/* 2>/dev/null | sha256sum)
+	printf '%s\n' "$pages ${map%% *}"
 }
 
 is_sound() { # SLOT: whether its blocks have their checksum

@@ -32,6 +32,10 @@ NONE: list[str] = ["none"]  # no policy at all
 LIMIT = 60  # seconds that a run may take at most, on a busy machine
 RELEASE, VERSION = "6.1.0-1-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.1-1 (2026-01-01)"
 KERNEL = f"{RELEASE} {VERSION}"
+MEMORY = {
+    "proc/zoneinfo": "Node 0, zone DMA\n        spanned  4095\n        present  711\nNode 0, zone DMA32\n        present  4000\n",
+    **{f"sys/firmware/memmap/{number}/{name}": f"{number}{name}\n" for number in (0, 1, 10) for name in ("end", "start", "type")},
+}
 NEW = 1_795_900_000  # seconds since 1970
 # In place of dd: counts what is written to the device, and ends the script before, in the middle of or after one write.
 COUNTING_DD = """#!/bin/sh
@@ -88,6 +92,7 @@ class Stand:
         for path, content in {
             "sys/power/resume_offset": "0\n", "sys/power/disk": "[platform] shutdown\n", "sys/class/block/device/dev": "7:9\n",
             "proc/cmdline": "root=/dev/vda1 quiet\n", "proc/mounts": "pstore /sys/fs/pstore pstore rw 0 0\n",
+            **MEMORY,
             "proc/sys/kernel/osrelease": f"{RELEASE}\n",
             "proc/sys/kernel/version": f"{VERSION}\n",
         }.items():  # fmt: skip

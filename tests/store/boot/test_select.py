@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fuse_store.formats.swsusp import layout as swsusp
+from fuse_store.hibernation.machine import Machine
 from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, SECTOR
 from fuse_store.hibernation.slots.text import framed, pack, unpack
 from tests.store.boot.stand import KERNEL, NEW, NONE, PAGE, SCRIPTS, SHELLS, Stand
@@ -106,11 +107,14 @@ def test_what_the_kernel_does_not_resume_has_failed(stand: Stand) -> None:
 
 
 def test_what_is_passed_over(stand: Stand) -> None:
-    slot = stand.add()
+    memory = Machine(stand.folder / "root").memory_tag or ""
+    assert memory.startswith("4711 ") and Machine(stand.folder).memory_tag is None
+    slot = stand.add(tags={"guard.none": "1", "kernel": KERNEL, "memory": memory})
     cases: dict[str, dict[str, Any]] = {
         "it is not complete": {"state": "writing"},
         "it was tried 2 times, and did not come up": {"attempts": 2},
         "it was made by another kernel": {"tags": {**slot.tags, "kernel": f"{KERNEL} x"}},
+        "it was made with other memory": {"tags": {**slot.tags, "memory": memory.replace("4711", "4712")}},
         "it has no checksum": {"sha256": ""},
         "its checksum is wrong": {"sha256": "0" * 64},
         "unsafe: / is writable": {"tags": {**slot.tags, "unsafe": "/ is writable"}},

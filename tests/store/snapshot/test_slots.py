@@ -18,6 +18,7 @@ import pytest
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
+from fuse_store.hibernation.machine import Machine
 from fuse_store.hibernation.slots.layout import COPIES, Slot
 from fuse_store.hibernation.slots.manage import Slots, create, listing, remove
 from fuse_store.hibernation.swap_device import stable_name
@@ -72,7 +73,8 @@ def test_side_by_side(device: Path) -> None:
         assert (made.restored, made.armed, made.size) == (False, False, len(STREAM) * PAGE)
         assert (slot.state, slot.machine, slot.application, slot.content) == ("complete", os.uname().nodename, "shop", "")
         assert (slot.attempts, slot.kept, slot.swap, slot.pages) == (0, "replaceable", "inactive", len(STREAM))
-        assert slot.tags == {"kernel": f"{os.uname().release} {os.uname().version}", "guard.none": "1"}
+        memory = Machine().memory_tag
+        assert memory and slot.tags == {"kernel": f"{os.uname().release} {os.uname().version}", "memory": memory, "guard.none": "1"}
         assert slot.blocks == 1 + 1 + len(STREAM), "what it does not need is free again"
         assert whole(device, slot)
 
@@ -377,7 +379,8 @@ def test_the_guard_notes_while_the_filesystems_stand_still(device: Path, monkeyp
     monkeypatch.setattr(taking, "Guard", lambda: guard)
     taking.take(device, SHOP)
     assert guard.calls == ["prepare", "record", "freeze", "close"]
-    assert slots_of(device)[1].tags == {"guard.0": "1-2 0+4096 ff", "kernel": "another"}
+    tags = {"guard.0": "1-2 0+4096 ff", "kernel": "another", "memory": Machine().memory_tag}
+    assert slots_of(device)[1].tags == tags
 
 
 @pytest.mark.parametrize(("fails", "after"), [("", "after_created"), ("read", "after_failed")])

@@ -14,15 +14,13 @@ from fuse_store.formats.swsusp import armed
 from fuse_store.hibernation.slots.manage import Slots, create
 from fuse_store.snapshot.golden import region
 from fuse_store.snapshot.golden.identity import parse
-from tests.vm import evidence, ram_root
+from tests.vm import evidence, ram_root, snapshots
 from tests.vm.conftest import off
 from tests.vm.lab import Lab, Machine
-from tests.vm.play import REPOSITORY
 
 MEMORY = 768
 DISK = "/dev/disk/by-id/virtio-lab-disk"
 FIRST = 256  # block of the header of the first slot on a device
-COMMAND = "env PYTHONPATH=/opt/snapshot PYTHONDONTWRITEBYTECODE=1 python3 -m fuse_store.cli --json"
 SECONDS = 900  # for one of several machines that boot at once on a busy host
 
 
@@ -54,8 +52,7 @@ def with_ram_root(lab: Lab, name: str) -> Machine:
     create(machine.folder / "disk2.img")
     machine.power_on()
     machine.wait_up()
-    package = subprocess.run(["tar", "-C", str(REPOSITORY), "--exclude=__pycache__", "-c", "fuse_store"], capture_output=True, check=True)
-    machine.ssh("mkdir /opt/snapshot && tar -C /opt/snapshot -x", stdin=package.stdout)
+    snapshots.bring(machine)
     ram_root.adopt(machine)
     numbers = machine.ssh(f"cat /sys/class/block/$(basename $(readlink -f {DISK}))/dev").strip()
     words = f"resume={numbers} resume_offset={FIRST}"
@@ -71,7 +68,7 @@ def made_golden(machine: Machine, *options: str) -> tuple[evidence.Memory, dict[
     memory, and what the command said."""
     machine.ssh("rm -f /run/answers")
     memory = evidence.remember(machine)
-    asked = f"{COMMAND} snapshot {shlex.join(options or ('--golden',))} --application shop --event ready {DISK}"
+    asked = f"{snapshots.FUSE_STORE} snapshot {shlex.join(options or ('--golden',))} --application shop --event ready {DISK}"
     machine.ssh(f"systemd-run -q --unit=golden sh -c {shlex.quote(f'{asked} >>/run/answers 2>&1; echo $? >>/run/answers')}")
     return memory, answer(machine)
 
