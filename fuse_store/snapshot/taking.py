@@ -110,8 +110,10 @@ def _taken(machine: Machine, target: Target, descriptor: int, wishes: Wishes, gu
             recorder, image = image_in(larger)
     target.device.drop_cache()
     if image.restored:
-        warnings += target.restored(recorder)
-        return Snapshot(True, image_id, target.device.name, wishes.rearm, tuple(warnings), slot=target.slot)
+        problems = target.restored(recorder)
+        return Snapshot(
+            True, image_id, target.device.name, wishes.rearm and not problems, (*warnings, *problems), slot=target.slot
+        )  # fmt: skip
     fault_point("snapshot pages")
     tags = {"kernel": kernel, **({"memory": present} if present else {}), **image.tags}
     target.complete(recorder, tags)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fuse_store.errors import Refused
+from fuse_store.errors import Refused, StoreError
 from fuse_store.formats.swsusp import armed, layout, leading_to, swap_page, without_image
 from fuse_store.formats.swsusp.placement import Extents, capacity
 from fuse_store.hibernation.swap_device import DeviceContents, SwapDevice, contents_of
@@ -69,7 +69,10 @@ class WholeDevice:
 
     def restored(self, recorder: Recorder) -> list[str]:
         if self._wishes.rearm:
-            self.device.write_checked(0, armed(self._header(recorder)))
+            try:
+                self.device.write_checked(0, armed(self._header(recorder)))
+            except StoreError as error:
+                return [f"the image is not armed again: {error}"]
         return []
 
     def _header(self, recorder: Recorder) -> bytes:

@@ -18,7 +18,7 @@ from fuse_store.errors import Damaged, Refused, StoreError, UsageError
 from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation.machine import Machine
-from fuse_store.hibernation.swap_device import stable_name
+from fuse_store.hibernation.swap_device import SwapDevice, stable_name
 from fuse_store.snapshot import filesystems, memory, swap, taking
 from fuse_store.snapshot.guardian import Guardian
 from fuse_store.snapshot.memory import Memory
@@ -79,6 +79,19 @@ def test_restored(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = taking.take(device, Wishes(rearm=True))
     assert again.restored and again.armed and again.id != restored.id
     assert state(device) == "armed"
+
+
+def test_restored_and_not_armed_again(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system is there, and the program has to be told so."""
+    monkeypatch.setattr(Kernel, "resumed", True)
+
+    def write_checked(self: SwapDevice, offset: int, content: bytes) -> None:
+        if b"S1SUSPEND" in content:
+            raise StoreError("device", "no.")
+
+    monkeypatch.setattr(SwapDevice, "write_checked", write_checked)
+    restored = taking.take(device, Wishes(rearm=True))
+    assert restored.restored and not restored.armed and "the image is not armed again: device: no." in restored.warnings
 
 
 @pytest.mark.parametrize("step", ["create", "read", "free", "unfreeze"])
