@@ -209,9 +209,11 @@ main() {
 	EVENT=$(happened)
 	say 5 "event $EVENT"
 	read_next
-	if disarm_all; then
-		WHY=$(why_nothing)
-		if [ -z "$WHY" ]; then try_all; fi
+	WHY=$(why_nothing)
+	if [ -n "$WHY" ]; then
+		: # what is armed stays so
+	elif disarm_all; then
+		try_all
 	else
 		WHY='a slot cannot be disarmed'
 	fi

@@ -359,6 +359,8 @@ def test_left_armed(stand: Stand) -> None:
     stand.sign(slots[0], swsusp.SIGNATURE)
     stand.sign(slots[2], swsusp.SIGNATURE)
     stand.sign(slots[3], b"S1SUSPACE2")
+    stand.boot("noresume")
+    assert stand.armed() == [1, 3], "a rescue system is to leave them"
     stand.boot("fuse_store.boot=cold")
     assert set(stand.signatures().values()) == {PLAIN}
     assert [slot.state for slot in stand.table().slots] == ["complete", "used", "complete", "used"]
