@@ -90,6 +90,7 @@ def taken(machine: Machine, event: str) -> tuple[evidence.Memory, int]:
     """Other memory, and a snapshot of it, which the machine takes for itself: what was in it, and the slot. What is written afterwards to
     /run and to /root is not in the snapshot."""
     memory = another_memory(machine)
+    machine.ssh("sync; echo 3 >/proc/sys/vm/drop_caches")  # a smaller image is checked sooner
     command = f"fuse-store --json snapshot --application shop --event {shlex.quote(event)} {DEVICE} >/run/{event} 2>&1"
     machine.ssh(f"systemd-run -q --unit={event} --wait sh -c {shlex.quote(f'{command}; echo $? >>/run/{event}')}", timeout=600)
     *_lines, answer, code = machine.ssh(f"cat /run/{event}").splitlines()
