@@ -32,7 +32,7 @@ def test_dracut(dracut: Machine) -> None:
     cut(dracut)
     is_resumed(dracut, memory, slot, "second", "power_loss")
     panics(dracut)
-    is_resumed(dracut, first[0], first[1], "first", "panic", power_was_off=False)
+    is_resumed(dracut, first[0], first[1], "first", "panic")
     builds_no_initramfs(dracut, "dracut --force /run/initramfs.img")
 
 
@@ -76,7 +76,7 @@ def test_watchdog(generic: Machine) -> None:
     taken(generic, "second")
     generic.ssh("modprobe i6300esb heartbeat=5; test -c /dev/watchdog")
     restarts(generic, "exec 3>/dev/watchdog; echo 1 >&3; sleep 3600")
-    is_resumed(generic, memory, slot, "first", "watchdog", power_was_off=False)
+    is_resumed(generic, memory, slot, "first", "watchdog")
 
 
 def test_menu(lab: Lab) -> None:

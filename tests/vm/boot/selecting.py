@@ -60,8 +60,10 @@ def wake(machine: Machine) -> None:
 
 def cut(machine: Machine) -> None:
     """Pull the plug, and switch the machine on again."""
+    power = machine.pid()
     machine.power_cut()
     wake(machine)
+    assert machine.pid() != power, "the power was not off"
 
 
 def panics(machine: Machine) -> None:
@@ -71,7 +73,7 @@ def panics(machine: Machine) -> None:
 
 def restarts(machine: Machine, command: str, seconds: float = 600) -> None:
     """Run a command that has the machine reset, without power off, and wait until an image was resumed."""
-    before = machine.console().count(RESTORED)
+    before, power = machine.console().count(RESTORED), machine.pid()
     machine.ssh(f"echo lost >/root/lost; systemd-run -q --on-active=1s sh -c {shlex.quote(command)}")
     deadline = time.monotonic() + seconds
     while machine.console().count(RESTORED) == before:
@@ -79,6 +81,7 @@ def restarts(machine: Machine, command: str, seconds: float = 600) -> None:
         time.sleep(1)
     (machine.folder / "ssh.sock").unlink(missing_ok=True)  # of a connection to the system that is gone
     machine.wait_up()
+    assert machine.pid() == power, "the power was off"
 
 
 def report(machine: Machine) -> dict[str, Any]:
@@ -99,11 +102,9 @@ def taken(machine: Machine, event: str) -> tuple[evidence.Memory, int]:
     return memory, int(json.loads(answer)["slot"])
 
 
-def is_resumed(
-    machine: Machine, memory: evidence.Memory, slot: int, event: str, happened: str, *, power_was_off: bool = True
-) -> dict[str, Any]:
-    """The machine must have the memory of a snapshot, and know it; the boot report."""
-    evidence.same_memory(memory, machine, power_was_off=power_was_off)
+def is_resumed(machine: Machine, memory: evidence.Memory, slot: int, event: str, happened: str) -> dict[str, Any]:
+    """The machine must have the memory of a snapshot, which another QEMU may have had since, and know it; the boot report."""
+    evidence.same_memory(replace(memory, qemu=machine.pid()), machine, power_was_off=False)
     machine.ssh(f"test ! -e /root/lost; until [ \"$(tail -n 1 /run/{event})\" = 10 ]; do sleep 0.2; done", timeout=120)
     found = report(machine)
     assert (found["selected"], found["event"]) == (slot, happened), found

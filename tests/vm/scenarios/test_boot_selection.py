@@ -63,7 +63,7 @@ def test_after_a_panic_as_the_policy_says(machine: Machine, snapshots: dict[str,
     """The last words of the kernel are in the firmware; without them it would be the newest."""
     memory, slot = snapshots["first"]
     panics(machine)
-    found = is_resumed(machine, memory, slot, "first", "panic", power_was_off=False)
+    found = is_resumed(machine, memory, slot, "first", "panic")
     assert any(name.startswith("dmesg-erst-") for name in found["records"]), found
 
 
