@@ -34,7 +34,6 @@ _RUN = Path("/run/fuse-store")
 _CLASS = Path("/sys/class/net")
 _SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _QUICK_KEYS = ("ed25519", "ecdsa")  # those that do not take long
-_KEY_SECONDS = 120  # an RSA key on a slow machine
 _LINK_SECONDS = 15  # until an interface is there again
 _MS_BIND = 4096  # include/uapi/linux/mount.h
 
@@ -176,11 +175,17 @@ def set_keys(identity: Identity) -> list[str]:
 
 
 def set_other_keys() -> list[str]:
-    """Keys of the kinds that are missing: nothing of the golden machine is in use any more, so the network may be up meanwhile."""
+    """Have keys of the kinds that are missing made, in the background: no key of the golden machine is in use any more, and one of RSA
+    takes a slow machine minutes."""
     if not _has_keys() or os.statvfs(_KEYS).f_flag & os.ST_RDONLY:
         return []
-    problem = commands.run(["ssh-keygen", "-A"], _KEY_SECONDS).problem
-    return [f"ssh-keygen: {problem}"] if problem else _reloaded("ssh.service", "sshd.service")
+    if not _SYSTEMD.is_dir():
+        problem = commands.start(["ssh-keygen", "-A"])
+    else:
+        reload = "for unit in ssh sshd; do systemctl is-active --quiet $unit && exec systemctl reload $unit; done"
+        unit = ["systemd-run", "--quiet", "--collect", "--no-block"]
+        problem = commands.run([*unit, "sh", "-c", f"ssh-keygen -A; {reload}"]).problem
+    return [f"ssh-keygen: {problem}"] if problem else []
 
 
 def _has_keys() -> bool:

@@ -117,5 +117,7 @@ def running(name: str) -> list[tuple[int, list[str]]]:
                 continue
             if os.readlink(directory / "ns/net") == os.readlink("/proc/self/ns/net"):
                 words = (directory / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                if b"/" in words[0] and not words[0].startswith(b"/"):  # of another directory
+                    words[0] = os.fsencode(os.readlink(directory / "exe"))
                 found.append((int(directory.name), [os.fsdecode(word) for word in words]))
     return found

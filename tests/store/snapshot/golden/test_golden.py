@@ -105,6 +105,7 @@ match = "eth9"
 problems = taken(identity)
 link = json.loads(sh("ip -json link show ours"))[0]
 wait(lambda: "2001:db8::77" in address(), "no address")
+wait(lambda: os.path.exists("/etc/ssh/ssh_host_rsa_key.pub"), "no RSA key")
 print(json.dumps([problems, was_up[0], address(), link["address"], sh("ip route show default"), read("/etc/hosts"), read("/etc/hostname"),
     read("/etc/ssh/ssh_host_ed25519_key.pub") == read("/run/golden.pub"), read("/etc/resolv.conf"), sh("stat -c '%a %n' /etc/ssh/*")]))
 """,
