@@ -77,13 +77,15 @@ def _of_slots(context: Context) -> int:
     device = _device(context)
     from fuse_store.formats.readable import File
     from fuse_store.hibernation.slots import table as tables
-    from fuse_store.hibernation.slots.put import put, waiting
+    from fuse_store.hibernation.slots.put import put, record_resumed, waiting
+    from fuse_store.snapshot.service import upload
 
+    restored = upload.restored_images() if options.source is None else []
     with File(device) as file:
         numbers = [slot_number(options, "put")] if options.slot is not None else waiting(tables.load(file, device).table)
     records: list[dict[str, object]] = []
     failed: list[StoreError] = []
-    if numbers:
+    if numbers or restored:
         with context.open_store() as store:
             for number in numbers:
                 try:
@@ -97,6 +99,8 @@ def _of_slots(context: Context) -> int:
                 context.remark(f"slot {number}: {label(done.version)}: {text.size(done.version.size)}, {how}")
                 if not done.noted:
                     context.warn(f"slot {number} of {device} was in use or has gone: the table does not say that the store has its image.")
+            if restored:
+                upload.noted(record_resumed(store, device, restored))
     context.emit({**dict.fromkeys(VERSION_KEYS), "seconds": None, "slots": records}, "\n".join(str(record["id"]) for record in records))
     for other in failed[1:]:
         context.complain(str(other))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from fuse_store.hibernation.slots.layout import GOOD, Slot, Table
 from fuse_store.hibernation.slots.manage import Slots
 from fuse_store.hibernation.slots.stage import KERNEL
 from fuse_store.hibernation.slots.writer import PART_SIZE, stream_of
+from fuse_store.hibernation.swap_device import stable_name
 from fuse_store.image.inputs import Batch, Input, InputFile
 from fuse_store.image.inputs.reading import BATCH_SIZE
 from fuse_store.policy.names import recorded_tags
@@ -62,7 +63,7 @@ def put(
             raise NotFound(f"device {device}", f"has no slot {number}.", "Run 'fuse-store slots list DEVICE'.")
         if slot.state not in GOOD or not slot.sha256:
             raise Refused(name, f"not complete: {slot.state}.", "Put it when the image is complete.")
-        version = _stored_before(store, slot)
+        version = _version_of(store, slot.image)
         stored = version is None or not _is_of(store, version, slot, table, progress)
         if version is None or stored:
             label = Label(slot.machine, slot.application, "hibernation", slot.event)
@@ -81,10 +82,25 @@ def waiting(table: Table) -> list[int]:
     return [slot.number for slot in sorted(slots, key=lambda slot: slot.staged)]
 
 
-def _stored_before(store: Store, slot: Slot) -> Summary | None:
-    """The version of an earlier put. Raises Damaged, StoreError."""
+def record_resumed(store: Store, device: Path | str, images: Sequence[str]) -> list[str]:
+    """Have the state log say of snapshots that a system was restored from them; those of which it does: the others are not in the store.
+    Raises Refused, StoreError."""
+    recorded = []
+    with File(device) as file:
+        numbers = {slot.image: slot.number for slot in tables.load(file, str(device)).table.slots}
+    for image in images:
+        version = _version_of(store, image)
+        if version is not None:
+            name = f"{stable_name(Path(device))}#{numbers[image]}" if image in numbers else ""
+            store.record([version.id], "resumed", "selected at boot", device=name)
+            recorded.append(image)
+    return recorded
+
+
+def _version_of(store: Store, image: str) -> Summary | None:
+    """The version of an earlier put of a snapshot. Raises Damaged, StoreError."""
     try:
-        return store.find(slot.image)
+        return store.find(image)
     except NotFound:
         return None
 

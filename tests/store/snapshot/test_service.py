@@ -119,8 +119,8 @@ def test_a_put_into_the_store_is_asked_for(service: Service, monkeypatch: pytest
     """After each snapshot in a slot, also by a system that was restored, if the policy names a store. If that fails, the snapshot is there
     all the same."""
     as_user(monkeypatch, 0)
+    monkeypatch.setattr(upload, "DIRECTORY", tmp_path / "run")
     wanted = tmp_path / "run/put-wanted"
-    monkeypatch.setattr(upload.ask, "__defaults__", (wanted,))
 
     def asked(store: str, outcome: Snapshot) -> bool:
         wanted.unlink(missing_ok=True)
@@ -132,9 +132,8 @@ def test_a_put_into_the_store_is_asked_for(service: Service, monkeypatch: pytest
     in_slot = replace(MADE, slot=4)
     assert asked('store = "/srv/store"\n', in_slot) and asked('store = "/srv/store"\n', replace(in_slot, restored=True))
     assert not asked("", in_slot) and not asked('store = "/srv/store"\n', replace(MADE, slot=None))
-    wanted.parent.rmdir()
-    wanted.parent.write_text("in the way")
-    monkeypatch.setattr(upload.ask, "__defaults__", (wanted.parent / "put-wanted",))
+    assert upload.restored_images() == [MADE.id]
+    monkeypatch.setattr(upload, "DIRECTORY", service.policy / "run")
     assert "not told of the snapshot" in upload.ask()
 
 

@@ -25,6 +25,7 @@ from fuse_store.hibernation.slots.manage import Slots, create, listing, remove
 from fuse_store.hibernation.slots.put import put, waiting
 from fuse_store.hibernation.slots.stage import Wishes, stage
 from fuse_store.hibernation.stage import stage as stage_device
+from fuse_store.hibernation.swap_device import stable_name
 from fuse_store.repository import atomic
 from fuse_store.snapshot.service import upload
 from fuse_store.store import Store
@@ -330,8 +331,8 @@ def test_device_and_store_of_the_policy(
     case: Case, disk: Path, tmp_path: Path, store: Store, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot(case, disk)
-    wanted = tmp_path / "wanted"
-    monkeypatch.setattr(upload.begin, "__defaults__", (wanted,))
+    monkeypatch.setattr(upload, "DIRECTORY", tmp_path)
+    wanted = tmp_path / upload.WANTED
     monkeypatch.delenv("FUSE_STORE")
     monkeypatch.delenv("FUSE_STORE_KEY_FILE")
     policy = tmp_path / "snapshots.toml"
@@ -349,6 +350,28 @@ def test_device_and_store_of_the_policy(
     code, record, err = cli("put", "--slots", "--policy", policy)
     assert code == 3 and "gone" in record["error"]["thing"], record
     assert slots_of(disk)[1].state == "complete"
+
+
+def test_a_restore_is_noted_in_the_store(
+    case: Case, disk: Path, tmp_path: Path, store: Store, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the put that follows it; also that of an image which only this put has stored. What is in no store waits."""
+    monkeypatch.setattr(upload, "DIRECTORY", tmp_path)
+    policy = tmp_path / "snapshots.toml"
+    policy.write_text(f'device = "{disk}"\nstore = "{store.path}"\nkey_file = "{tmp_path / "key"}"\n')
+    policy.chmod(0o644)
+    snapshot(case, disk)
+    image = slots_of(disk)[1].image
+    other = "0" * 32
+    for restored in (image, other, "no id"):
+        assert upload.ask(restored) == ""
+    assert upload.restored_images() == [image, other]
+    for _again in range(2):
+        assert cli("put", "--slots", "--policy", policy)[0] == 0
+        version = store.find(image)
+        entries = [entry for entry in store.state_log.read(version.content).entries if entry["state"] == "resumed"]
+        assert [entry["fields"]["device"] for entry in entries] == [f"{stable_name(disk)}#1"]
+        assert upload.restored_images() == [other]
 
 
 def test_options_that_the_table_answers(device: Path, cli: Callable[..., Any]) -> None:
