@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -106,20 +107,27 @@ def test_the_table_says_writing_while_the_system_stands_still(device: Path, monk
 def test_a_program_that_notes_something_is_waited_for(device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the one that puts snapshots into a store does; for longer it is refused."""
 
+    begun, ends = tmp_path / "begun", tmp_path / "ends"
+
     def holds() -> None:
         with Slots(device):
             begun.touch()
-            time.sleep(2)
+            while not ends.exists():
+                time.sleep(0.05)
 
-    begun = tmp_path / "begun"
     for patience, outcome in ((60.0, contextlib.nullcontext()), (0.0, pytest.raises(Refused, match="opened exclusively"))):
         monkeypatch.setattr(slot_target, "PATIENCE", patience)
         begun.unlink(missing_ok=True)
+        ends.unlink(missing_ok=True)
         child = fork(holds)
         while not begun.exists():
             time.sleep(0.05)
+        later = threading.Timer(1, ends.touch)
+        if patience:
+            later.start()
         with outcome:
             taking.take(device, SHOP)
+        ends.touch()
         assert wait(child) == 0
     assert len(slots_of(device)) == 1
 

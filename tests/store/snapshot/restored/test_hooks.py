@@ -65,11 +65,11 @@ def test_one_that_fails_refuses_the_snapshot(directory: Path) -> None:
 def test_one_that_hangs_is_killed_with_its_children(directory: Path) -> None:
     hook(directory / "pre" / "hangs", f"sleep 1000 & echo $! >{directory}/child; trap '' TERM; wait; sleep 1000")
     begun = time.monotonic()
-    with pytest.raises(Refused, match=r"hangs: killed after 0\.5 seconds"):
-        restored.before_snapshot(restored.Context("/dev/x", limit=0.5))
+    with pytest.raises(Refused, match=r"hangs: killed after 3 seconds"):
+        restored.before_snapshot(restored.Context("/dev/x", limit=3))
     assert time.monotonic() - begun < 20
     child = Path("/proc") / (directory / "child").read_text().strip() / "stat"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while child.exists() and child.read_text().split()[2] != "Z":
         assert time.monotonic() < deadline, "the child lives"
         time.sleep(0.05)
@@ -90,8 +90,8 @@ def test_after_a_snapshot_each_failure_is_a_message(directory: Path) -> None:
     (directory / "post" / "40-nothing").write_text("no program")
     (directory / "post" / "40-nothing").chmod(0o755)
     hook(directory / "post" / "50-last", f"head -c 1000000 /dev/zero; touch {directory}/last")
-    messages = restored.after_created(restored.Context("/dev/x", limit=0.5))
-    ends = ("10-fails: exit code 1", "20-hangs: killed after 0.5 seconds", "30-signal: ended by signal 9", "Exec format error")
+    messages = restored.after_created(restored.Context("/dev/x", limit=3))
+    ends = ("10-fails: exit code 1", "20-hangs: killed after 3 seconds", "30-signal: ended by signal 9", "Exec format error")
     assert len(messages) == len(ends) and all(message.endswith(end) for message, end in zip(messages, ends, strict=True)), messages
     assert (directory / "last").exists()
 
