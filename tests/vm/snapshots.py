@@ -34,7 +34,9 @@ def take(machine: Machine, device: str, *options: str) -> dict[str, Any]:
     command = f"{FUSE_STORE} snapshot {shlex.join(options)} {device} >{_ANSWER}.part; mv {_ANSWER}.part {_ANSWER}"
     machine.ssh(f"rm -f {_ANSWER}; systemd-run -q --collect --unit=takes sh -c {shlex.quote(command)}")
     deadline = time.monotonic() + _SECONDS
-    while not (answer := machine.ssh(f"cat {_ANSWER} 2>/dev/null || systemctl is-active -q takes || echo '{{}}'", check=False)):
+    # It may end between the first two looks.
+    look = f"cat {_ANSWER} 2>/dev/null || systemctl is-active -q takes || cat {_ANSWER} 2>/dev/null || echo '{{}}'"
+    while not (answer := machine.ssh(look, check=False)):
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
