@@ -6,15 +6,12 @@ On the device, because nothing may be written to the filesystems that the images
 
 from __future__ import annotations
 
-import contextlib
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fuse_store.boot.report import drop_cache
-from fuse_store.errors import Locked, Refused, UsageError
+from fuse_store.errors import Refused, UsageError
 from fuse_store.hibernation.slots.layout import GOOD, REPORT, SESSIONS, Slot
-from fuse_store.hibernation.slots.manage import Slots
+from fuse_store.hibernation.slots.manage import Slots, wait_for
 from fuse_store.hibernation.slots.text import framed
 
 NAME = "fuse-store-boot-next 1"
@@ -54,17 +51,9 @@ def record_session(device: Path | str, session: str) -> bool:
     process that has the device. Raises UsageError, NotFound, Refused, Locked, Damaged, StoreError."""
     if session not in SESSIONS:
         raise UsageError(f"session {session!r}", "unknown.", f"Use one of {', '.join(SESSIONS)}.")
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        with contextlib.suppress(OSError):
-            drop_cache(device)
-        try:
-            with Slots(device) as slots:
-                changed = slots.table.session != session
-                if changed:
-                    slots.save(replace(slots.table, session=session))
-                return changed
-        except (Locked, Refused):  # a snapshot is being taken, or the slots are listed
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    with wait_for(device, PATIENCE) as slots:  # a snapshot may be being taken
+        slots.load_again()
+        changed = slots.table.session != session
+        if changed:
+            slots.save(replace(slots.table, session=session))
+        return changed

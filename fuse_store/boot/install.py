@@ -77,7 +77,7 @@ def install(command: Sequence[str], root: Path | str = "/", *, dry_run: bool = F
     changed = False
     for path, (source, mode) in wanted.items():
         content = (_HERE / source).read_bytes().replace(b"@COMMAND@", shlex.join(command).encode())
-        changed |= _differs(top / path, content, mode) if dry_run else replace_file(top / path, content, mode)
+        changed |= replace_file(top / path, content, mode, dry_run=dry_run)
     for path, target in _LINKS.items():
         changed |= _link(top / path, target, dry_run)
     return Installed(tool, changed, _paths([*wanted, *_LINKS]), (), (rebuild, *((("update-grub",),) if grub else ()), *_RELOAD))
@@ -105,13 +105,6 @@ def remove(root: Path | str = "/", *, dry_run: bool = False) -> Installed:
 
 def _paths(paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"/{path}" for path in paths)
-
-
-def _differs(path: Path, content: bytes, mode: int) -> bool:
-    try:
-        return path.is_symlink() or path.read_bytes() != content or path.stat().st_mode & 0o7777 != mode
-    except OSError:
-        return True
 
 
 def _link(path: Path, target: str, dry_run: bool) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from datetime import UTC, datetime
@@ -35,13 +36,13 @@ def write(table: Table, root: Path | str = "/") -> tuple[Path, bool]:
     return directory / NAME, replace_file(directory / NAME, text(table).encode("ascii"), 0o644)
 
 
-def replace_file(path: Path, content: bytes, mode: int) -> bool:
+def replace_file(path: Path, content: bytes, mode: int, *, dry_run: bool = False) -> bool:
     """Have a file with this content and mode, atomically; whether it was another. Raises StoreError."""
-    try:
+    with contextlib.suppress(OSError):
         if not path.is_symlink() and path.read_bytes() == content and path.stat().st_mode & 0o7777 == mode:
             return False
-    except OSError:
-        pass
+    if dry_run:
+        return True
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,17 +35,8 @@ class Report:
 def read(device: Path | str) -> Report:
     """Raises NotFound if there is none, or no device; UsageError, StoreError."""
     with File(device) as file:
-        drop_cache(device)
+        file.drop_cache(0, EDGE)  # a system that was resumed has in it what was there when its image was made
         return read_from(file, str(device))
-
-
-def drop_cache(device: Path | str) -> None:
-    """Have the next read come from the device: a system that was resumed has in its cache what was there when its image was made."""
-    descriptor = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(descriptor, 0, EDGE, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def read_from(readable: Readable, name: str) -> Report:

@@ -15,10 +15,11 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from fuse_store.errors import Refused, StoreError
 from fuse_store.formats.readable import File
@@ -26,6 +27,7 @@ from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation.filesystems import Filesystem, Read, identify
 from fuse_store.hibernation.machine import Machine, memory_map_sum, recorded_sum
 
+T = TypeVar("T")
 PREFIX = "fs."
 SOURCE_TAG = "fs.source"
 DISKS, MACHINE = "disks", "machine"  # values of the tag
@@ -64,7 +66,7 @@ def tags_of_machine(image: HibernationImage, source: Path, machine: Machine) -> 
         if not source.is_block_device() or not _is_image_of(image, machine):
             return {}
         if image.header.state == "armed":  # captured before its resume: the disks are as the image left them
-            return _tags_of(machine_volumes(machine, stack))
+            return _tags_of(on_machine(machine, stack, disk_volumes))
         return _tags_of_mounts(machine, stack)
 
 
@@ -99,7 +101,7 @@ def _tags_of_mounts(machine: Machine, stack: ExitStack) -> dict[str, str]:
         device = machine.root / mount_source.lstrip("/") if no_device else machine.device_of(device_number)
         if device is None or (no_device and not mount_source.startswith("/dev/")):
             continue
-        volume = next(_volumes_of(device, stack, partitioned=False), None)
+        volume = next(disk_volumes(device, stack, partitioned=False), None)
         uuid = volume.uuid if volume else device_number
         tags[PREFIX + uuid] = f"{kind} {IN_USE}" if writable else (volume.state() if volume else f"{kind} {UNREADABLE}")
     return tags
@@ -172,15 +174,6 @@ def guard_changes(guards: Mapping[str, str], reads: Iterable[Read]) -> list[str]
     return [text.format(value.partition(" ")[0]) for _key, value in sorted(left.items())]
 
 
-def machine_reads(machine: Machine, stack: ExitStack) -> Iterator[Read]:
-    """How to read every block device of a machine. ``stack`` keeps the devices open."""
-    for device in machine.block_devices():
-        try:
-            yield from disk_reads(device, stack, partitioned=False)
-        except StoreError:
-            continue  # a drive without a medium
-
-
 def disk_reads(disk: Path, stack: ExitStack, partitioned: bool = True) -> Iterator[Read]:
     """How to read a disk, or its partitions. Raises NotFound, StoreError."""
     file = stack.enter_context(File(disk))
@@ -192,22 +185,18 @@ def disk_reads(disk: Path, stack: ExitStack, partitioned: bool = True) -> Iterat
 # volumes ------------------------------------------------------------------------------------------------------------------
 
 
-def machine_volumes(machine: Machine, stack: ExitStack) -> Iterator[Volume]:
-    """The volumes on every block device of a machine. ``stack`` keeps the devices open."""
+def on_machine(machine: Machine, stack: ExitStack, look: Callable[[Path, ExitStack, bool], Iterator[T]]) -> Iterator[T]:
+    """What ``look``, which is ``disk_volumes`` or ``disk_reads``, gives of every block device of a machine. ``stack`` keeps them open."""
     for device in machine.block_devices():
         try:
-            yield from _volumes_of(device, stack, partitioned=False)
+            yield from look(device, stack, False)
         except StoreError:
             continue  # a drive without a medium
 
 
-def disk_volumes(disk: Path, stack: ExitStack) -> Iterator[Volume]:
-    """The volume on a disk, or those on its partitions. Raises NotFound, StoreError."""
-    return _volumes_of(disk, stack, partitioned=True)
-
-
-def _volumes_of(path: Path, stack: ExitStack, partitioned: bool) -> Iterator[Volume]:
-    """``partitioned``: look for partitions; on a machine they are devices of their own."""
+def disk_volumes(path: Path, stack: ExitStack, partitioned: bool = True) -> Iterator[Volume]:
+    """The volume on a disk, or those on its partitions. ``partitioned``: look for partitions; on a machine they are devices of their own.
+    Raises NotFound, StoreError."""
     file = stack.enter_context(File(path))
     partitions = _partitions(path, file) if partitioned else []
     for begin, length in partitions or [(0, file.size)]:

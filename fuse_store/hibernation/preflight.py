@@ -9,7 +9,7 @@ the table of them: a check is a function from a context to a Problem or None. No
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -353,10 +353,10 @@ def _filesystems_changed(context: PreflightContext) -> Problem | None:
         for uuid, state in sorted(in_use.items())
     ]
     if comparable:
-        changes += _changes_on_disks(context, comparable)
+        changes += _on_disks(context, comparable, filesystem_state.changes, filesystem_state.disk_volumes)
     guards = filesystem_state.guards_of(context.version.head.tags)
     if guards:
-        changes += _guards_on_disks(context, guards)
+        changes += _on_disks(context, guards, filesystem_state.guard_changes, filesystem_state.disk_reads)
     if not changes:
         return None
     return Problem(
@@ -365,24 +365,18 @@ def _filesystems_changed(context: PreflightContext) -> Problem | None:
     )
 
 
-def _changes_on_disks(context: PreflightContext, recorded: dict[str, str]) -> list[str]:
+def _on_disks(
+    context: PreflightContext, recorded: dict[str, str], compare: Callable[[dict[str, str], Iterator[T]], list[str]],
+    look: Callable[[Path, ExitStack, bool], Iterator[T]],
+) -> list[str]:  # fmt: skip
+    """What ``compare`` finds different from the records on the machine's disks, of each of which ``look`` gives what is compared."""
     disks = context.target.disks
     if not disks and context.target.machine is None:
         return [f"{len(recorded)} filesystems cannot be read: name the machine's disks with --machine-disk"]
     with ExitStack() as stack:
         if not disks:
-            return filesystem_state.changes(recorded, filesystem_state.machine_volumes(context.machine, stack))
-        return filesystem_state.changes(recorded, (volume for disk in disks for volume in filesystem_state.disk_volumes(disk, stack)))
-
-
-def _guards_on_disks(context: PreflightContext, guards: dict[str, str]) -> list[str]:
-    disks = context.target.disks
-    if not disks and context.target.machine is None:
-        return [f"{len(guards)} filesystems cannot be read: name the machine's disks with --machine-disk"]
-    with ExitStack() as stack:
-        if not disks:
-            return filesystem_state.guard_changes(guards, filesystem_state.machine_reads(context.machine, stack))
-        return filesystem_state.guard_changes(guards, (read for disk in disks for read in filesystem_state.disk_reads(disk, stack)))
+            return compare(recorded, filesystem_state.on_machine(context.machine, stack, look))
+        return compare(recorded, (found for disk in disks for found in look(disk, stack, True)))
 
 
 @dataclass(frozen=True)

@@ -149,10 +149,8 @@ def in_slot(target: TargetMachine, number: int, version: Summary) -> TargetMachi
     if target.device is None:
         raise UsageError("--slot", "no device specified.", "Name it with --device.")
     with File(target.device) as file:
-        slot = tables.load(file, str(target.device)).table.slot(number)
+        slot = tables.slot_of(tables.load(file, str(target.device)).table, number, str(target.device))
     name = f"slot {number} of {target.device}"
-    if slot is None:
-        raise NotFound(f"device {target.device}", f"has no slot {number}.", "Run 'fuse-store slots list DEVICE'.")
     if not slot.sha256:
         raise Refused(name, "not complete: its staging was interrupted.", "Stage the version again.")
     if slot.content != version.content.hex() and slot.image not in (version.id, version.tags.get(SNAPSHOT)):

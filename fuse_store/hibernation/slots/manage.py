@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
+from fuse_store.errors import Damaged, Locked, Refused, StoreError, UsageError
 from fuse_store.formats.readable import File, Readable, read_exactly
 from fuse_store.formats.swsusp import disarmed, layout
 from fuse_store.hibernation.slots import table as tables
@@ -19,6 +20,7 @@ from fuse_store.hibernation.swap_device import SwapDevice, contents_of, swap_uui
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
 
+_INTERVAL = 0.1  # seconds between two attempts to get hold of a device
 VERIFY_PART = 4 << 20  # bytes that are read at once
 MIN_SIZE = 2 * EDGE + (1 << 20)  # bytes: the smallest device that is worth a table
 
@@ -51,10 +53,7 @@ class Slots:
 
     def slot(self, number: int) -> Slot:
         """Raises NotFound."""
-        slot = self.table.slot(number)
-        if slot is None:
-            raise NotFound(f"device {self.device.path}", f"has no slot {number}.", "Run 'fuse-store slots list DEVICE'.")
-        return slot
+        return tables.slot_of(self.table, number, str(self.device.path))
 
     def name(self, number: int) -> str:
         """What state logs call a slot: each counts as a device of its own."""
@@ -110,6 +109,18 @@ class Slots:
         self.close()
 
 
+def wait_for(path: Path | str, seconds: float) -> Slots:
+    """The device, also if another process has hold of it, for so many seconds at most. Raises what ``Slots`` does."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return Slots(path)
+        except (Refused, Locked):
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_INTERVAL)
+
+
 class _Direct:
     """A Readable: a device past the kernel's cache."""
 
@@ -162,9 +173,7 @@ def verify(path: Path | str, number: int | None = None, progress: Progress = SIL
     Refused for a slot that is not whole, Damaged, StoreError."""
     with File(path) as file:
         table = tables.load(file, str(path)).table
-        chosen = [slot for slot in table.slots if number in (None, slot.number)]
-        if number is not None and not chosen:
-            raise NotFound(f"device {path}", f"has no slot {number}.", "Run 'fuse-store slots list DEVICE'.")
+        chosen = list(table.slots) if number is None else [tables.slot_of(table, number, str(path))]
         if number is not None and not chosen[0].sha256:
             raise Refused(f"slot {number} of {path}", f"not complete: {chosen[0].state}.", "It has no checksum yet.")
         chosen = [slot for slot in chosen if slot.sha256]

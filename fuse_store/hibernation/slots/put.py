@@ -9,7 +9,6 @@ note the version's content in the table, the device is held for a moment.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from fuse_store.formats.swsusp import HibernationImage, disarmed, layout, leadin
 from fuse_store.formats.swsusp.placement import Placement
 from fuse_store.hibernation.slots import table as tables
 from fuse_store.hibernation.slots.layout import GOOD, Slot, Table
-from fuse_store.hibernation.slots.manage import Slots
+from fuse_store.hibernation.slots.manage import wait_for
 from fuse_store.hibernation.slots.stage import KERNEL
 from fuse_store.hibernation.slots.writer import PART_SIZE, stream_of
 from fuse_store.hibernation.swap_device import stable_name
@@ -36,7 +35,6 @@ from fuse_store.store import Label, Store
 from fuse_store.versions import SNAPSHOT
 
 BUSY_SECONDS = 60.0  # for which a snapshot, or another command, may hold the device before the content is noted
-_INTERVAL = 0.2  # seconds between two attempts
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,7 @@ def put(
     time. Raises NotFound, Refused, Locked, Damaged, StoreError."""
     with File(device) as file:
         table = tables.load(file, str(device)).table
-        slot = table.slot(number)
-        name = f"slot {number} of {device}"
-        if slot is None:
-            raise NotFound(f"device {device}", f"has no slot {number}.", "Run 'fuse-store slots list DEVICE'.")
+        slot, name = tables.slot_of(table, number, str(device)), f"slot {number} of {device}"
         if slot.state not in GOOD or not slot.sha256:
             raise Refused(name, f"not complete: {slot.state}.", "Put it when the image is complete.")
         version = _version_of(store, slot.image)
@@ -129,21 +124,17 @@ def _sha256(image: HibernationImage, slot: Slot, progress: Progress) -> str:
 
 def _note(device: Path | str, slot: Slot, version: Summary, busy: float) -> bool:
     """Have the table say which content the slot has. False if the device is in use for longer than ``busy`` seconds, or it has gone."""
-    until = time.monotonic() + busy
-    while True:
-        try:
-            with Slots(device) as slots:
-                now = slots.table.slot(slot.number)
-                if now is None or (now.image, now.sha256, now.staged) != (slot.image, slot.sha256, slot.staged):
-                    return False
-                if now.content != version.content.hex():
-                    slots.save(slots.table.with_slot(replace(now, content=version.content.hex())))
-                    fault_point("slots put noted")
-                return True
-        except (Refused, Locked):
-            if time.monotonic() >= until:
+    try:
+        with wait_for(device, busy) as slots:
+            now = slots.table.slot(slot.number)
+            if now is None or (now.image, now.sha256, now.staged) != (slot.image, slot.sha256, slot.staged):
                 return False
-            time.sleep(_INTERVAL)
+            if now.content != version.content.hex():
+                slots.save(slots.table.with_slot(replace(now, content=version.content.hex())))
+                fault_point("slots put noted")
+            return True
+    except (Refused, Locked):
+        return False
 
 
 # the input ----------------------------------------------------------------------------------------------------------------

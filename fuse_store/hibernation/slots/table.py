@@ -9,7 +9,7 @@ from typing import Protocol
 
 from fuse_store.errors import Damaged, NotFound, Refused
 from fuse_store.formats.readable import Readable
-from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, IDENTITY, Table
+from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, IDENTITY, Slot, Table
 from fuse_store.hibernation.slots.text import pack, unpack
 from fuse_store.repository.atomic import fault_point
 
@@ -50,6 +50,14 @@ def load(readable: Readable, name: str) -> Found:
         f"device {name}", f"both copies of its table of slots are damaged: {'; '.join(found)}.",
         "Nothing on it can be resumed. Create the slots again with 'fuse-store slots init --force', and stage the images from the store.",
     )  # fmt: skip
+
+
+def slot_of(table: Table, number: int, name: str) -> Slot:
+    """A slot; ``name`` is that of the device, for messages. Raises NotFound."""
+    slot = table.slot(number)
+    if slot is None:
+        raise NotFound(f"device {name}", f"has no slot {number}.", "Run 'fuse-store slots list DEVICE'.")
+    return slot
 
 
 def save(device: Writable, found: Found, table: Table, name: str) -> Found:

@@ -14,39 +14,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fuse_store.errors import Locked, Refused, StoreError
+from fuse_store.errors import Refused, StoreError
 from fuse_store.formats.swsusp import layout, leading_to, swap_page
 from fuse_store.formats.swsusp.placement import Extents, blocks_needed, capacity
 from fuse_store.hibernation.slots.allocate import allocate, free_runs
 from fuse_store.hibernation.slots.layout import Slot, Table
-from fuse_store.hibernation.slots.manage import Slots
+from fuse_store.hibernation.slots.manage import Slots, wait_for
 from fuse_store.hibernation.slots.reserve import complete, keep, replaced, reserve, restored
 from fuse_store.repository.atomic import fault_point
 from fuse_store.snapshot.memory import Memory
 from fuse_store.snapshot.recorder import Recorder
 from fuse_store.snapshot.targets import Wishes
 
-PATIENCE = 5.0  # seconds
+PATIENCE = 5.0  # seconds for which a program that notes something in the table may have hold of the device
 MORE = 8  # one in so many pages: what is reserved beyond the pages of an image that was too large, as the next one may be larger
 
 
 @contextlib.contextmanager
 def opened(path: Path | str, wishes: Wishes) -> Iterator[InSlot]:
     """Raises NotFound, UsageError, Refused, Locked, Damaged, StoreError."""
-    with _held(path) as slots:
+    with wait_for(path, PATIENCE) as slots:
         yield InSlot(slots, wishes)
-
-
-def _held(path: Path | str) -> Slots:
-    """The device, of which a program that notes something in its table has hold for a moment."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return Slots(path)
-        except (Refused, Locked):
-            if time.monotonic() >= until:
-                raise
-            time.sleep(0.1)
 
 
 class InSlot:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,12 +22,12 @@ from tests.vm import evidence, ram_root
 from tests.vm.conftest import off, switched_on
 from tests.vm.lab import Lab, Machine
 from tests.vm.play import REPOSITORY
+from tests.vm.snapshots import FUSE_STORE, WITH_PACKAGE, bring
 
 MEMORY = 768
 PAGE = 4096
 DISK = "/dev/disk/by-id/virtio-lab-disk"
-WITH_PACKAGE = "env PYTHONPATH=/opt/snapshot PYTHONDONTWRITEBYTECODE=1"
-COMMAND = f"{WITH_PACKAGE} python3 -m fuse_store.cli --json snapshot"
+COMMAND = f"{FUSE_STORE} snapshot"
 # An application: its state is in its memory alone, and it asks for a snapshot when it is ready.
 SHOP = """
 import json
@@ -68,10 +67,7 @@ with Slots(sys.argv[1]) as slots:
 @pytest.fixture(scope="module")
 def machine(lab: Lab) -> Iterator[Machine]:
     with switched_on(lab.create("snapshots", memory=MEMORY, nvdimm=0, disk=2 * MEMORY)) as machine:
-        package = subprocess.run(
-            ["tar", "-C", str(REPOSITORY), "--exclude=__pycache__", "-c", "fuse_store"], capture_output=True, check=True
-        ).stdout  # fmt: skip
-        machine.ssh("mkdir /opt/snapshot && tar -C /opt/snapshot -x", stdin=package)
+        bring(machine)
         yield machine
 
 
