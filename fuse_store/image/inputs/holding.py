@@ -60,7 +60,7 @@ class Lease:
             self._doubts.unsure(path, "on a file system that others may write to, so it is not known whether it changed while being read")
             return
         try:
-            granted = usage.take_lease(descriptor, fcntl.F_RDLCK)
+            granted = usage.has_lease(descriptor, fcntl.F_RDLCK)
         except PermissionError:
             self._doubts.unsure(path, "another user's file, so it is not known whether it changed while being read")
             return

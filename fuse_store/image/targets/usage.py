@@ -25,7 +25,8 @@ from typing import TypeVar
 
 from fuse_store.errors import Refused
 
-PATIENCE = 0.5  # seconds: a loop device is detached, and a process ended, some time after the command says so
+PATIENCE = 0.5  # seconds: a loop device is detached some time after the command says so
+ENDING = 15.0  # seconds: so does a process end, and a virtual machine gives back its memory before its files
 PASSING = 1.0  # seconds for which programs that look at devices, such as losetup(8) and udev, may have one open
 _LOOP_GET_STATUS64 = 0x4C05  # include/uapi/linux/loop.h
 _LOOP_INFO = struct.Struct("<QQQ208x")  # lo_device, lo_inode, lo_rdevice
@@ -33,6 +34,7 @@ _SYS_BLOCK = Path("/sys/block")
 _SYS_NUMBERS = Path("/sys/dev/block")
 _PROCESSES = Path("/proc")
 _SWAPS = Path("/proc/swaps")
+_PF_EXITING = 0x4  # include/linux/sched.h
 _OWN_OUTPUT = {1: "standard output", 2: "standard error"}
 
 T = TypeVar("T")
@@ -45,7 +47,7 @@ def hold_alone(descriptor: int, path: Path) -> None:
     """Make sure that no one else has a file open, until the descriptor is closed: others who open it wait. Raises Refused, also
     where that cannot be known."""
     try:
-        alone = _has_lease(descriptor, fcntl.F_WRLCK)
+        alone = has_lease(descriptor, fcntl.F_WRLCK, PATIENCE)
     except PermissionError:
         raise Refused(
             f"file {path}", "belongs to another user, so it cannot be known whether a program has it open.",
@@ -70,7 +72,7 @@ def check_alone(descriptor: int, path: Path) -> None:
 def is_alone(descriptor: int) -> bool:
     """Whether no one else has a file open, as far as can be known; if so, until the descriptor is closed."""
     try:
-        return _has_lease(descriptor, fcntl.F_WRLCK)
+        return has_lease(descriptor, fcntl.F_WRLCK, PATIENCE)
     except OSError:
         return False
 
@@ -79,7 +81,7 @@ def check_replaceable(descriptor: int, path: Path) -> None:
     """Raises Refused if someone has a file open for writing, and would go on with it after another took its name. Whether
     someone has is not known of a file of another user, or where there are no leases. ``descriptor`` is open for reading alone."""
     try:
-        replaceable = _loop_on(descriptor) is None and _has_lease(descriptor, fcntl.F_RDLCK)
+        replaceable = _loop_on(descriptor) is None and has_lease(descriptor, fcntl.F_RDLCK, PATIENCE)
     except OSError:
         return
     if not replaceable:
@@ -99,9 +101,9 @@ def take_lease(descriptor: int, kind: int) -> bool:
         return False
 
 
-def _has_lease(descriptor: int, kind: int) -> bool:
-    """``take_lease``, after a use that passes."""
-    return not _lasting(lambda: not take_lease(descriptor, kind), PATIENCE)
+def has_lease(descriptor: int, kind: int, seconds: float = 0) -> bool:
+    """``take_lease``, after a use that passes in so many seconds, or that of processes that are ending."""
+    return not _lasting(lambda: not take_lease(descriptor, kind), seconds)
 
 
 def writer_of(descriptor: int, path: Path | str) -> tuple[str, str]:
@@ -119,11 +121,25 @@ def writer_of(descriptor: int, path: Path | str) -> tuple[str, str]:
 
 
 def _lasting(use: Callable[[], T], seconds: float) -> T:
-    """A use that does not pass in so many seconds; what ``use`` says of none otherwise."""
-    end = time.monotonic() + seconds
-    while (found := use()) and time.monotonic() <= end:
-        time.sleep(seconds / 20)
+    """A use that does not pass in so many seconds, or with processes that are ending; what ``use`` says of none otherwise."""
+    start = time.monotonic()
+    while (found := use()) and (passed := time.monotonic() - start) <= (ENDING if passed > seconds and _processes_end() else seconds):
+        time.sleep(0.05)
     return found
+
+
+def _processes_end() -> bool:
+    """Whether a process is ending, which has files open until its last thread has ended, though /proc shows none of them."""
+    return any(_is_ending(process) for process in _PROCESSES.iterdir() if process.name.isdigit())
+
+
+def _is_ending(process: Path) -> bool:
+    try:
+        fields = (process / "stat").read_text(errors="surrogateescape").rpartition(")")[2].split()
+        flags = int(fields[6])
+        return bool(flags & _PF_EXITING) and (fields[0] not in "ZX" or len(list((process / "task").iterdir())) > 1)
+    except (OSError, ValueError, IndexError):
+        return False  # ended since
 
 
 def _use_of(descriptor: int, path: Path) -> tuple[str, str]:

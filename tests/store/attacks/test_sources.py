@@ -17,6 +17,7 @@ import pytest
 
 from fuse_store.errors import Refused, StoreError, UsageError
 from fuse_store.image.inputs import open_input
+from fuse_store.image.targets import usage
 from fuse_store.mount.spool import UNIT, Spool
 from fuse_store.store import Label, Store
 from tests.fuzz.swsusp_encoder import encode, machine
@@ -114,6 +115,28 @@ def test_a_file_that_is_mapped_for_writing(tmp_path: Path, store: Store, closed:
     if not closed:
         os.close(descriptor)
     assert store.put(str(source), Label("m")).tags == {}
+
+
+_ENDING = """
+import ctypes, sys, threading, time
+file = open(sys.argv[1], "r+b")
+threading.Thread(target=time.sleep, args=(float(sys.argv[2]),)).start()
+print(flush=True)
+ctypes.CDLL(None).syscall(ctypes.c_long(60), 0)  # exit(2) on x86-64: of the first thread alone
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of the system call is x86-64's")
+def test_a_process_that_is_ending_is_waited_for(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first thread has ended, so that /proc shows no open file of it; the last has not, as in a virtual machine that was cut off."""
+    source = tmp_path / "source"
+    source.write_bytes(content(range(1, 100)))
+    with subprocess.Popen([sys.executable, "-c", _ENDING, str(source), "3"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        with monkeypatch.context() as patched, pytest.raises(Refused, match="open for writing in a program"):
+            patched.setattr(usage, "ENDING", 0)
+            store.put(str(source), Label("m"))
+        assert store.put(str(source), Label("m")).tags == {}
 
 
 def test_a_source_that_is_in_use_is_refused_by_name(tmp_path: Path, store: Store) -> None:

@@ -348,14 +348,16 @@ class Machine:
         shutil.rmtree(self.folder, onerror=_unless_gone)
 
     def pid(self) -> int | None:
-        """The process id of its QEMU, None while it is off. One that is ending has no command line any more, but its disks locked."""
+        """The process id of its QEMU, None while it is off. One that is ending has no command line any more, but its disks open and
+        locked until its last thread has ended, after the one that all of them go by."""
         try:
             pid = int(self._pid_file.read_text())
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             name, _parenthesis, fields = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+            threads = len(os.listdir(f"/proc/{pid}/task"))
         except (OSError, ValueError):
             return None
-        ending = not any(words) and name.startswith("qemu") and fields.split()[0] not in ("Z", "X")
+        ending = not any(words) and name.startswith("qemu") and (threads > 1 or fields.split()[0] not in ("Z", "X"))
         return pid if os.fsencode(self._pid_file) in words or ending else None
 
     def _wait(self, done: Callable[[], bool], timeout: float, complaint: str, alive: bool = False) -> float:
