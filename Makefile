@@ -202,7 +202,7 @@ vm-test: $(READY) ## tests that start virtual machines
 # The same in parts, which make test runs at once: each has machines of its own.
 .PHONY: vm-test-devices vm-test-plain vm-test-others
 # Of these each test begins with a machine that is not configured.
-PLAIN := $(patsubst %,tests/vm/scenarios/test_%.py,snapshot boot_selection lz4 safety power_cut)
+PLAIN := $(patsubst %,tests/vm/scenarios/test_%.py,snapshot boot_selection debian13 safety power_cut)
 GOLDEN := tests/vm/golden/test_four.py
 DEVICES := tests/vm/scenarios/test_kernels.py tests/vm/scenarios/test_labels.py
 vm-test-devices: $(READY)
@@ -223,7 +223,7 @@ vm-test-role: $(READY) ## the role fast_boot on real boots; about 40 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest $(ROLE) -v
 
 .PHONY: vm-test-boot
-vm-test-boot: $(READY) ## more of the selection at boot: dracut, a watchdog, GRUB's menu, power cuts; about 30 minutes
+vm-test-boot: $(READY) ## more of the selection at boot: GRUB's menu, mistakes in the policy, power cuts; about 20 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/boot/by_hand.py -v
 
 # -- set-up ------------------------------------------------------------------------------------------------------------

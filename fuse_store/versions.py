@@ -36,6 +36,7 @@ _ID = re.compile(r"[0-9a-f]{32}\Z")
 _PREFIX = re.compile(r"[0-9a-f]{1,32}\Z")
 _TAG = re.compile(r"[0-9a-f]{4}\Z")
 SNAPSHOT = "snapshot"  # tag of a version that was a snapshot in a slot: its id there
+GOLDEN = "golden"  # tag of a version that was golden in its slot, with the value yes; it is so again in another
 _MIN_SNAPSHOT_DIGITS = 8  # of the start of such an id
 
 Unreadable = MutableMapping[str, Damaged]  # why a manifest cannot be read, by id

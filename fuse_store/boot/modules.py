@@ -4,6 +4,7 @@ running kernel has them."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PSTORE = ("efi_pstore", "ramoops")
@@ -19,8 +20,15 @@ def needed(device: Path | str, root: Path | str = "/") -> tuple[str, ...]:
     found += [module for prefix, modules in _KNOWN.items() if name.startswith(prefix) for module in modules]
     for watchdog in sorted((system / "class/watchdog").glob("watchdog*")):
         found += _drivers(system, watchdog / "device", set())
+    found += _loaded(system, Path(root) / "lib/modules" / os.uname().release / "kernel/drivers/watchdog")
     found += [module for module in _PSTORE if (system / "module" / module).is_dir()]
     return tuple(dict.fromkeys(found))
+
+
+def _loaded(system: Path, directory: Path) -> list[str]:
+    """Those of the modules in a directory that the kernel has: some watchdogs do not say in /sys what their device is."""
+    names = sorted(path.name.partition(".ko")[0].replace("-", "_") for path in directory.glob("*.ko*"))
+    return [name for name in names if (system / "module" / name).is_dir()]
 
 
 def _drivers(system: Path, device: Path, seen: set[Path]) -> list[str]:

@@ -13,6 +13,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from fuse_store.formats.swsusp.info import Info
@@ -124,12 +125,9 @@ class Machine:
         if content is None:
             return None
         superblocks: dict[tuple[str, str, str], bool] = {}
-        for line in content.splitlines():
-            left, _dash, right = line.partition(" - ")
-            before, after = left.split(), right.split()
-            if len(before) >= 6 and len(after) >= 3:
-                key = (before[2], after[0], unescaped(after[1]))
-                superblocks[key] = superblocks.get(key, False) or "rw" in after[2].split(",")
+        for one in mounts_in(content):
+            key = (one.number, one.kind, one.source)
+            superblocks[key] = superblocks.get(key, False) or one.writable
         return [(*key, writable) for key, writable in superblocks.items()]
 
     def device_of(self, device_number: str) -> Path | None:
@@ -190,6 +188,32 @@ def memory_map_sum(info: Info, table: bytes) -> str:
 def recorded_sum(info: Info) -> str:
     """The checksum of the memory map in an x86 image."""
     return str(info.record["e820_digest"]) if "e820_digest" in info.record else f"{info.record['e820_checksum']:#010x}"
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A line of mountinfo (proc(5)): ``number`` of the device, as 8:1; ``kind``, ``source`` and ``options`` of the superblock; the mount
+    ``point``."""
+
+    number: str
+    kind: str
+    source: str
+    options: frozenset[str]
+    point: str
+
+    @property
+    def writable(self) -> bool:
+        """Whether the superblock is."""
+        return "rw" in self.options
+
+
+def mounts_in(mountinfo: str) -> Iterator[Mounted]:
+    """What is mounted, the first ones first."""
+    for line in mountinfo.splitlines():
+        left, _dash, right = line.partition(" - ")
+        before, after = left.split(), right.split()
+        if len(before) >= 6 and len(after) >= 3:
+            yield Mounted(before[2], after[0], unescaped(after[1]), frozenset(after[2].split(",")), unescaped(before[4]))
 
 
 def unescaped(path: str) -> str:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 from fuse_store.errors import StoreError
-from fuse_store.hibernation.machine import Machine, unescaped
+from fuse_store.hibernation.machine import Machine, mounts_in
 
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 _KINDS = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "gfs2", "jfs", "nilfs2", "ocfs2", "vfat", "xfs")
@@ -24,12 +24,9 @@ def writable(machine: Machine) -> list[str]:
     only mounted in other mount namespaces, as those of containers are, by way of /proc."""
     points: dict[str, str] = {}
     for prefix, mounts in namespaces(machine):
-        for line in mounts.splitlines():
-            left, _dash, right = line.partition(" - ")
-            before, after = left.split(), right.split()
-            if len(before) < 6 or len(after) < 3 or after[0] not in _KINDS or "rw" not in after[2].split(","):
-                continue
-            points.setdefault(before[2], prefix + unescaped(before[4]))
+        for one in mounts_in(mounts):
+            if one.kind in _KINDS and one.writable:
+                points.setdefault(one.number, prefix + one.point)
     return list(points.values())
 
 

@@ -50,7 +50,7 @@ def make_image(recorder: Recorder, quiet: Filesystems, guard: Guard, preferred: 
         outside.callback(kernel.close)
         pool = outside.enter_context(open_pool())
         kernel.prefer(preferred)
-        outside.enter_context(_locked_in_memory())
+        outside.enter_context(locked_in_memory())
         restored, size, tags, begun = False, 0, {}, time.clock_gettime(time.CLOCK_BOOTTIME)
         try:
             with contextlib.ExitStack() as frozen:  # undoes all, even if one fails
@@ -78,7 +78,7 @@ def make_image(recorder: Recorder, quiet: Filesystems, guard: Guard, preferred: 
 
 
 @contextlib.contextmanager
-def _locked_in_memory() -> Iterator[None]:
+def locked_in_memory() -> Iterator[None]:
     """All memory of this process is there and stays, and the kernel ends another one, if it may, when no memory is left."""
     libc = ctypes.CDLL(None, use_errno=True)
     score = _OUT_OF_MEMORY_SCORE.read_text()

@@ -61,7 +61,9 @@ def take(device: Path | str, wishes: Wishes | None = None, guard: Guard | None =
     machine, wishes = Machine(), wishes or Wishes()
     with open_target(device, wishes) as target, direct(target.device) as descriptor:
         image_id = _new_id(machine, target.device.name)
-        context = restored.Context(target.device.name, None, image_id, wishes.application, wishes.event, wishes.golden)
+        context = restored.Context(
+            target.device.name, None, image_id, wishes.application, wishes.event, wishes.golden, wishes.hook_limit
+        )
         restored.before_snapshot(context)
         try:
             taken = _taken(machine, target, descriptor, wishes, guard or Guard(), image_id)

@@ -36,11 +36,12 @@ def run(context: Context) -> int:
 def _taken(context: Context) -> tuple[Snapshot, dict[str, object]]:
     """By this process."""
     from fuse_store.snapshot import Wishes, take
+    from fuse_store.snapshot.service.policy import hook_time_limit
 
     options = context.options
     wishes = Wishes(
         options.application or "system", options.event or "", golden=options.golden, keep=options.keep, replace=options.replace,
-        arm=options.arm, rearm=options.rearm, limit=options.time_limit,
+        arm=options.arm, rearm=options.rearm, limit=options.time_limit, hook_limit=hook_time_limit(),
     )  # fmt: skip
     taken = take(options.device, wishes)
     for warning in taken.warnings:

@@ -32,7 +32,7 @@ from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.manifest import Summary
 from fuse_store.store import Label, Store
-from fuse_store.versions import SNAPSHOT
+from fuse_store.versions import GOLDEN, SNAPSHOT
 
 BUSY_SECONDS = 60.0  # for which a snapshot, or another command, may hold the device before the content is noted
 
@@ -155,7 +155,8 @@ class SlotInput(Input):
     def tags(self) -> dict[str, str]:
         """What the table says of it."""
         own = {KERNEL if key == "kernel" else key: value for key, value in self._slot.tags.items()}
-        return recorded_tags({**own, SNAPSHOT: self._slot.image})
+        golden = {GOLDEN: "yes"} if self._slot.kept == "golden" else {}
+        return recorded_tags({**own, **golden, SNAPSHOT: self._slot.image})
 
     def batches(self, page_size: int) -> Generator[Batch, None, None]:
         """Raises Damaged if it was not the image that the table says, Refused if it has been dropped meanwhile."""

@@ -20,7 +20,7 @@ from fuse_store.hibernation.slots.writer import SlotWriter, stream_of
 from fuse_store.hibernation.stage import bootable_header
 from fuse_store.image.reader import Image
 from fuse_store.progress import SILENT, Progress
-from fuse_store.versions import SNAPSHOT
+from fuse_store.versions import GOLDEN, SNAPSHOT
 
 KERNEL = "kernel_build"  # tag of a version: the tag ``kernel`` of its slot; in a version, ``kernel`` is what the image tells
 KEPT_TAGS = (PREFIX, "guard.", "unsafe")  # how the tags begin that a slot has of its version
@@ -28,8 +28,9 @@ KEPT_TAGS = (PREFIX, "guard.", "unsafe")  # how the tags begin that a slot has o
 
 @dataclass(frozen=True)
 class Wishes:
-    """``golden``: never dropped for another image. ``replace``: when the image is complete, drop older replaceable ones of the same
-    machine, application and event. ``force``: also if it is not known whether pages were swapped out."""
+    """``golden``: never dropped for another image; a version of a golden slot is so without it. ``replace``: when the image is complete,
+    drop older replaceable ones of the same machine, application and event. ``force``: also if it is not known whether pages were
+    swapped out."""
 
     golden: bool = False
     replace: bool = False
@@ -72,7 +73,7 @@ def _slot_of(version: Image, image: HibernationImage, swap: str, wishes: Wishes)
         number=0, state="writing", machine=head.machine, application=head.application, event=head.event,
         image=head.tags.get(SNAPSHOT, version.id),
         content=head.content.hex(), taken=max(0, head.taken // 10**9), staged=0, pages=image.map.count, extents=(), swap=swap,
-        kept="golden" if wishes.golden else "replaceable",
+        kept="golden" if wishes.golden or head.tags.get(GOLDEN) == "yes" else "replaceable",
         tags=slot_tags(head.tags),
     )  # fmt: skip
 

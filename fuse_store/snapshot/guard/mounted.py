@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from fuse_store.hibernation.machine import Machine, unescaped
+from fuse_store.hibernation.machine import Machine, Mounted, mounts_in
 from fuse_store.snapshot.filesystems import namespaces
 
 # Filesystems that are on devices or the like, though their number (0:…) names none; of other ones with such a number none is.
@@ -23,37 +22,15 @@ _LOOP, _RAM_DISK = 7, 1  # major numbers of Documentation/admin-guide/devices.tx
 _ZRAM = "zram"
 
 
-@dataclass(frozen=True)
-class Mounted:
-    """A mounted filesystem, however often it is: ``number`` (as 8:1) and ``source`` of /proc/self/mountinfo; ``kind``; whether its
-    superblock is ``writable``; its ``options``; one of its mount ``point``s, for people."""
-
-    number: str
-    kind: str
-    source: str
-    writable: bool
-    options: frozenset[str]
-    point: str
-
-
 def on_devices(machine: Machine) -> Iterator[Mounted]:
     """Those that are on devices, also in other mount namespaces, once each."""
     seen: set[tuple[str, str]] = set()
     for _prefix, mounts in namespaces(machine):
-        for one in _parsed(mounts):
+        for one in mounts_in(mounts):
             has_device = not one.number.startswith("0:") or one.kind in _WITHOUT_DEVICE_NUMBER
             if has_device and (one.number, one.kind) not in seen:
                 seen.add((one.number, one.kind))
                 yield one
-
-
-def _parsed(mounts: str) -> Iterator[Mounted]:
-    for line in mounts.splitlines():
-        left, _dash, right = line.partition(" - ")
-        before, after = left.split(), right.split()
-        if len(before) >= 6 and len(after) >= 3:
-            options = frozenset(after[2].split(","))
-            yield Mounted(before[2], after[0], unescaped(after[1]), "rw" in options, options, unescaped(before[4]))
 
 
 def device_of(machine: Machine, mounted: Mounted) -> Path | None:
@@ -84,8 +61,8 @@ def kind_below(machine: Machine, path: str) -> str:
     such file."""
     if not path.startswith("/") or not os.path.lexists(path):
         return ""
-    below = Mounted("", "", "", False, frozenset(), "")
-    for one in _parsed(machine.text("proc/self/mountinfo") or ""):  # the last one hides those before
+    below = Mounted("", "", "", frozenset(), "")
+    for one in mounts_in(machine.text("proc/self/mountinfo") or ""):  # the last one hides those before
         if (path + "/").startswith(one.point.rstrip("/") + "/") and len(one.point) >= len(below.point):
             below = one
     if below.kind in _IN_MEMORY:

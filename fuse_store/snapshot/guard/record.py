@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fuse_store.hibernation.machine import Machine
+from fuse_store.hibernation.machine import Machine, Mounted
 from fuse_store.snapshot.guard.mounted import (
-    Mounted,
     backing_file,
     device_of,
     hidden,

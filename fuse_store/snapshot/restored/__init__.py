@@ -18,7 +18,7 @@ from fuse_store.hibernation.machine import Machine
 from fuse_store.snapshot.golden import apply, links, region
 from fuse_store.snapshot.golden.identity import Identity
 from fuse_store.snapshot.restored import clock, hooks, mounts, network, random
-from fuse_store.snapshot.service import policy
+from fuse_store.snapshot.targets import HOOK_TIME_LIMIT
 
 REPORT = Path("/run/fuse-store/restored")
 _GENERATION_DRIVERS = ("sys/bus/platform/drivers/vmgenid", "sys/bus/acpi/drivers/vmgenid")  # since Linux 6.10, and 5.18
@@ -27,9 +27,9 @@ _GENERATION_DRIVERS = ("sys/bus/platform/drivers/vmgenid", "sys/bus/acpi/drivers
 @dataclass
 class Context:
     """A snapshot. ``device``: its path; ``slot``: the number of its slot, if there are slots; ``image``: id; ``application`` and
-    ``event``: as asked; ``golden``: an image for many machines. The others are found out before the snapshot: ``limit``,
-    seconds for a hook; ``taken``, in seconds since 1970, and how far the hardware clock was ahead;
-    ``network``: what was taken down for a golden image."""
+    ``event``: as asked; ``golden``: an image for many machines; ``limit``: seconds for a hook. The others are found out before the
+    snapshot: ``taken``, in seconds since 1970, and how far the hardware clock was ahead; ``network``: what was taken down for a golden
+    image."""
 
     device: str
     slot: int | None = None
@@ -37,7 +37,7 @@ class Context:
     application: str = ""
     event: str = ""
     golden: bool = False
-    limit: float = hooks.LIMIT
+    limit: float = HOOK_TIME_LIMIT
     taken: float = 0.0
     clock_ahead: float | None = None
     network: links.Network | None = None
@@ -54,8 +54,6 @@ class Context:
 def before_snapshot(context: Context) -> None:
     """Raises Refused if a hook fails, StoreError if the network cannot be taken down for a golden image; then what came before is undone,
     and no other function is to be called."""
-    with contextlib.suppress(StoreError):  # there need not be a policy; the service refuses one with a mistake
-        context.limit = policy.load().hook_time_limit
     context.taken, context.clock_ahead = time.time(), clock.difference()
     try:
         hooks.run_before(context.environment(), context.limit)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from fuse_store.errors import Refused
 from fuse_store.snapshot.restored import commands
-from fuse_store.snapshot.service.policy import HOOK_TIME_LIMIT
+from fuse_store.snapshot.targets import HOOK_TIME_LIMIT
 
 BEFORE, AFTER = Path("/etc/fuse-store/pre-snapshot.d"), Path("/etc/fuse-store/post-restore.d")
-LIMIT = HOOK_TIME_LIMIT
 _NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)  # as run-parts(8) has it: no copies that editors and packages leave
 
 
@@ -40,7 +39,7 @@ def changeable(path: Path) -> str:
     return ""
 
 
-def run_before(environment: Mapping[str, str], limit: float = LIMIT, directory: Path | None = None) -> None:
+def run_before(environment: Mapping[str, str], limit: float = HOOK_TIME_LIMIT, directory: Path | None = None) -> None:
     """Run those that come before a snapshot. Raises Refused for the first that fails."""
     directory = directory or BEFORE
     try:
@@ -52,7 +51,7 @@ def run_before(environment: Mapping[str, str], limit: float = LIMIT, directory: 
             raise Refused(f"hook {hook}", f"{problem}.", "No snapshot was made. Correct the hook, or remove it.")
 
 
-def run_after(environment: Mapping[str, str], limit: float = LIMIT, directory: Path | None = None) -> list[str]:
+def run_after(environment: Mapping[str, str], limit: float = HOOK_TIME_LIMIT, directory: Path | None = None) -> list[str]:
     """Run those that come after it, all; a message for each that fails."""
     directory = directory or AFTER
     try:

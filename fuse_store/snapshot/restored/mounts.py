@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fuse_store.hibernation.machine import Machine, unescaped
+from fuse_store.hibernation.machine import Machine, mounts_in, unescaped
 from fuse_store.snapshot.restored import commands
 
 PROBE = 5.0  # seconds within which a filesystem has to answer
@@ -17,12 +17,7 @@ _REMOUNT = {
 
 def network(machine: Machine) -> list[tuple[str, str]]:
     """(mount point, type) of the network filesystems that are mounted, the first ones first."""
-    points = []
-    for line in (machine.text("proc/self/mountinfo") or "").splitlines():
-        left, _dash, right = line.partition(" - ")
-        if len(left.split()) >= 5 and right.split()[0] in _REMOUNT:
-            points.append((unescaped(left.split()[4]), right.split()[0]))
-    return points
+    return [(one.point, one.kind) for one in mounts_in(machine.text("proc/self/mountinfo") or "") if one.kind in _REMOUNT]
 
 
 def try_again(machine: Machine) -> list[str]:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fuse_store.boot import policy as boot_policy
-from fuse_store.errors import NotFound, Refused, UsageError
-from fuse_store.snapshot.targets import Wishes
+from fuse_store.errors import NotFound, Refused, StoreError, UsageError
+from fuse_store.snapshot.targets import HOOK_TIME_LIMIT, Wishes
 
 PATH = "/etc/fuse-store/snapshots.toml"
 MAX_SIZE = 1 << 20  # bytes
-HOOK_TIME_LIMIT = 30  # seconds
 ARM = ("no", "once", "always")
 _TOP = {
     "device": str, "arm": str, "time_limit": int, "hook_time_limit": int, "keep": int, "store": str, "key_file": str, "boot": dict,
@@ -62,7 +61,7 @@ class Policy:
         kept = [number for number in (known.keep or self.keep, keep) if number is not None]
         return Wishes(
             application, event, keep=min(kept, default=None), replace=replace or known.replace, arm=self.arm == "once",
-            rearm=self.arm == "always", limit=self.time_limit,
+            rearm=self.arm == "always", limit=self.time_limit, hook_limit=self.hook_time_limit,
         )  # fmt: skip
 
     def allows(self, application: str, user: int, groups: frozenset[int]) -> bool:
@@ -71,6 +70,14 @@ class Policy:
             return True
         known = self.applications.get(application)
         return known is not None and (user in known.users or bool(groups & known.groups))
+
+
+def hook_time_limit() -> int:
+    """For a snapshot that the service does not take: what the policy says, if there is one without a mistake."""
+    try:
+        return load().hook_time_limit
+    except StoreError:
+        return HOOK_TIME_LIMIT
 
 
 def load(path: Path | str = PATH) -> Policy:

@@ -17,10 +17,13 @@ from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.snapshot.memory import Memory
 from fuse_store.snapshot.recorder import Recorder
 
+HOOK_TIME_LIMIT = 30  # seconds
+
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a snapshot is to be. ``application`` and ``event``: who asked, and why. ``limit``: seconds after which it is given up.
+    """What a snapshot is to be. ``application`` and ``event``: who asked, and why. ``limit``: seconds after which it is given up;
+    ``hook_limit``: for each program of the administrator.
 
     In a slot: ``golden``: never dropped for another image; ``replace``: when the image is complete, older replaceable ones of the same
     machine, application and event are dropped; ``keep``: all but the so many newest of the application are, 1 at least.
@@ -38,6 +41,7 @@ class Wishes:
     arm: bool = False
     rearm: bool = False
     limit: float = 120
+    hook_limit: float = HOOK_TIME_LIMIT
 
 
 class Target(Protocol):

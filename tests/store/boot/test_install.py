@@ -115,6 +115,12 @@ def test_modules(tmp_path: Path) -> None:
     (sys / "class/watchdog/watchdog0/device").symlink_to(sys / "devices/pci0/0000:02")
     (sys / "module/ramoops").mkdir()
     assert modules.needed("/dev/nothing", tmp_path) == ("i6300esb", "ramoops")
+    there = tmp_path / "lib/modules" / os.uname().release / "kernel/drivers/watchdog"
+    there.mkdir(parents=True)
+    for name in ("i6300esb.ko", "wdat-wdt.ko.xz", "iTCO_wdt.ko"):
+        (there / name).touch()
+    (sys / "module/wdat_wdt").mkdir()  # its class device has no device
+    assert modules.needed("/dev/nothing", tmp_path) == ("i6300esb", "wdat_wdt", "ramoops")
     assert modules.needed("/dev/pmem7", tmp_path)[:2] == ("nfit", "nd_pmem")
 
 

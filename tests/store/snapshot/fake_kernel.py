@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 from collections.abc import Sequence
@@ -93,6 +94,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standstill, "SnapshotDevice", Kernel)
     monkeypatch.setattr(Memory, "of", lambda machine, swapped=0: Memory(8 << 20, 5 << 18, 5 << 18, swapped))
     monkeypatch.setattr(memory, "free_caches", lambda machine, preferred: None)  # those of the host
+    monkeypatch.setattr(standstill, "locked_in_memory", contextlib.nullcontext)  # that of all tests: test_the_process_stays_in_memory
     monkeypatch.setattr(filesystems, "writable", lambda machine: [])
     monkeypatch.setattr(swap, "in_use", lambda machine: [])
     monkeypatch.setattr(taking, "Guard", NoGuard)

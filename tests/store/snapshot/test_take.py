@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_the_size_that_the_kernel_prefers_stays(device: Path, tmp_path: Path, mo
         with contextlib.suppress(StoreError):
             taking.take(device)
         assert size.read_text() == "4711\n"
+
+
+def test_the_process_stays_in_memory() -> None:
+    """And no longer than the system stands still. In a process of its own: that of the tests is large."""
+    needs_root()
+    program = """
+import re
+from fuse_store.snapshot.standstill import locked_in_memory
+status = lambda: [int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) for name in ("VmLck", "VmSize")]
+with locked_in_memory():
+    print(*status(), open("/proc/self/oom_score_adj").read().strip())
+print(*status())
+"""
+    during, after = run(sys.executable, "-c", program).splitlines()
+    locked, size, score = map(int, during.split())
+    assert locked > size // 2 and score in (-1000, 0) and after.split()[0] == "0"  # 0: without CAP_SYS_RESOURCE
 
 
 def test_caches_are_freed_before_the_system_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

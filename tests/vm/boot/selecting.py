@@ -33,24 +33,53 @@ device = "{DEVICE}"
 [boot]
 power_loss = ["any"]
 panic = ["shop/first"]
-watchdog = ["shop/first"]
+watchdog = ["shop/second"]
 """
+_BY_DEFAULT = (
+    "menu=$(grep -o 'gnulinux-advanced-[-0-9a-f]*' /boot/grub/grub.cfg | head -n 1);"
+    " entry=$(grep -o 'gnulinux-{kernel}-advanced-[-0-9a-f]*' /boot/grub/grub.cfg | head -n 1);"
+    r' sed -i "s/^\( *set default=\).*/\1\"$menu>$entry\"/" /boot/grub/grub.cfg && sync && fsfreeze -f / && fsfreeze -u /'
+)
 
 
 def prepare(machine: Machine, root: Callable[[Machine], None] = ram_root.adopt) -> None:
     """Set the machine, which is on, up; afterwards it has booted by way of the selection, and ``root`` has put its root filesystem into
     memory."""
+    install(machine, "--update")
+    start_selecting(machine, root)
+
+
+def install(machine: Machine, *options: str) -> None:
+    """Without ``--update`` something else must build the initramfs."""
     package = subprocess.run(
         ["tar", "-C", str(REPOSITORY), "--exclude=__pycache__", "-c", "fuse_store"], capture_output=True, check=True
     ).stdout  # fmt: skip
     machine.ssh(f"mkdir -p {PLACE} /etc/fuse-store && tar -C {PLACE} -x", stdin=package)
     machine.ssh("cat >/usr/local/bin/fuse-store && chmod 755 /usr/local/bin/fuse-store", stdin=WRAPPER)
     machine.ssh("cat >/etc/fuse-store/snapshots.toml && chmod 644 /etc/fuse-store/snapshots.toml", stdin=POLICY)
-    machine.ssh(f"fuse-store slots init {DEVICE} && fuse-store boot install --update", timeout=900)
+    machine.ssh(f"fuse-store slots init {DEVICE} && fuse-store boot install {' '.join(options)}", timeout=900)
+
+
+def start_selecting(machine: Machine, root: Callable[[Machine], None] = ram_root.adopt) -> None:
+    """Boot by way of the selection, which has no image."""
     root(machine)
     off(machine)
     wake(machine)
     assert report(machine)["event"] == "shutdown"
+
+
+def start_kernel(machine: Machine, kernel: str) -> None:
+    """Have the machine run one of its kernels."""
+    machine.ssh(_BY_DEFAULT.format(kernel=kernel))
+    off(machine)
+    wake(machine)
+    assert machine.ssh("uname -r").strip() == kernel
+
+
+def select_kernel(machine: Machine, kernel: str) -> None:
+    """Have it boot this kernel from now on, with its root filesystem in memory. 'boot install' has written the menu anew."""
+    machine.ssh(_BY_DEFAULT.format(kernel=kernel))
+    ram_root.adopt(machine)
 
 
 def wake(machine: Machine) -> None:
@@ -134,6 +163,6 @@ def damage(machine: Machine, slot: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def exhausted(table: Table) -> Table:
-    """All slots tried as often as may be."""
-    return replace(table, slots=tuple(replace(slot, attempts=2) for slot in table.slots))
+def exhausted(table: Table, number: int) -> Table:
+    """A slot tried as often as may be."""
+    return replace(table, slots=tuple(replace(slot, attempts=2) if slot.number == number else slot for slot in table.slots))

@@ -17,6 +17,7 @@ from fuse_store.snapshot.golden.identity import parse
 from tests.vm import evidence, ram_root, snapshots
 from tests.vm.conftest import off
 from tests.vm.lab import Lab, Machine
+from tests.vm.store import Store
 
 MEMORY = 768
 DISK = "/dev/disk/by-id/virtio-lab-disk"
@@ -84,6 +85,21 @@ def answer(machine: Machine) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(lines[-2])  # after warnings
     assert lines[-1] == {"created": "0", "restored": "10"}.get(record.get("result", "")), lines
     return record
+
+
+def put(machine: Machine, store: Store) -> str:
+    """Put the golden image of a machine, which must be off, into a store; the id of the version."""
+    (one,) = store.done("put", machine.folder / "disk2.img", "--slots")["slots"]
+    return str(one["id"])
+
+
+def brought(machine: Machine, store: Store, version: str) -> None:
+    """Have a machine's disk hold nothing but the golden image, out of the store. The machine must be off."""
+    disk = machine.folder / "disk2.img"
+    with open(disk, "wb") as file:
+        file.truncate(MEMORY << 20)
+    store.done("slots", "init", disk)
+    store.done("stage", version, disk, "--slot")
 
 
 def armed_slot(machine: Machine) -> None:

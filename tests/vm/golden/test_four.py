@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Four machines at once from one golden image, each with a name and keys of its own, timed beside four boots from scratch."""
+"""Four machines at once from one golden image out of a store, each with its own name and keys, timed beside four boots from scratch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.vm import evidence
 from tests.vm.golden import machines
 from tests.vm.lab import Lab, Machine
+from tests.vm.store import Store
 
 COUNT = 4
 IDENTITY = """
@@ -41,7 +42,7 @@ def all_up(made: list[Machine]) -> list[float]:
     return sorted(seconds.values())
 
 
-def test_four_machines_from_one_image(lab: Lab) -> None:
+def test_four_machines_from_one_image(lab: Lab, tmp_path: Path) -> None:
     available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
     assert int(available.split()[1]) >> 10 > COUNT * machines.MEMORY * 1.3, "too little memory on this host"
     golden = machines.with_ram_root(lab, "golden4")
@@ -49,6 +50,8 @@ def test_four_machines_from_one_image(lab: Lab) -> None:
     memory, made = machines.made_golden(golden)
     assert made["result"] == "created", made
     golden.power_cut()
+    store = Store(tmp_path)
+    version = machines.put(golden, store)
     copies = [lab.copy(golden, f"web{number:02}") for number in range(1, COUNT + 1)]
     golden.destroy()
     try:
@@ -56,6 +59,7 @@ def test_four_machines_from_one_image(lab: Lab) -> None:
         for machine in copies:
             machine.power_cut()
         for number, machine in enumerate(copies, 1):
+            machines.brought(machine, store, version)
             machines.named(machine, IDENTITY.format(number=number))
             machines.armed_slot(machine)
         restored = all_up(copies)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.vm import evidence
 from tests.vm.golden import machines
 from tests.vm.lab import Lab, Machine
+from tests.vm.store import Store
 
 WEB07 = """
 hostname = "web07"
@@ -29,7 +31,8 @@ def machine(lab: Lab) -> Iterator[Machine]:
     machine.destroy()
 
 
-def test_a_machine_takes_its_identity(machine: Machine) -> None:
+def test_a_machine_takes_its_identity(machine: Machine, tmp_path: Path) -> None:
+    """Restored from an image that came to it out of a store."""
     machine.ssh("mkdir -p /etc/fuse-store/pre-snapshot.d /etc/fuse-store/post-restore.d")
     for directory in ("pre-snapshot.d", "post-restore.d"):
         machine.ssh(f"cat >/etc/fuse-store/{directory}/10-log && chmod 755 /etc/fuse-store/{directory}/10-log", stdin=HOOK)
@@ -41,6 +44,8 @@ def test_a_machine_takes_its_identity(machine: Machine) -> None:
     assert machine.ssh("cat /run/hooks").splitlines() == [" golden 1", "created golden 1"]
 
     machine.power_cut()
+    store = Store(tmp_path)
+    machines.brought(machine, store, machines.put(machine, store))
     machines.named(machine, WEB07)
     machines.armed_slot(machine)
     machine.power_on()

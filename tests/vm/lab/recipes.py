@@ -71,5 +71,6 @@ RECIPES: dict[str, Recipe] = {
         firmware="bios",
         initramfs="initramfs-tools",
         kernels=("linux-image-cloud-amd64", "linux-image-amd64"),
+        extra=("postgresql",),
     ),
 }

@@ -104,6 +104,14 @@ def test_there_and_back(case: Case, store: Store, device: Path, tmp_path: Path, 
     assert content_of(whole)[4] == stream
 
 
+def test_a_golden_one_is_golden_again(case: Case, store: Store, device: Path) -> None:
+    number = snapshot(case, device, kept="golden")
+    version = put(store, device, number).version
+    assert store.find(version.id).tags["golden"] == "yes"
+    remove(device, number, force=True)
+    assert stage(store.open_image(version.id), device, Wishes(force=True)).slot.kept == "golden"
+
+
 def test_a_store_with_larger_pages(case: Case, device: Path, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "large", durability="none", key_file=tmp_path / "key2", page_size=65536)
     number = snapshot(case, device)
