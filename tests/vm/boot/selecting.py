@@ -35,11 +35,7 @@ power_loss = ["any"]
 panic = ["shop/first"]
 watchdog = ["shop/second"]
 """
-_BY_DEFAULT = (
-    "menu=$(grep -o 'gnulinux-advanced-[-0-9a-f]*' /boot/grub/grub.cfg | head -n 1);"
-    " entry=$(grep -o 'gnulinux-{kernel}-advanced-[-0-9a-f]*' /boot/grub/grub.cfg | head -n 1);"
-    r' sed -i "s/^\( *set default=\).*/\1\"$menu>$entry\"/" /boot/grub/grub.cfg && sync && fsfreeze -f / && fsfreeze -u /'
-)
+
 
 
 def prepare(machine: Machine, root: Callable[[Machine], None] = ram_root.adopt) -> None:
@@ -66,20 +62,6 @@ def start_selecting(machine: Machine, root: Callable[[Machine], None] = ram_root
     off(machine)
     wake(machine)
     assert report(machine)["event"] == "shutdown"
-
-
-def start_kernel(machine: Machine, kernel: str) -> None:
-    """Have the machine run one of its kernels."""
-    machine.ssh(_BY_DEFAULT.format(kernel=kernel))
-    off(machine)
-    wake(machine)
-    assert machine.ssh("uname -r").strip() == kernel
-
-
-def select_kernel(machine: Machine, kernel: str) -> None:
-    """Have it boot this kernel from now on, with its root filesystem in memory. 'boot install' has written the menu anew."""
-    machine.ssh(_BY_DEFAULT.format(kernel=kernel))
-    ram_root.adopt(machine)
 
 
 def wake(machine: Machine) -> None:

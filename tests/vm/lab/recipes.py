@@ -64,6 +64,8 @@ RECIPES: dict[str, Recipe] = {
         suite="trixie", firmware="efi", initramfs="dracut", extra=("fuse3", "liblzo2-2", "python3-packaging", "python3-venv")
     ),
     "debian13": Recipe(suite="trixie", firmware="efi", initramfs="dracut"),
+    # The newest kernel that Debian has for its next release.
+    "debian14": Recipe(suite="forky", firmware="efi", initramfs="dracut"),
     "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),
     "debian13-initramfs-tools": Recipe(suite="trixie", firmware="efi", initramfs="initramfs-tools"),
     "debian12-two-kernels": Recipe(
