@@ -67,7 +67,7 @@ notes:
     V(bootloader_unsupported), V(bootloader_incomplete), V(settings_modified), V(conflicting_argument),
     V(compressor_unsupported), V(initramfs_unknown), V(initramfs_ambiguous), V(initramfs_unreadable),
     V(initramfs_incomplete), V(kernel_missing), V(kernel_modules_missing), V(driver_missing), V(boot_full),
-    V(not_writable), V(verify_failed) and V(command_failed).
+    V(settings_remain), V(not_writable), V(verify_failed) and V(command_failed).
 seealso:
   - module: nvm.fastboot.nvm_swap
   - module: nvm.fastboot.fstab_swap
@@ -111,7 +111,7 @@ arguments:
   elements: str
   sample: [resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4, hibernate=nocompress]
 bootloader:
-  description: The bootloader; with O(state=absent), null if none is recognised.
+  description: The bootloader; with O(state=absent), null if none is recognised and none has settings of the collection.
   returned: success
   type: str
   sample: grub

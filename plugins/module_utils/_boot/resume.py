@@ -74,13 +74,14 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
         header = headers.read_header(host, device)
     except Refused:
         header = None  # also removes the configuration for a device that is missing or unreadable
-    bootloader = _known(bootloaders.detect, host)
+    passed = _passed(host, device, header)
+    bootloader = bootloaders.detect_for_removal(host, PURPOSE, passed)
     initramfs = _known(initramfs_tools.detect, host)
     arguments = _owned(bootloader)
 
     def change(transaction):
         if bootloader:
-            bootloader.forget(transaction, PURPOSE)
+            bootloader.forget(transaction, PURPOSE, passed)
         if initramfs and initramfs.unconfigure(transaction):
             initramfs.rebuild(transaction, initramfs.stale())
 
@@ -185,6 +186,15 @@ def _check_all(bootloader, initramfs, kernels, resume, modules, arguments, drop)
 
 def _kernel(initramfs, kernel, verified):
     return {"kernel": kernel, "initramfs": initramfs.image(kernel), "verified": verified}
+
+
+def _passed(host, device, header):
+    """What our settings passed for C(device), if they were there and are known no more: C(resume=) with its UUID."""
+    try:
+        uuid = header.uuid if header else identity.swap_uuid(host, os.path.basename(device))
+    except Refused:
+        uuid = None
+    return ["resume=UUID=%s" % uuid] if uuid else []
 
 
 def _owned(bootloader):

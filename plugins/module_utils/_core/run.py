@@ -6,7 +6,7 @@ Every main() calls exactly one of carry_out(), carry_out_state() and answer(). N
 
 from __future__ import annotations
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction, shown
 
 
 def carry_out(module, change):
@@ -57,10 +57,27 @@ def answer(module, call):
 
 def refuse(module, refused):
     """Fail C(module) with the code, message and remedy of C(refused)."""
-    module.fail_json(msg="%s %s" % (refused.message, refused.remedy), **refused.as_dict())
+    error = printable(refused.as_dict())
+    module.fail_json(msg="%(message)s %(remedy)s" % error, **error)
 
 
 def _exit(module, result):
+    result = printable(result)
     for warning in result.pop("warnings", ()):
         module.warn(warning)
     module.exit_json(**result)
+
+
+def printable(value):
+    """C(value), a tree of dicts and lists, with bytes that are not UTF-8 escaped in every text (see shown).
+
+    Such bytes come from files of others, such as a menu title in Latin-1. Ansible could not print them: the module would fail
+    after everything was changed.
+    """
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {printable(name): printable(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable(each) for each in value]
+    return value

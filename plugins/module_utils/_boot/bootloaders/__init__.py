@@ -12,7 +12,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.gru
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.unsupported import UNSUPPORTED
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
-__all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect"]
+__all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect", "detect_for_removal"]
 
 SUPPORTED = (Grub,)
 
@@ -22,14 +22,13 @@ def detect(host):
 
     Refused C(bootloader_unsupported) if it is in UNSUPPORTED, C(bootloader_unknown) if none is recognised.
     """
-    for name, evidence in UNSUPPORTED:
+    for name, evidence, remedy in UNSUPPORTED:
         sign = evidence(host)
         if sign:
             raise Refused(
                 "bootloader_unsupported",
                 "The machine boots with %s (%s), which is not supported." % (name, sign),
-                "Supported: %s. If that file is a remnant of an earlier bootloader, remove it."
-                % ", ".join(kind.title for kind in SUPPORTED),
+                "Supported: %s. %s" % (", ".join(kind.title for kind in SUPPORTED), remedy),
             )
     for kind in SUPPORTED:
         bootloader = kind.find(host)
@@ -40,3 +39,29 @@ def detect(host):
         "No supported bootloader found; looked for %s." % "; ".join(kind.evidence() for kind in SUPPORTED),
         "Install one of them on the machine (%s)." % ", ".join(kind.title for kind in SUPPORTED),
     )
+
+
+def detect_for_removal(host, purpose, leftovers=()):
+    """The Bootloader that settings for C(purpose) are to be removed from, whichever one starts the machine now.
+
+    None if no supported bootloader has such settings, nor one of the arguments C(leftovers) in its configuration. Refused
+    C(settings_remain) if one has, and its configuration cannot be generated without them.
+    """
+    reason = "its configuration cannot be generated without them: %s is not there" % "; ".join(
+        kind.evidence() for kind in SUPPORTED)
+    for kind in SUPPORTED:
+        try:
+            bootloader = kind.find(host)
+        except Refused as refused:
+            bootloader, reason = None, refused.message.rstrip(".")
+        if bootloader is not None:
+            return bootloader
+    places = [path for kind in SUPPORTED for path in kind.remains(host, purpose, leftovers)]
+    if places:
+        raise Refused(
+            "settings_remain",
+            "Settings for '%s' are in %s, and %s. Nothing was changed." % (purpose, " and ".join(places), reason),
+            "Have what is missing in place (mount /boot; install the package with the command), and run the module again. If "
+            "that bootloader is no longer used, take the settings out of the named files by hand first.",
+        )
+    return None

@@ -38,6 +38,14 @@ class Bootloader:
         """The files that C(find) looks for, as a phrase."""
         raise NotImplementedError
 
+    @classmethod
+    def remains(cls, host, purpose, leftovers=()):
+        """The files on C(host) with our settings for C(purpose), or with one of the arguments C(leftovers), as a list of paths.
+
+        Also where C(find) finds nothing.
+        """
+        raise NotImplementedError
+
     def owned(self, purpose):
         """The arguments in our settings for C(purpose), or None if there are no settings.
 
@@ -97,12 +105,20 @@ class Bootloader:
         self.regenerate(tx)
         return True
 
-    def forget(self, tx, purpose):
-        """Remove the settings for C(purpose), also from the generated configuration. Returns whether that is a change."""
-        if not self.unset(tx, purpose):
+    def forget(self, tx, purpose, leftovers=()):
+        """Remove the settings for C(purpose), also from the generated configuration. Returns whether there were any.
+
+        Also if only the configuration still has one of C(leftovers), arguments that our settings passed, because the settings
+        were removed by hand.
+        """
+        if not self.unset(tx, purpose) and not self._left_over(leftovers):
             return False
         self.regenerate(tx)
         return True
+
+    def _left_over(self, words):
+        """Whether an entry has one of C(words), without a setting of others that passes it."""
+        return any(set(words) & set(entry.arguments) for entry in self.entries()) and not self.find_setting(words)
 
     def unfinished(self):
         """Whether an interrupted run removed settings without generating the configuration."""

@@ -18,6 +18,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.bas
     Bootloader,
     incomplete,
 )
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_defaults import Defaults
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import linux_lines
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
@@ -26,7 +27,6 @@ LAYOUTS = (
     ("grub-mkconfig", "/boot/grub/grub.cfg"),
     ("grub2-mkconfig", "/boot/grub2/grub.cfg"),
 )
-DEFAULTS = "/etc/default/grub"
 KERNEL = re.compile(r"^(vmlinu[xz]|kernel|bzImage|Image)(-|$|\.)")
 FOREIGN = "osprober-"  # /etc/grub.d/30_os-prober: the ids of entries of other systems
 
@@ -60,6 +60,15 @@ class Grub(Bootloader):
     def evidence(cls):
         return ", ".join("%s with %s" % layout for layout in LAYOUTS)
 
+    @classmethod
+    def remains(cls, host, purpose, leftovers=()):
+        places = [path for path in (settings.path(purpose),) if host.exists(path)]
+        for _name, path in LAYOUTS:
+            lines = linux_lines(host.read(path, ""))
+            if any(set(leftovers) & set(arguments) for _title, _identifier, _kernel, arguments in lines):
+                places.append(path)
+        return places
+
     # settings --------------------------------------------------------------------------------------------------------
 
     def owned(self, purpose):
@@ -82,7 +91,7 @@ class Grub(Bootloader):
         before = self.host.read(path)
         if before is None:
             return False
-        tx.diff.append({"before_header": path, "after_header": path, "before": before, "after": ""})
+        tx.note(path, before, "")
         if not tx.check_mode:
             made = (settings.parse(before) or {"directory": False})["directory"]
             tx.on_failure(lambda: self.host.replace(path, before))
@@ -90,14 +99,7 @@ class Grub(Bootloader):
         return True
 
     def find_setting(self, words):
-        for path in [DEFAULTS] + self.host.glob(settings.DIRECTORY + "/*.cfg"):
-            if os.path.basename(path).startswith(settings.PREFIX):
-                continue
-            for line in self.host.read(path, "").splitlines():
-                matching = [word for word in words if re.search(r"(?<![\w.=-])%s(?![\w.=-])" % re.escape(word), line)]
-                if matching and not line.lstrip().startswith("#"):
-                    return path, matching[0]
-        return None
+        return Defaults(self.host).find(words)
 
     def unfinished(self):
         return any(not (settings.parse(self.host.read(path, "")) or {"arguments": True})["arguments"]
@@ -164,8 +166,7 @@ class Grub(Bootloader):
         after = self._generate()
         self._verify(after)
         if after != before:
-            tx.diff.append({"before_header": self.configuration, "after_header": self.configuration,
-                            "before": before, "after": after})
+            tx.note(self.configuration, before, after)
             tx.on_failure(lambda: self._put(before))
             self._put(after)
         self._remove_emptied(tx)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 import subprocess
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +17,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import grub_script, grub_settings
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import matches
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -313,7 +316,7 @@ LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b
     ("files", "named"),
     [
         ({"/boot/grub2/grub.cfg": "insmod blscfg\nblscfg\n"}, "/boot/loader/entries"),
-        ({"/etc/default/grub": "GRUB_ENABLE_BLSCFG=true\n"}, "GRUB_ENABLE_BLSCFG"),
+        ({"/etc/default/grub": "GRUB_ENABLE_BLSCFG=true\n", "/etc/grub.d/10_linux": "echo blscfg\n"}, "GRUB_ENABLE_BLSCFG"),
         ({"/boot/efi/loader/loader.conf": ""}, "systemd-boot"),
         ({LOADER_INFO: b"\6\0\0\0" + "systemd-boot 257.13\0".encode("utf-16-le"), CONFIGURATION: ""}, "LoaderInfo"),
     ],
@@ -324,6 +327,13 @@ def test_unsupported_bootloaders_are_refused_by_name(host: Host, plant: Plant, f
         bootloaders.detect(host)
     assert refused.value.code == "bootloader_unsupported"
     assert named in refused.value.message
+    assert "remove" not in refused.value.remedy.lower()
+
+
+def test_a_setting_that_no_script_of_grub_reads_is_no_bootloader(grub: Grub, host: Host, plant: Plant) -> None:
+    """Debian 12 and 13: GRUB_ENABLE_BLSCFG=true, copied from a guide for Fedora, does nothing."""
+    plant({"/etc/default/grub": "GRUB_ENABLE_BLSCFG=true\n", "/etc/grub.d/10_linux": "echo menuentry\n"})
+    assert bootloaders.detect(host).name == "grub"
 
 
 def test_grub_that_announces_itself_is_supported(grub: Grub, host: Host, plant: Plant) -> None:
@@ -336,6 +346,50 @@ def test_a_grub_mkconfig_without_a_settings_directory_is_refused(grub: Grub, hos
     with pytest.raises(Refused) as refused:
         bootloaders.detect(host)
     assert refused.value.code == "bootloader_unsupported"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {LOADER_INFO: b"\6\0\0\0" + "systemd-boot 257.13\0".encode("utf-16-le")},
+        {"/etc/default/grub": "GRUB_ENABLE_BLSCFG=true\n", "/etc/grub.d/10_linux": "blscfg\n"},
+    ],
+)
+def test_settings_are_removed_from_grub_whatever_starts_the_machine(
+    grub: Grub, host: Host, plant: Plant, files: dict[str, Any]
+) -> None:
+    plant(files)
+    with pytest.raises(Refused):
+        bootloaders.detect(host)
+    assert bootloaders.detect_for_removal(host, "resume").name == "grub"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda host: os.unlink(host.path("/usr/sbin/grub-mkconfig")),
+        lambda host: os.unlink(host.path(CONFIGURATION)),  # /boot is not mounted
+        lambda host: host.replace("/usr/sbin/grub-mkconfig", ". /etc/default/grub\n"),
+    ],
+)
+def test_settings_that_cannot_be_removed_are_named(grub: Grub, host: Host, change: Callable[..., Any]) -> None:
+    assert bootloaders.detect_for_removal(host, "resume") is not None
+    with Transaction(host) as tx:
+        grub.set(tx, "resume", [RESUME])
+    change(host)
+    with pytest.raises(Refused) as refused:
+        bootloaders.detect_for_removal(host, "resume", [RESUME])
+    assert refused.value.code == "settings_remain"
+    assert SETTINGS in refused.value.message and refused.value.remedy
+
+
+def test_an_argument_that_stays_in_the_configuration_alone_is_named(grub: Grub, host: Host, plant: Plant) -> None:
+    os.unlink(host.path("/usr/sbin/grub-mkconfig"))
+    assert bootloaders.detect_for_removal(host, "resume", [RESUME]) is None
+    plant({CONFIGURATION: generated(RESUME)})
+    with pytest.raises(Refused) as refused:
+        bootloaders.detect_for_removal(host, "resume", [RESUME])
+    assert refused.value.code == "settings_remain" and CONFIGURATION in refused.value.message
 
 
 # changing ------------------------------------------------------------------------------------------------------------
@@ -435,6 +489,50 @@ def test_forget_restores_after_an_interruption(grub: Grub, host: Host, transcrip
     assert not tx.changed
 
 
+def test_forget_generates_where_the_settings_were_removed_by_hand(grub: Grub, host: Host, transcript: Transcript, plant: Plant) -> None:
+    plant({CONFIGURATION: generated(RESUME)})
+    transcript.record(GENERATE, effect=writes(host, generated("resume=/dev/sda5")))
+    with Transaction(host) as tx:
+        assert grub.forget(tx, "resume", [RESUME])
+    assert RESUME not in host.read(CONFIGURATION)
+    with Transaction(host) as tx:
+        assert not grub.forget(tx, "resume", [RESUME])
+    plant({CONFIGURATION: generated(RESUME), "/etc/default/grub": 'GRUB_CMDLINE_LINUX="%s"\n' % RESUME})
+    with Transaction(host) as tx:
+        assert not grub.forget(tx, "resume", [RESUME])  # of the administrator
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_title_that_is_not_utf_8_fails_nothing(
+    grub: Grub, host: Host, transcript: Transcript, plant: Plant, check_mode: bool
+) -> None:
+    title = b"menuentry 'Debian de No\xebl' {\n\tlinux /boot/vmlinuz-6.12.107+deb13-amd64 root=UUID=1111 ARGS\n"
+    title += b"\tinitrd /boot/initrd.img-6.12.107+deb13-amd64\n}\n"
+    plant({CONFIGURATION: title.replace(b"ARGS", b""), "/etc/default/grub": b"# pour No\xebl\nGRUB_DISTRIBUTOR='No\xebl'\n"})
+    after = title.replace(b"ARGS", RESUME.encode()).decode("utf-8", "surrogateescape")
+    transcript.record(GENERATE, effect=lambda: host.replace(CONFIGURATION + ".nvm-fastboot", after))
+    module = SimpleNamespace(check_mode=check_mode, params={}, warn=None)
+    result: dict[str, Any] = {}
+    module.exit_json = lambda **values: result.update(values)
+    module.fail_json = lambda **values: pytest.fail(str(values))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Host, "of", classmethod(lambda cls, module: host))
+        carry_out(module, lambda tx: {"changed": grub.ensure(tx, "resume", [RESUME], DROP)})
+        assert result["changed"]
+        text = json.dumps(result, ensure_ascii=False)
+        text.encode()
+        assert check_mode or ("No\\\\xebl" in text and b"No\xebl" in host.read_bytes(CONFIGURATION))
+
+
+def test_an_error_about_a_title_that_is_not_utf_8_can_be_printed(grub: Grub, host: Host, plant: Plant) -> None:
+    plant({"/boot/grub/custom.cfg": b"menuentry 'No\xebl' {\n linux /boot/vmlinuz-6.12.107+deb13-amd64 noresume\n}\n"})
+    result: dict[str, Any] = {}
+    module = SimpleNamespace(fail_json=lambda **values: result.update(values))
+    refuse(module, Refused("x", "; ".join(grub.check(grub.entries(), [], ["noresume"])), "y"))
+    assert "No\\xebl" in result["msg"] and "No\\xebl" in result["message"]
+    json.dumps(result, ensure_ascii=False).encode()
+
+
 def test_a_failing_forget_restores_the_settings(grub: Grub, host: Host, transcript: Transcript) -> None:
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))
     with Transaction(host) as tx:
@@ -476,6 +574,16 @@ def test_settings_changed_by_hand_are_refused_and_can_be_replaced(grub: Grub, ho
         ('GRUB_CMDLINE_LINUX="hibernate=noresume"', "hibernate=noresume"),
         ('#GRUB_CMDLINE_LINUX="noresume"', None),
         ('GRUB_CMDLINE_LINUX="hibernate=nocompress xnoresume noresume=x"', None),
+        ('GRUB_CMDLINE_LINUX="quiet"  # noresume makes it slower', None),
+        ('GRUB_CMDLINE_LINUX_RECOVERY="single noresume"', "noresume"),
+        ('GRUB_CMDLINE_LINUX_RECOVERY="single noresume"\nGRUB_DISABLE_RECOVERY="true"', None),
+        ('GRUB_DISABLE_RECOVERY=false\nGRUB_CMDLINE_LINUX_RECOVERY="noresume"', "noresume"),
+        ('GRUB_CMDLINE_LINUX="noresume"\nGRUB_CMDLINE_LINUX="quiet"', None),
+        ('EXTRA=noresume\nGRUB_CMDLINE_LINUX="$EXTRA ${GRUB_CMDLINE_LINUX}"', "noresume"),
+        ('if true; then GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX nohibernate"; fi', "nohibernate"),
+        ('GRUB_CMDLINE_LINUX+=" noresume"', "noresume"),
+        ('echo GRUB_CMDLINE_LINUX=noresume', None),
+        ('GRUB_DISTRIBUTOR=`lsb_release -i -s 2> /dev/null || echo Debian`\nGRUB_CMDLINE_XEN="noresume"', None),
     ],
 )
 def test_find_setting(grub: Grub, plant: Plant, line: str, argument: str | None) -> None:

@@ -315,6 +315,34 @@ def test_removal_without_the_device(machine: Machine, host: Host) -> None:
     assert machine.absent()[0] is True
 
 
+@pytest.mark.parametrize("program", ["/usr/sbin/grub-mkconfig", CONFIGURATION])
+def test_removal_is_refused_where_resume_would_stay(machine: Machine, host: Host, program: str) -> None:
+    machine.present()
+    os.unlink(host.path(program))
+    before = machine.state()
+    with pytest.raises(Refused) as refused:
+        machine.absent()
+    assert refused.value.code == "settings_remain" and SETTINGS in refused.value.message
+    assert machine.state() == before
+
+
+def test_removal_while_another_bootloader_starts_the_machine(machine: Machine, host: Host, plant: Plant) -> None:
+    machine.present()
+    info = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    plant({info: b"\6\0\0\0" + "systemd-boot 257.13\0".encode("utf-16-le")})
+    assert machine.absent()[0] is True
+    assert RESUME not in host.read(CONFIGURATION) and not host.exists(SETTINGS)
+
+
+def test_removal_of_what_only_the_configuration_has(machine: Machine, host: Host) -> None:
+    machine.present()
+    os.unlink(host.path(SETTINGS))
+    assert RESUME in host.read(CONFIGURATION)
+    assert machine.absent()[0] is True
+    assert RESUME not in host.read(CONFIGURATION)
+    assert machine.absent()[0] is False
+
+
 @pytest.mark.parametrize(
     ("content", "options", "code"),
     [
