@@ -7,7 +7,6 @@ describes the format. For one thread.
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import zlib
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from fuse_store.errors import Damaged, Refused
 from fuse_store.formats.swsusp.placement import Extents, Placement, capacity
+from fuse_store.hibernation.slots.checksums import Checksums
 from fuse_store.image.devices import write_at
 
 WINDOW_PAGES = 256  # pages that are read and written at once
@@ -80,13 +80,14 @@ class Recorder:
                 write_at(self._descriptor, self._window[begin:end], block * self._page_size)
                 begin = end
 
-    def read_back(self, read: Callable[[int, int], bytes], header: bytes) -> tuple[int, str]:
-        """(CRC-32 of what is on the device behind the header, to be compared with ``checksum``, SHA-256 of that behind this header
-        page); ``read(offset, length)``."""
-        checksum, digest = 0, hashlib.sha256(header)
+    def read_back(self, read: Callable[[int, int], bytes], header: bytes) -> tuple[int, Checksums]:
+        """(CRC-32 of what is on the device behind the header, to be compared with ``checksum``, the checksums of a slot with that behind
+        this header page); ``read(offset, length)``."""
+        checksum, sums = 0, Checksums()
+        sums.update(header)
         for at in range(1, self.place.blocks, WINDOW_PAGES):
             for block, length in self.place.runs(at, min(WINDOW_PAGES, self.place.blocks - at)):
                 content = read(block * self._page_size, length * self._page_size)
-                digest.update(content)
+                sums.update(content)
                 checksum = zlib.crc32(content, checksum)
-        return checksum, digest.hexdigest()
+        return checksum, sums

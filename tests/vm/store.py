@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,22 @@ class Answer:
 
 
 class Store:
-    """A new store in ``folder``; its keys stay below it."""
+    """A new store in ``folder``, or in a bucket: ``url``, with what ``environment`` says of it. Its keys stay below ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str = "", environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder / "store"
-        self.environment = {"XDG_CONFIG_HOME": str(folder / "config"), "FUSE_STORE": str(self.folder)}
+        self.environment = {"XDG_CONFIG_HOME": str(folder / "config"), "FUSE_STORE": url or str(self.folder), **(environment or {})}
         self.done("init")
+
+    @property
+    def key(self) -> Path:
+        (key,) = (self.folder.parent / "config").glob("fuse-store/keys/*.key")
+        return key
 
     @property
     def variables(self) -> dict[str, str]:
         """Those with which the playbooks find the store and its command."""
-        (key,) = (self.folder.parent / "config").glob("fuse-store/keys/*.key")
-        return {"nvm_store": str(self.folder), "nvm_store_key_file": str(key), "nvm_store_executable": COMMAND}
+        return {"nvm_store": self.environment["FUSE_STORE"], "nvm_store_key_file": str(self.key), "nvm_store_executable": COMMAND}
 
     @property
     def options(self) -> dict[str, str]:

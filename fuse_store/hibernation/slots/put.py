@@ -19,6 +19,7 @@ from fuse_store.errors import Damaged, Locked, NotFound, Refused
 from fuse_store.formats.readable import File, read_exactly
 from fuse_store.formats.swsusp import HibernationImage, disarmed, layout, leading_to
 from fuse_store.formats.swsusp.placement import Placement
+from fuse_store.hibernation.slots import checksums
 from fuse_store.hibernation.slots import table as tables
 from fuse_store.hibernation.slots.layout import GOOD, Slot, Table
 from fuse_store.hibernation.slots.manage import wait_for
@@ -154,7 +155,7 @@ class SlotInput(Input):
     @property
     def tags(self) -> dict[str, str]:
         """What the table says of it."""
-        own = {KERNEL if key == "kernel" else key: value for key, value in self._slot.tags.items()}
+        own = {KERNEL if key == "kernel" else key: value for key, value in self._slot.tags.items() if key != checksums.TAG}
         golden = {GOLDEN: "yes"} if self._slot.kept == "golden" else {}
         return recorded_tags({**own, **golden, SNAPSHOT: self._slot.image})
 

@@ -116,6 +116,6 @@ def _write(image: HibernationImage, slots: Slots, slot: Slot, progress: Progress
         writer.add(part)
         done += len(part)
         progress.at(done)
-    sha256 = writer.finish()
+    sums = writer.finish()
     progress.finish()
-    return complete(slots, slot, sha256), place.blocks * place.page_size
+    return complete(slots, slot, sums.sha256, tags={**slot.tags, **sums.tags}), place.blocks * place.page_size

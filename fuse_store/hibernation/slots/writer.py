@@ -13,6 +13,7 @@ from itertools import chain
 from fuse_store.errors import Damaged
 from fuse_store.formats.swsusp import HibernationImage, leading_to
 from fuse_store.formats.swsusp.placement import Placement
+from fuse_store.hibernation.slots.checksums import Checksums
 from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
@@ -27,7 +28,8 @@ class SlotWriter:
         """Raises Damaged if the header is not that of a swap area."""
         self._device, self._place = device, place
         self._header, self._map = leading_to(header, place.first_map), place.map()
-        self._digest = hashlib.sha256(self._header + self._map)
+        self._sums = Checksums()
+        self._sums.update(self._header + self._map)
         self._at = place.stream
 
     def begin(self) -> None:
@@ -38,23 +40,22 @@ class SlotWriter:
 
     def add(self, pages: bytes) -> None:
         """The next pages of the stream. Raises StoreError."""
-        self._digest.update(pages)
+        self._sums.update(pages)
         self._write(self._at, pages)
         self._at += len(pages) // self._place.page_size
 
-    def finish(self) -> str:
-        """Sync and read back all, then write the header; the SHA-256 of the slot. Raises StoreError, Damaged, Refused."""
+    def finish(self) -> Checksums:
+        """Sync and read back all, then write the header; the checksums of the slot. Raises StoreError, Damaged, Refused."""
         if self._at != self._place.blocks:
             raise ValueError(f"{self._at} of {self._place.blocks} blocks")
         fault_point("slots pages")
         self._device.sync()
-        wanted = self._digest.hexdigest()
-        if digest(self._device, self._place, self._header) != wanted:
+        if digest(self._device, self._place, self._header) != self._sums.sha256:
             raise self._device.not_kept(self._place.header * self._place.page_size)
         fault_point("slots header")
         self._device.write_checked(self._place.header * self._place.page_size, self._header)
         fault_point("slots header written")
-        return wanted
+        return self._sums
 
     def _write(self, at: int, pages: bytes) -> None:
         size, view = self._place.page_size, memoryview(pages)

@@ -84,12 +84,12 @@ class InSlot:
         place = recorder.place
         page = swap_page(place.page_size, place.blocks - 1, self._uuid)  # an area of the blocks of the slot
         header = leading_to(page, place.first_map, layout.NOCOMPRESS)
-        checksum, sha256 = recorder.read_back(self.device.read, header)
+        checksum, sums = recorder.read_back(self.device.read, header)
         if checksum != recorder.checksum:
             raise self.device.not_kept(place.first_map * place.page_size)
         self.device.write_checked(self._reserved.header * len(header), header)
         fault_point("snapshot header")
-        done = complete(self._slots, self._reserved, sha256, pages=place.pages, tags=tags)
+        done = complete(self._slots, self._reserved, sums.sha256, pages=place.pages, tags={**tags, **sums.tags})
         if self._wishes.replace:
             self.dropped += replaced(self._slots, done)
         if self._wishes.keep is not None:

@@ -17,6 +17,8 @@ import pytest
 
 from fuse_store.formats.swsusp import layout as swsusp
 from fuse_store.hibernation.machine import Machine
+from fuse_store.hibernation.slots import checksums
+from fuse_store.hibernation.slots.checksums import Checksums
 from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, SECTOR
 from fuse_store.hibernation.slots.text import framed, pack, unpack
 from tests.store.boot.stand import KERNEL, NEW, NONE, PAGE, SCRIPTS, SHELLS, Stand
@@ -104,6 +106,38 @@ def test_what_the_kernel_does_not_resume_has_failed(stand: Stand) -> None:
 
 
 # what is not resumed ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processors", [0, 1, 3, 40])
+def test_parts_are_compared_on_all_processors(stand: Stand, monkeypatch: pytest.MonkeyPatch, processors: int) -> None:
+    """In place of the checksum of all, which takes longer; each of them."""
+    monkeypatch.setattr(checksums, "PART_SIZE", 65536 + 4096 * 2)  # the first ends in the second extent
+    stand.write("proc/cpuinfo", "".join(f"processor\t: {number}\nflags\t\t: fpu\n\n" for number in range(processors)))
+    slot = stand.add()
+    content = stand.device.read_bytes()
+    sums = Checksums()
+    for first, count in slot.extents:
+        sums.update(content[first * PAGE : (first + count) * PAGE])
+    assert sums.sha256 == slot.sha256
+    right = replace(slot, sha256="0" * 64, tags={**slot.tags, **sums.tags})
+    stand.change(lambda table: table.with_slot(right))
+    content = stand.device.read_bytes()
+    for first, count in slot.extents:
+        for block in (first, first + count - 1):
+            torn = bytearray(content)
+            torn[block * PAGE + 7] ^= 1
+            stand.device.write_bytes(torn)
+            assert passed(stand) == "its checksum is wrong", block
+    stand.device.write_bytes(content)
+    assert stand.boot().resumed == slot.header
+
+
+def test_checksums_of_parts_that_are_not_usable(stand: Stand) -> None:
+    """From the device, so anything may be there."""
+    slot = stand.add()
+    for value in ("", "x", "65536", f"65535 {'0' * 64}", f"16777216 {'0' * 64}", f"99999999999999999999 {'0' * 64}", "1 2 3", "* *"):
+        stand.change(lambda table, value=value: table.with_slot(replace(slot, tags={**slot.tags, "crc32": value})))
+        assert passed(stand) == "its checksum is wrong", value
 
 
 def test_what_is_passed_over(stand: Stand) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,8 +70,10 @@ def test_an_image_is_what_was_read(tmp_path: Path, runs: list[tuple[int, int]], 
             for pfn, page in memory.items():
                 assert image.memory(pfn * PAGE, PAGE) == page
         every = b"".join(file.read(block * PAGE, length * PAGE) for block, length in recorder.place.runs(1, recorder.place.blocks - 1))
-        digest = hashlib.sha256(b"header" + every).hexdigest()
-        assert recorder.read_back(file.read, b"header") == (recorder.checksum, digest)
+        checksum, sums = recorder.read_back(file.read, b"header")
+        assert (checksum, sums.sha256) == (recorder.checksum, hashlib.sha256(b"header" + every).hexdigest())
+        parts = hashlib.sha256(b"%08x\n" % zlib.crc32(b"header" + every))
+        assert sums.tags == {"crc32": f"16777216 {parts.hexdigest()}"}
         assert at in allowed
         written = np.frombuffer(file.read(0, BLOCKS * PAGE), np.uint8).reshape(-1, PAGE).any(axis=1)
     assert set(np.flatnonzero(written).tolist()) <= allowed | {0}

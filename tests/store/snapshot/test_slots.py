@@ -20,6 +20,7 @@ from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation.machine import Machine
+from fuse_store.hibernation.slots.checksums import Checksums
 from fuse_store.hibernation.slots.layout import COPIES, Slot
 from fuse_store.hibernation.slots.manage import Slots, create, listing, remove
 from fuse_store.hibernation.swap_device import stable_name
@@ -57,7 +58,9 @@ def whole(device: Path, slot: Slot) -> bool:
     """Whether the image is what the kernel gave, as the kernel would find it, and the checksum is that of the blocks."""
     content = device.read_bytes()
     blocks = b"".join(content[first * PAGE : (first + count) * PAGE] for first, count in slot.extents)
-    if hashlib.sha256(blocks).hexdigest() != slot.sha256:
+    sums = Checksums()
+    sums.update(blocks)
+    if (hashlib.sha256(blocks).hexdigest(), sums.tags["crc32"]) != (slot.sha256, slot.tags["crc32"]):
         return False
     with File(device) as file, HibernationImage(file, slot.header) as image:
         assert image.map.count == slot.pages and image.header.state == "disarmed"
@@ -75,7 +78,8 @@ def test_side_by_side(device: Path) -> None:
         assert (slot.state, slot.machine, slot.application, slot.content) == ("complete", os.uname().nodename, "shop", "")
         assert (slot.attempts, slot.kept, slot.swap, slot.pages) == (0, "replaceable", "inactive", len(STREAM))
         memory = Machine().memory_tag
-        assert memory and slot.tags == {"kernel": f"{os.uname().release} {os.uname().version}", "memory": memory, "guard.none": "1"}
+        kernel = f"{os.uname().release} {os.uname().version}"
+        assert memory and slot.tags == {"kernel": kernel, "memory": memory, "guard.none": "1", "crc32": slot.tags["crc32"]}
         assert slot.blocks == 1 + 1 + len(STREAM), "what it does not need is free again"
         assert whole(device, slot)
 
@@ -388,7 +392,7 @@ def test_the_guard_notes_while_the_filesystems_stand_still(device: Path, monkeyp
     taking.take(device, SHOP)
     assert guard.calls == ["prepare", "record", "freeze", "close"]
     tags = {"guard.0": "1-2 0+4096 ff", "kernel": "another", "memory": Machine().memory_tag}
-    assert slots_of(device)[1].tags == tags
+    assert slots_of(device)[1].tags == {**tags, "crc32": slots_of(device)[1].tags["crc32"]}
 
 
 @pytest.mark.parametrize(("fails", "after"), [("", "after_created"), ("read", "after_failed")])

@@ -12,14 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from tests.store.repository import s3_server
 from tests.vm import evidence
 from tests.vm.lab import Lab, Machine
 from tests.vm.play import REPOSITORY, Played, play
+from tests.vm.store import Store
 
 MEMORY, DISK, NVDIMM = 768, 1536, 128  # MiB
 DEVICE, DATA = "/dev/disk/by-id/virtio-lab-disk", "/srv/data"
@@ -33,6 +36,8 @@ VARIABLES: dict[str, Any] = {
     "fast_boot_applications": {"shop": {"interval": 0, "keep": 3}},
     "fast_boot_policy": {"power_loss": ["shop", "any"], "shutdown": ["cold"]},
     "fast_boot_hooks": [{"name": "20-note", "when": "post-restore", "content": '#!/bin/sh\necho "$FUSE_STORE_RESULT" >>/run/notes\n'}],
+    "fast_boot_store": f"s3://{s3_server.BUCKET}/shop",
+    "fast_boot_store_key_file": "/etc/fuse-store/store.key",
     "nvm_application": "shop",
     "nvm_slots_device": DEVICE,
 }
@@ -51,21 +56,48 @@ mkdir -p {DATA}
 echo 'LABEL=data {DATA} ext4 defaults 0 2' >>/etc/fstab
 mount {DATA}
 echo first >{DATA}/file
-cp -a /etc /var/lib/etc-before && cp /boot/grub/grub.cfg /var/lib/grub-before
 """
 
 
+BUCKET_PORT = 8333  # on the machine, which reaches the host by its SSH connection alone
+
+
 class Prepared(NamedTuple):
+    """``endpoint``: of the bucket, on the host."""
+
     lab: Lab
     machine: Machine
     variables: dict[str, Any]
     folder: Path
+    store: Store
+    endpoint: str
 
     def role(self, *options: str, **more: Any) -> Played:
         """Run the role."""
         path = self.folder / "site.yml"
         path.write_text(PLAY)
         return play(self.lab, [self.machine], str(path), {**self.variables, **more}, *options).ok()
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """The machine reaches the bucket."""
+        forward = f"{BUCKET_PORT}:{self.endpoint.removeprefix('http://')}"
+        command = ["ssh", *self.machine.ssh_options(), "-o", "ExitOnForwardFailure=yes", "-N", "-R", forward, "root@127.0.0.1"]
+        with subprocess.Popen(command, cwd=self.machine.folder, stdin=subprocess.DEVNULL) as process:
+            try:
+                yield
+            finally:
+                process.terminate()
+
+    def until_stored(self, image: str, state: str) -> dict[str, Any]:
+        """Wait until the state log of the store has this of a snapshot; the version."""
+        deadline = time.monotonic() + 900
+        while True:
+            answer = self.store("show", image)
+            if answer.code == 0 and state in [entry["state"] for entry in answer.record["history"]]:
+                return answer.record
+            assert time.monotonic() < deadline, (answer, self.machine.ssh("journalctl -n 30 --no-pager -u fuse-store-snapshot-put"))
+            time.sleep(2)
 
     def playbook(self, name: str, **more: Any) -> Played:
         return play(self.lab, [self.machine], f"nvm.fastboot.{name}", {**self.variables, **more})
@@ -77,14 +109,23 @@ def prepared(request: pytest.FixtureRequest, lab: Lab, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("role")
     wheels = REPOSITORY / "build" / f"wheelhouse-{KINDS[recipe]}"
     subprocess.run([sys.executable, str(REPOSITORY / "molecule/store/wheelhouse.py"), str(wheels), KINDS[recipe]], check=True)
-    machine = lab.create(recipe, recipe, memory=MEMORY, nvdimm=NVDIMM, disk=DISK)
-    machine.power_on()
-    machine.wait_up()
-    machine.ssh(MAKE_DATA)
-    yield Prepared(lab, machine, {**VARIABLES, "image_store_wheelhouse": str(wheels)}, folder)
-    if machine.is_on():
-        machine.power_cut()
-    machine.destroy()
+    bucket = folder / "bucket"
+    bucket.mkdir()
+    with s3_server.server(bucket) as endpoint:
+        store = Store(folder, VARIABLES["fast_boot_store"], s3_server.environment(endpoint))
+        machine = lab.create(recipe, recipe, memory=MEMORY, nvdimm=NVDIMM, disk=DISK)
+        machine.power_on()
+        machine.wait_up()
+        machine.ssh(MAKE_DATA)
+        variables = s3_server.environment(f"http://127.0.0.1:{BUCKET_PORT}")
+        for name, content in (("environment", "".join(f"{each}={value}\n" for each, value in variables.items())),
+                              ("store.key", store.key.read_text())):  # fmt: skip
+            machine.ssh(f"mkdir -p /etc/fuse-store && umask 077 && cat >/etc/fuse-store/{name}", stdin=content)
+        machine.ssh("cp -a /etc /var/lib/etc-before && cp /boot/grub/grub.cfg /var/lib/grub-before")
+        yield Prepared(lab, machine, {**VARIABLES, "image_store_wheelhouse": str(wheels)}, folder, store, endpoint)
+        if machine.is_on():
+            machine.power_cut()
+        machine.destroy()
 
 
 def root_type(machine: Machine) -> str:
@@ -99,7 +140,7 @@ def written(machine: Machine) -> int:
 def test_prepare(prepared: Prepared) -> None:
     machine = prepared.machine
     assert prepared.role("--check", "--diff").changed > 0
-    assert machine.ssh("ls /opt /etc/fuse-store 2>/dev/null", check=False).strip() == "/opt:"
+    assert machine.ssh("ls /opt /etc/fuse-store", check=False).split() == ["/etc/fuse-store:", "environment", "store.key", "/opt:"]
     assert prepared.role().changed > 0
     assert root_type(machine) == "overlay"
     writable = machine.ssh("findmnt -n -t ext4,vfat,xfs,btrfs -O rw -o TARGET").split()
@@ -130,10 +171,14 @@ def test_the_disk_stays_as_it_is(prepared: Prepared) -> None:
 
 
 def test_snapshot_and_power_cut(prepared: Prepared) -> None:
-    """The machine comes back by itself as it was; the data that was written since is there."""
+    """The machine comes back by itself as it was; the data that was written since is there. The snapshot is in the bucket, which is
+    told of the restore, although the bucket could not be reached at first."""
     machine = prepared.machine
     memory = evidence.remember(machine)
     taken = prepared.playbook("snapshot").ok().result("boot_snapshot")
+    with prepared.connected():
+        version = prepared.until_stored(taken["id"], "verified")
+    assert (version["application"], version["machine"]) == ("shop", machine.name), version
     assert taken["result"] == "created" and taken["slot"] and taken["pause"] > 0, taken
     assert machine.ssh("cat /run/notes") == "created\n"
     machine.ssh(f"echo lost >/run/marker; echo later >{DATA}/file; sync {DATA}/file")
@@ -146,6 +191,8 @@ def test_snapshot_and_power_cut(prepared: Prepared) -> None:
         assert time.monotonic() < deadline, machine.ssh("journalctl -b -n 50 --no-pager")
         time.sleep(1)
     assert machine.ssh(f"cat {DATA}/file") == "later\n"
+    with prepared.connected():
+        prepared.until_stored(taken["id"], "resumed")
 
 
 def test_boot_from(prepared: Prepared) -> None:
