@@ -20,6 +20,7 @@ import pytest
 
 from tests.store.repository import s3_server
 from tests.vm import evidence
+from tests.vm.conftest import off
 from tests.vm.lab import Lab, Machine
 from tests.vm.play import REPOSITORY, Played, play
 from tests.vm.store import Store
@@ -162,8 +163,8 @@ def test_the_disk_stays_as_it_is(prepared: Prepared) -> None:
     machine = prepared.machine
     machine.ssh("echo lost >/root/lost; sync")
     assert written(machine) == 0
-    machine.ssh("systemd-run -q --on-active=1s systemctl reboot")
-    time.sleep(5)
+    off(machine)
+    machine.power_on()
     machine.wait_up()
     assert machine.ssh("ls /root/lost", check=False).strip() == ""
     assert machine.ssh(f"cat {DATA}/file") == "first\n"

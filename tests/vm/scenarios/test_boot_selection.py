@@ -129,7 +129,7 @@ def test_it_comes_back_out_of_the_store(machine: Machine, snapshots: dict[str, T
     """In place of the damaged one."""
     newest, disk = snapshots["third"], machine.folder / "disk2.img"
     machine.power_cut()
-    chosen = store.done("select", "--application", "shop", "--event", "third")["id"]
+    chosen = store.done("select", "--machine", machine.name, "--application", "shop", "--event", "third")["id"]
     store.done("slots", "remove", disk, "--slot", str(newest.slot))
     newest.slot = store.done("stage", chosen, disk, "--slot")["slot"]
     wake(machine)
