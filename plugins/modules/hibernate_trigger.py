@@ -76,6 +76,8 @@ attributes:
     details: A timer that is enabled but was stopped by hand is not started.
 notes:
   - Requires root on the machine, and systemd 247 or later.
+  - Where the system's configuration forbids hibernation (a masked C(hibernate.target), C(AllowHibernation=no)), the module
+    fails with V(sleep_masked) or V(sleep_disallowed), because the trigger would do nothing.
   - A desktop session may handle the power key itself, with an inhibitor. Its own setting then applies.
 seealso:
   - module: nvm.fastboot.hibernate

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks of the running system: user, kernel, kernel command line, lockdown, sleep inhibitors.
+"""Checks of the running system: user, kernel, kernel command line, lockdown, the system's own policy, sleep inhibitors.
 
 Every check takes a Survey and returns a list of Refused, empty if there is no blocker.
 """
@@ -9,6 +9,7 @@ import os
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import sleep_policy
 
 DISABLED = "[disabled]"
 SECRETMEM = "/secretmem (deleted)"  # name of a memfd_secret(2) file (fs/d_path.c, simple_dname)
@@ -146,6 +147,51 @@ def pm_test(survey):
         "/sys/power/pm_test is '%s': the kernel would only test part of a hibernation and save no image."
         % level.group(1),
         "Run: echo none > /sys/power/pm_test",
+    )]
+
+
+def sleep_masked(survey):
+    """Units that C(systemctl hibernate) starts and that are masked."""
+    return sleep_policy.masked(survey.host)
+
+
+def sleep_disallowed(survey):
+    """C(AllowHibernation=no) in sleep.conf(5)."""
+    return sleep_policy.disallowed(survey.host)
+
+
+def sleep_mode(survey):
+    """systemd, src/shared/sleep-config.c, sleep_mode_supported(): HibernateMode= names modes of which the kernel needs one.
+
+    kernel/power/hibernate.c, power_down(): with suspend or test_resume the machine is not powered off.
+    """
+    setting = survey.sleep_settings.get("HibernateMode")
+    if setting is None or survey.hibernation in (None, DISABLED):
+        return []
+    wanted, known = setting.value.split(), survey.hibernation.replace("[", "").replace("]", "").split()
+    usable = [mode for mode in wanted if mode in known]
+    if not wanted or (usable and usable[0] not in ("suspend", "test_resume")):
+        return []
+    consequence = "after which the machine is not powered off" if usable else "and the kernel has %s" % " ".join(known)
+    return [Refused(
+        "sleep_mode",
+        "HibernateMode=%s in %s, %s." % (setting.value, setting.place, consequence),
+        "Remove that line, or override it in a file in /etc/systemd/sleep.conf.d whose name sorts last: with "
+        "HibernateMode=platform shutdown, which is the default.",
+    )]
+
+
+def logind_refuses(survey):
+    """Manager.CanHibernate: the policy as a whole, for causes that no check knows. Its consequences are found before."""
+    answer = sleep_policy.can_hibernate(survey.host)
+    if answer is None or answer in sleep_policy.ALLOWED:
+        return []
+    return [Refused(
+        "logind_refuses",
+        "systemd-logind refuses to hibernate: it answers '%s' to CanHibernate." % answer,
+        "Have it log why: systemctl service-log-level systemd-logind.service debug; %s; "
+        "journalctl --boot --unit=systemd-logind.service --lines=20; "
+        "systemctl service-log-level systemd-logind.service info" % sleep_policy.ASK,
     )]
 
 

@@ -17,11 +17,12 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._facts.survey import 
 
 @dataclass(frozen=True)
 class Check:
-    """One row: the code to skip it by, the function, and whether it runs for root only."""
+    """One row: the code to skip it by, the function, whether it runs for root only, and only if there is no other blocker."""
 
     code: str
     run: Callable[[Survey], list]
     root: bool = False
+    last: bool = False
 
 
 CHECKS = (  # causes before their consequences
@@ -31,6 +32,9 @@ CHECKS = (  # causes before their consequences
     Check("hibernation_disabled", checks_system.hibernation_disabled, root=True),
     Check("noresume", checks_system.noresume),
     Check("pm_test", checks_system.pm_test),
+    Check("sleep_masked", checks_system.sleep_masked),
+    Check("sleep_disallowed", checks_system.sleep_disallowed),
+    Check("sleep_mode", checks_system.sleep_mode),
     Check("virtio_pmem", checks_device.virtio_pmem),
     Check("nvm_volatile", checks_device.nvm_volatile, root=True),
     Check("image_pending", checks_device.image_pending, root=True),
@@ -43,6 +47,7 @@ CHECKS = (  # causes before their consequences
     Check("other_swap_first", checks_resume.other_swap_first),
     Check("initramfs_drivers", checks_resume.initramfs_drivers, root=True),
     Check("sleep_inhibited", checks_system.sleep_inhibited),
+    Check("logind_refuses", checks_system.logind_refuses, root=True, last=True),
 )
 
 
@@ -52,9 +57,9 @@ def blockers(host, device, skip=(), survey=None):
     C(skip) names codes to leave out. Reads facts through C(survey) if one is given.
     """
     survey = survey or Survey(host, device)
-    results = []
+    results: list[Refused] = []
     for check in CHECKS:
-        if check.code in skip or (check.root and survey.euid != 0):
+        if check.code in skip or (check.root and survey.euid != 0) or (check.last and results):
             continue
         try:
             results.extend(check.run(survey))

@@ -16,7 +16,7 @@ from functools import cached_property
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, compression, drivers, initramfs
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import sizing
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._facts import inhibitors, memmap, nvm
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import inhibitors, memmap, nvm, sleep_policy
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -185,20 +185,15 @@ class Survey:
         return memmap.firmware_map(self.host)
 
     @cached_property
+    def sleep_settings(self):
+        """The settings of sleep.conf(5): {name: sleep_policy.Setting}."""
+        return sleep_policy.settings(self.host)
+
+    @property
     def hibernate_mode(self):
         """How systemd powers off after writing the image: the first word of HibernateMode=, see sleep.conf(5)."""
-        value = ""
-        files = ["/etc/systemd/sleep.conf"]
-        drop_ins = {}  # a file replaces one of the same name in an earlier directory
-        for directory in ("/usr/lib", "/run", "/etc"):
-            for path in self.host.glob(directory + "/systemd/sleep.conf.d/*.conf"):
-                drop_ins[os.path.basename(path)] = path
-        for path in files + [drop_ins[name] for name in sorted(drop_ins)]:
-            for line in (self.host.read(path) or "").splitlines():
-                name, equals, words = line.partition("=")
-                if equals and name.strip() == "HibernateMode":
-                    value = words.strip()
-        return value.split()[0] if value else "platform"
+        setting = self.sleep_settings.get("HibernateMode")
+        return setting.value.split()[0] if setting and setting.value else "platform"
 
     @cached_property
     def release(self):

@@ -54,7 +54,8 @@ REASONS = (
         "A driver failed to suspend its device; the kernel log names the device.",
     ),
     (
-        r"not supported|not configured|No valid 'resume='|resume= is not set|'noresume'|Operation not permitted",
+        r"not supported|not configured|disabled by config|is masked|Access denied|No valid 'resume='|resume= is not set|"
+        r"'noresume'|Operation not permitted",
         "not_possible",
         "Run nvm_info to list the blockers.",
     ),

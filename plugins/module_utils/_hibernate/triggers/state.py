@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import sleep_policy
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers import conditions, units
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.conditions import Trigger
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.script import SCRIPT
@@ -79,6 +80,7 @@ def apply(host, trigger, present=True, check_mode=False):
     if not present:
         return _apply(host, make_plan(host, trigger.name, {}), check_mode, [])
     conditions.check_options(trigger)
+    sleep_policy.check(host)
     condition = conditions.CONDITIONS[trigger.condition]
     if condition.require:
         condition.require(host, trigger)

@@ -537,6 +537,52 @@ def test_logind_that_does_not_answer(machine: SimpleNamespace, transcript: Trans
     assert machine.codes() == ["unknown_inhibitors"]
 
 
+CAN = "busctl --json=short --timeout=20 call %s CanHibernate" % " ".join(LOGIND)
+
+
+@pytest.mark.parametrize("unit", ["hibernate.target", "sleep.target", "systemd-hibernate.service"])
+def test_masked_units(machine: SimpleNamespace, unit: str) -> None:
+    os.makedirs(machine.host.path("/etc/systemd/system"))
+    os.symlink("/dev/null", machine.host.path("/etc/systemd/system/" + unit))
+    assert machine.codes() == ["sleep_masked"]
+    assert machine.codes(skip=("sleep_masked",)) == []
+
+
+@pytest.mark.parametrize("text, codes", [
+    ("AllowHibernation=no", ["sleep_disallowed"]),
+    ("AllowHibernation=yes", []),
+    ("HibernateMode=shutdown", []),
+    ("HibernateMode=", []),
+    ("HibernateMode=suspend", ["sleep_mode"]),
+    ("HibernateMode=test_resume", ["sleep_mode"]),
+    ("HibernateMode=firmware platform", []),
+    ("HibernateMode=firmware", ["sleep_mode"]),
+])
+def test_sleep_conf(machine: SimpleNamespace, text: str, codes: list[str]) -> None:
+    machine.plant({"/etc/systemd/sleep.conf.d/a.conf": "[Sleep]\n%s\n" % text})
+    assert machine.codes() == codes
+    assert all("/etc/systemd/sleep.conf.d/a.conf, line 2" in blocker["message"] for blocker in machine.blockers())
+
+
+@pytest.mark.parametrize("answer, codes", [
+    ("yes", []),
+    ("na", ["logind_refuses"]),
+    ("no", ["logind_refuses"]),
+    ("challenge", ["logind_refuses"]),
+    ("inhibited", []),
+    ("inhibitor-blocked", []),
+])
+def test_what_logind_answers(machine: SimpleNamespace, transcript: Transcript, answer: str, codes: list[str]) -> None:
+    machine.plant({"/run/systemd/system/x": "", "/usr/bin/busctl": ""})
+    os.chmod(machine.host.path("/usr/bin/busctl"), 0o755)
+    transcript.record(CAN, json.dumps({"type": "s", "data": [answer]}))
+    assert machine.codes() == codes
+    assert all("'%s'" % answer in blocker["message"] for blocker in machine.blockers())
+    del transcript.calls[:]
+    machine.plant({"/proc/swaps": NO_SWAPS})  # a cause that is known: logind need not be asked
+    assert machine.codes() == ["swap_inactive"] and transcript.calls == []
+
+
 def test_without_root(machine: SimpleNamespace) -> None:
     machine.boot.lacking = ["nfit"]
     assert machine.codes(euid=1000) == ["not_root"]

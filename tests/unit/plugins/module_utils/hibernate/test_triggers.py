@@ -71,6 +71,20 @@ def files(host: Host) -> list[str]:
     )
 
 
+@pytest.mark.parametrize("trigger", [NIGHT, KEY])
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_no_trigger_where_the_system_forbids_hibernation(host: Host, plant: Plant, trigger: Trigger, check_mode: bool) -> None:
+    plant({"/etc/systemd/sleep.conf.d/a.conf": "[Sleep]\nAllowHibernation=no\n"})
+    with pytest.raises(Refused) as caught:
+        apply(host, trigger, check_mode=check_mode)
+    assert caught.value.code == "sleep_disallowed" and "a.conf, line 2" in caught.value.message
+    plant({"/etc/systemd/sleep.conf.d/a.conf": "", "/etc/systemd/system/hibernate.target": ""})
+    with pytest.raises(Refused) as caught:
+        apply(host, trigger, check_mode=check_mode)
+    assert caught.value.code == "sleep_masked"
+    assert not apply(host, trigger, present=False).changed
+
+
 def test_schedule(host: Host, systemd: Transcript) -> None:
     outcome = apply(host, NIGHT)
     assert outcome.changed
