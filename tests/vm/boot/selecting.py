@@ -27,8 +27,8 @@ PLACE = "/opt/selection"
 WRAPPER = f"""#!/bin/sh
 exec env PYTHONPATH={PLACE} PYTHONDONTWRITEBYTECODE=1 python3 -m fuse_store.cli "$@"
 """
-POLICY = f"""
-device = "{DEVICE}"
+POLICY = """
+device = "{device}"
 [applications.shop]
 [boot]
 power_loss = ["any"]
@@ -45,19 +45,20 @@ def prepare(machine: Machine, root: Callable[[Machine], None] = ram_root.adopt) 
     start_selecting(machine, root)
 
 
-def install(machine: Machine, *options: str) -> None:
-    """Without ``--update`` something else must build the initramfs."""
+def install(machine: Machine, *options: str, device: str = DEVICE) -> None:
+    """Without ``--update`` something else must build the initramfs. ``device`` has no slots yet."""
     package = subprocess.run(
         ["tar", "-C", str(REPOSITORY), "--exclude=__pycache__", "-c", "fuse_store"], capture_output=True, check=True
     ).stdout  # fmt: skip
     machine.ssh(f"mkdir -p {PLACE} /etc/fuse-store && tar -C {PLACE} -x", stdin=package)
     machine.ssh("cat >/usr/local/bin/fuse-store && chmod 755 /usr/local/bin/fuse-store", stdin=WRAPPER)
-    machine.ssh("cat >/etc/fuse-store/snapshots.toml && chmod 644 /etc/fuse-store/snapshots.toml", stdin=POLICY)
-    machine.ssh(f"fuse-store slots init {DEVICE} && fuse-store boot install {' '.join(options)}", timeout=900)
+    machine.ssh("cat >/etc/fuse-store/snapshots.toml && chmod 644 /etc/fuse-store/snapshots.toml", stdin=POLICY.format(device=device))
+    machine.ssh(f"fuse-store boot install {' '.join(options)}", timeout=900)
 
 
 def start_selecting(machine: Machine, root: Callable[[Machine], None] = ram_root.adopt) -> None:
     """Boot by way of the selection, which has no image."""
+    machine.ssh(f"fuse-store slots init {DEVICE}")
     root(machine)
     off(machine)
     wake(machine)
