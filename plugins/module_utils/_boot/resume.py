@@ -76,12 +76,14 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
         header = None  # also removes the configuration for a device that is missing or unreadable
     passed = _passed(host, device, header)
     bootloader = bootloaders.detect_for_removal(host, PURPOSE, passed)
-    initramfs = _known(initramfs_tools.detect, host)
+    initramfs = initramfs_tools.detect_for_removal(host)
     arguments = _owned(bootloader)
 
     def change(transaction):
         if bootloader:
             bootloader.forget(transaction, PURPOSE, passed)
+        for other in initramfs_tools.others(host, initramfs):
+            other.remove_settings(transaction)
         if initramfs and initramfs.unconfigure(transaction):
             initramfs.rebuild(transaction, initramfs.stale())
 
@@ -202,11 +204,3 @@ def _owned(bootloader):
         return (bootloader.owned(PURPOSE) if bootloader else None) or []
     except Refused:
         return []  # changed by hand; removed anyway
-
-
-def _known(detect, host):
-    """The result of C(detect), or None if nothing is recognised, so that there can be no settings of ours."""
-    try:
-        return detect(host)
-    except Refused:
-        return None

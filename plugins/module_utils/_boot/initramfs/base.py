@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs import packages
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modules import (
     MODULES_DIRECTORY,
     KernelModules,
@@ -31,6 +32,7 @@ class Initramfs:
     """One tool on one Host. Subclasses have its settings, its commands, and the required content of an image."""
 
     name = ""
+    package = ""  # the Debian package that has new kernels call the tool
     files: tuple[str, ...] = ()  # all exist if the tool is installed
     kernel_hooks: tuple[str, ...] = ()  # one exists if new kernels call the tool
     image_names: tuple[str, ...] = ()  # with %s for the kernel; the usual name first
@@ -69,13 +71,19 @@ class Initramfs:
     # kernels ---------------------------------------------------------------------------------------------------------
 
     def kernels(self):
-        """The versions of the installed kernels. All must be able to resume, because any may be booted next."""
+        """The versions of the installed kernels. All must be able to resume, because any may be booted next.
+
+        A kernel without modules that no package of this system has belongs to another system with the same /boot.
+        """
         versions = []
         for path in self.host.glob(BOOT + "/vmlinu[xz]-*"):
             match = KERNEL_FILE.match(os.path.basename(path))
-            if match and not NO_KERNEL.search(match.group(1)) and match.group(1) not in versions:
+            if match and not NO_KERNEL.search(match.group(1)) and match.group(1) not in versions and self._is_ours(match.group(1)):
                 versions.append(match.group(1))
         return versions
+
+    def _is_ours(self, kernel):
+        return self.host.exists(MODULES_DIRECTORY % kernel) or packages.has_kernel(self.host, kernel)
 
     def image(self, kernel):
         """The path of the image of C(kernel), whether it exists or not."""
@@ -102,9 +110,12 @@ class Initramfs:
             for kernel in self.stale():
                 self._verified.expect(self.image(kernel))
             self._verified.store()  # if this run is interrupted from here on, the next one completes it
-        for path in files:
-            tx.write(path, None, self._mode(path))
+        self.remove_settings(tx)
         return bool(files) or bool(self._verified.known)
+
+    def remove_settings(self, tx):
+        for path in self.own_files():
+            tx.write(path, None, self._mode(path))
 
     def stale(self):
         """The installed kernels whose images may contain settings that were removed."""
@@ -201,7 +212,8 @@ class Initramfs:
                 "kernel_modules_missing",
                 "The kernel %s is in /boot, but has no modules in %s, so no initramfs can be built."
                 % (kernel, MODULES_DIRECTORY % kernel),
-                "Reinstall the kernel's package, or remove its files from /boot.",
+                "Install the kernel's package again (apt-get install --reinstall linux-image-%s), or remove it completely "
+                "(apt-get purge linux-image-%s)." % (kernel, kernel),
             )
         absent = [module for module in modules if not available.has(module)]
         if absent:
@@ -235,6 +247,7 @@ class Initramfs:
         host, image = self.host, self.image(kernel)
         existed = host.exists(image)
         try:
+            self._create_private(image)
             host.run(self.command(kernel, image + NEW))
             if resume is not None:
                 problems = self._problems(kernel, image + NEW, resume, modules)
@@ -265,14 +278,25 @@ class Initramfs:
         if host.glob(POST_UPDATE + "/*"):
             host.run(["run-parts", "--arg=" + kernel, "--arg=" + image, POST_UPDATE])
 
+    def _create_private(self, image):
+        """Create the file for the new C(image) where not all users may read the old one: it may hold keys, and so may the new one, which
+        the tools write into an existing file without changing its mode."""
+        mode = os.stat(self.host.path(image)).st_mode & 0o666 if self.host.exists(image) else 0o644
+        if mode & 0o044 != 0o044:
+            handle = os.open(self.host.path(image + NEW), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.fchmod(handle, mode)
+            os.close(handle)
+
     def _keep_attributes(self, old, new):
-        """Sync C(new) to the disk, with owner and mode of C(old)."""
+        """Sync C(new) to the disk, with the owner of C(old). Who may read it: only who may read C(old) and whom the tool lets read the
+        new one (UMASK=0077 in the settings of initramfs-tools; dracut)."""
         handle = os.open(self.host.path(new), os.O_RDONLY)
         try:
             if self.host.exists(old):
                 status = os.stat(self.host.path(old))
+                mode = status.st_mode & os.fstat(handle).st_mode & 0o7777
                 os.fchown(handle, status.st_uid, status.st_gid)
-                os.fchmod(handle, status.st_mode & 0o7777)
+                os.fchmod(handle, mode)
             os.fsync(handle)
         finally:
             os.close(handle)

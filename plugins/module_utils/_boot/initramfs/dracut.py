@@ -40,7 +40,7 @@ SCRIPT = "lib/dracut/resume.sh"
 class Dracut(Initramfs):
     """See Initramfs."""
 
-    name = "dracut"
+    name = package = "dracut"
     files = ("/usr/bin/dracut", "/usr/lib/dracut/dracut-functions.sh")
     kernel_hooks = ("/etc/kernel/postinst.d/dracut", "/usr/lib/kernel/install.d/50-dracut.install")
     image_names = ("initrd.img-%s", "initramfs-%s.img")

@@ -63,7 +63,7 @@ exit 0
 class InitramfsTools(Initramfs):
     """See Initramfs."""
 
-    name = "initramfs-tools"
+    name = package = "initramfs-tools"
     files = ("/usr/sbin/mkinitramfs", "/usr/share/initramfs-tools/hook-functions")
     kernel_hooks = ("/etc/kernel/postinst.d/initramfs-tools",)
     image_names = ("initrd.img-%s",)

@@ -193,16 +193,76 @@ def test_of_two_tools_the_one_with_kernel_hooks_is_used(tools: InitramfsTools, h
     assert initramfs.detect(host).name == "dracut"
 
 
+DPKG = """\
+Package: dracut
+Status: install ok %s
+Version: 106-6
+
+Package: initramfs-tools
+Status: %s
+Version: 0.148.4
+Conffiles:
+ /etc/kernel/postinst.d/initramfs-tools 0b3fd7f4ac8d5c2b3ed3f0b3c3d3c3d3
+
+Package: initramfs-tools-core
+Status: install ok installed
+"""
+
+
+@pytest.mark.parametrize(
+    ("dracut_state", "tools_state", "found"),
+    [
+        ("installed", "deinstall ok config-files", "dracut"),  # dpkg -l: rc
+        ("config-files", "install ok installed", "initramfs-tools"),
+        ("installed", "install ok half-configured", None),
+    ],
+)
+def test_a_tool_that_was_replaced_leaves_its_hooks(
+    tools: InitramfsTools, host: Host, plant: Plant, dracut_state: str, tools_state: str, found: str | None
+) -> None:
+    """initramfs-tools-core, with the commands, stays when dracut takes the place of initramfs-tools."""
+    plant({"/usr/bin/dracut": "", "/usr/lib/dracut/dracut-functions.sh": "", "/etc/kernel/postinst.d/dracut": ""})
+    plant({"/var/lib/dpkg/status": DPKG % (dracut_state, tools_state)})
+    if found:
+        assert initramfs.detect(host).name == found
+        return
+    with pytest.raises(Refused) as refused:
+        initramfs.detect(host)
+    assert refused.value.code == "initramfs_ambiguous" and "purge initramfs-tools or dracut" in refused.value.remedy
+
+
 def test_no_tool(host: Host) -> None:
     with pytest.raises(Refused) as refused:
         initramfs.detect(host)
     assert refused.value.code == "initramfs_unknown"
 
 
+def test_settings_that_cannot_be_taken_out_of_the_images_are_not_passed_over(
+    tools: InitramfsTools, host: Host, plant: Plant
+) -> None:
+    with Transaction(host) as tx:
+        tools.configure(tx, RESUME, MODULES)
+    assert initramfs.detect_for_removal(host).name == "initramfs-tools"
+    plant({"/usr/bin/dracut": "", "/usr/lib/dracut/dracut-functions.sh": "", "/etc/kernel/postinst.d/dracut": ""})
+    with pytest.raises(Refused) as refused:
+        initramfs.detect_for_removal(host)
+    assert refused.value.code == "settings_remain" and "zz-nvm-fastboot-resume" in refused.value.message
+    tools.remove_settings(Transaction(host))
+    assert initramfs.detect_for_removal(host) is None
+
+
 def test_kernels_and_images(tools: InitramfsTools, plant: Plant) -> None:
     plant({"/boot/vmlinuz-1.old": "", "/boot/vmlinuz-2.dpkg-new": "", "/boot/vmlinux-6.9": "", "/boot/memtest86+": ""})
+    plant({"/lib/modules/6.9/modules.dep": ""})
     assert tools.kernels() == ["6.9", OLD, NEW]
     assert tools.image(NEW) == "/boot/initrd.img-" + NEW
+
+
+def test_a_kernel_of_another_system_in_a_shared_boot_is_not_ours(tools: InitramfsTools, plant: Plant) -> None:
+    plant({"/boot/vmlinuz-6.19.10-200.fc43.x86_64": "", "/boot/vmlinuz-6.1.0-48-amd64": ""})
+    assert tools.kernels() == [OLD, NEW]
+    plant({"/var/lib/dpkg/info/linux-image-6.1.0-48-amd64.list": ""})  # ours, and its modules are gone: an error later on
+    assert tools.kernels() == ["6.1.0-48-amd64", OLD, NEW]
 
 
 def test_modules_of_a_kernel(host: Host, kernels: None) -> None:
@@ -426,6 +486,39 @@ def test_rebuild_replaces_by_verified_images(
     before = list(transcript.calls)
     assert initramfs.detect(host).missing(NEW, RESUME, MODULES) == []
     assert transcript.calls == before
+
+
+@pytest.mark.parametrize(
+    ("before", "tool", "after"),
+    [(0o644, 0o600, 0o600), (0o600, 0o644, 0o600), (0o640, 0o644, 0o640), (0o644, 0o644, 0o644), (None, 0o600, 0o600)],
+)
+def test_an_image_becomes_readable_for_no_one_else(
+    tools: InitramfsTools, host: Host, transcript: Transcript, before: int | None, tool: int, after: int
+) -> None:
+    """mkinitramfs writes into the file if it exists, else it creates one, with UMASK of /etc/initramfs-tools/conf.d."""
+    image = host.path("/boot/initrd.img-" + NEW)
+    os.unlink(image) if before is None else os.chmod(image, before)
+    target = "/boot/initrd.img-%s.nvm-fastboot-new" % NEW
+    meanwhile: list[int] = []
+
+    def build() -> None:
+        umask = os.umask(0o666 & ~tool)
+        try:
+            with open(host.path(target), "w") as file:
+                file.write("new")
+        finally:
+            os.umask(umask)
+        meanwhile.append(os.stat(host.path(target)).st_mode & 0o777)
+
+    transcript.record("/usr/sbin/mkinitramfs -o %s %s" % (target, NEW), effect=build)
+    transcript.record("/usr/bin/lsinitramfs " + target, out=tools_listing(NEW))
+    with pytest.raises(ValueError), Transaction(host) as tx:
+        tools.rebuild(tx, [NEW], RESUME, MODULES)
+        assert os.stat(image).st_mode & 0o777 == after
+        raise ValueError
+    assert meanwhile[0] & 0o077 & ~(tool if before is None else before) == 0  # nor while it is built
+    if before is not None:
+        assert os.stat(image).st_mode & 0o777 == before
 
 
 def test_dracut_builds_beside_the_old_image(dracut: Dracut, host: Host, transcript: Transcript) -> None:

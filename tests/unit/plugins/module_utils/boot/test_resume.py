@@ -309,6 +309,22 @@ def test_a_pending_image_refuses_changes(machine: Machine, host: Host, plant: Pl
     assert machine.absent(force=True)[0] is True
 
 
+def test_removal_takes_the_settings_for_a_former_tool_as_well(machine: Machine, host: Host, plant: Plant) -> None:
+    machine.present()
+    plant({"/etc/dracut.conf.d/99-nvm-fastboot.conf": "force_drivers+=\" nd_pmem \"\n"})
+    assert machine.absent()[0] is True
+    assert not host.glob("/etc/*/*nvm-fastboot*") and not host.glob("/etc/*/*/*nvm-fastboot*")
+
+
+def test_removal_refuses_before_it_changes_anything(machine: Machine, host: Host) -> None:
+    machine.present()
+    os.unlink(host.path("/usr/sbin/mkinitramfs"))
+    before = machine.state()
+    with pytest.raises(Refused) as refused:
+        machine.absent()
+    assert refused.value.code == "settings_remain" and machine.state() == before
+
+
 def test_removal_without_the_device(machine: Machine, host: Host) -> None:
     machine.present()
     os.unlink(host.path("/dev/NVM_SWAP"))
