@@ -14,7 +14,9 @@ description:
     an error and lose its state at the next boot.
   - A correct swap area is not written to. A swap area with another UUID or label is renamed, not formatted.
   - A device that holds a hibernation image, a filesystem, a partition table or other contents known to C(blkid) is
-    refused without O(force=true). A device that is mounted or in other use is always refused.
+    refused without O(force=true). A device that is mounted or in other use is always refused, and so is one that cannot keep
+    an image over a power cycle (zram, a loop device, dm-crypt with a random key), or that C(crypttab) or C(zram-generator.conf)
+    gives to another program.
 options:
   device:
     description:
@@ -73,6 +75,7 @@ notes:
     util-linux. No command runs if nothing has to change.
   - On failure, RV(code) is one of V(device_missing), V(not_block_device), V(device_invalid),
     V(device_too_small), V(device_read_only), V(device_unreadable), V(device_in_use), V(device_changed),
+    V(device_ephemeral), V(device_claimed),
     V(holds_filesystem), V(header_mismatch), V(image_pending), V(not_ours), V(swap_needed), V(machine_id_missing),
     V(uuid_invalid), V(label_invalid), V(priority_invalid), V(verify_failed) and V(command_failed).
 seealso:

@@ -10,7 +10,7 @@ import re
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers
 
 SWAP_SHARE = 0.98  # systemd, src/shared/hibernate-util.c: HIBERNATION_SWAP_THRESHOLD
 PAGES_FOR_IO = 4 << 20  # kernel/power/power.h: PAGES_FOR_IO, in bytes
@@ -62,6 +62,51 @@ def nvm_volatile(survey):
         "%s is ordinary memory, which loses its contents at power-off: the image would be lost." % survey.device,
         "Reserve real NVM. To try hibernation on this machine, make it reboot instead of powering off: set "
         "HibernateMode=reboot in a file in /etc/systemd/sleep.conf.d.",
+    )]
+
+
+def device_ephemeral(survey):
+    """The device, or one below it, is memory, or encrypted with a key that is lost."""
+    return claims.ephemeral(survey.host, survey.block) if survey.block else []
+
+
+def device_claimed(survey):
+    """Configuration that gives the device to another program at the next boot, before or after the resume."""
+    return claims.claimed_by_others(survey.host, survey.block) if survey.block else []
+
+
+def device_in_use(survey):
+    """Another use, which keeps the device from being swap. A device in use as swap has no other exclusive user."""
+    if survey.block is None or survey.swap is not None:
+        return []
+    uses = devices.users(survey.host, survey.block)
+    return [devices.device_in_use(survey.block, ", ".join(uses))] if uses else []
+
+
+def uuid_elsewhere(survey):
+    """C(resume=UUID=) leads to another device: two swap areas have the UUID, or the device has two signatures.
+
+    libblkid, ambivalent probing: of a device with signatures of several kinds (a RAID member with its metadata at the end, which
+    mkswap leaves there) udev makes no link by UUID.
+    """
+    directory = "/dev/disk/by-uuid"
+    if survey.block is None or survey.header is None or not survey.header.uuid or not survey.host.exists(directory):
+        return []
+    link = "%s/%s" % (directory, survey.header.uuid)
+    if survey.host.real(link) == survey.block.path:
+        return []
+    if survey.host.exists(link):
+        cause = "is %s: two devices have this UUID, such as a disk and its copy" % survey.host.real(link)
+        remedy = "Take the copy away, or give it another UUID (swaplabel -U $(uuidgen) DEVICE, after swapoff)."
+    else:
+        cause = "does not exist: the device has signatures of several kinds, or udev has not seen the swap area yet"
+        remedy = "Run: udevadm trigger --settle %s. If the link is still missing, 'wipefs %s' lists the signatures; after " \
+            "swapoff, erase the one that is not swap: wipefs --offset OFFSET %s" % ((survey.block.path,) * 3)
+    return [Refused(
+        "uuid_elsewhere",
+        "The initramfs would not find the image: the swap area on %s has UUID %s, and %s %s."
+        % (survey.device, survey.header.uuid, link, cause),
+        remedy,
     )]
 
 

@@ -9,7 +9,7 @@ import os
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers, identity
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers, identity
 
 TAGS = {"UUID": "uuid", "LABEL": "label", "PARTUUID": "partuuid", "PARTLABEL": "partlabel"}
 
@@ -64,6 +64,7 @@ def check_takeover(host, path, name, force):
     if header is not None and header.label and header.label == name[: identity.LABEL_BYTES]:
         return
     check_unused(host, path)
+    claims.check(host, devices.block_device(host, path))
     check_contents(host, path, force, own_label=True)
 
 

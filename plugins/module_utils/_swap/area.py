@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import active_swap, block_device, claimed
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import (
     LEAST_PAGES,
@@ -75,6 +76,7 @@ def present(tx, device, uuid=None, label=DEFAULT_LABEL, priority=DEFAULT_PRIORIT
         if tx.check_mode and refused.code == "device_missing":
             return _assumed(tx, device, wanted)
         raise
+    claims.check(tx.host, block)
     header = read_header(tx.host, block.path) or Signature()
     swap = active_swap(tx.host, block)
     _check(block, header, swap, force)

@@ -102,7 +102,7 @@ def unescape(text):
 
 
 def users(host, block):
-    """Uses of C(block) or a partition of it other than swap: one phrase for each mount, mapping and loop device."""
+    """Uses of C(block) or a partition of it other than swap: one phrase for each mount, mapping, loop and zram device."""
     names = [block.name] + [
         path.split("/")[-2] for path in host.glob("/sys/class/block/%s/*/partition" % glob.escape(block.name))
     ]
@@ -115,9 +115,10 @@ def users(host, block):
         fields = line.split(" ")
         if len(fields) > 4 and fields[2] in numbers:
             phrases.append("mounted at %s" % unescape(fields[4]))
-    for backing in host.glob("/sys/class/block/loop*/loop/backing_file"):
-        if host.real(host.attribute(backing, "")) == block.path:
-            phrases.append("the backing of %s" % backing.split("/")[4])
+    for pattern in ("/sys/class/block/loop*/loop/backing_file", "/sys/class/block/zram*/backing_dev"):
+        for backing in host.glob(pattern):
+            if host.real(host.attribute(backing, "")) == block.path:
+                phrases.append("the backing of %s" % backing.split("/")[4])
     return phrases
 
 
@@ -164,5 +165,5 @@ def device_in_use(device, uses):
     return Refused(
         "device_in_use",
         "%s is in use: %s." % (device, uses),
-        "Stop that use first (umount, dmsetup, mdadm, losetup). force does not override this check.",
+        "Stop that use first (umount, dmsetup, mdadm, losetup, zramctl). force does not override this check.",
     )

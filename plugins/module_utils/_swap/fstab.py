@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, shown
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import unescape
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import block_device, unescape
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import read_header
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import (
     DEFAULT_PRIORITY,
@@ -133,6 +134,9 @@ def present(tx, device, uuid=None, options=DEFAULT_OPTIONS, priority=DEFAULT_PRI
     """Keep exactly one line for the swap area on C(device) in C(path). Returns what C(fstab_swap) returns."""
     host = tx.host
     header = _header(host, device)
+    block = _block(host, device)
+    if block is not None:
+        claims.check(host, block)
     uuid = _line_uuid(tx, device, uuid, header)
     line = render(uuid, _options(options, priority))
     identity = _identity(host, device, uuid, header)
@@ -179,6 +183,14 @@ def _header(host, device):
         if refused.code == "device_missing":
             return None
         raise
+
+
+def _block(host, device):
+    """The Block that C(device) names, or None where there is no block device."""
+    try:
+        return block_device(host, device)
+    except Refused:
+        return None
 
 
 def _line_uuid(tx, device, uuid, header):

@@ -349,6 +349,35 @@ def test_swap_inactive(machine: SimpleNamespace) -> None:
     assert machine.codes() == ["swap_inactive"]
 
 
+def test_a_device_that_others_take_at_the_next_boot(machine: SimpleNamespace) -> None:
+    machine.plant({"/etc/crypttab": "cryptswap %s /dev/urandom swap\n" % DEVICE})
+    assert machine.codes() == ["device_claimed"]
+    assert "/etc/crypttab, line 1" in machine.blockers()[0]["message"]
+    machine.plant({"/etc/crypttab": "", "/etc/systemd/zram-generator.conf": "[zram0]\nwriteback-device=%s\n" % DEVICE})
+    assert machine.codes() == ["device_claimed"]
+
+
+def test_a_device_with_a_random_key(machine: SimpleNamespace) -> None:
+    machine.plant({"/etc/crypttab": "cs /dev/vdb /dev/urandom swap\n", "/sys/class/block/pmem0/dm/name": "cs\n",
+                   "/sys/class/block/pmem0/dm/uuid": "CRYPT-PLAIN-cs\n"})
+    assert machine.codes() == ["device_ephemeral"]
+
+
+def test_a_device_that_is_in_use(machine: SimpleNamespace) -> None:
+    machine.plant({"/proc/swaps": NO_SWAPS, "/sys/class/block/pmem0/holders/dm-0/x": ""})
+    assert machine.codes() == ["device_in_use", "swap_inactive"]
+    assert "held by dm-0" in machine.blockers()[0]["message"]
+
+
+@pytest.mark.parametrize("target, codes", [("pmem0", []), ("vdb", ["uuid_elsewhere"]), (None, ["uuid_elsewhere"])])
+def test_what_the_uuid_leads_to(machine: SimpleNamespace, target: str | None, codes: list[str]) -> None:
+    machine.plant({"/dev/disk/by-uuid/other": "", "/dev/vdb": ""})
+    if target:
+        os.symlink("../../" + target, machine.host.path("/dev/disk/by-uuid/" + UUID))
+    assert machine.codes() == codes
+    assert all((target or "does not exist") in blocker["message"] for blocker in machine.blockers())
+
+
 # resume --------------------------------------------------------------------------------------------------------------
 
 

@@ -504,6 +504,12 @@ def test_what_holds_something_is_refused(labelless: Machine, what: str) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
+def test_a_namespace_that_crypttab_claims_is_refused(labelless: Machine, force: bool) -> None:
+    labelless.tree.write("/etc/crypttab", "cs /dev/pmem0 /dev/urandom swap\n")
+    assert "crypttab, line 1" in labelless.refused("device_claimed", force=force).message
+
+
+@pytest.mark.parametrize("force", [False, True])
 def test_other_active_swap_is_refused(labelless: Machine, force: bool) -> None:
     labelless.tree.write("/dev/pmem0", swap_header(label="data"))
     labelless.activate()
