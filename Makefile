@@ -202,7 +202,7 @@ vm-test: $(READY) ## tests that start virtual machines
 # The same in parts, which make test runs at once: each has machines of its own.
 .PHONY: vm-test-devices vm-test-plain vm-test-others
 # Of these each test begins with a machine that is not configured.
-PLAIN := $(patsubst %,tests/vm/scenarios/test_%.py,snapshot boot_selection debian13 safety power_cut)
+PLAIN := $(patsubst %,tests/vm/scenarios/test_%.py,snapshot boot_selection safety power_cut)
 GOLDEN := tests/vm/golden/test_four.py
 DEVICES := tests/vm/scenarios/test_kernels.py tests/vm/scenarios/test_labels.py
 vm-test-devices: $(READY)
