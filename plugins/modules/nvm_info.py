@@ -128,6 +128,11 @@ regions:
       description: Whether the kernel reports it as volatile.
       type: bool
       sample: false
+    security:
+      description: State of each of its DIMMs that reports one, as C(ndctl list --dimms) shows it. V(disabled) is one without a
+        passphrase.
+      type: dict
+      sample: {nmem0: disabled}
     namespaces:
       description: Its namespaces, each with C(dev), C(region), C(name), C(mode), C(size), C(uuid), C(blockdev),
         C(resource), C(labelled).

@@ -9,7 +9,7 @@ import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
-from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers
 
 SWAP_SHARE = 0.98  # systemd, src/shared/hibernate-util.c: HIBERNATION_SWAP_THRESHOLD
@@ -21,6 +21,9 @@ def no_nvm(survey):
     """Neither the device nor any NVM region exists."""
     if survey.block is not None or survey.regions:
         return []
+    undriven = nvm.missing_driver(survey.host)
+    if undriven:
+        return [no_driver(survey.host, *undriven)]
     return [Refused(
         "no_nvm",
         "The machine has no non-volatile memory: no region in /sys/bus/nd/devices, and %s does not exist."
@@ -28,6 +31,45 @@ def no_nvm(survey):
         "Install NVDIMMs, or add one to the virtual machine. To try hibernation on ordinary memory, which loses its "
         "contents at power-off, use nvm_reservation with method=memmap and volatile_ok=true.",
     )]
+
+
+def no_driver(host, what, module):
+    """The error Refused C(nvm_unusable) for NVM that the firmware has and no driver uses."""
+    return Refused(
+        "nvm_unusable",
+        "The machine has %s, and the driver %s, which makes regions of it, is not loaded." % (what, module),
+        nvm.load_module(host, module),
+    )
+
+
+def nvdimm_locked(survey):
+    """A DIMM with a passphrase is locked after power-on; without its key the initramfs has no device to resume from."""
+    regions = [survey.region] if survey.region else [] if survey.block else survey.regions
+    blockers = []
+    for region in regions:
+        for dimm, state in nvm.with_passphrase(survey.host, region).items():
+            if state == "locked" or region is survey.region:
+                blockers.append(_locked(region, dimm, state))
+    return blockers
+
+
+def _locked(region, dimm, state):
+    remove = "swapoff the device if it is in use; ndctl disable-region %s; ndctl remove-passphrase %s; ndctl enable-region %s." % (
+        region.dev, dimm, region.dev)
+    if state == "locked":
+        return Refused(
+            "nvdimm_locked",
+            "%s of %s is locked with a passphrase, so the kernel cannot use the region." % (dimm, region.dev),
+            "Unlock it: ndctl load-keys; ndctl disable-dimm %s; ndctl enable-dimm %s; ndctl enable-region %s. Then remove the "
+            "passphrase, because it locks again at each power-off: %s" % (dimm, dimm, region.dev, remove),
+        )
+    return Refused(
+        "nvdimm_locked",
+        "%s of %s has a passphrase (security: %s): it is locked after each power-on, and the initramfs would not find the image."
+        % (dimm, region.dev, state),
+        "Remove the passphrase: %s If security is frozen, reboot first. If the initramfs loads the key before libnvdimm "
+        "(ndctl load-keys), and you have seen the device appear there, ignore this blocker by its name." % remove,
+    )
 
 
 def virtio_pmem(survey):

@@ -56,7 +56,8 @@ class Region:
     """A region. C(available) is the size of the largest namespace that can be created in it now; 0 without labels.
 
     C(provider) is "nfit", "e820", "virtio" or "other". Sizes of namespaces are multiples of C(align). C(dimms) are its
-    DIMMs ("nmem0"); C(initialisable) is true if they have an uninitialised label area.
+    DIMMs ("nmem0"); C(initialisable) is true if they have an uninitialised label area. C(security) is the state of those that
+    report one, as ndctl list shows it: "disabled" without a passphrase, else "unlocked", "locked", "frozen" or "overwrite".
     """
 
     dev: str
@@ -72,6 +73,7 @@ class Region:
     initialisable: bool = False
     read_only: bool = False
     volatile: bool = False
+    security: dict = field(default_factory=dict)
 
 
 def read_regions(host):
@@ -104,6 +106,7 @@ def _region(host, path):
         initialisable=not labelled and bool(dimms) and all(_slots(host, dimm) for dimm in dimms),
         read_only=host.attribute("%s/read_only" % path, "0") == "1",
         volatile=host.attribute("%s/devtype" % path) == "nd_volatile",
+        security=_security(host, dimms),
     )
 
 
@@ -153,6 +156,51 @@ def _namespace(host, path, region, size, labelled):
         resource=_address(host, path),
         labelled=labelled,
     )
+
+
+def _security(host, dimms):
+    """The attribute C(security) of each DIMM that has one (drivers/nvdimm/dimm_devs.c, security_show)."""
+    states = {dimm: host.attribute("%s/%s/security" % (DEVICES, dimm)) for dimm in dimms}
+    return {dimm: state for dimm, state in states.items() if state}
+
+
+def with_passphrase(host, region):
+    """The DIMMs of C(region) that lock at power-off, until the initramfs loads their key: {dimm: state}.
+
+    drivers/nvdimm/security.c, __nvdimm_security_unlock(): where the firmware has unlocked a DIMM and the system has no key for it,
+    the kernel freezes its security. The firmware then unlocks it at the next power-on as well.
+    """
+    return {
+        dimm: state
+        for dimm, state in region.security.items()
+        if state != "disabled" and (state == "locked" or not _unlocked_by_firmware(host, dimm, state))
+    }
+
+
+def _unlocked_by_firmware(host, dimm, state):
+    frozen = state == "frozen" or host.attribute("%s/%s/frozen" % (DEVICES, dimm)) == "1"
+    return frozen and not host.glob("/etc/ndctl/keys/nvdimm_*")
+
+
+def missing_driver(host):
+    """The (NVM as the firmware describes it, module that makes a region of it) of NVM without a region; or None."""
+    if host.exists("/sys/firmware/acpi/tables/NFIT") and not host.glob("/sys/bus/*/drivers/nfit"):
+        return "NVDIMMs (ACPI table NFIT)", "nfit"
+    kinds = [host.attribute(path) for path in host.glob("/sys/firmware/memmap/*/type")]
+    if "Persistent Memory (legacy)" in kinds and not host.glob("/sys/bus/*/drivers/e820_pmem"):
+        return "legacy persistent memory (type 12 of its memory map)", "nd_e820"
+    return None
+
+
+def load_module(host, module):
+    """A remedy: how the running kernel gets C(module)."""
+    release = host.attribute("/proc/sys/kernel/osrelease", "")
+    if host.glob("/lib/modules/%s/kernel/drivers/*/%s.ko*" % (release, module)) or host.glob(
+        "/lib/modules/%s/kernel/drivers/*/*/%s.ko*" % (release, module)
+    ):
+        return "Run: modprobe %s. If that does nothing, a file in /etc/modprobe.d or the kernel command line excludes it." % module
+    return "Kernel %s has no module %s: install the distribution's full kernel (Debian: linux-image-amd64; Ubuntu: " \
+        "linux-modules-extra-%s), and reboot." % (release, module, release)
 
 
 def _number(host, path, attribute):

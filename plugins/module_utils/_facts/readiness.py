@@ -36,6 +36,7 @@ CHECKS = (  # causes before their consequences
     Check("sleep_disallowed", checks_system.sleep_disallowed),
     Check("sleep_mode", checks_system.sleep_mode),
     Check("virtio_pmem", checks_device.virtio_pmem),
+    Check("nvdimm_locked", checks_device.nvdimm_locked),
     Check("nvm_volatile", checks_device.nvm_volatile, root=True),
     Check("device_ephemeral", checks_device.device_ephemeral),
     Check("device_claimed", checks_device.device_claimed),

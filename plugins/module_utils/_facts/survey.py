@@ -17,7 +17,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import sizing
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import inhibitors, memmap, nvm, sleep_policy
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 UNSET = "0:0"  # /sys/power/resume while no device is set (kernel/power/hibernate.c, resume_show)
@@ -72,12 +72,13 @@ class Survey:
 
     @cached_property
     def region(self):
-        """The nvm.Region that contains the device, or None."""
+        """The nvm.Region that contains the device, also below mappings and partitions, or None."""
         if self.block is None:
             return None
+        names = claims.stack(self.host, self.block.name)
         for region in self.regions:
             for namespace in region.namespaces:
-                if namespace.blockdev and os.path.basename(namespace.blockdev) == self.block.name:
+                if namespace.blockdev and os.path.basename(namespace.blockdev) in names:
                     return region
         return None
 

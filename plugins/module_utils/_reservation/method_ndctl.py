@@ -11,7 +11,7 @@ from dataclasses import replace
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size, round_down, round_up
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm
-from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import guards, udev_rule
+from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import guards, obstacles, udev_rule
 
 RECORD = {"method": "ndctl"}
 USABLE = ("raw", "sector")  # fsdax keeps struct pages on the NVM, devdax has no block device
@@ -38,6 +38,7 @@ def present(context):
             return _adopt(context, region, namespace)
         except Refused as refused:
             refusals.append(refused)
+    refusals += obstacles.obstacles(context.host, usable_regions(context), context.need)
     raise refusals[0] if refusals else _too_small(context)
 
 
@@ -72,9 +73,16 @@ def _keep(context, region, namespace):
     if small or namespace.mode != context.options.mode:
         return (_replace if namespace.labelled else _convert)(context, region, namespace)
     if namespace.blockdev is None and not context.tx.check_mode:
+        _check_driver(context, namespace)
         nvm.enable_namespace(context.host, namespace)
         region, namespace = _find(context, namespace.dev)
     return _link(context, region, namespace)
+
+
+def _check_driver(context, namespace):
+    """Refused C(nvm_unusable) where no driver can make a block device of C(namespace)."""
+    if not context.host.exists("/sys/bus/nd/drivers/nd_pmem"):
+        raise obstacles.no_block_device(context.host, namespace)
 
 
 def _adopt(context, region, namespace):
@@ -263,7 +271,8 @@ def _too_small(context):
     smaller = "Give a smaller size"
     if not context.options.size and context.options.dram_multiple > 1:
         smaller = "Set dram_multiple=1, give a smaller size"
-    remedy = "%s, or destroy namespaces that are not needed (ndctl destroy-namespace)." % smaller
+    destroyable = any(region.labelled and region.namespaces for region in regions)
+    remedy = smaller + (", or destroy namespaces that are not needed (ndctl destroy-namespace)." if destroyable else ".")
     initialisable = [region for region in regions if region.initialisable]
     if initialisable:
         remedy += " The label area of the DIMMs of %s is not initialised: ndctl init-labels would allow namespaces of any " \

@@ -6,7 +6,7 @@ The methods are method_ndctl.py and method_memmap.py. A run that changes nothing
 from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import checks_device, nvm
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import method_memmap, method_ndctl, udev_rule
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation.context import Options, ReservationContext
 
@@ -49,6 +49,9 @@ def _method(context):
         return "ndctl"
     if wanted == "auto" and (context.options.volatile_ok or method_memmap.volatile_regions(context)):
         return "memmap"
+    undriven = nvm.missing_driver(context.host)
+    if undriven and not context.regions:
+        raise checks_device.no_driver(context.host, *undriven)
     raise Refused(
         "no_nvm",
         "The machine has no non-volatile memory: no region in %s keeps its contents at power-off." % nvm.DEVICES,

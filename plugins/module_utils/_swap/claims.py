@@ -66,7 +66,7 @@ def check(host, block):
 
 def ephemeral(host, block):
     """A Refused C(device_ephemeral) if C(block), or a device that it is on, loses its contents; else an empty list."""
-    for name in _stack(host, block.name):
+    for name in stack(host, block.name):
         why = _ephemeral(host, name)
         if why is None:
             continue
@@ -115,7 +115,7 @@ def _claimed(block, place, consequence):
     )
 
 
-def _stack(host, name):
+def stack(host, name):
     """C(name), and the names of all devices below it: of a partition its disk, of a mapping or RAID its members."""
     waiting, names = [name], []
     while waiting:

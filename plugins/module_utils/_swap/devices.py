@@ -122,6 +122,15 @@ def users(host, block):
     return phrases
 
 
+def uses(host, device):
+    """C(users) of C(device), and its use as swap; empty if it is no block device."""
+    try:
+        block = block_device(host, device)
+    except Refused:
+        return []
+    return (["swap"] if active_swap(host, block) else []) + users(host, block)
+
+
 @contextlib.contextmanager
 def claimed(host, block, flags=os.O_RDONLY):
     """A file descriptor on C(block) that excludes every other exclusive user: mounts, mappings, RAID, swap, mkswap.

@@ -80,6 +80,13 @@ def test_other_providers(host: Host, tree: Tree, provider: str, kind: str) -> No
     assert nvm.read_regions(host)[0].provider == kind
 
 
+def test_the_security_of_dimms(host: Host, tree: Tree) -> None:
+    tree.region(dimms=("nmem0", "nmem1", "nmem2"))
+    for dimm, state in (("nmem0", "disabled"), ("nmem1", "unlocked")):
+        tree.write("/sys/bus/nd/devices/%s/security" % dimm, state + "\n")
+    assert nvm.read_regions(host)[0].security == {"nmem0": "disabled", "nmem1": "unlocked"}
+
+
 def test_regions_come_in_the_order_of_their_numbers(host: Host, tree: Tree) -> None:
     for number in (10, 2):
         tree.region(number, dimms=("nmem%d" % number,))

@@ -363,6 +363,50 @@ def test_a_device_with_a_random_key(machine: SimpleNamespace) -> None:
     assert machine.codes() == ["device_ephemeral"]
 
 
+@pytest.mark.parametrize("state, files, codes", [
+    ("disabled", {}, []),
+    ("unlocked", {}, ["nvdimm_locked"]),
+    ("locked", {}, ["nvdimm_locked"]),
+    ("overwrite", {}, ["nvdimm_locked"]),
+    # unlocked by the firmware, as it will be again: the system has no key, so the kernel has frozen the security
+    ("unlocked", {"/sys/bus/nd/devices/nmem0/frozen": "1\n"}, []),
+    ("frozen", {}, []),
+    ("unlocked", {"/sys/bus/nd/devices/nmem0/frozen": "0\n"}, ["nvdimm_locked"]),
+    ("frozen", {"/etc/ndctl/keys/nvdimm_8089-a2-1837_host.blob": ""}, ["nvdimm_locked"]),
+    ("locked", {"/sys/bus/nd/devices/nmem0/frozen": "1\n"}, ["nvdimm_locked"]),
+])
+def test_a_dimm_with_a_passphrase(machine: SimpleNamespace, state: str, files: dict[str, str], codes: list[str]) -> None:
+    machine.regions[:] = [replace(REGION, security={"nmem0": state})]
+    machine.plant(files)
+    assert machine.codes() == codes
+    for blocker in machine.blockers():
+        assert "nmem0" in blocker["message"] and "ndctl remove-passphrase nmem0" in blocker["remedy"]
+
+
+def test_dimms_of_other_regions(machine: SimpleNamespace) -> None:
+    other = replace(REGION, dev="region1", namespaces=[], security={"nmem1": "locked"})
+    machine.regions.append(other)
+    assert machine.codes() == []
+    machine.regions[:] = [other]
+    os.unlink(machine.host.path(DEVICE))
+    assert machine.codes() == ["nvdimm_locked", "swap_inactive"]
+
+
+def test_the_region_of_a_partition_or_a_mapping(machine: SimpleNamespace) -> None:
+    """dm-0 on pmem0, which is ordinary memory: as volatile as pmem0 itself."""
+    machine.regions[:] = [replace(REGION, provider="e820", resource=0x100000000)]
+    machine.plant({"/sys/class/block/dm-0/dev": "253:0\n", "/sys/class/block/dm-0/size": "1024\n", "/dev/dm-0": swap_header()})
+    os.makedirs(machine.host.path("/sys/class/block/dm-0/slaves/pmem0"))
+    assert "nvm_volatile" in machine.codes(device="/dev/dm-0")
+
+
+def test_nvm_without_a_driver(machine: SimpleNamespace) -> None:
+    machine.regions[:] = []
+    os.unlink(machine.host.path(DEVICE))
+    machine.plant({"/sys/firmware/acpi/tables/NFIT": ""})
+    assert machine.codes() == ["nvm_unusable", "swap_inactive"]
+
+
 def test_a_device_that_is_in_use(machine: SimpleNamespace) -> None:
     machine.plant({"/proc/swaps": NO_SWAPS, "/sys/class/block/pmem0/holders/dm-0/x": ""})
     assert machine.codes() == ["device_in_use", "swap_inactive"]

@@ -95,6 +95,7 @@ class Machine:
         self.host = Host(self.run, root=str(root))
         self.tree = Tree(self.host)
         self.tree.write("/usr/bin/ndctl", "")
+        self.tree.write("/sys/bus/nd/drivers/nd_pmem/bind", "")
         os.chmod(self.host.path("/usr/bin/ndctl"), 0o755)
         self.paths: dict[str, str] = {}
 
@@ -552,15 +553,77 @@ def test_labelled_room_is_preferred(machine: Machine) -> None:
     assert machine.present().region == "region1"
 
 
+@pytest.mark.parametrize("options", [{}, {"force": True}, {"size": "512M"}, {"mode": "sector"}, {"size": "32G"}])
 @pytest.mark.parametrize("mode", ["fsdax", "devdax"])
-def test_dax_namespaces_of_others_are_never_used(machine: Machine, mode: str) -> None:
-    machine.tree.namespace(machine.region(), mode=mode, uuid=OTHER)
-    assert mode in machine.refused("nvm_too_small", force=True).message
+def test_dax_namespaces_of_others_are_never_used(machine: Machine, mode: str, options: dict[str, Any]) -> None:
+    """32 GiB without labels: what is in the way is the mode, whatever is asked, not the size."""
+    machine.tree.namespace(machine.region(size=32 * GIB), size=32 * GIB, mode=mode, uuid=OTHER)
+    refused = machine.refused("nvm_unusable", **options)
+    assert "32.0 GiB" in refused.message and "has mode %s" % mode in refused.message
+    command = "ndctl create-namespace --force --reconfig=namespace0.0 --mode=raw --no-autolabel"
+    assert refused.remedy.endswith(command)
+    machine.run(command.split())  # the remedy, to the letter
+    assert machine.present(**options).changed
+
+
+def test_a_dax_namespace_that_is_mounted(machine: Machine) -> None:
+    machine.tree.namespace(machine.region(), mode="fsdax", uuid=OTHER)
+    machine.tree.write("/proc/self/mountinfo", "22 1 259:0 / /srv/files rw - ext4 /dev/pmem0 rw\n")
+    assert "mounted at /srv/files" in machine.refused("nvm_unusable").message
+
+
+def test_a_namespace_that_is_too_small_in_any_mode(machine: Machine) -> None:
+    machine.tree.namespace(machine.region(), mode="fsdax", uuid=OTHER)
+    refused = machine.refused("nvm_too_small", size="4G")
+    assert "fsdax" in refused.message and "destroy" not in refused.remedy
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_namespace_without_a_driver(machine: Machine, installed: bool) -> None:
+    machine.tree.namespace(machine.region(size=32 * GIB), size=32 * GIB, enabled=False)
+    assert "ndctl enable-namespace namespace0.0" in machine.refused("nvm_unusable").remedy
+    os.unlink(machine.host.path("/sys/bus/nd/drivers/nd_pmem/bind"))
+    os.rmdir(machine.host.path("/sys/bus/nd/drivers/nd_pmem"))
+    machine.tree.write("/proc/sys/kernel/osrelease", "6.1.0-9-cloud-amd64\n")
+    if installed:
+        machine.tree.write("/lib/modules/6.1.0-9-cloud-amd64/kernel/drivers/nvdimm/nd_pmem.ko", "")
+    refused = machine.refused("nvm_unusable", force=True)
+    assert "nd_pmem is not loaded" in refused.message
+    assert ("modprobe nd_pmem" if installed else "linux-modules-extra-6.1.0-9-cloud-amd64") in refused.remedy
+
+
+def test_ours_without_a_driver(machine: Machine) -> None:
+    machine.tree.namespace(machine.region(labelled=True), 0, GIB, name="NVM_SWAP", uuid=UUID, enabled=False)
+    os.unlink(machine.host.path("/sys/bus/nd/drivers/nd_pmem/bind"))
+    os.rmdir(machine.host.path("/sys/bus/nd/drivers/nd_pmem"))
+    machine.refused("nvm_unusable")
+
+
+def test_nvdimms_without_a_driver(plain: Machine) -> None:
+    plain.tree.write("/sys/firmware/acpi/tables/NFIT", "")
+    assert "driver nfit" in plain.refused("nvm_unusable").message
+    plain.tree.write("/sys/bus/acpi/drivers/nfit/bind", "")
+    plain.refused("no_nvm")
+
+
+def test_a_region_that_is_not_enabled(machine: Machine) -> None:
+    machine.region()
+    assert "ndctl enable-region region0" in machine.refused("nvm_unusable").remedy
+
+
+def test_dimms_that_are_locked(machine: Machine) -> None:
+    machine.region()
+    machine.tree.write("/sys/bus/nd/devices/nmem0/security", "locked\n")
+    refused = machine.refused("nvm_unusable", force=True)
+    assert "nmem0" in refused.message and "ndctl load-keys" in refused.remedy and "ndctl remove-passphrase nmem0" in refused.remedy
 
 
 def test_a_read_only_region_is_not_used(labelless: Machine) -> None:
     labelless.tree.write("/sys/bus/nd/devices/region0/read_only", "1\n")
-    assert "read-only" in labelless.refused("nvm_too_small").message
+    refused = labelless.refused("nvm_unusable")
+    assert "read-only" in refused.message
+    labelless.tree.write("/sys/bus/nd/devices/region0/read_only", "0\n")
+    assert "/sys/bus/nd/devices/region0/read_only" in refused.remedy and labelless.present().changed
 
 
 def test_sector_mode_of_a_blank_one(labelless: Machine) -> None:
