@@ -145,10 +145,17 @@ drivers:
   elements: str
   sample: [nd_pmem, libnvdimm, nfit]
 reboot_required:
-  description: Whether the arguments of the running kernel differ from those of the next boot.
+  description: Whether the running kernel has other arguments than the next boot, or resumes from another device.
   returned: success
   type: bool
   sample: true
+reboot_in_vain:
+  description:
+    - Why another reboot does not help; null if it may. The machine was rebooted since its configuration was last changed, and
+      RV(reboot_required) is still true, because something else than the configured bootloader has started its kernel.
+  returned: success
+  type: str
+  sample: null
 code:
   description: Stable word for the error.
   returned: failure

@@ -78,6 +78,9 @@ options:
 extends_documentation_fragment:
   - nvm.fastboot.attributes
 attributes:
+  check_mode:
+    details: With O(state=absent), assumes that an earlier task would deactivate the swap area. Needs no C(ndctl), see
+      RV(ndctl_missing).
   diff_mode:
     details: Shows files and namespaces.
 notes:
@@ -170,6 +173,17 @@ range:
   sample: memmap=8G!4G
 reboot_required:
   description: Whether the change takes effect only after a reboot.
+  returned: success
+  type: bool
+  sample: false
+reboot_in_vain:
+  description: Why another reboot does not help, although the machine was rebooted and RV(reboot_required) is still true; null
+    if it may help.
+  returned: success
+  type: str
+  sample: null
+ndctl_missing:
+  description: In check mode, whether the change needs the command C(ndctl), which is not installed. Otherwise that is an error.
   returned: success
   type: bool
   sample: false

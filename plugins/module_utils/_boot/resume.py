@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted, bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import initramfs as initramfs_tools
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import ARGUMENTS as COMPRESSION_ARGUMENTS
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import select as select_compression
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.drivers import ASSUMED, drivers_for
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, Transaction
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers, identity
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers, identity
 
 PURPOSE = "resume"
 # Arguments of other settings that would select another device (kernel/power/hibernate.c, setup functions)
@@ -53,9 +53,12 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
 
     _guard(tx, device, header, force, change)
     change(tx)
-    if not tx.check_mode:
+    if not (tx.check_mode and tx.changed):  # the machine is as it will be
         _check_all(bootloader, initramfs, kernels, resume, modules, arguments, drop)
+    if not tx.check_mode:
         initramfs.finish()
+    lacking = _lacking(host, device, header, arguments)
+    in_vain = booted.reboot_in_vain(tx, PURPOSE, lacking)
     return {
         "resume": resume,
         "arguments": arguments,
@@ -63,7 +66,9 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
         "initramfs": initramfs.name,
         "kernels": [_kernel(initramfs, kernel, not initramfs.missing(kernel, resume, modules)) for kernel in kernels],
         "drivers": drivers,
-        "reboot_required": not set(arguments) <= set(host.read("/proc/cmdline", "").split()),
+        "reboot_required": lacking is not None,
+        "reboot_in_vain": in_vain,
+        "warnings": [in_vain] if in_vain else [],
     }
 
 
@@ -91,6 +96,7 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
     change(tx)
     if initramfs and not tx.check_mode:
         initramfs.finish()
+    booted.forget(tx, PURPOSE)
     return {
         "resume": None,
         "arguments": [],
@@ -99,6 +105,7 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
         "kernels": [_kernel(initramfs, kernel, None) for kernel in initramfs.kernels()] if initramfs else [],
         "drivers": [],
         "reboot_required": bool(set(arguments) & set(host.read("/proc/cmdline", "").split())),
+        "reboot_in_vain": None,
     }
 
 
@@ -184,6 +191,22 @@ def _check_all(bootloader, initramfs, kernels, resume, modules, arguments, drop)
             "The next boot would not resume: %s. All changes were undone." % "; ".join(problems),
             "Remove the named arguments from the bootloader's settings or from custom entries, and run the module again.",
         )
+
+
+def _lacking(host, device, header, arguments):
+    """What the running kernel lacks to resume from C(device), and what to look at; None if no reboot is required."""
+    running = host.read("/proc/cmdline", "").split()
+    words = [word for word in arguments if word not in running]
+    if words:
+        return "lacks %s on its command line" % " ".join(words), booted.OTHER_BOOTLOADER
+    chosen = host.attribute("/sys/power/resume")
+    number = devices.block_device(host, device).devno if header is not None else chosen
+    if chosen in (None, number):
+        return None
+    return (
+        "does not resume from %s: /sys/power/resume is %s, and the device is %s" % (device, chosen, number),
+        "Its initramfs did not look for the device or did not find it: journalctl -b shows why (search for pmem and resume).",
+    )
 
 
 def _kernel(initramfs, kernel, verified):

@@ -42,6 +42,7 @@ class ReservationContext:
         self.tx = tx
         self.host = tx.host
         self.options = options
+        self.ndctl_missing = False
         self._detect = detect
 
     @property
@@ -97,6 +98,13 @@ class ReservationContext:
             return "option size"
         return "%d x %s of ordinary memory" % (self.options.dram_multiple, format_size(self.dram))
 
+    def require_ndctl(self):
+        """Refused C(ndctl_missing) where ndctl is not installed. In check mode, the result says so instead: C(ndctl_missing)."""
+        if self.tx.check_mode:
+            self.ndctl_missing = self.host.which("ndctl") is None
+        else:
+            nvm.require_ndctl(self.host)
+
     def reread_regions(self):
         """Discard the cached regions, after a change."""
         self.__dict__.pop("regions", None)
@@ -141,9 +149,11 @@ class ReservationContext:
             "uuid": namespace and namespace.uuid,
             "range": None,
             "reboot_required": False,
+            "reboot_in_vain": None,
             "resizable": False,
             "why_not_resizable": None,
             "explanation": "",
+            "ndctl_missing": self.ndctl_missing,
         }
         values.update(more)
         return values

@@ -14,10 +14,10 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, 
 TAGS = {"UUID": "uuid", "LABEL": "label", "PARTUUID": "partuuid", "PARTLABEL": "partlabel"}
 
 
-def check_unused(host, path):
-    """Refused C(device_in_use) if C(path) is active swap, mounted or held. Force does not override this."""
+def check_unused(host, path, swap=True):
+    """Refused C(device_in_use) if C(path) is active swap (unless C(swap) is false), mounted or held. Force does not override this."""
     block = devices.block_device(host, path)
-    if devices.active_swap(host, block):
+    if swap and devices.active_swap(host, block):
         raise Refused(
             "device_in_use",
             "%s is in use as swap." % path,

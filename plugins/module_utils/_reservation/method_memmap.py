@@ -6,6 +6,7 @@ the memory map makes every hibernation image unusable. A range configured by oth
 """
 from __future__ import annotations
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap
@@ -40,19 +41,20 @@ def absent(context):
     pair = _at(context, own.start) if own else context.own()
     path = pair and pair[1].path
     if path:
-        guards.check_unused(context.host, path)
+        guards.check_unused(context.host, path, swap=not context.tx.check_mode)
         guards.check_no_image(context.host, path, context.options.force)
     if own and not context.options.force:
         guards.check_no_image_anywhere(context.host, path)
     if context.known_bootloader:
         context.bootloader.forget(context.tx, PURPOSE % context.options.name)
     udev_rule.remove(context.tx, context.options.name, pair and pair[1].blockdev)
-    booted = own is not None and _booted(context, own.size, own.start)
+    booted.forget(context.tx, PURPOSE % context.options.name)
+    active = own is not None and _booted(context, own.size, own.start)
     return context.result(
         method="memmap",
         range=memmap.render(own.size, own.start) if own else None,
-        reboot_required=booted,
-        explanation="%s is NVM until the next reboot." % own.text if booted else "",
+        reboot_required=active,
+        explanation="%s is NVM until the next reboot." % own.text if active else "",
     )
 
 
@@ -152,9 +154,9 @@ def _configure(context, size, start, explanation):
     tx, bootloader = context.tx, context.bootloader
     argument = memmap.render(size, start)
     pair = _at(context, start)
-    booted = _booted(context, size, start)
+    active = _booted(context, size, start)
     changed = bootloader.ensure(tx, PURPOSE % context.options.name, [argument])
-    if booted and pair is None and not changed:
+    if active and pair is None and not changed:
         raise Refused(
             "region_missing",
             "The kernel was booted with %s, but has no NVM region for it." % argument,
@@ -163,6 +165,8 @@ def _configure(context, size, start, explanation):
         )
     region, namespace = pair or (None, None)
     udev_rule.apply(tx, context.options.name, _rule(start, memmap.parse([argument])[0]), namespace and namespace.blockdev)
+    lacking = None if active else ("lacks %s on its command line" % argument, booted.OTHER_BOOTLOADER)
+    in_vain = booted.reboot_in_vain(tx, PURPOSE % context.options.name, lacking)
     return context.result(
         region,
         namespace,
@@ -170,7 +174,9 @@ def _configure(context, size, start, explanation):
         mode="raw",
         size=namespace.size if namespace else size,
         range=argument,
-        reboot_required=pair is None or not booted,
+        reboot_required=pair is None or not active,
+        reboot_in_vain=in_vain,
+        warnings=[in_vain] if in_vain else [],
         why_not_resizable=WHY_NOT,
         explanation=explanation,
     )

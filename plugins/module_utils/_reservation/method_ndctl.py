@@ -51,11 +51,11 @@ def absent(context):
         text = "The namespace %s remains: without labels it cannot be destroyed." % namespace.dev if namespace else ""
         return context.result(method="ndctl", explanation=text if removed else "")
     region, namespace = own
-    _check_destroy(context, namespace)
+    _check_destroy(context, namespace, swap=not context.tx.check_mode)  # nvm_swap would deactivate it before
+    context.require_ndctl()
     udev_rule.remove(context.tx, context.options.name, namespace.blockdev)
     context.tx.note("namespace %s" % namespace.dev, _describe(context, namespace), "")
     if not context.tx.check_mode:
-        nvm.require_ndctl(context.host)
         nvm.destroy_namespace(context.host, namespace)
     return context.result(method="ndctl", explanation="Destroyed %s in %s." % (namespace.dev, region.dev))
 
@@ -72,10 +72,13 @@ def _keep(context, region, namespace):
         raise _too_small(context)
     if small or namespace.mode != context.options.mode:
         return (_replace if namespace.labelled else _convert)(context, region, namespace)
-    if namespace.blockdev is None and not context.tx.check_mode:
+    if namespace.blockdev is None:
         _check_driver(context, namespace)
-        nvm.enable_namespace(context.host, namespace)
-        region, namespace = _find(context, namespace.dev)
+        context.require_ndctl()
+        context.tx.note("namespace %s" % namespace.dev, "disabled\n", "enabled\n")
+        if not context.tx.check_mode:
+            nvm.enable_namespace(context.host, namespace)
+            region, namespace = _find(context, namespace.dev)
     return _link(context, region, namespace)
 
 
@@ -105,7 +108,7 @@ def _link(context, region, namespace):
 def _create(context, region):
     """Create our namespace in the free space of a labelled region."""
     size = _fit(region, context.need)
-    nvm.require_ndctl(context.host)
+    context.require_ndctl()
     new = nvm.Namespace("", region.dev, context.options.name, context.options.mode, size, None, None, None, True)
     context.tx.note("namespace in %s" % region.dev, "", _describe(context, new))
     if context.tx.check_mode:
@@ -146,7 +149,7 @@ def _replace(context, region, namespace):
     if not context.options.force:
         raise _differs(context, namespace)
     _check_destroy(context, namespace)
-    nvm.require_ndctl(context.host)
+    context.require_ndctl()
     context.tx.note("namespace %s" % namespace.dev, _describe(context, namespace), "")
     if context.tx.check_mode:
         return _create(context, replace(region, available=region.available + namespace.size))
@@ -165,7 +168,7 @@ def _create_in_changed(context, region):
 
 def _convert(context, region, namespace):
     """Change the mode of a namespace without labels, if it is empty or with force."""
-    nvm.require_ndctl(context.host)
+    context.require_ndctl()
     if namespace.path:
         guards.check_unused(context.host, namespace.path)
         guards.check_contents(context.host, namespace.path, context.options.force)
@@ -187,7 +190,7 @@ def _convert(context, region, namespace):
 
 def _label(context, region, namespace):
     """Initialise the labels of empty DIMMs, so that the namespace can have the wanted size."""
-    nvm.require_ndctl(context.host)
+    context.require_ndctl()
     context.tx.note("labels of %s" % ", ".join(region.dimms), "", "initialised\n")
     if context.tx.check_mode:
         return _create(context, replace(region, labelled=True, available=namespace.size))
@@ -215,7 +218,7 @@ def _labelless(context):
     ]
 
 
-def _check_destroy(context, namespace):
+def _check_destroy(context, namespace, swap=True):
     """Refused if our namespace is in use; unless forced, also if it holds an image or anything but swap."""
     if namespace.blockdev is None and namespace.mode in USABLE and not context.tx.check_mode:
         nvm.enable_namespace(context.host, namespace)  # disabled by an interrupted run: enable it to read its contents
@@ -228,7 +231,7 @@ def _check_destroy(context, namespace):
                 "Check it with ndctl list. To discard its contents, set force=true.",
             )
         return
-    guards.check_unused(context.host, namespace.path)
+    guards.check_unused(context.host, namespace.path, swap)
     guards.check_contents(context.host, namespace.path, context.options.force, own_label=True)
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role, run by ansible-playbook with modules that only record their options."""
+"""The role, run by ansible-playbook with modules that answer as a test says, on a machine that really forgets nothing but its boots."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,60 +14,153 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-MODULES = ("boot_resume", "fstab_swap", "hibernate_trigger", "nvm_reservation", "nvm_swap")
+# The answers of each module on a configured machine. A list: by the number of reboots, the last one stays.
+CONFIGURED: dict[str, Any] = {
+    "nvm_reservation": {"reboot_required": False, "reboot_in_vain": None, "ndctl_missing": False},
+    "nvm_swap": {},
+    "fstab_swap": {"uuid": "6d9bd8a5"},
+    "boot_resume": {"reboot_required": False, "reboot_in_vain": None},
+    "hibernate_trigger": {},
+    "nvm_info": {"ready": True, "blockers": [], "resume": {"configured": []}},
+}
+DIFF = [{"before": "", "after": "new\n"}]
 MODULE = """\
 #!/usr/bin/python
-import json
+import json, os
 from ansible.module_utils.basic import AnsibleModule
-names = %(options)r
-module = AnsibleModule(dict.fromkeys(names, {"type": "raw"}), supports_check_mode=True)
-given = {name: value for name, value in module.params.items() if value is not None}
-with open(%(log)r, "a") as log:
-    log.write(json.dumps([%(name)r, given]) + "\\n")
-module.exit_json(changed=False, reboot_required=False)
+name, directory = %(name)r, os.environ["ROLE_TEST"]
+module = AnsibleModule(dict.fromkeys(%(options)r, {"type": "raw"}), supports_check_mode=True)
+given = {option: value for option, value in module.params.items() if value is not None}
+with open(os.path.join(directory, "log"), "a+") as log:
+    log.seek(0)
+    calls = [json.loads(line) for line in log]
+    log.write(json.dumps([name, given, module.check_mode]) + "\\n")
+with open(os.path.join(directory, "answers")) as answers:
+    answer = json.load(answers)[name]
+boots = sum(call[0] == "reboot" for call in calls)
+answer = dict(answer[min(boots, len(answer) - 1)] if isinstance(answer, list) else answer)
+if name != "nvm_info":
+    done = any(call[0] == name and call[1] == given and not call[2] for call in calls)
+    answer["diff"] = [] if done else answer.get("diff", [])
+for fails in ("fails", "fails_really") if not module.check_mode else ("fails",):
+    if fails in answer:
+        module.fail_json(msg=answer[fails], code="test")
+module.exit_json(changed=bool(answer.get("diff")), **answer)
 """
-PLAYBOOK = [
-    {"hosts": "localhost", "gather_facts": False, "roles": [{"role": "nvm.fastboot.hibernate_to_nvm"}]},
-]
+# Reboots are recorded, too: the processes that run tasks have what the program has loaded.
+PROGRAM = """\
+import json, os, sys
+from ansible.cli.playbook import PlaybookCLI
+from ansible.plugins.loader import action_loader, init_plugin_loader
+def run(self, tmp=None, task_vars=None):
+    with open(os.path.join(task_vars["test_directory"], "log"), "a") as log:
+        log.write(json.dumps(["reboot", {}, False]) + "\\n")
+    return {"changed": True, "rebooted": True, "failed": False}
+init_plugin_loader()
+action_loader.get("ansible.builtin.reboot", class_only=True).run = run
+PlaybookCLI.cli_executor(sys.argv)
+"""
+PLAY = {
+    "hosts": "all",
+    "gather_facts": False,
+    "environment": {"ROLE_TEST": "{{ test_directory }}"},
+    "roles": [{"role": "nvm.fastboot.hibernate_to_nvm"}],
+}
+LOOKS = ["nvm_reservation", "nvm_swap", "fstab_swap", "boot_resume"]
 
 
-class Role:
-    """C(role(**variables)) runs the role and returns C([(module, options), ...])."""
+class Run:
+    """A machine, and one run of the role on it: what the modules answer, the variables; then the calls and what was said."""
+
+    def __init__(self, *would_change: str, **variables: Any) -> None:
+        self.answers: dict[str, Any] = {name: dict(answer) for name, answer in CONFIGURED.items()}
+        self.variables = variables
+        self.output, self.failed, self.diff = "", False, 0
+        self.recap: dict[str, int] = {}
+        self.calls: list[tuple[Any, ...]] = []
+        for name in would_change:
+            self.answers[name]["diff"] = DIFF
+
+    def answer(self, module: str, **more: Any) -> Run:
+        self.answers[module].update(more)
+        return self
+
+    @property
+    def done(self) -> list[str]:
+        """The modules that really ran, in order, without the look for blockers before."""
+        done = [module for module, _options, check_mode in self.calls if not check_mode]
+        return done[done[:1] == ["nvm_info"] :]
+
+    @property
+    def looked(self) -> list[str]:
+        return [module for module, _options, check_mode in self.calls if check_mode]
+
+    @property
+    def message(self) -> str:
+        """What the role said when it failed."""
+        assert self.failed, self.output
+        last = self.output.rpartition("TASK [")[2]
+        assert "Fail, and tell what was done before" in last, self.output
+        return str(json.JSONDecoder().raw_decode(last.partition(" => ")[2])[0]["msg"])
+
+
+class Roles:
+    """C(role(run, ...)) plays the role on one machine for each Run, all at once."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.log = directory / "log"
         collection = directory / "ansible_collections" / "nvm" / "fastboot"
         (collection / "plugins" / "modules").mkdir(parents=True)
         (collection / "roles").symlink_to(REPOSITORY / "roles")
-        for name in MODULES:
-            documented = _options(name)
-            text = MODULE % {"options": documented, "log": str(self.log), "name": name}
-            (collection / "plugins" / "modules" / (name + ".py")).write_text(text)
-        (directory / "play.yml").write_text(json.dumps(PLAYBOOK))
+        for name in CONFIGURED:
+            (collection / "plugins" / "modules" / (name + ".py")).write_text(MODULE % {"options": _options(name), "name": name})
+        (directory / "play.yml").write_text(json.dumps([PLAY]))
 
-    def __call__(self, **variables: Any) -> list[tuple[Any, ...]]:
-        done = self.run(**variables)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return [tuple(json.loads(line)) for line in self.log.read_text().splitlines()]
-
-    def run(self, **variables: Any) -> Any:
-        self.log.write_text("")
+    def __call__(self, *runs: Run, flags: tuple[str, ...] = ()) -> tuple[Run, ...]:
+        hosts = {}
+        for number, run in enumerate(runs):
+            directory = self.directory / str(number)
+            directory.mkdir()
+            (directory / "log").write_text("")
+            (directory / "answers").write_text(json.dumps(run.answers))
+            own = {"test_directory": str(directory), "ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+            hosts["host%d" % number] = {**own, **run.variables}
+        (self.directory / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
         environment = dict(
             os.environ,
             ANSIBLE_COLLECTIONS_PATH=str(self.directory),
             ANSIBLE_LOCAL_TEMP=str(self.directory / "tmp"),
             ANSIBLE_REMOTE_TEMP=str(self.directory / "tmp"),
-            ANSIBLE_LOCALHOST_WARNING="false",
             ANSIBLE_NOCOLOR="true",
+            ANSIBLE_STRATEGY="free",
         )
-        extra = json.dumps(dict(variables, ansible_python_interpreter=sys.executable))
         # Not by the command's name: ansible-test has another ansible-core than the one on PATH.
-        program = "import sys; from ansible.cli.playbook import PlaybookCLI; PlaybookCLI.cli_executor(sys.argv)"
-        command = [sys.executable, "-c", program, "--connection=local", "--extra-vars", extra, "play.yml"]
-        return subprocess.run(
+        command = [sys.executable, "-c", PROGRAM, "-i", "inventory.json", "-e", '{"nvm_ready_delay": 0}', *flags, "play.yml"]
+        done = subprocess.run(
             command, cwd=str(self.directory), env=environment, capture_output=True, text=True, check=False
         )
+        assert done.returncode in (0, 2), done.stdout + done.stderr
+        for number, run in enumerate(runs):
+            _told(run, "host%d" % number, done.stdout, self.directory / str(number) / "log")
+        return runs
+
+
+def _told(run: Run, host: str, output: str, log: Path) -> None:
+    """What the output says about C(host): each result with the name of its task, which is told once for all hosts in a row."""
+    task, told = "", False
+    for line in output.partition("PLAY RECAP")[0].splitlines(keepends=True):
+        if line.startswith("TASK ["):
+            task, told = line, False
+        elif re.match(r"(ok|changed|fatal|failed|skipping|included|FAILED)\b.*", line):
+            told = "[%s]" % host in line
+            run.output += task if told else ""
+        run.output += line if told else ""
+    counted = re.search(r"(?m)^%s\s+: (.*)$" % host, output)
+    assert counted, output
+    run.recap = {name: int(count) for name, count in re.findall(r"(\w+)=(\d+)", counted.group(1))}
+    run.failed = run.recap["failed"] > 0
+    run.calls = [tuple(json.loads(line)) for line in log.read_text().splitlines()]
+    run.diff = output.count("+new")  # of all hosts
 
 
 def _options(module: str) -> list[str]:
@@ -78,13 +172,9 @@ def _options(module: str) -> list[str]:
 
 
 @pytest.fixture
-def role(tmp_path: Path) -> Role:
+def role(tmp_path: Path) -> Roles:
     pytest.importorskip("ansible.cli")
-    return Role(tmp_path)
-
-
-def triggers(calls: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    return [options for module, options in calls if module == "hibernate_trigger"]
+    return Roles(tmp_path)
 
 
 TRIGGERS = [
@@ -94,28 +184,151 @@ TRIGGERS = [
 ]
 
 
-def test_present_passes_every_option_of_a_trigger_on(role: Role) -> None:
-    assert triggers(role(nvm_triggers=TRIGGERS)) == [
+def triggers(run: Run, check_mode: bool = False) -> list[dict[str, Any]]:
+    return [options for module, options, checked in run.calls if module == "hibernate_trigger" and checked == check_mode]
+
+
+def test_triggers(role: Roles) -> None:
+    present, absent, without, *wrong = role(
+        Run("hibernate_trigger", nvm_triggers=TRIGGERS),
+        Run("boot_resume", nvm_state="absent", nvm_triggers=TRIGGERS),
+        Run("boot_resume", nvm_state="absent"),
+        *(Run(nvm_state="absent", nvm_triggers=[trigger])
+          for trigger in ({"state": "absent"}, {"condition": "lid"}, {"condition": "idle", "idel": "30min"})),
+    )  # fmt: skip
+    wanted = [
         {"condition": "schedule", "name": "night", "schedule": "*-*-* 23:00"},
         {"condition": "power_key", "name": "power_key"},
         {"name": "away", "state": "absent"},
     ]
+    assert triggers(present) == triggers(present, check_mode=True) == wanted, "every option is passed on"
+    assert triggers(absent) == [{"name": name, "state": "absent"} for name in ("night", "power_key", "away")], "and no other"
+    assert absent.done[3:] == ["boot_resume", "nvm_info", "fstab_swap", "nvm_swap", "nvm_reservation"]
+    assert triggers(without) == [] and without.done
+    for run in wrong:  # without a name and a condition the module removes every trigger of the machine
+        assert run.failed and "Validation of arguments failed" in run.output and run.calls == []
 
 
-def test_absent_removes_the_triggers_in_the_list_first_and_no_other(role: Role) -> None:
-    calls = role(nvm_state="absent", nvm_triggers=TRIGGERS)
-    assert triggers(calls) == [{"name": name, "state": "absent"} for name in ("night", "power_key", "away")]
-    modules = [module for module, _options in calls]
-    assert modules[3:] == ["boot_resume", "fstab_swap", "nvm_swap", "nvm_reservation"]
+# looking before changing ---------------------------------------------------------------------------------------------
 
 
-def test_absent_without_a_list_removes_no_trigger(role: Role) -> None:
-    assert triggers(role(nvm_state="absent")) == []
+def test_a_run_without_changes_only_looks_and_once(role: Roles) -> None:
+    present, absent = role(Run(nvm_reboot=True), Run(nvm_reboot=True, nvm_state="absent"))
+    assert present.done == absent.done == [] and not present.failed and not absent.failed
+    assert present.looked == LOOKS and absent.looked == ["boot_resume", "fstab_swap", "nvm_swap", "nvm_reservation"]
+    assert present.recap["changed"] == absent.recap["changed"] == 0
 
 
-@pytest.mark.parametrize("trigger", [{"state": "absent"}, {"condition": "lid"}, {"condition": "idle", "idel": "30min"}])
-def test_an_entry_without_a_name_fails_the_role(role: Role, trigger: dict[str, Any]) -> None:
-    """Without a name and a condition the module removes every trigger of the machine."""
-    done = role.run(nvm_state="absent", nvm_triggers=[trigger])
-    assert done.returncode == 2 and "Validation of arguments failed" in done.stdout, done.stdout + done.stderr
-    assert "hibernate_trigger" not in role.log.read_text()
+def test_what_refuses_refuses_before_anything_is_changed(role: Roles) -> None:
+    modules = [*LOOKS, "hibernate_trigger"]
+    runs = role(*(
+        Run(*modules, nvm_state=state, nvm_triggers=TRIGGERS[1:2], nvm_reboot=True).answer(module, fails="No, because.")
+        for module in modules for state in ("present", "absent")
+    ))  # fmt: skip
+    for run in runs:
+        assert run.message.split(". ") == ["No, because", "Nothing was changed."] and run.done == []
+
+
+def test_what_fails_later_tells_what_was_done(role: Roles) -> None:
+    boot, trigger, absent = role(
+        Run(*LOOKS, nvm_reboot=True).answer("boot_resume", fails_really="/boot is full."),
+        Run("hibernate_trigger", nvm_triggers=TRIGGERS[:2]).answer("hibernate_trigger", fails_really="No UPS answers."),
+        Run(*LOOKS, nvm_state="absent").answer("nvm_swap", fails_really="Memory is needed."),
+    )
+    for text in ("/boot is full.", "reserved NVM_SWAP", "made or activated the swap area", "its line in /etc/fstab", "nvm_state=absent"):
+        assert text in boot.message, boot.message
+    assert not {"initramfs", "triggers", "Nothing"} & set(boot.message.split())
+    assert trigger.message.startswith("No UPS answers. No UPS answers. Nothing was changed.")
+    assert "removed resume=" in absent.message and "removed the swap area from /etc/fstab" in absent.message
+    assert "nvm_state=absent" not in absent.message and absent.done[-1] == "nvm_swap"
+
+
+def test_absent_keeps_what_the_next_boot_still_resumes_from(role: Roles) -> None:
+    named = ["UUID=6d9bd8a5", "LABEL=NVM_SWAP", "/dev/NVM_SWAP"]
+    runs = role(*(Run(*LOOKS, nvm_state="absent").answer("nvm_info", resume={"configured": ["UUID=other", name]}) for name in named))
+    for run, name in zip(runs, named):
+        assert "resume=" + name in run.message and "UUID=other" not in run.message and "/etc/default/grub" in run.message
+        assert run.done == ["boot_resume", "nvm_info"]
+
+
+# ndctl ---------------------------------------------------------------------------------------------------------------
+
+
+def test_without_ndctl(role: Roles) -> None:
+    """The README's first step shows what would change; removing refuses before it begins."""
+    present, absent = role(
+        Run(*LOOKS, nvm_reboot=True).answer("nvm_reservation", ndctl_missing=True),
+        Run(*LOOKS, nvm_state="absent").answer("nvm_reservation", ndctl_missing=True),
+        flags=("--check", "--diff"),
+    )
+    assert not present.failed and "The package ndctl would be installed" in present.output
+    assert present.done == [] and present.looked == [*LOOKS, "nvm_info"]
+    assert present.recap["changed"] == 5 and present.diff == 8
+    assert "Install the package ndctl" in absent.message and "Nothing was changed." in absent.message and absent.done == []
+
+
+# blockers ------------------------------------------------------------------------------------------------------------
+
+
+def info(*codes: str) -> dict[str, Any]:
+    blockers = [{"code": code, "message": "There is %s." % code, "remedy": "Do away with %s." % code} for code in codes]
+    return {"ready": not codes, "blockers": blockers, "resume": {"configured": []}}
+
+
+def rebooting(*later: dict[str, Any], **variables: Any) -> Run:
+    """A machine that is not configured yet. C(later): what C(boot_resume) answers after each reboot."""
+    run = Run(*LOOKS, **{"nvm_reboot": True, **variables})
+    run.answers["boot_resume"] = [
+        dict(CONFIGURED["boot_resume"], diff=DIFF, reboot_required=True), *(dict(CONFIGURED["boot_resume"], **each) for each in later),
+    ]  # fmt: skip
+    return run
+
+
+def test_blockers(role: Roles) -> None:
+    cannot = Run(*LOOKS, nvm_reboot=True).answer("nvm_info", **info("swap_inactive", "lockdown"))
+    content = Run(*LOOKS, nvm_ignore_blockers=["lockdown", "swap_inactive"]).answer("nvm_info", **info("swap_inactive", "lockdown"))
+    left, ready = rebooting({}), rebooting({}, nvm_volatile_ok=True)
+    left.answers["nvm_info"] = [info("swap_inactive", "resume_unset"), info("resume_unset", "sleep_inhibited")]
+    ready.answers["nvm_info"] = [info("swap_inactive"), info("nvm_volatile")]
+    without = rebooting(nvm_reboot=False)
+    role(cannot, content, left, ready, without)
+    assert cannot.message.startswith("There is lockdown. Do away with lockdown. Nothing was changed.") and cannot.done == []
+    assert content.done == [*LOOKS, "nvm_info"] and not content.failed
+    for text in ("not ready to hibernate", "Do away with resume_unset.", "Do away with sleep_inhibited.", "rebooted the machine"):
+        assert text in left.message, left.message
+    assert left.done[:5] == [*LOOKS, "reboot"] and left.done.count("nvm_info") > 3, "an inhibitor may end"
+    assert ready.done == [*LOOKS, "reboot", "nvm_info"] and not ready.failed
+    assert without.done == LOOKS and "Reboot the machine before the first hibernation" in without.output and not without.failed
+
+
+# reboots -------------------------------------------------------------------------------------------------------------
+
+VAIN = {"reboot_required": True, "reboot_in_vain": "Another bootloader has started it."}
+
+
+def test_a_reboot_that_does_not_help_is_told_and_not_repeated(role: Roles) -> None:
+    before = [Run(nvm_reboot=reboot).answer(name, **VAIN) for name in ("boot_resume", "nvm_reservation") for reboot in (True, False)]
+    vain, blocked, once = rebooting(VAIN), rebooting(VAIN), Run(nvm_reboot=True)
+    blocked.answers["nvm_info"] = info("resume_unset")
+    once.answers["boot_resume"] = [dict(CONFIGURED["boot_resume"], reboot_required=True), CONFIGURED["boot_resume"]]
+    role(*before, vain, blocked, once)
+    for run in before:
+        assert run.message == VAIN["reboot_in_vain"] + " Nothing was changed." and run.done == []
+    for run in (vain, blocked):
+        assert run.message.startswith(str(VAIN["reboot_in_vain"])) and run.done.count("reboot") == 1
+    assert "Do away with resume_unset." in blocked.message
+    assert once.done[-2:] == ["reboot", "nvm_info"] and once.done.count("reboot") == 1, "one that is left from an earlier run"
+
+
+def test_a_range_of_memory(role: Roles) -> None:
+    """It takes two reboots, and one that sets no range aside is told before the swap area is made."""
+    waiting = dict(CONFIGURED["boot_resume"], diff=DIFF, reboot_required=True)
+    both, first = rebooting(waiting, {}), Run(*LOOKS)
+    for run in (both, first):
+        run.answers["nvm_reservation"] = [dict(CONFIGURED["nvm_reservation"], diff=DIFF, reboot_required=True), CONFIGURED["nvm_reservation"]]
+    never = Run(*LOOKS, nvm_reboot=True).answer("nvm_reservation", reboot_required=True)
+    role(both, first, never)
+    assert both.done == ["nvm_reservation", "reboot", *LOOKS, "reboot", "nvm_info"] and not both.failed
+    assert first.done == ["nvm_reservation"] and "NVM_SWAP exists after a reboot" in first.output and not first.failed
+    assert "/dev/NVM_SWAP does not exist" in never.message and "rebooted the machine" in never.message
+    assert never.done == ["nvm_reservation", "reboot", "nvm_reservation"]

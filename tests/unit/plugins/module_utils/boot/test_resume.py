@@ -213,6 +213,8 @@ def test_configuration_and_removal(machine: Machine, host: Host) -> None:
         ],
         "drivers": ["nd_pmem", "libnvdimm", "nfit"],
         "reboot_required": True,
+        "reboot_in_vain": None,
+        "warnings": [],
     }
     assert [os.path.basename(call.split()[0]) for call in machine.calls].count("mkinitramfs") == 2
     assert host.read(CONFIGURATION).count(RESUME) == 2
@@ -416,6 +418,44 @@ def test_reboot_required_until_the_kernel_has_the_arguments(machine: Machine, pl
     plant({"/proc/cmdline": "root=/dev/sda1 ro %s quiet\n" % RESUME})
     assert machine.present()[1]["reboot_required"] is False
     assert machine.absent()[1]["reboot_required"] is True
+
+
+def test_another_resume_device_of_the_running_kernel_requires_a_reboot(machine: Machine, plant: Plant) -> None:
+    plant({"/proc/cmdline": "root=/dev/sda1 ro %s quiet\n" % RESUME, "/sys/power/resume": "0:0\n"})
+    assert machine.present()[1]["reboot_required"] is True
+    plant({"/sys/power/resume": "259:0\n"})
+    assert machine.present()[1]["reboot_required"] is False
+
+
+def test_a_reboot_that_did_not_help(machine: Machine, plant: Plant) -> None:
+    """Boots are told apart by their id; a new setting may be helped by another reboot."""
+    before = machine.state()
+    boot_id = "/proc/sys/kernel/random/boot_id"
+    plant({boot_id: "first\n"})
+    for check_mode in (False, True, False):
+        assert machine.present(check_mode=check_mode)[1]["reboot_in_vain"] is None, "not rebooted yet"
+    plant({boot_id: "second\n"})
+    for check_mode in (True, False):
+        _changed, result = machine.present(check_mode=check_mode)
+        assert result["reboot_required"] and "lacks %s on its command line" % RESUME in result["reboot_in_vain"]
+        assert result["warnings"] == [result["reboot_in_vain"]]
+    assert machine.present(compression="none")[1]["reboot_in_vain"] is None, "changed since"
+    plant({boot_id: "third\n", "/proc/cmdline": "ro hibernate=nocompress %s\n" % RESUME, "/sys/power/resume": "0:0\n"})
+    assert "/sys/power/resume is 0:0" in machine.present(compression="none")[1]["reboot_in_vain"]
+    plant({"/sys/power/resume": "259:0\n"})
+    assert machine.present(compression="none")[1]["reboot_in_vain"] is None
+    machine.absent()
+    assert machine.state() == before
+
+
+def test_check_mode_verifies_what_would_not_change(machine: Machine) -> None:
+    machine.present()
+    path = Path(machine.host.path(CONFIGURATION))
+    entry = "menuentry 'mine' {\n\tlinux /vmlinuz-%s root=/dev/sda1 %s noresume\n\tinitrd /initrd.img-%s\n}\n"
+    path.write_text(path.read_text() + entry % (KERNELS[0], RESUME, KERNELS[0]))
+    with pytest.raises(Refused) as refused:
+        machine.present(check_mode=True)
+    assert refused.value.code == "verify_failed" and "'mine' has noresume" in refused.value.message
 
 
 # compression ---------------------------------------------------------------------------------------------------------

@@ -355,6 +355,14 @@ def test_ndctl_is_needed_only_to_change(labelled: Machine) -> None:
     os.unlink(labelled.host.path("/usr/bin/ndctl"))
     assert not labelled.present().changed
     labelled.refused("ndctl_missing", act=labelled.present, size="1536M", force=True)
+    labelled.refused("ndctl_missing", act=labelled.absent)
+
+
+def test_check_mode_does_without_ndctl(labelled: Machine) -> None:
+    assert labelled.present(check_mode=True).ndctl_missing is False
+    os.unlink(labelled.host.path("/usr/bin/ndctl"))
+    found = labelled.present(check_mode=True)
+    assert found.changed and found.ndctl_missing is True and "NVM_SWAP" in found.diff[0]["after"]
 
 
 def test_two_of_one_name_are_refused(machine: Machine) -> None:
@@ -367,6 +375,7 @@ def test_two_of_one_name_are_refused(machine: Machine) -> None:
 def test_a_disabled_namespace_of_ours_is_enabled(machine: Machine) -> None:
     path = machine.region(labelled=True, available=0, slots=500)
     machine.tree.namespace(path, 0, GIB, name="NVM_SWAP", uuid=UUID, enabled=False)
+    assert machine.present(check_mode=True).diff and machine.ndctl_calls == []
     assert machine.present().block_device == "/dev/pmem0"
     assert machine.ndctl_calls == ["ndctl enable-namespace namespace0.0"]
 
@@ -408,6 +417,7 @@ def test_in_use_is_never_destroyed(labelled: Machine, force: bool) -> None:
     labelled.present()
     labelled.activate()
     assert "nvm_swap" in labelled.refused("device_in_use", act=labelled.absent, force=force).remedy
+    assert labelled.absent(check_mode=True, force=force).changed, "nvm_swap would have deactivated it"
     labelled.refused("device_in_use", size="1536M", force=True)
     labelled.tree.write("/proc/swaps", SWAPS)
     number = labelled.host.attribute("/sys/class/block/pmem0/dev")
@@ -701,6 +711,16 @@ def test_a_range_is_chosen_and_configured(plain: Machine) -> None:
     assert not again.changed and again.reboot_required, "not booted yet"
 
 
+def test_a_reboot_that_did_not_help(plain: Machine) -> None:
+    boot_id = "/proc/sys/kernel/random/boot_id"
+    plain.tree.write(boot_id, "first\n")
+    assert plain.present(volatile_ok=True).reboot_in_vain is None
+    plain.tree.write(boot_id, "second\n")
+    assert "lacks memmap=512M!384M" in plain.present(volatile_ok=True).reboot_in_vain
+    plain.absent()
+    assert not plain.host.exists("/var/lib/nvm-fastboot")
+
+
 def test_after_the_reboot(plain: Machine) -> None:
     plain.present(volatile_ok=True)
     boot(plain, "memmap=512M!384M")
@@ -832,6 +852,7 @@ def test_memmap_absent(plain: Machine) -> None:
     plain.link()
     plain.activate()
     plain.refused("device_in_use", act=plain.absent)
+    assert plain.absent(check_mode=True).changed, "nvm_swap would have deactivated it"
     plain.tree.write("/proc/swaps", SWAPS)
     plain.tree.write("/dev/pmem0", swap_header(b"S1SUSPEND"))
     plain.refused("image_pending", act=plain.absent)
