@@ -313,7 +313,7 @@ def test_a_reboot_that_does_not_help_is_told_and_not_repeated(role: Roles) -> No
     once.answers["boot_resume"] = [dict(CONFIGURED["boot_resume"], reboot_required=True), CONFIGURED["boot_resume"]]
     role(*before, vain, blocked, once)
     for run in before:
-        assert run.message == VAIN["reboot_in_vain"] + " Nothing was changed." and run.done == []
+        assert run.message == "%s Nothing was changed." % VAIN["reboot_in_vain"] and run.done == []
     for run in (vain, blocked):
         assert run.message.startswith(str(VAIN["reboot_in_vain"])) and run.done.count("reboot") == 1
     assert "Do away with resume_unset." in blocked.message
@@ -325,7 +325,8 @@ def test_a_range_of_memory(role: Roles) -> None:
     waiting = dict(CONFIGURED["boot_resume"], diff=DIFF, reboot_required=True)
     both, first = rebooting(waiting, {}), Run(*LOOKS)
     for run in (both, first):
-        run.answers["nvm_reservation"] = [dict(CONFIGURED["nvm_reservation"], diff=DIFF, reboot_required=True), CONFIGURED["nvm_reservation"]]
+        configured = CONFIGURED["nvm_reservation"]
+        run.answers["nvm_reservation"] = [dict(configured, diff=DIFF, reboot_required=True), configured]
     never = Run(*LOOKS, nvm_reboot=True).answer("nvm_reservation", reboot_required=True)
     role(both, first, never)
     assert both.done == ["nvm_reservation", "reboot", *LOOKS, "reboot", "nvm_info"] and not both.failed
