@@ -14,6 +14,8 @@ description:
   - A line belongs to the swap area if its type is C(swap) and it refers to the swap area by UUID, by label, by a link
     in C(/dev/disk/by-uuid) or C(/dev/disk/by-label), or by the path in O(device). An equivalent line, with options in
     another order or other white space, is kept. Further lines of the swap area are removed.
+  - A line that the module wrote under another machine id, before the system was cloned, belongs to it as well. Such a line has
+    a UUID of version 8 that no other device has, and that is not derived from the present machine id.
   - The file is replaced atomically, and verified.
 options:
   device:

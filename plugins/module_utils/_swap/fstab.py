@@ -20,12 +20,14 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import
     DEFAULT_PRIORITY,
     check_priority,
     chosen_uuid,
+    derived_uuids,
     swap_uuid,
 )
 
 DEFAULT_PATH = "/etc/fstab"
 # systemd waits for the device before swap.target, 90 s by default, whether or not the swap is wanted (nofail).
 DEFAULT_OPTIONS = ("defaults", "nofail")
+FORMER = re.compile(r"UUID=([0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})$", re.IGNORECASE)
 FIELDS = re.compile(r"[ \t\r\n]+")
 
 
@@ -139,9 +141,9 @@ def present(tx, device, uuid=None, options=DEFAULT_OPTIONS, priority=DEFAULT_PRI
         claims.check(host, block)
     uuid = _line_uuid(tx, device, uuid, header)
     line = render(uuid, _options(options, priority))
-    identity = _identity(host, device, uuid, header)
     before = _read(host, path)
     text = before or ""
+    identity, former = _identity(host, device, uuid, header, text)
     after = with_line(text, line, identity.owns)
     result = {
         "path": path,
@@ -149,6 +151,10 @@ def present(tx, device, uuid=None, options=DEFAULT_OPTIONS, priority=DEFAULT_PRI
         "line": _line_of(after, identity),
         "warnings": _warnings(host, device, after, identity),
     }
+    result["warnings"] += [
+        "%s has a line for the swap area of another machine id, as in a cloned template (UUID=%s); it is replaced." % (path, each)
+        for each in former
+    ]
     ours = sum(1 for each in split(text) if identity.owns(each))
     if ours > 1:
         result["warnings"].append("%s had %d lines for this swap area; all but one are removed." % (path, ours))
@@ -166,8 +172,8 @@ def absent(tx, device, uuid=None, path=DEFAULT_PATH):
         uuid = chosen_uuid(host, device, uuid)
     elif header is not None:
         uuid = header.uuid
-    identity = _identity(host, device, uuid, header)
     before = _read(host, path)
+    identity, _former = _identity(host, device, uuid, header, before or "")
     result = {"path": path, "uuid": uuid, "line": None, "warnings": []}
     if before is not None and _replace(tx, path, before, without(before, identity.owns)):
         _verify(host, path, identity, None)
@@ -208,14 +214,33 @@ def _line_uuid(tx, device, uuid, header):
     )
 
 
-def _identity(host, device, uuid, header):
+def _identity(host, device, uuid, header, text):
+    """The Identity of our swap area, and the UUIDs in it that belong to a former machine id (a sorted list)."""
     uuids = {uuid} if uuid else set()
     try:
         uuids.add(swap_uuid(host, os.path.basename(device)))
     except Refused:
         pass  # without a machine id, no line with the derived UUID can exist
     labels = {header.label} if header is not None and header.label and header.uuid in uuids else set()
-    return Identity(frozenset(uuids), frozenset(labels), frozenset((device,)))
+    former = sorted({each for line in split(text) for each in [_former_uuid(host, device, line)] if each} - uuids)
+    return Identity(frozenset(uuids | set(former)), frozenset(labels), frozenset((device,))), former
+
+
+def _former_uuid(host, device, line):
+    """The UUID in C(line), if this module wrote it for the machine id that a cloned template had; else None.
+
+    Such a line has the form of C(render), a derived UUID (version 8, which mkswap never makes), and leads to no other device. It is
+    not one of this machine id, of another reservation whose device is missing now.
+    """
+    entry = parse_line(line)
+    match = entry and FORMER.match(entry.spec)
+    if not match or (entry.file, entry.vfstype) != ("swap", "swap"):
+        return None
+    uuid = match.group(1).lower()
+    link = "/dev/disk/by-uuid/%s" % uuid
+    if host.exists(link) and host.real(link) != host.real(device):
+        return None
+    return None if uuid in derived_uuids(host) else uuid
 
 
 def _options(options, priority):

@@ -19,6 +19,8 @@ DEFAULT_PRIORITY = 10
 LABEL_BYTES = 15  # volume_name[16] in util-linux include/swapheader.h, one of them NUL
 PRIORITIES = (-1, 32767)  # SWAP_FLAG_PRIO_MASK in include/linux/swap.h; -1 leaves the choice to the kernel
 # Separates UUIDs derived here from those that other programs derive from the same machine id.
+RULE_NAME = r"^.*/61-nvm-fastboot-(.*)\.rules$"  # _reservation/udev_rule.py
+PMEM_DEVICES = 16
 NAMESPACE = uuids.UUID("36691cbe-57a3-4c0e-9d0c-3b6f0f4e6a51")
 
 
@@ -40,6 +42,16 @@ def swap_uuid(host, name):
     bits = bits & ~(0xF << 76) | (0x8 << 76)
     bits = bits & ~(0x3 << 62) | (0x2 << 62)
     return str(uuids.UUID(int=bits))
+
+
+def derived_uuids(host):
+    """The UUIDs derived on this machine for every reservation that has a udev rule, and for pmem devices by their own name."""
+    names = [re.sub(RULE_NAME, r"\1", path) for path in host.glob("/etc/udev/rules.d/61-nvm-fastboot-*.rules")]
+    names += ["pmem%d%s" % (number, suffix) for number in range(PMEM_DEVICES) for suffix in ("", "s")]
+    try:
+        return {swap_uuid(host, name) for name in names}
+    except Refused:
+        return set()
 
 
 def chosen_uuid(host, device, uuid=None):

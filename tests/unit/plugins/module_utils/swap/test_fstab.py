@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import fstab
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import fstab, identity
 
 if TYPE_CHECKING:
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
@@ -248,6 +248,73 @@ def test_the_line_goes_after_the_device_has_gone(machine: Host, plant: Plant) ->
     os.unlink(machine.path("/dev/NVM_SWAP"))
     absent(machine)
     assert machine.read("/etc/fstab") == DEBIAN
+
+
+TEMPLATE = "8f0d1d1e-23a9-8b1c-9c7e-0d5a4b3c2e1f"  # of the machine id that the template had
+
+
+@pytest.mark.parametrize("device", ["same", "cloned", "missing"])
+def test_a_clone_with_a_new_machine_id_keeps_one_line(machine: Host, plant: Plant, device: str) -> None:
+    former = LINE.replace(OURS, TEMPLATE)
+    plant({"/etc/fstab": DEBIAN.replace("/dev/sr0", former + "\n/dev/sr0")})
+    if device == "cloned":  # the NVM was cloned as well, and has not been renamed
+        os.makedirs(machine.path("/dev/disk/by-uuid"))
+        os.symlink("../../pmem0", machine.path("/dev/disk/by-uuid/" + TEMPLATE))
+    elif device == "missing":
+        os.unlink(machine.path("/dev/pmem0"))
+    transaction, result = present(machine, check=device == "missing")
+    uuid = DERIVED if device == "missing" else OURS
+    expected = DEBIAN.replace("/dev/sr0", LINE.replace(OURS, uuid) + "\n/dev/sr0")
+    assert transaction.diff[0]["after"] == expected
+    assert [TEMPLATE in text for text in result["warnings"]] == [True]
+    if device != "missing":
+        assert machine.read("/etc/fstab") == expected
+        assert not present(machine)[0].changed and present(machine)[1]["warnings"] == []
+
+
+def test_lines_of_several_former_machine_ids_become_one(machine: Host, plant: Plant) -> None:
+    older = LINE.replace(OURS, TEMPLATE.replace("8f0d", "7f0d"))
+    plant({"/etc/fstab": DEBIAN + older + "\n" + LINE.replace(OURS, TEMPLATE) + "\n" + LINE + "\n"})
+    present(machine)
+    assert machine.read("/etc/fstab") == DEBIAN + LINE + "\n"
+
+
+def test_the_line_of_a_former_machine_id_is_removed_too(machine: Host, plant: Plant) -> None:
+    plant({"/etc/fstab": DEBIAN + LINE.replace(OURS, TEMPLATE) + "\n"})
+    assert absent(machine)[0].changed
+    assert machine.read("/etc/fstab") == DEBIAN
+
+
+@pytest.mark.parametrize("line", [
+    LINE.replace(OURS, OTHER),  # version 4: mkswap made it
+    LINE.replace(OURS, TEMPLATE).replace(" swap swap ", " none swap "),  # not as we write it
+    LINE.replace(OURS, TEMPLATE).replace(" swap swap ", " /mnt ext4 "),
+    "UUID=%s0 swap swap defaults 0 0" % TEMPLATE,
+    "PARTUUID=%s swap swap defaults 0 0" % TEMPLATE,
+])
+def test_lines_of_others_are_not_taken_for_former_ones(machine: Host, plant: Plant, line: str) -> None:
+    plant({"/etc/fstab": DEBIAN + line + "\n"})
+    present(machine)
+    assert machine.read("/etc/fstab") == DEBIAN + line + "\n" + LINE + "\n"
+    absent(machine)
+    assert machine.read("/etc/fstab") == DEBIAN + line + "\n"
+
+
+@pytest.mark.parametrize("name", ["OTHER", "pmem1"])
+def test_the_line_of_another_reservation_of_this_machine_stays(machine: Host, plant: Plant, name: str) -> None:
+    """Its device may be missing now."""
+    line = LINE.replace(OURS, identity.swap_uuid(machine, name))
+    plant({"/etc/fstab": DEBIAN + line + "\n", "/etc/udev/rules.d/61-nvm-fastboot-OTHER.rules": ""})
+    present(machine)
+    assert machine.read("/etc/fstab") == DEBIAN + line + "\n" + LINE + "\n"
+
+
+def test_the_line_of_another_device_stays(machine: Host, plant: Plant) -> None:
+    line = LINE.replace(OURS, TEMPLATE)
+    plant({"/etc/fstab": DEBIAN + line + "\n", "/dev/vdb": "", "/dev/disk/by-uuid/x": ""})
+    os.symlink("../../vdb", machine.path("/dev/disk/by-uuid/" + TEMPLATE))
+    present(machine)
+    assert machine.read("/etc/fstab") == DEBIAN + line + "\n" + LINE + "\n"
 
 
 def test_several_lines_are_said(machine: Host, plant: Plant) -> None:
