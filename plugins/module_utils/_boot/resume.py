@@ -169,12 +169,12 @@ def _guard(tx, device, header, force, change):
 
 
 def _check_conflicts(bootloader):
-    setting = bootloader.find_setting(CONFLICTS)
+    setting = bootloader.find_setting(CONFLICTS) or bootloader.find_initrdless()
     if setting:
         raise Refused(
             "conflicting_argument",
             "%s sets '%s', which prevents resuming." % setting,
-            "Remove the argument from that file to hibernate this machine.",
+            "Remove it from that file to hibernate this machine, and run the module again.",
         )
 
 

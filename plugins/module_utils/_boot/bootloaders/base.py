@@ -12,14 +12,20 @@ from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
+FOR_INITRAMFS = ("resume",)  # with a UUID, and for a device whose drivers are modules
+
 
 @dataclass(frozen=True)
 class BootEntry:
-    """A line of the boot menu that starts a kernel of this machine. C(kernel) is a path, C(arguments) are whole words."""
+    """An entry of the boot menu that starts a kernel of this system, in one of the ways that it may take.
+
+    C(kernel) is a path, C(arguments) are whole words, C(initrds) the paths of what it loads as initramfs; microcode alone is none.
+    """
 
     title: str
     kernel: str
     arguments: list
+    initrds: tuple = ()
 
 
 class Bootloader:
@@ -73,19 +79,34 @@ class Bootloader:
         """Each BootEntry of the configuration that the next boot uses."""
         raise NotImplementedError
 
+    def next_boot(self):
+        """What starts when no person chooses, as C((choices, reason)); C(reason) is a phrase.
+
+        A choice is C((title, [BootEntry])), without entries if it starts no kernel of this system. There are several where it
+        cannot be known. Empty if the menu is.
+        """
+        raise NotImplementedError
+
     def find_setting(self, words):
         """The first foreign setting with one of C(words), as C((file, word)), or None."""
+        raise NotImplementedError
+
+    def find_initrdless(self):
+        """The foreign setting that makes entries start without an initramfs, as C((file, name)), or None."""
         raise NotImplementedError
 
     def check(self, entries, present, absent=()):
         """The problems of C(entries): a phrase for each entry that lacks a word of C(present) or has one of C(absent).
 
-        C(absent) is like C(drop) of C(set). A word that is also in C(present) is not a problem.
+        C(absent) is like C(drop) of C(set). A word that is also in C(present) is not a problem. An entry without initramfs is
+        one if C(present) has an argument that only an initramfs acts on.
         """
         if not entries:
             return ["no entry starts a kernel of this machine"]
         problems = []
         for entry in entries:
+            if not entry.initrds and any(matches(word, FOR_INITRAMFS) for word in present):
+                problems.append("the entry '%s' starts the kernel without an initramfs" % entry.title)
             lacking = [word for word in present if word not in entry.arguments]
             surplus = [word for word in entry.arguments if word not in present and matches(word, absent)]
             if lacking:

@@ -18,8 +18,16 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.bas
     Bootloader,
     incomplete,
 )
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_defaults import Defaults
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import linux_lines
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_defaults import (
+    Defaults,
+    scripts_mention,
+)
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_menu import Menu
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import (
+    LINUX_COMMANDS,
+    statements,
+)
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.other_systems import System
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 # (command, file that it generates)
@@ -29,6 +37,9 @@ LAYOUTS = (
 )
 KERNEL = re.compile(r"^(vmlinu[xz]|kernel|bzImage|Image)(-|$|\.)")
 FOREIGN = "osprober-"  # /etc/grub.d/30_os-prober: the ids of entries of other systems
+INITRDLESS = "GRUB_FORCE_PARTUUID"  # Ubuntu's cloud images: the first try of an entry is without initramfs
+# grub-mkconfig: GRUB_EARLY_INITRD_LINUX_STOCK
+MICROCODE = ("intel-uc.img", "intel-ucode.img", "amd-uc.img", "amd-ucode.img", "early_ucode.cpio", "microcode.cpio")
 
 
 class Grub(Bootloader):
@@ -41,6 +52,7 @@ class Grub(Bootloader):
         self.host = host
         self.command = command
         self.configuration = configuration
+        self._system = System(host)
 
     @classmethod
     def find(cls, host):
@@ -64,8 +76,8 @@ class Grub(Bootloader):
     def remains(cls, host, purpose, leftovers=()):
         places = [path for path in (settings.path(purpose),) if host.exists(path)]
         for _name, path in LAYOUTS:
-            lines = linux_lines(host.read(path, ""))
-            if any(set(leftovers) & set(arguments) for _title, _identifier, _kernel, arguments in lines):
+            lines = [words for words in statements(host.read(path, "")) if words[0] in LINUX_COMMANDS]
+            if any(set(leftovers) & set(words) for words in lines):
                 places.append(path)
         return places
 
@@ -101,6 +113,12 @@ class Grub(Bootloader):
     def find_setting(self, words):
         return Defaults(self.host).find(words)
 
+    def find_initrdless(self):
+        defaults = Defaults(self.host)
+        if not defaults.values.get(INITRDLESS) or not scripts_mention(self.host, INITRDLESS):
+            return None
+        return defaults.file(INITRDLESS), INITRDLESS
+
     def unfinished(self):
         return any(not (settings.parse(self.host.read(path, "")) or {"arguments": True})["arguments"]
                    for path in self._files())
@@ -133,15 +151,24 @@ class Grub(Bootloader):
         return self._entries(self.host.read(self.configuration, ""))
 
     def _entries(self, text):
-        """The entries of C(text), and of C(custom.cfg) if C(text) sources that file (/etc/grub.d/41_custom)."""
-        if re.search(r"^\s*source\s.*/custom\.cfg", text, re.M):
-            text += "\n" + self.host.read(os.path.join(os.path.dirname(self.configuration), "custom.cfg"), "")
-        entries = []
-        for title, identifier, path, arguments in linux_lines(text):
-            kernel = None if identifier.startswith(FOREIGN) else self._kernel(path)
-            if kernel is not None:
-                entries.append(BootEntry(title, kernel, arguments))
-        return entries
+        """The entries of C(text), and of the files that it sources (custom.cfg)."""
+        entries = [self._started(*entry) for entry in Menu(self.host, self.configuration, text).entries()]
+        return [start for starts in entries for start in starts]
+
+    def next_boot(self):
+        menu = Menu(self.host, self.configuration, self.host.read(self.configuration, ""))
+        return [(entry[0], self._started(*entry)) for entry in menu.defaults()], menu.reason()
+
+    def _started(self, title, identifier, starts):
+        """A BootEntry for each of C(starts) that is a kernel of this system."""
+        if identifier.startswith(FOREIGN):
+            return []
+        own = [start for start in starts if start is not None and self._system.starts(start)]
+        return [
+            BootEntry(title, self._kernel(start.kernel), list(start.arguments),
+                      tuple(path for path in start.initrds if os.path.basename(path) not in MICROCODE))
+            for start in own if self._kernel(start.kernel)
+        ]
 
     def _kernel(self, path):
         """The file on this machine for C(path) in grub.cfg, or None.

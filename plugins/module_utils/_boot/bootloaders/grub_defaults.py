@@ -73,5 +73,10 @@ class Defaults:
         return self.values.get(match.group(1) or match.group(2), "")
 
 
+def scripts_mention(host, name):
+    """Whether a script of grub-mkconfig on C(host) has C(name), and so may act on a setting of that name."""
+    return any(name in host.read(path, "") for path in host.glob("/etc/grub.d/*"))
+
+
 def _words(text):
     return [word for statement in statements(text) for word in statement]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""GRUB's script language, as far as a generated C(grub.cfg) uses it: words, blocks, the lines that start Linux.
+"""GRUB's script language, as far as a generated C(grub.cfg) uses it: words, blocks, quotes.
 
 The lexical rules are those of C(grub-core/script/yylex.l): quotes and the backslash as in a shell, a comment from a C(#)
-at the start of a word. Nothing is evaluated: both branches of an C(if) count, and a variable in an argument is kept as
-written. Pure functions.
+at the start of a word. Nothing is evaluated; grub_program does that. Pure functions.
 """
 
 from __future__ import annotations
@@ -108,25 +107,7 @@ class _Lexer:
         return piece
 
 
-def linux_lines(text):
-    """Each line that starts Linux, as C((title, id, kernel, arguments)); title and id are those of the menu entry."""
-    stack = []
-    pending = ("", "")
-    for words in statements(text):
-        if words == ["{"]:
-            stack.append(pending)
-            pending = ("", "")
-        elif words == ["}"]:
-            if stack:
-                stack.pop()
-        elif words[0] == "menuentry" and len(words) > 1:
-            pending = (words[1], _identifier(words))
-        elif words[0] in LINUX_COMMANDS and len(words) > 1:
-            title, identifier = next((block for block in reversed(stack) if block[0]), ("", ""))
-            yield title, identifier, re.sub(r"^\([^)]*\)", "", words[1]), words[2:]
-
-
-def _identifier(words):
+def identifier(words):
     """The id of a menu entry. Debian writes the option as a variable that is empty in old versions of GRUB."""
     for option in ("$menuentry_id_option", "${menuentry_id_option}", "--id"):
         if option in words[:-1]:

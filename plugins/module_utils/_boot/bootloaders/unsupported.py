@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_defaults import Defaults
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_defaults import (
+    Defaults,
+    scripts_mention,
+)
 
 # Boot Loader Interface: the name of the running boot loader, UTF-16 after four bytes of attributes
 LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -35,7 +38,7 @@ def _boot_loader_specification(host):
         if re.search(r"^\s*blscfg\b", host.read(path, ""), re.M):
             return "%s reads its entries from /boot/loader/entries with blscfg" % path
     defaults = Defaults(host)
-    if defaults.true(BLS_SETTING) and any("blscfg" in host.read(path, "") for path in host.glob("/etc/grub.d/*")):
+    if defaults.true(BLS_SETTING) and scripts_mention(host, "blscfg"):
         return "%s has %s=true" % (defaults.file(BLS_SETTING), BLS_SETTING)
     return None
 

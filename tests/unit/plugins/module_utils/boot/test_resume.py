@@ -74,7 +74,8 @@ class Machine:
             line = next(line for line in settings.splitlines() if line.startswith("GRUB_CMDLINE_LINUX=\"${"))
             arguments = "console=ttyS0 " + line.split("'")[1]
         text = "".join(
-            "menuentry '%s' {\n\tlinux /vmlinuz-%s root=/dev/sda1 ro %s\n}\n" % (kernel, kernel, arguments)
+            "menuentry '%s' {\n\tlinux /vmlinuz-%s root=/dev/sda1 ro %s\n\tinitrd /initrd.img-%s\n}\n"
+            % (kernel, kernel, arguments, kernel)
             for kernel in KERNELS
         )
         Path(self.host.path(target)).write_text(text)
@@ -394,10 +395,24 @@ def test_arguments_against_hibernation_are_not_overridden(machine: Machine, plan
     assert "/etc/default/grub" in refused.value.message and word in refused.value.message
 
 
+def test_a_boot_without_initramfs_is_refused_first(machine: Machine, host: Host, plant: Plant) -> None:
+    """Ubuntu's cloud images. Debian's scripts do not know the setting."""
+    plant({"/etc/default/grub.d/40-force-partuuid.cfg": "GRUB_FORCE_PARTUUID=26f22d2b\n"})
+    assert machine.present(check_mode=True)[0] is True
+    plant({"/etc/grub.d/10_linux": 'if test -n "${GRUB_FORCE_PARTUUID}"; then\n'})
+    before = machine.state()
+    with pytest.raises(Refused) as refused:
+        machine.present(check_mode=True)
+    assert refused.value.code == "conflicting_argument" and "40-force-partuuid.cfg" in refused.value.message
+    assert machine.state() == before
+    plant({"/etc/default/grub.d/40-force-partuuid.cfg": "# GRUB_FORCE_PARTUUID=26f22d2b\n"})
+    assert machine.present()[0] is True
+
+
 def test_a_conflict_in_the_result_restores_everything(
     machine: Machine, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = "menuentry rescue { linux /vmlinuz-%s %s noresume }\n" % (KERNELS[0], RESUME)
+    entry = "menuentry rescue { linux /vmlinuz-%s %s noresume; initrd /initrd.img-%s }\n" % (KERNELS[0], RESUME, KERNELS[0])
     generate = machine.mkconfig
 
     def mkconfig(option: str, target: str) -> str:
