@@ -14,7 +14,9 @@ description:
   - Includes the device's drivers in the initramfs of all current and future kernels, and verifies the content of the
     built images. For NVM, the initramfs tools omit the drivers by default.
   - Writes files of its own in C(/etc/default/grub.d), C(/etc/initramfs-tools) or C(/etc/dracut.conf.d). Other files are
-    not changed. While these settings exist, C(resume=) and C(resume_offset=) from other settings do not reach the kernel.
+    not changed. While these settings exist, C(resume=) and C(resume_offset=) from other settings do not reach the kernel,
+    from the bootloader's settings or from those of initramfs-tools. Other settings in a built image that keep it from
+    resuming are refused with the name of the file (V(initramfs_overridden)).
   - Builds the images and the bootloader's configuration beside the old ones, verifies them, and renames them. If a later
     step fails, all changes are undone.
   - Supports GRUB with C(/etc/default/grub.d) (Debian, BIOS and EFI), initramfs-tools and dracut.
@@ -66,7 +68,7 @@ notes:
     V(uuid_invalid), V(uuid_missing), V(uuid_mismatch), V(machine_id_missing), V(image_pending), V(bootloader_unknown),
     V(bootloader_unsupported), V(bootloader_incomplete), V(settings_modified), V(conflicting_argument),
     V(compressor_unsupported), V(initramfs_unknown), V(initramfs_ambiguous), V(initramfs_unreadable),
-    V(initramfs_incomplete), V(kernel_missing), V(kernel_modules_missing), V(driver_missing), V(boot_full),
+    V(initramfs_incomplete), V(initramfs_overridden), V(kernel_missing), V(kernel_modules_missing), V(driver_missing), V(boot_full),
     V(settings_remain), V(not_writable), V(verify_failed) and V(command_failed).
 seealso:
   - module: nvm.fastboot.nvm_swap

@@ -47,7 +47,7 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
 
     def change(transaction):
         initramfs.configure(transaction, resume, modules)
-        stale = [kernel for kernel in kernels if initramfs.missing(kernel, resume, modules)]
+        stale = [kernel for kernel in kernels if not initramfs.complete(kernel, resume, modules)]
         initramfs.rebuild(transaction, stale, resume, modules)
         bootloader.ensure(transaction, PURPOSE, arguments, drop)
 
@@ -64,7 +64,7 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
         "arguments": arguments,
         "bootloader": bootloader.name,
         "initramfs": initramfs.name,
-        "kernels": [_kernel(initramfs, kernel, not initramfs.missing(kernel, resume, modules)) for kernel in kernels],
+        "kernels": [_kernel(initramfs, kernel, initramfs.complete(kernel, resume, modules)) for kernel in kernels],
         "drivers": drivers,
         "reboot_required": lacking is not None,
         "reboot_in_vain": in_vain,

@@ -55,8 +55,8 @@ def _resume_offset(survey):
         "resume_elsewhere",
         "/sys/power/resume_offset is %s, as for a swap file, but the swap area is the whole device %s."
         % (offset, survey.device),
-        "Run: echo 0 > /sys/power/resume_offset. Then run boot_resume for %s, which removes resume_offset= from the kernel "
-        "command line." % survey.device,
+        "Run boot_resume for %s, which keeps resume_offset= of other settings out of the kernel command line and of the "
+        "initramfs, and reboot." % survey.device,
     )]
 
 
@@ -171,4 +171,20 @@ def initramfs_drivers(survey):
             "Run boot_resume for %s. It adds them and rebuilds the initramfs of every installed kernel." % survey.device,
         )
         for kernel, missing in survey.initramfs_missing()
+    ]
+
+
+def initramfs_overridden(survey):
+    """Settings of others in the initramfs, such as resume_offset= in /etc/initramfs-tools/conf.d/resume: init sources it, and the kernel
+    then looks for the image at another place of the device (initramfs-tools, scripts/local-premount/resume)."""
+    if survey.block is None or survey.resume is None or survey.header is None or not survey.header.uuid:
+        return []
+    tool, resume = survey.initramfs, "UUID=%s" % survey.header.uuid
+    return [
+        Refused(
+            "initramfs_overridden",
+            "The initramfs of kernel %s would not resume from %s: %s." % (kernel, survey.device, override),
+            tool.remedy(override),
+        )
+        for kernel in tool.kernels() for override in tool.overrides(kernel, resume, survey.modules)
     ]

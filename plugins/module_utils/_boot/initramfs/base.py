@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs import packages
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs import archive, packages
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modules import (
     MODULES_DIRECTORY,
     KernelModules,
+    name_of,
 )
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.verified import Verified
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
@@ -41,6 +42,7 @@ class Initramfs:
         self.host = host
         self._verified = Verified(host)
         self._listed: dict = {}
+        self._files: dict = {}
 
     @classmethod
     def present(cls, host):
@@ -66,6 +68,19 @@ class Initramfs:
 
     def lacking(self, names, resume):
         """The names that are missing in C(names) to resume from C(resume), except modules, as a list of phrases."""
+        raise NotImplementedError
+
+    def reads(self, name):
+        """Whether the file C(name) of an image may have settings that C(find_overrides) has to look at."""
+        raise NotImplementedError
+
+    def find_overrides(self, names, files, modules, needed):
+        """The Overrides in C(files), C({name: text}), of an image with C(names), for C(modules) that C(needed) are C(modules) and what they
+        depend on."""
+        raise NotImplementedError
+
+    def sources(self, name):
+        """Where the file C(name) of an image comes from: the paths that there may be, the one that counts first."""
         raise NotImplementedError
 
     # kernels ---------------------------------------------------------------------------------------------------------
@@ -141,9 +156,39 @@ class Initramfs:
         if self._verified.holds(image, resume, modules):
             return []
         problems = self._problems(kernel, image, resume, modules)
-        if not problems:
+        if not problems and not self._overrides(kernel, image, modules):
             self._verified.learn(image, resume, modules)
         return problems
+
+    def overrides(self, kernel, resume, modules):
+        """The Overrides in the image of C(kernel): settings of others with which it would not resume from C(resume). Reads it."""
+        image = self.image(kernel)
+        if not self.host.exists(image) or self._verified.holds(image, resume, modules):
+            return []
+        return self._overrides(kernel, image, modules)
+
+    def complete(self, kernel, resume, modules):
+        """Whether the image of C(kernel) lacks nothing to resume from C(resume), and has no settings of others against it."""
+        return not self.missing(kernel, resume, modules) and not self.overrides(kernel, resume, modules)
+
+    def remedy(self, override):
+        """What to do about an Override, as sentences."""
+        source = next((path for path in self.sources(override.name) if self.host.exists(path)), None)
+        if source is None:
+            return ("Run boot_resume, which builds the image again. If the setting is in it again, a hook writes %s: remove that."
+                    % override.name)
+        return "Remove it from %s, unless that was done since, and run boot_resume, which builds the image again." % source
+
+    def _overrides(self, kernel, image, modules):
+        names = self._names(image)
+        if "init" not in names or not any(self.reads(name) for name in names):
+            return []
+        key = self._key(image)
+        if key not in self._files:
+            self._files[key] = archive.contents(self.host, image, self.reads)
+        available = KernelModules(self.host, kernel)
+        needed = {name_of(path) for module in modules for path in available.files(module)}
+        return self.find_overrides(names, self._files[key], [name_of(module) for module in modules], needed)
 
     def _problems(self, kernel, image, resume, modules):
         names = self._names(image)
@@ -159,11 +204,14 @@ class Initramfs:
 
     def _names(self, image):
         """The C(listing), cached per file because it takes seconds."""
-        status = os.stat(self.host.path(image))
-        key = (status.st_ino, status.st_size, status.st_mtime_ns)
+        key = self._key(image)
         if key not in self._listed:
             self._listed[key] = self.listing(image)
         return self._listed[key]
+
+    def _key(self, image):
+        status = os.stat(self.host.path(image))
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
     @staticmethod
     def _inside(names, kernel, path):
@@ -176,7 +224,7 @@ class Initramfs:
         """Rebuild the images of C(kernels) from the settings. With C(resume), verifies that each image can resume; with C(lacking), that
         C(lacking(names)), a list of phrases, is empty for the names in it. C(why) describes the images that are without C(resume).
 
-        Refused C(boot_full), C(kernel_modules_missing), C(driver_missing), C(initramfs_incomplete) or
+        Refused C(boot_full), C(kernel_modules_missing), C(driver_missing), C(initramfs_incomplete), C(initramfs_overridden) or
         C(command_failed); all images are then unchanged.
         """
         for kernel in kernels:
@@ -261,6 +309,8 @@ class Initramfs:
                     "The initramfs that %s built for kernel %s lacks: %s." % (self.name, kernel, ", ".join(problems)),
                     "The old image is unchanged. Check for other settings and hooks that exclude the missing files.",
                 )
+            if resume is not None:
+                self._check_overrides(kernel, image + NEW, modules)
             self._keep_attributes(image, image + NEW)
             if existed:
                 host.link(image, image + OLD)
@@ -277,6 +327,16 @@ class Initramfs:
             self._verified.store()
         if host.glob(POST_UPDATE + "/*"):
             host.run(["run-parts", "--arg=" + kernel, "--arg=" + image, POST_UPDATE])
+
+    def _check_overrides(self, kernel, image, modules):
+        found = self._overrides(kernel, image, modules)
+        if found:
+            raise Refused(
+                "initramfs_overridden",
+                "The initramfs that %s built for kernel %s would not resume: %s. The old image is unchanged."
+                % (self.name, kernel, "; ".join(str(override) for override in found)),
+                " ".join(dict.fromkeys(self.remedy(override) for override in found)),
+            )
 
     def _create_private(self, image):
         """Create the file for the new C(image) where not all users may read the old one: it may hold keys, and so may the new one, which
@@ -300,11 +360,3 @@ class Initramfs:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def plain(name):
-    """A name in an image in the form for comparison: on merged-usr systems C(lib) is C(usr/lib)."""
-    for prefix in ("./", "/", "usr/"):
-        if name.startswith(prefix):
-            name = name[len(prefix) :]
-    return name

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs, plain
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.archive import plain
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.overrides import Override, module_overrides
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 CONF = "/etc/dracut.conf.d/99-nvm-fastboot.conf"
@@ -25,7 +27,16 @@ force_drivers+=" %(modules)s "
 LINE = re.compile(
     r"^[-dlcbps][-rwxsStT]{9}\s+\d+\s+\S+\s+\S+\s+\d+(?:,\s*\d+)?\s+\S+\s+\d+\s+[\d:]+\s+(.+?)(?: -> .*)?$"
 )
+# A line of unsquashfs -ll, find -ls or ls -ld: a file in the squashed part, which lsinitrd lists below the other files
+SQUASHED_LINE = re.compile(r"^(?:\s*\d+\s+\d+\s+)?[-dlcbps][-rwxsStT]{9}\s.*?\s(?:squashfs|erofs)-root/(.+?)(?: -> .*)?$")
+SQUASHED = {  # modules squash-squashfs and squash-erofs, and squash up to dracut 103: the package with the program that lists the part
+    "squashfs-root.img": "squashfs-tools",
+    "erofs-root.img": "erofs-utils",
+    "squash-root.img": "squashfs-tools",
+}
 DAMAGE = re.compile(r"premature end|malformed|corrupt")
+MODPROBE = ("etc/modprobe.d/", "lib/modprobe.d/")
+SYSTEMD_ITSELF = "lib/systemd/systemd"
 SYSTEMD = (  # with systemd in the image, modules.d/95resume copies only these
     "lib/systemd/systemd-hibernate-resume",
     "lib/systemd/system-generators/systemd-hibernate-resume-generator",
@@ -67,13 +78,42 @@ class Dracut(Initramfs):
             )
         if DAMAGE.search(result.err):
             return set()
-        return {plain(match.group(1)) for match in map(LINE.match, result.out.splitlines()) if match}
+        lines = result.out.splitlines()
+        squashed = {plain(match.group(1)) for match in map(SQUASHED_LINE.match, lines) if match}
+        names = {plain(match.group(1)) for match in map(LINE.match, lines) if match}
+        for part, package in SQUASHED.items():
+            if part in names and not squashed:
+                raise Refused(
+                    "initramfs_unreadable",
+                    "Most of %s is in its part %s, which lsinitrd cannot list." % (image, part),
+                    "Install the package %s." % package,
+                )
+        return names | squashed
 
     def lacking(self, names, resume):
         del resume  # set on the kernel command line
-        if "lib/systemd/systemd" in names:
+        if SYSTEMD_ITSELF in names:
             lacking = [name for name in SYSTEMD if name not in names]
             if not any(unit in names for unit in SYSTEMD_UNITS):
                 lacking.append(SYSTEMD_UNITS[0])
             return lacking
         return [] if SCRIPT in names else [SCRIPT]
+
+    def reads(self, name):
+        return name == "etc/cmdline" or name.startswith(("etc/cmdline.d/", *MODPROBE))
+
+    def find_overrides(self, names, files, modules, needed):
+        """Arguments in the image come before those of the kernel command line, where C(resume=) thus wins. systemd in an image reads only
+        the kernel command line. Drivers are loaded by name before a blacklist is made (rd.driver.pre)."""
+        found = []
+        for name, text in sorted(files.items()):
+            if name.startswith(MODPROBE):
+                found += module_overrides(name, text, modules, needed, blacklist=False)
+            elif "noresume" in text.split() and SYSTEMD_ITSELF not in names:
+                found.append(Override(name, "noresume", "which switches resuming off"))
+        return found
+
+    def sources(self, name):
+        if name.startswith(MODPROBE):
+            return ["/%s" % name, "/usr/%s" % name]
+        return ["/%s" % name] + self.host.glob("/etc/dracut.conf.d/*.conf") + ["/etc/dracut.conf"]

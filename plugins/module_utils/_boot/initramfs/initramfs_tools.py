@@ -3,18 +3,35 @@
 
 By default, it includes no NVM driver and resumes from the largest swap area. Our file in C(conf.d) has the UUID in its
 name, so that the list of names in an image shows the setting. The installer's file, C(conf.d/resume), is sourced before
-ours. hooks/resume overrides both with C(zz-resume-auto) if the device's type is not swap when the image is built, as
-while the device holds a hibernation image.
+ours. The image sources them in the same order, and then reads the kernel command line: C(resume=) there replaces
+C(RESUME), but there is no C(resume_offset=) to replace one in a file, so ours empties it. hooks/resume overrides C(RESUME)
+with C(zz-resume-auto) if the device's type is not swap when the image is built, as while the device holds a hibernation
+image.
 """
 
 from __future__ import annotations
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs, plain
+import os
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.archive import plain
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.overrides import (
+    Override,
+    assigned,
+    module_overrides,
+    script_overrides,
+)
 
 DIRECTORY = "/etc/initramfs-tools"
 CONF = DIRECTORY + "/conf.d/zz-nvm-fastboot-resume-"
 HOOK = DIRECTORY + "/hooks/nvm-fastboot"
 EARLY = DIRECTORY + "/scripts/init-top/nvm-fastboot"
+MAIN, CONFS, PARAMETERS = "conf/initramfs.conf", "conf/conf.d/", "conf/param.conf"  # sourced by init
+MODPROBE = ("etc/modprobe.d/", "lib/modprobe.d/")
+NO_RESUME = {  # variables of init, if they are not empty
+    "resume_offset": "which is the place of a swap file, and the image is not there",
+    "noresume": "which switches resuming off",
+}
 NOTE = "# Written by the Ansible collection nvm.fastboot; changes here are overwritten.\n"
 SCRIPT = """\
 #!/bin/sh
@@ -70,7 +87,7 @@ class InitramfsTools(Initramfs):
 
     def settings(self, resume, modules):
         return {
-            CONF + _suffix(resume): (NOTE + "RESUME=%s\n" % resume, 0o644),
+            CONF + _suffix(resume): (NOTE + "RESUME=%s\nresume_offset=\n" % resume, 0o644),
             HOOK: (SCRIPT % {"note": NOTE, "modules": " ".join(modules)}, 0o755),
             EARLY: (EARLY_SCRIPT % {"note": NOTE, "modules": " ".join(modules)}, 0o755),
         }
@@ -95,6 +112,35 @@ class InitramfsTools(Initramfs):
         if resume is not None and "conf/conf.d/zz-resume-auto" in names:
             lacking.append("%s as resume device: hooks/resume chose another device (zz-resume-auto)" % resume)
         return lacking
+
+    def reads(self, name):
+        return name in (MAIN, PARAMETERS) or name.startswith((CONFS, "scripts/", *MODPROBE))
+
+    def find_overrides(self, names, files, modules, needed):
+        del names
+        order = [MAIN] + sorted(name for name in files if name.startswith(CONFS)) + [PARAMETERS]
+        order = [name for name in order if name in files]
+        found = [Override(name, "%s=%s" % (variable, value), NO_RESUME[variable])
+                 for variable, (name, value) in assigned(files, order, NO_RESUME).items()
+                 if value and (variable, value) != ("resume_offset", "0")]
+        for name, text in sorted(files.items()):
+            if name.startswith("scripts/"):
+                found += script_overrides(name, text)
+            elif name.startswith(MODPROBE):
+                found += module_overrides(name, text, modules, needed, blacklist=True)  # init: MODPROBE_OPTIONS=-qb
+        return found
+
+    def remedy(self, override):
+        earlier = override.name == MAIN or (override.name.startswith(CONFS) and override.name < CONFS + os.path.basename(CONF))
+        if earlier and override.what.startswith("resume_offset="):
+            return "Run boot_resume, which overrides it in the image of every installed kernel."
+        return super().remedy(override)
+
+    def sources(self, name):
+        if name.startswith(MODPROBE):
+            return ["/%s" % name, "/usr/%s" % name]
+        path = name[len("conf/"):] if name.startswith("conf/") else name
+        return ["%s/%s" % (DIRECTORY, path), "/usr/share/initramfs-tools/%s" % path]
 
 
 def _suffix(resume):

@@ -12,6 +12,7 @@ import os
 
 DIRECTORY = "/var/lib/nvm-fastboot"
 PATH = DIRECTORY + "/initramfs.json"
+VERSION = 2  # of what is verified: the records of an earlier version say only that an image was built with our settings
 
 
 class Verified:
@@ -49,7 +50,7 @@ class Verified:
         if now == self._stored:
             return
         if self.known:
-            self.host.replace(PATH, json.dumps({"version": 1, "images": self.known}, sort_keys=True) + "\n", mode=0o600)
+            self.host.replace(PATH, json.dumps({"version": VERSION, "images": self.known}, sort_keys=True) + "\n", mode=0o600)
         elif self.host.remove(PATH):
             try:
                 os.rmdir(self.host.path(DIRECTORY))
@@ -59,9 +60,11 @@ class Verified:
 
     def _load(self):
         try:
-            images = json.loads(self.host.read(PATH) or "{}").get("images", {})
+            found = json.loads(self.host.read(PATH) or "{}")
+            images = found.get("images", {})
+            current = found.get("version") == VERSION
             return {
-                path: {"stat": entry["stat"], "resume": entry["resume"], "modules": list(entry["modules"])}
+                path: {"stat": entry["stat"] if current else None, "resume": entry["resume"], "modules": list(entry["modules"])}
                 for path, entry in images.items()
             }
         except (ValueError, AttributeError, KeyError, TypeError):

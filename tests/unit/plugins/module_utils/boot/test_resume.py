@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 import uuid
@@ -14,6 +15,7 @@ import pytest
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import compression as image_compression
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import drivers, resume
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot import cpio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,20 +84,24 @@ class Machine:
         return ""
 
     def mkinitramfs(self, option: str, target: str, kernel: str) -> str:
-        names = ["init", "scripts/local-premount/resume", "usr/bin/resume"]
-        names += ["conf/conf.d/" + os.path.basename(path) for path in self.host.glob("/etc/initramfs-tools/conf.d/*")]
-        names += ["scripts/init-top/" + os.path.basename(path)
-                  for path in self.host.glob("/etc/initramfs-tools/scripts/init-top/*")]
+        files = dict.fromkeys(["init", "scripts/local-premount/resume", "usr/bin/resume"], "")
+        files["conf/initramfs.conf"] = "MODULES=most\n"
+        settings = self.host.glob("/etc/initramfs-tools/conf.d/*") + self.host.glob("/etc/initramfs-tools/scripts/*/*")
+        for path in settings:
+            name = path[len("/etc/initramfs-tools/"):]
+            files[name if name.startswith("scripts/") else "conf/" + name] = self.host.read(path)
+        names = []
         if self.host.exists(HOOK):
             names += ["usr/lib/modules/%s/kernel/drivers/%s.ko" % (kernel, name) for name in self.drivers]
             if " lz4" in self.host.read(HOOK):
                 names += ["usr/lib/modules/%s/kernel/%s.ko" % (kernel, name)
                           for name in ("crypto/lz4", "lib/lz4/lz4_compress")]
-        Path(self.host.path(target)).write_text("\n".join(names) + "\n")
+        Path(self.host.path(target)).write_bytes(gzip.compress(cpio.cpio({**files, **dict.fromkeys(names, "")})))
         return ""
 
     def list(self, image: str) -> str:
-        return Path(self.host.path(image)).read_text()
+        with gzip.open(self.host.path(image)) as file:
+            return "\n".join(cpio.names(file.read())) + "\n"
 
     def present(self, check_mode: bool = False, **options: Any) -> tuple[Any, ...]:
         return self.go(resume.present, check_mode, options)
@@ -284,8 +290,34 @@ def test_an_image_rebuilt_by_another_tool_is_verified_again(machine: Machine, ho
     machine.mkinitramfs("-o", "/boot/initrd.img-" + KERNELS[0], KERNELS[0])
     assert machine.present()[0] is False
     assert machine.calls == ["/usr/bin/lsinitramfs /boot/initrd.img-" + KERNELS[0]]
-    Path(host.path("/boot/initrd.img-" + KERNELS[0])).write_text("init\n")
+    Path(host.path("/boot/initrd.img-" + KERNELS[0])).write_bytes(gzip.compress(cpio.cpio({"init": ""})))
     assert machine.present()[0] is True
+
+
+WIKI = "RESUME=UUID=0b4c8c1e-2f1d-4c57-9c41-2c9a3de0f3a5 resume_offset=3471360\n"  # Debian's wiki, for a swap file
+
+
+def test_the_offset_of_a_swap_file_does_not_reach_the_kernel(machine: Machine, plant: Plant, host: Host) -> None:
+    plant({"/etc/initramfs-tools/conf.d/resume": WIKI})
+    assert machine.present()[1]["kernels"][0]["verified"]
+    assert machine.present()[0] is False
+
+
+def test_an_image_with_an_offset_that_was_there_before_is_built_again(machine: Machine, plant: Plant, host: Host) -> None:
+    """As update-initramfs makes it after a file that sorts after ours has come and gone."""
+    machine.present()
+    plant({"/etc/initramfs-tools/conf.d/zzz": WIKI})
+    for kernel in KERNELS:
+        machine.mkinitramfs("-o", "/boot/initrd.img-" + kernel, kernel)
+    before = machine.state()
+    with pytest.raises(Refused) as refused:
+        machine.present()
+    assert refused.value.code == "initramfs_overridden" and "/etc/initramfs-tools/conf.d/zzz" in refused.value.remedy
+    assert machine.state() == before
+    os.unlink(host.path("/etc/initramfs-tools/conf.d/zzz"))
+    assert [kernel["verified"] for kernel in machine.present(check_mode=True)[1]["kernels"]] == [False, False]
+    changed, result = machine.present()
+    assert changed and [kernel["verified"] for kernel in result["kernels"]] == [True, True]
 
 
 def test_a_new_kernel_without_the_settings_is_noticed(machine: Machine, host: Host) -> None:

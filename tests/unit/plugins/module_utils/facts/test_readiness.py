@@ -15,6 +15,7 @@ import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, initramfs
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import drivers as boot_drivers
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.overrides import Override
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm, readiness, report, survey
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.inhibitors import LOGIND
@@ -107,6 +108,7 @@ class Boot:
                   ["root=UUID=0b4c", "ro", "single"]),
     ])
     lacking: list[str] = field(default_factory=list)
+    others: list[Override] = field(default_factory=list)
     looks: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
 
     def entries(self) -> list[BootEntry]:
@@ -117,6 +119,12 @@ class Boot:
 
     def image(self, kernel: str) -> str:
         return "/boot/initrd.img-" + kernel
+
+    def overrides(self, kernel: str, resume: str, modules: list[str]) -> list[Override]:
+        return self.others
+
+    def remedy(self, override: Override) -> str:
+        return "Remove it from /etc/initramfs-tools/%s." % override.name
 
     def missing(self, kernel: str, resume: str, modules: list[str]) -> list[str]:
         self.looks.append((kernel, resume, tuple(modules)))
@@ -508,6 +516,14 @@ def test_initramfs_drivers(machine: SimpleNamespace) -> None:
     found = machine.blockers()
     assert [blocker["code"] for blocker in found] == ["initramfs_drivers"]
     assert "6.1.0-56-amd64" in found[0]["message"] and "nfit, nd_pmem" in found[0]["message"]
+
+
+def test_settings_of_others_in_the_initramfs(machine: SimpleNamespace) -> None:
+    machine.boot.others.append(Override("conf/conf.d/zzz", "resume_offset=3471360", "which is the place of a swap file"))
+    (blocker,) = machine.blockers()
+    assert blocker["code"] == "initramfs_overridden" and blocker["remedy"] == "Remove it from /etc/initramfs-tools/conf/conf.d/zzz."
+    assert "6.1.0-56-amd64" in blocker["message"] and "conf/conf.d/zzz has resume_offset=3471360" in blocker["message"]
+    assert machine.blockers(skip=("initramfs_overridden",)) == []
 
 
 def test_what_the_initramfs_is_looked_into_for(machine: SimpleNamespace) -> None:
