@@ -87,6 +87,21 @@ def virtio_pmem(survey):
     )]
 
 
+def nvdimm_failing(survey):
+    """A DIMM that reports that it cannot save its contents at power-off, or could not the last time."""
+    if survey.region is None:
+        return []
+    return [
+        Refused(
+            "nvdimm_failing",
+            "%s, which %s is on, does not keep its contents at power-off: it reports %s." % (dimm, survey.device, ", ".join(flags)),
+            "Have its battery or capacitor, or the DIMM, checked and replaced (ndctl list --dimms --health). After a replacement, "
+            "power the machine off and on.",
+        )
+        for dimm, flags in nvm.failing(survey.host, survey.region).items()
+    ]
+
+
 def nvm_volatile(survey):
     """memmap=nn!ss is ordinary memory (Documentation/admin-guide/kernel-parameters.txt): at best it survives a warm reboot.
 

@@ -181,6 +181,11 @@ def sleep_mode(survey):
     )]
 
 
+def sleep_replaced(survey):
+    """A unit of others, or a drop-in, in place of systemd's own."""
+    return sleep_policy.replaced(survey.host)
+
+
 def logind_refuses(survey):
     """Manager.CanHibernate: the policy as a whole, for causes that no check knows. Its consequences are found before."""
     answer = sleep_policy.can_hibernate(survey.host)

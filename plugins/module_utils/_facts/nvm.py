@@ -23,6 +23,7 @@ PROVIDERS = {"ACPI.NFIT": "nfit", "e820": "e820", "virtio-pmem": "virtio"}
 # C(mode) is no help: it is "memory" for an unclaimed e820 namespace, too.
 HOLDERS = {"btt": "sector", "pfn": "fsdax", "dax": "devdax", "": "raw"}
 DEFAULT_ALIGN = 16 << 20  # MEMREMAP_COMPAT_ALIGN_MAX, drivers/nvdimm/region_devs.c default_align()
+LOSES_CONTENTS = ("not_armed", "save_fail", "restore_fail", "map_fail")
 PAGE = 4096
 UNKNOWN = (1 << 64) - 1
 
@@ -180,6 +181,21 @@ def with_passphrase(host, region):
 def _unlocked_by_firmware(host, dimm, state):
     frozen = state == "frozen" or host.attribute("%s/%s/frozen" % (DEVICES, dimm)) == "1"
     return frozen and not host.glob("/etc/ndctl/keys/nvdimm_*")
+
+
+def failing(host, region):
+    """The DIMMs of C(region) that do not keep, or did not keep, their contents at power-off: {dimm: [flag]}.
+
+    drivers/acpi/nfit/core.c and arch/powerpc/platforms/pseries/papr_scm.c, flags_show(). not_armed: the energy for saving is not
+    there. flush_fail is left out, because one power cut sets it until the next orderly power-off.
+    """
+    flags = {}
+    for dimm in region.dimms:
+        words = [word for kind in ("nfit", "papr") for word in host.attribute(
+            "%s/%s/%s/flags" % (DEVICES, dimm, kind), "").split() if word in LOSES_CONTENTS]
+        if words:
+            flags[dimm] = words
+    return flags
 
 
 def missing_driver(host):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
@@ -18,7 +19,8 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._facts.inhibitors imp
 CONFIGURATION = ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
 NO = ("no", "n", "false", "f", "off", "0")  # src/basic/parse-util.c, parse_boolean()
 # systemctl hibernate starts the first, which requires the second, which requires the third.
-UNITS = ("hibernate.target", "systemd-hibernate.service", "sleep.target")
+SERVICE = "systemd-hibernate.service"
+UNITS = ("hibernate.target", SERVICE, "sleep.target")
 # systemd.unit(5), unit search path: the first file found is the unit.
 UNIT_DIRECTORIES = (
     "/etc/systemd/system.control",
@@ -124,6 +126,36 @@ def _instead(setting):
         "override that file, which belongs to a package: write the two lines [Sleep] and AllowHibernation=yes to "
         "/etc/systemd/sleep.conf.d/zz-hibernation.conf."
     )
+
+
+def replaced(host):
+    """A Refused C(sleep_replaced) where systemd-hibernate.service runs another program than systemd-sleep, such as s2disk.
+
+    Its image is in another format, or it makes none; the checks of this collection are of the kernel's.
+    """
+    command = None
+    for path in _unit_files(host, SERVICE):
+        for number, text in enumerate((host.read(path) or "").splitlines(), 1):
+            name, equals, value = text.strip().partition("=")
+            if equals and name.strip() == "ExecStart":
+                command = Setting(value.strip(), path, number)
+    if command is None or re.search(r"(^|/)systemd-sleep\s+hibernate$", command.value):
+        return []
+    return [Refused(
+        "sleep_replaced",
+        "systemd-hibernate.service does not run systemd-sleep, but '%s' (%s)." % (command.value, command.place),
+        "Remove that file, or the package that it belongs to, and run: systemctl daemon-reload",
+    )]
+
+
+def _unit_files(host, unit):
+    """The file of C(unit) and its drop-ins, in the order in which systemd reads them (systemd.unit(5))."""
+    paths = ["%s/%s" % (directory, unit) for directory in UNIT_DIRECTORIES]
+    drop_ins: dict[str, str] = {}
+    for directory in UNIT_DIRECTORIES:
+        for path in host.glob("%s/%s.d/*.conf" % (directory, unit)):
+            drop_ins.setdefault(os.path.basename(path), path)
+    return [path for path in paths if host.exists(path)][:1] + [drop_ins[name] for name in sorted(drop_ins)]
 
 
 def can_hibernate(host):

@@ -34,6 +34,17 @@ EPHEMERAL = (
     (re.compile(r"zd\d+"), "is a ZFS volume: an initramfs would have to import the pool, which changes it"),
     (re.compile(r"bcache\d+"), "is a bcache device: an initramfs would have to start the cache, which changes it"),
 )
+# Paths in /sys/devices of disks over a network (scsi_transport_iscsi.c, nvme/host/fabrics.c): pattern, why.
+REMOTE = ((re.compile(r"/session\d+/target"), NETWORK), (re.compile(r"/nvme-fabrics/"), NETWORK))
+INSTANCE = "is a disk of the cloud instance, which loses its contents when the instance is stopped"
+# Models of such disks, and the links that the rules of each cloud make to them.
+INSTANCE_MODELS = ("Amazon EC2 NVMe Instance Storage", "Microsoft NVMe Direct Disk")
+INSTANCE_LINKS = (
+    "/dev/disk/azure/resource",
+    "/dev/disk/azure/local/by-index/*",
+    "/dev/disk/by-id/google-local-ssd-*",
+    "/dev/disk/by-id/google-local-nvme-ssd-*",
+)
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,14 @@ def _ephemeral(host, name):
         if pattern.match(name):
             file = host.attribute("/sys/class/block/%s/loop/backing_file" % name) or "a file"
             return why % file if "%s" in why else why
+    path = host.real("/sys/class/block/%s" % name)
+    for pattern, why in REMOTE:
+        if pattern.search(path):
+            return why
+    if (host.attribute("/sys/class/block/%s/device/model" % name) or "").startswith(INSTANCE_MODELS):
+        return INSTANCE
+    if any(host.real(link) == "/dev/%s" % name for pattern in INSTANCE_LINKS for link in host.glob(pattern)):
+        return INSTANCE
     if (host.attribute("/sys/class/block/%s/dm/uuid" % name) or "").startswith("CRYPT-"):
         return _lost_key(host, name)
     return None

@@ -391,6 +391,26 @@ def test_a_dimm_with_a_passphrase(machine: SimpleNamespace, state: str, files: d
         assert "nmem0" in blocker["message"] and "ndctl remove-passphrase nmem0" in blocker["remedy"]
 
 
+@pytest.mark.parametrize("flags, codes", [
+    ("", []),
+    ("smart_notify ", []),
+    ("flush_fail smart_event ", []),
+    ("not_armed ", ["nvdimm_failing"]),
+    ("save_fail restore_fail smart_event ", ["nvdimm_failing"]),
+])
+@pytest.mark.parametrize("kind", ["nfit", "papr"])
+def test_a_dimm_that_does_not_keep_its_contents(machine: SimpleNamespace, kind: str, flags: str, codes: list[str]) -> None:
+    machine.regions[:] = [replace(REGION, dimms=["nmem0", "nmem1"])]
+    machine.plant({"/sys/bus/nd/devices/nmem1/%s/flags" % kind: flags + "\n"})
+    assert machine.codes() == codes
+    assert all("nmem1" in blocker["message"] and flags.split(maxsplit=1)[0] in blocker["message"] for blocker in machine.blockers())
+
+
+def test_a_hibernation_by_another_program(machine: SimpleNamespace) -> None:
+    machine.plant({"/etc/systemd/system/systemd-hibernate.service": "[Service]\nExecStart=/usr/sbin/s2disk\n"})
+    assert machine.codes() == ["sleep_replaced"]
+
+
 def test_dimms_of_other_regions(machine: SimpleNamespace) -> None:
     other = replace(REGION, dev="region1", namespaces=[], security={"nmem1": "locked"})
     machine.regions.append(other)

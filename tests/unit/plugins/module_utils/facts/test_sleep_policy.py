@@ -105,6 +105,28 @@ def test_a_drop_in_that_is_a_link_to_null_hides_the_vendors(host: Host, plant: P
     assert sleep_policy.disallowed(host) == []
 
 
+UNIT = "[Unit]\nRequires=sleep.target\n\n[Service]\nType=oneshot\nExecStart=/usr/lib/systemd/systemd-sleep hibernate\n"
+DROP_IN = "/etc/systemd/system/systemd-hibernate.service.d/s2disk.conf"
+
+
+@pytest.mark.parametrize("files, place", [
+    ({"/usr/lib/systemd/system/systemd-hibernate.service": UNIT}, None),
+    ({"/lib/systemd/system/systemd-hibernate.service": UNIT.replace("/usr/lib/systemd/systemd-sleep", "systemd-sleep")}, None),
+    ({"/usr/lib/systemd/system/systemd-hibernate.service": UNIT,
+      DROP_IN: "[Service]\nExecStart=\nExecStart=/usr/sbin/s2disk\n"}, DROP_IN + ", line 3"),
+    ({"/usr/lib/systemd/system/systemd-hibernate.service": UNIT, DROP_IN: "[Service]\nEnvironment=A=B\nExecStartPre=/bin/sync\n"},
+     None),
+    ({"/usr/lib/systemd/system/systemd-hibernate.service": UNIT,
+      "/etc/systemd/system/systemd-hibernate.service": "[Service]\nExecStart=/bin/true\n"},
+     "/etc/systemd/system/systemd-hibernate.service, line 2"),
+])
+def test_another_program_in_place_of_systemds(host: Host, plant: Plant, files: dict[str, str], place: str | None) -> None:
+    plant(files)
+    found = sleep_policy.replaced(host)
+    assert [each.code for each in found] == ["sleep_replaced"] * (place is not None)
+    assert place is None or place in found[0].message
+
+
 @pytest.mark.parametrize("out, rc, answer", [
     ('{"type":"s","data":["yes"]}\n', 0, "yes"),
     ('{"type":"s","data":["na"]}\n', 0, "na"),

@@ -77,6 +77,36 @@ def test_a_partition_of_a_device_of_memory(host: Host, plant: Plant) -> None:
     assert [each.code for each in refusals(host, path)] == ["device_ephemeral"]
 
 
+@pytest.mark.parametrize("model", ["Amazon EC2 NVMe Instance Storage    ", "Microsoft NVMe Direct Disk v2"])
+def test_disks_of_an_instance(host: Host, plant: Plant, model: str) -> None:
+    path = block(host, plant, "nvme1n1", device__model=model)
+    (found,) = refusals(host, path)
+    assert found.code == "device_ephemeral" and "instance is stopped" in found.message
+    assert refusals(host, block(host, plant, "nvme0n1", device__model="Amazon Elastic Block Store")) == []
+
+
+@pytest.mark.parametrize("name", ["azure/resource", "by-id/google-local-nvme-ssd-0", "by-id/google-local-ssd-0"])
+def test_disks_of_an_instance_by_their_links(host: Host, plant: Plant, name: str) -> None:
+    path = block(host, plant, "sdb")
+    link(host, "/dev/disk/" + name, "/dev/sdc")
+    assert refusals(host, path) == []
+    os.unlink(host.path("/dev/disk/" + name))
+    link(host, "/dev/disk/" + name, "/dev/sdb")
+    assert "instance is stopped" in refusals(host, path)[0].message
+
+
+@pytest.mark.parametrize("where, codes", [
+    ("platform/host3/session1/target3:0:0/3:0:0:1/block/sdb", ["device_ephemeral"]),
+    ("virtual/nvme-fabrics/ctl/nvme1/sdb", ["device_ephemeral"]),
+    ("pci0000:00/0000:00:1f.2/ata1/host0/target0:0:0/0:0:0:0/block/sdb", []),
+])
+def test_disks_over_a_network(host: Host, plant: Plant, where: str, codes: list[str]) -> None:
+    plant({"/sys/devices/%s/%s" % (where, name): text for name, text in (("dev", "8:16"), ("size", "2048"))})
+    plant({"/dev/sdb": header()})
+    link(host, "/sys/class/block/sdb", "/sys/devices/" + where)
+    assert [each.code for each in refusals(host, "/dev/sdb")] == codes
+
+
 @pytest.mark.parametrize("uuid, line, why", [
     ("CRYPT-PLAIN-cs", "cs /dev/pmem0 /dev/urandom swap,cipher=aes-xts-plain64,size=256", "line 1 (cs /dev/pmem0 /dev/urandom"),
     ("CRYPT-PLAIN-cs", "cs PARTUUID=7 /dev/random plain", "new random key"),
