@@ -37,7 +37,16 @@ UNIT_DIRECTORIES = (
     "/lib/systemd/system",
     "/run/systemd/generator.late",
 )
-UNMASK = {"/etc/systemd/system": "systemctl unmask %s", "/run/systemd/system": "systemctl unmask --runtime %s"}
+# How a unit that is masked in that directory gets back; {unit}, {path}.
+UNMASK = {
+    "/etc/systemd/system": "run: systemctl unmask {unit}",
+    "/run/systemd/system": "run: systemctl unmask --runtime {unit}",
+    # systemd.mask= (systemd-debug-generator(8))
+    "/run/systemd/generator.early": "remove systemd.mask={unit} from the kernel command line in the bootloader's settings, and reboot.",
+    "/usr/lib/systemd/system": "install the package of {path} again (Debian: apt-get install --reinstall systemd).",
+    "/lib/systemd/system": "install the package of {path} again (Debian: apt-get install --reinstall systemd).",
+}
+UNMASK_ELSEWHERE = "remove {path} and run: systemctl daemon-reload"
 # Answers of CanHibernate that say no more than that there are inhibitors (systemd 260), which are looked at apart.
 ALLOWED = ("yes", "inhibited", "inhibitor-blocked")
 ASK = "busctl call %s CanHibernate" % " ".join(LOGIND)
@@ -98,12 +107,11 @@ def _masking(host, unit):
 
 def _masked(unit, directory):
     path = "%s/%s" % (directory, unit)
-    remedy = "If this machine is to hibernate, run: " + UNMASK[directory] % unit if directory in UNMASK else (
-        "If this machine is to hibernate, remove %s and run: systemctl daemon-reload" % path)
+    remedy = UNMASK.get(directory, UNMASK_ELSEWHERE).format(unit=unit, path=path)
     return Refused(
         "sleep_masked",
         "%s is masked (%s), so systemd refuses to hibernate: 'Access denied'." % (unit, path),
-        remedy,
+        "If this machine is to hibernate, %s" % remedy,
     )
 
 

@@ -14,6 +14,8 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import f
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import udev_rule
 
+REMAIN = "settings_remain"  # bootloaders.detect_for_removal()
+
 
 @dataclass(frozen=True)
 class Options:
@@ -80,10 +82,15 @@ class ReservationContext:
 
     @property
     def known_bootloader(self):
-        """The bootloader, or None if it is unknown or unsupported. Existing ranges can be used without one."""
+        """The bootloader, or None if it is unknown or unsupported. Existing ranges can be used without one.
+
+        Refused C(settings_remain) on removal, where settings of ours cannot be removed.
+        """
         try:
             return self.bootloader
-        except Refused:
+        except Refused as refused:
+            if refused.code == REMAIN:
+                raise
             return None
 
     @property

@@ -5,10 +5,15 @@ The methods are method_ndctl.py and method_memmap.py. A run that changes nothing
 """
 from __future__ import annotations
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import checks_device, nvm
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import method_memmap, method_ndctl, udev_rule
-from ansible_collections.nvm.fastboot.plugins.module_utils._reservation.context import Options, ReservationContext
+from ansible_collections.nvm.fastboot.plugins.module_utils._reservation.context import (
+    REMAIN,
+    Options,
+    ReservationContext,
+)
 
 METHODS = {"ndctl": method_ndctl, "memmap": method_memmap}
 
@@ -30,8 +35,13 @@ def present(tx, options, detect=None):
 def absent(tx, options, detect=None):
     """Remove the reservation, whatever method made it. Returns the return values of the module."""
     udev_rule.check_name(tx.host, options.name)
-    context = ReservationContext(tx, options, detect)
+    context = ReservationContext(tx, options, detect or _detect_for_removal(options.name))
     return dict(METHODS[_made_with(context)].absent(context), dram=context.dram)
+
+
+def _detect_for_removal(name):
+    """Settings are removed from the bootloader that has them, whichever one starts the machine now."""
+    return lambda host: bootloaders.detect_for_removal(host, method_memmap.PURPOSE % name)
 
 
 def _method(context):
@@ -84,5 +94,5 @@ def _made_with(context):
         return context.rule.record.get("method", "ndctl")
     try:
         return "memmap" if method_memmap.own_range(context) else "ndctl"
-    except Refused:
-        return "ndctl"
+    except Refused as refused:
+        return "memmap" if refused.code == REMAIN else "ndctl"

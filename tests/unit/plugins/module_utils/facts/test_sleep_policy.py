@@ -42,7 +42,9 @@ def test_nothing_is_forbidden(host: Host, plant: Plant) -> None:
 @pytest.mark.parametrize("directory, remedy", [
     ("/etc/systemd/system", "systemctl unmask %s"),
     ("/run/systemd/system", "systemctl unmask --runtime %s"),
-    ("/usr/lib/systemd/system", "/usr/lib/systemd/system/%s"),
+    ("/run/systemd/generator.early", "remove systemd.mask=%s from the kernel command line"),
+    ("/etc/systemd/system.control", "remove /etc/systemd/system.control/%s and run: systemctl daemon-reload"),
+    ("/usr/lib/systemd/system", "the package of /usr/lib/systemd/system/%s again"),
 ])
 def test_masked_units(host: Host, plant: Plant, unit: str, directory: str, remedy: str) -> None:
     if not directory.startswith("/usr"):

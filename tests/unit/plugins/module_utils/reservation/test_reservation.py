@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import grub_settings
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reservation, udev_rule
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers
@@ -862,6 +863,25 @@ def test_memmap_absent(plain: Machine) -> None:
     assert found.changed and found.reboot_required and "until the next reboot" in found.explanation
     assert not plain.host.exists(RULES) and plain.host.read("/boot/config") == "ro quiet"
     assert not plain.absent().changed
+
+
+@pytest.mark.parametrize("rule", [True, False])
+def test_memmap_settings_that_cannot_be_removed(plain: Machine, rule: bool) -> None:
+    """GRUB's settings are there, and GRUB is not recognised now: /boot is not mounted."""
+    plain.present(volatile_ok=True)
+    path = grub_settings.path("memmap-NVM_SWAP")
+    plain.tree.write(path, grub_settings.render(["memmap=512M!384M"], (), False))
+    if not rule:  # an interrupted removal
+        os.unlink(plain.host.path(RULES))
+    for check_mode in (True, False):
+        with Transaction(plain.host, check_mode) as tx, pytest.raises(Refused) as caught:
+            reservation.absent(tx, plain.options())
+        assert caught.value.code == "settings_remain" and path in caught.value.message
+    assert plain.host.exists(RULES) == rule and plain.host.exists(path)
+    os.unlink(plain.host.path(path))
+    with Transaction(plain.host, False) as tx:
+        reservation.absent(tx, plain.options())
+    assert not plain.host.exists(RULES)
 
 
 def test_absent_without_anything(plain: Machine) -> None:
