@@ -58,6 +58,13 @@ CHECKS = (  # causes before their consequences
     Check("logind_refuses", checks_system.logind_refuses, root=True, last=True),
 )
 
+# Blockers of which logind's refusal is a consequence: where one of them is skipped, logind is not asked.
+JUDGED_BY_LOGIND = {
+    "no_hibernation", "hibernation_disabled", "nohibernate", "lockdown", "memfd_secret", "cxl", "noresume", "sleep_disallowed",
+    "sleep_mode", "swap_inactive", "nvm_too_small", "swap_too_small", "resume_running", "resume_unset", "resume_elsewhere",
+    "other_swap_first", "sleep_inhibited",
+}
+
 
 def blockers(host, device, skip=(), survey=None):
     """The blockers of a hibernation into C(device): a list of {code, message, remedy}, causes first, each once.
@@ -66,8 +73,9 @@ def blockers(host, device, skip=(), survey=None):
     """
     survey = survey or Survey(host, device)
     results: list[Refused] = []
+    known = JUDGED_BY_LOGIND.intersection(skip)
     for check in CHECKS:
-        if check.code in skip or (check.root and survey.euid != 0) or (check.last and results):
+        if check.code in skip or (check.root and survey.euid != 0) or (check.last and (results or known)):
             continue
         try:
             results.extend(check.run(survey))
