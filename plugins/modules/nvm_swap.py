@@ -15,8 +15,8 @@ description:
   - A correct swap area is not written to. A swap area with another UUID or label is renamed, not formatted.
   - A device that holds a hibernation image, a filesystem, a partition table or other contents known to C(blkid) is
     refused without O(force=true). A device that is mounted or in other use is always refused, and so is one that cannot keep
-    an image over a power cycle (zram, a loop device, dm-crypt with a random key), or that C(crypttab) or C(zram-generator.conf)
-    gives to another program.
+    an image over a power cycle (zram, a loop device, dm-crypt with a random key), or that C(crypttab), C(zram-generator.conf) or a
+    mount in C(fstab) gives to another use.
 options:
   device:
     description:

@@ -15,6 +15,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Ref
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import unescape
 
 CRYPTTAB = "/etc/crypttab"
+FSTAB = "/etc/fstab"
 RANDOM_KEYS = ("/dev/urandom", "/dev/random", "/dev/hw_random", "/dev/hwrng")
 # crypttab(5): the device is formatted at each boot, whatever the key.
 FORMATTED = ("swap", "tmp")
@@ -97,6 +98,11 @@ def claimed_by_others(host, block):
         for line in crypttab(host)
         if _names(host, line.source, block)
     ]
+    refusals += [
+        _claimed(block, place, "which mounts it at the next boot: as a swap area, it would make that boot fail")
+        for spec, place in _mounts(host)
+        if _names(host, spec, block)
+    ]
     return refusals + [
         _claimed(block, place, "which makes it the writeback device of %s" % section)
         for section, (value, place) in sorted(_zram_writeback(host).items())
@@ -117,11 +123,26 @@ def crypttab(host):
     return lines
 
 
+def _mounts(host):
+    """The devices that fstab and mount units mount: (device as written, place)."""
+    found = []
+    for number, text in enumerate((host.read(FSTAB) or "").splitlines(), 1):
+        fields = text.split()
+        if len(fields) > 2 and not fields[0].startswith("#") and fields[2] != "swap":
+            found.append((unescape(fields[0]), "%s, line %d (%s)" % (FSTAB, number, text.strip())))
+    for path in host.glob("/etc/systemd/system/*.mount"):
+        for number, text in enumerate((host.read(path) or "").splitlines(), 1):
+            name, equals, value = text.partition("=")
+            if equals and name.strip() == "What":
+                found.append((value.strip(), "%s, line %d" % (path, number)))
+    return found
+
+
 def _claimed(block, place, consequence):
     return Refused(
         "device_claimed",
         "%s is claimed by %s, %s." % (block, place, consequence),
-        "Remove that line if the device is to hold the hibernation image (and the line of fstab for the other use), or give "
+        "If the device is to hold the hibernation image, remove that line, and what else belongs to the other use. Otherwise give "
         "another device.",
     )
 

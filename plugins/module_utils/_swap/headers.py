@@ -28,6 +28,7 @@ SUSPEND = {
     b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c": "tuxonice",
     b"LINHIB0001": "linhib0001",
 }
+SLOTS = b"fuse-store-slots "  # how a device with slots begins: docs/slots.md, "The layout"
 IMAGE_REMEDY = (
     "To keep the image, copy it off the device first. Do not resume it now: the machine was started without it, and "
     "resuming would damage every filesystem written to since. To discard it, run nvm_swap with force=true."
@@ -131,11 +132,12 @@ def image_pending(device, consequence=""):
 def contents(host, device):
     """The type that C(blkid) reports for C(device) (a filesystem, RAID, LVM, encryption or partition table), or None.
 
-    Conflicting signatures are reported as "several signatures", a partition table before a swap area inside it.
+    Conflicting signatures are reported as "several signatures", a partition table before a swap area inside it. A table of slots
+    of C(fuse-store), which C(blkid) does not know, is "fuse-store slots".
     """
     result = host.run([host.tool("blkid"), "-p", "-o", "export", device], ok=(0, 2, 8))
     if result.rc == 2:
-        return None
+        return "fuse-store slots" if host.read_bytes(device, size=len(SLOTS)) == SLOTS else None
     if result.rc == 8:
         return "several signatures"
     tags = dict(line.split("=", 1) for line in result.out.splitlines() if "=" in line)

@@ -10,7 +10,14 @@ import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, fstab
-from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.swap.swap_machine import OURS, Machine, header
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.swap.swap_machine import (
+    BLKID,
+    MKSWAP,
+    OURS,
+    SIZE,
+    Machine,
+    header,
+)
 
 if TYPE_CHECKING:
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant
@@ -156,6 +163,28 @@ def test_zram_takes_the_device(machine: Machine, files: dict[str, str], place: s
     found = refusals(machine.host, "/dev/NVM_SWAP")
     assert [each.code for each in found] == ["device_claimed"] * (place is not None)
     assert place is None or place in found[0].message
+
+
+@pytest.mark.parametrize("files, place", [
+    ({"/etc/fstab": "# /dev/pmem0 /a ext4\n/dev/vda1 / ext4 defaults 0 1\n/dev/pmem0 /srv xfs dax,nofail 0 2\n"}, "/etc/fstab, line 3"),
+    ({"/etc/fstab": "/dev/NVM_SWAP none swap sw 0 0\n/dev/pmem0\n/dev/pmem00 /a ext4 sw 0 0\n"}, None),
+    ({"/etc/systemd/system/srv.mount": "[Mount]\nWhat=/dev/pmem0\nWhere=/srv\n"}, "/etc/systemd/system/srv.mount, line 2"),
+])
+def test_a_mount_takes_the_device(machine: Machine, files: dict[str, str], place: str | None) -> None:
+    machine.plant(files)
+    found = refusals(machine.host, "/dev/NVM_SWAP")
+    assert [each.code for each in found] == ["device_claimed"] * (place is not None)
+    assert place is None or place in found[0].message
+
+
+def test_slots_of_the_store_are_contents(machine: Machine) -> None:
+    """blkid does not know them, and a swap area on the device would overwrite the images in them."""
+    machine.write(b"fuse-store-slots 1\n")
+    machine.transcript.record(BLKID, rc=2)
+    assert machine.refused() == "holds_filesystem"
+    machine.write(b"\0" * SIZE)
+    machine.answers(MKSWAP, "swapon -p 10 /dev/pmem0")
+    assert machine.present()[0].changed
 
 
 def test_nvm_swap_refuses_and_force_does_not_help(machine: Machine) -> None:
