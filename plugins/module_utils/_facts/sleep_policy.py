@@ -54,7 +54,7 @@ ASK = "busctl call %s CanHibernate" % " ".join(LOGIND)
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of sleep.conf(5), with the place that sets it."""
+    """A setting of sleep.conf(5) or logind.conf(5), with the place that sets it."""
 
     value: str
     path: str
@@ -65,27 +65,27 @@ class Setting:
         return "%s, line %d" % (self.path, self.line)
 
 
-def settings(host):
-    """The settings in section [Sleep] of sleep.conf and its drop-ins: {name: Setting}; the last assignment counts."""
+def settings(host, file="sleep.conf", wanted="[Sleep]"):
+    """The settings in section C(wanted) of a file of systemd and its drop-ins: {name: Setting}; the last assignment counts."""
     found = {}
-    for path in _files(host):
+    for path in _files(host, file):
         section = None
         for number, text in enumerate((host.read(path) or "").splitlines(), 1):
             line = text.strip()
             if line.startswith("["):
                 section = line
             name, equals, value = line.partition("=")
-            if equals and section == "[Sleep]" and not line.startswith(("#", ";")):
+            if equals and section == wanted and not line.startswith(("#", ";")):
                 found[name.strip()] = Setting(value.strip(), path, number)
     return found
 
 
-def _files(host):
+def _files(host, file):
     """The main file, the first that exists (before systemd 254, in /etc alone), and the drop-ins, by name."""
-    main = [path for path in (directory + "/systemd/sleep.conf" for directory in CONFIGURATION) if host.exists(path)]
+    main = [path for path in ("%s/systemd/%s" % (directory, file) for directory in CONFIGURATION) if host.exists(path)]
     drop_ins: dict[str, str] = {}
     for directory in CONFIGURATION:
-        for path in host.glob(directory + "/systemd/sleep.conf.d/*.conf"):
+        for path in host.glob("%s/systemd/%s.d/*.conf" % (directory, file)):
             drop_ins.setdefault(os.path.basename(path), path)
     return main[:1] + [drop_ins[name] for name in sorted(drop_ins)]
 

@@ -86,9 +86,25 @@ def apply(host, trigger, present=True, check_mode=False):
         condition.require(host, trigger)
     warnings = condition.warn(host) if condition.warn else []
     plan = make_plan(host, trigger.name, condition.files(trigger))
+    warnings = warnings + _overridden(host, plan)
     if condition.validate and not plan.is_empty:
         condition.validate(host, trigger)
     return _apply(host, plan, check_mode, warnings)
+
+
+def _overridden(host, plan):
+    """A warning for each setting of the plan's drop-in of logind.conf that a file read later sets to another value."""
+    path = units.drop_in_path(plan.name)
+    effective = sleep_policy.settings(host, "logind.conf", "[Login]")
+    warnings = []
+    for line in plan.wanted.get(path, "").splitlines():
+        name, _equals, value = line.partition("=")
+        other = effective.get(name)
+        later = other and other.path.split("/")[-2] == "logind.conf.d" and os.path.basename(other.path) > os.path.basename(path)
+        if later and other.value != value:
+            warnings.append("%s=%s in %s overrides this trigger, which does nothing. Remove that line." % (
+                name, other.value, other.place))
+    return warnings
 
 
 def make_plan(host, name, wanted):

@@ -85,6 +85,22 @@ def test_no_trigger_where_the_system_forbids_hibernation(host: Host, plant: Plan
     assert not apply(host, trigger, present=False).changed
 
 
+@pytest.mark.parametrize("path, text, warned", [
+    ("/etc/systemd/logind.conf.d/99-server.conf", "[Login]\nHandlePowerKey=ignore\n", True),
+    ("/usr/lib/systemd/logind.conf.d/60-server.conf", "[Login]\n#\nHandlePowerKey = poweroff\n", True),
+    ("/etc/systemd/logind.conf.d/99-server.conf", "[Login]\nHandlePowerKey=hibernate\nHandleLidSwitch=ignore\n", False),
+    ("/etc/systemd/logind.conf.d/10-server.conf", "[Login]\nHandlePowerKey=ignore\n", False),
+    ("/etc/systemd/logind.conf", "[Login]\nHandlePowerKey=ignore\n", False),
+])
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_setting_of_others_that_overrides_the_trigger(
+    host: Host, plant: Plant, systemd: Transcript, path: str, text: str, warned: bool, check_mode: bool
+) -> None:
+    plant({path: text})
+    warnings = apply(host, KEY, check_mode=check_mode).warnings
+    assert [path in each and "line" in each for each in warnings] == [True] * warned
+
+
 def test_schedule(host: Host, systemd: Transcript) -> None:
     outcome = apply(host, NIGHT)
     assert outcome.changed
