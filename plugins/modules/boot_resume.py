@@ -65,10 +65,11 @@ notes:
   - Kernel arguments that prevent resuming (C(nohibernate), C(noresume), C(hibernate=no)) are refused with the name of the
     file, not removed.
   - On failure, RV(code) is one of V(device_missing), V(device_unreadable), V(not_block_device), V(not_swap),
-    V(uuid_invalid), V(uuid_missing), V(uuid_mismatch), V(machine_id_missing), V(image_pending), V(bootloader_unknown),
-    V(bootloader_unsupported), V(bootloader_incomplete), V(settings_modified), V(conflicting_argument),
-    V(compressor_unsupported), V(initramfs_unknown), V(initramfs_ambiguous), V(initramfs_unreadable),
-    V(initramfs_incomplete), V(initramfs_overridden), V(kernel_missing), V(kernel_modules_missing), V(driver_missing), V(boot_full),
+    V(uuid_invalid), V(uuid_missing), V(uuid_mismatch), V(machine_id_missing), V(image_pending),
+    V(bootloader_unknown), V(bootloader_unsupported), V(bootloader_incomplete), V(settings_modified),
+    V(conflicting_argument), V(compressor_unsupported), V(initramfs_unknown), V(initramfs_ambiguous),
+    V(initramfs_unreadable), V(initramfs_incomplete), V(initramfs_overridden), V(boot_not_mounted), V(boot_elsewhere),
+    V(root_is_overlay), V(kernel_missing), V(kernel_modules_missing), V(driver_missing), V(boot_full),
     V(settings_remain), V(not_writable), V(verify_failed) and V(command_failed).
 seealso:
   - module: nvm.fastboot.nvm_swap

@@ -57,7 +57,8 @@ notes:
   - With dracut the changes have a fifth of the memory (the filesystem at C(/run)), with C(overlayroot) half of it.
   - On failure, RV(code) is one of V(overlay_missing), V(root_is_overlay), V(overlay_unknown), V(conflicting_argument),
     V(bootloader_unknown), V(bootloader_unsupported), V(bootloader_incomplete), V(settings_modified), V(initramfs_unknown),
-    V(initramfs_ambiguous), V(initramfs_unreadable), V(initramfs_incomplete), V(kernel_modules_missing), V(boot_full), V(not_writable) and
+    V(initramfs_ambiguous), V(initramfs_unreadable), V(initramfs_incomplete), V(kernel_modules_missing), V(boot_full),
+    V(boot_not_mounted), V(boot_elsewhere), V(not_writable) and
     V(command_failed).
 seealso:
   - module: nvm.fastboot.boot_slots

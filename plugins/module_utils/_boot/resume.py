@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted, bootloaders
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted, bootloaders, files
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import initramfs as initramfs_tools
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import ARGUMENTS as COMPRESSION_ARGUMENTS
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import select as select_compression
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.drivers import ASSUMED, drivers_for
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import memory_holding
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers, identity
 
 PURPOSE = "resume"
@@ -34,6 +35,7 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
     C(compression) is one of COMPRESSIONS, or None for the kernel's default. Refused as the module documents.
     """
     host = tx.host
+    files.check(host)
     header = _header(tx, device)
     resume = "UUID=%s" % _uuid(tx, device, uuid, header)
     bootloader, initramfs = bootloaders.detect(host), initramfs_tools.detect(host)
@@ -75,6 +77,7 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
 def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
     """Remove the configuration: first C(resume=), then the settings of the initramfs. Returns the module's result."""
     host = tx.host
+    files.check(host)
     try:
         header = headers.read_header(host, device)
     except Refused:
@@ -159,12 +162,17 @@ def _kernels(initramfs):
 
 
 def _guard(tx, device, header, force, change):
-    """Refused C(image_pending) if C(change) would change anything while C(device) holds an image."""
-    if force or header is None or header.type != "swsuspend":
+    """Refused if C(change) would change anything while C(device) holds an image (C(image_pending)), or where changes are in memory only
+    (C(root_is_overlay))."""
+    pending = not force and header is not None and header.type == "swsuspend"
+    lost = [path for path in ("/etc", files.BOOT) if memory_holding(tx.host, path)]
+    if not pending and not lost:
         return
-    trial = Transaction(tx.host, check_mode=True)
+    trial = Transaction(tx.host, check_mode=True, kept=False)
     change(trial)
     if trial.changed:
+        for path in lost:
+            tx.check_kept(path)
         raise headers.image_pending(device, "the boot configuration was not changed")
 
 

@@ -14,6 +14,8 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import memory_holding, writable_boot
+
 FIFREEZE = 0xC0045877  # include/uapi/linux/fs.h: _IOWR('X', 119, int)
 FITHAW = 0xC0045878  # _IOWR('X', 120, int)
 
@@ -201,10 +203,12 @@ class Transaction:
     describe what would change.
     """
 
-    def __init__(self, host, check_mode=False):
+    def __init__(self, host, check_mode=False, kept=True):
+        """C(kept): refuse a change that is in memory only, and lost at the next boot."""
         self.host = host
         self.check_mode = check_mode
         self.diff = []
+        self._kept = kept
         self._undo = []
 
     @property
@@ -224,16 +228,31 @@ class Transaction:
         self.diff.append({"before_header": header, "after_header": header, "before": before, "after": after})
 
     def write(self, path, content, mode=0o644):
-        """Write C(content) to C(path), or remove C(path) if C(content) is None. Returns whether that is a change."""
+        """Write C(content) to C(path), or remove C(path) if C(content) is None. Returns whether that is a change.
+
+        Refused C(root_is_overlay), also in check mode, if the change would be lost at the next boot.
+        """
         before = self.host.read(path)
         if before == content:
             return False
+        self.check_kept(path)
         self.note(path, shown(before or ""), shown(content or ""))
         if self.check_mode:
             return True
         self.on_failure(lambda: self._restore(path, before, mode))
         self._put(path, content, mode)
         return True
+
+    def check_kept(self, path):
+        """Refused C(root_is_overlay) if a change of C(path) would be in memory only."""
+        mount = memory_holding(self.host, path) if self._kept else None
+        if mount is not None:
+            raise Refused(
+                "root_is_overlay",
+                "%s is in memory: the filesystem at %s is an overlay or a %s there, and a change would be lost at the next boot."
+                % (path, mount.place, "tmpfs" if mount.kind == "overlay" else mount.kind),
+                writable_boot(self.host),
+            )
 
     def on_failure(self, undo):
         """Call C(undo()) if the transaction fails later. The last registered is called first."""

@@ -5,6 +5,7 @@ Every check takes a Survey and returns a list of Refused, empty if there is no b
 """
 from __future__ import annotations
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import files
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.survey import UNSET
@@ -18,6 +19,32 @@ BY_TAG = {  # the links of udev's 60-persistent-storage.rules, for tags that are
     "UUID": "/dev/disk/by-uuid/%s",
     "LABEL": "/dev/disk/by-label/%s",
 }
+
+
+def boot_files(survey):
+    """Whether the files in /boot are those that the next boot reads. If not, the checks of these files say nothing."""
+    files.check(survey.host)
+    files.check_kept(survey.host, _checked(survey))
+    return []
+
+
+def _checked(survey):
+    """The files that the other checks look at, as far as bootloader and tool are known."""
+    paths = []
+    try:
+        paths.append(getattr(survey.bootloader, "configuration", None))
+        paths += [survey.initramfs.image(kernel) for kernel in survey.initramfs.kernels()]
+    except Refused:
+        pass  # reported by other checks
+    return [path for path in paths if path]
+
+
+def _are_read(survey):
+    try:
+        boot_files(survey)
+    except Refused:
+        return False
+    return True
 
 
 def resume_running(survey):
@@ -65,7 +92,7 @@ def resume_configured(survey):
 
     The last C(resume=) counts: kernel/power/hibernate.c, resume_setup(), and both initramfs tools.
     """
-    if survey.block is None:
+    if survey.block is None or not _are_read(survey):
         return []
     entries = [entry for entry in survey.entries if not RESCUE.intersection(entry.arguments)]
     if not entries:
@@ -161,7 +188,7 @@ def other_swap_first(survey):
 def initramfs_drivers(survey):
     """The contents of the initramfs of every installed kernel: without the drivers, the device does not exist when the
     initramfs looks for the image, the machine boots cold, and swapon destroys the saved image."""
-    if survey.block is None or survey.resume is None:
+    if survey.block is None or survey.resume is None or not _are_read(survey):
         return []
     return [
         Refused(
@@ -177,7 +204,7 @@ def initramfs_drivers(survey):
 def initramfs_overridden(survey):
     """Settings of others in the initramfs, such as resume_offset= in /etc/initramfs-tools/conf.d/resume: init sources it, and the kernel
     then looks for the image at another place of the device (initramfs-tools, scripts/local-premount/resume)."""
-    if survey.block is None or survey.resume is None or survey.header is None or not survey.header.uuid:
+    if survey.block is None or survey.resume is None or survey.header is None or not survey.header.uuid or not _are_read(survey):
         return []
     tool, resume = survey.initramfs, "UUID=%s" % survey.header.uuid
     return [

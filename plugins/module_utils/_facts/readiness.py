@@ -49,6 +49,7 @@ CHECKS = (  # causes before their consequences
     Check("swap_inactive", checks_device.swap_inactive),
     Check("nvm_too_small", checks_device.nvm_too_small),
     Check("swap_too_small", checks_device.swap_too_small),
+    Check("boot_files", checks_resume.boot_files),
     Check("resume_running", checks_resume.resume_running),
     Check("resume_configured", checks_resume.resume_configured, root=True),
     Check("other_swap_first", checks_resume.other_swap_first),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import files
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs import archive, packages
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modules import (
     MODULES_DIRECTORY,
@@ -120,13 +121,13 @@ class Initramfs:
 
     def unconfigure(self, tx):
         """Remove our settings. Returns whether there were settings, or images built with them (see C(stale))."""
-        files = self.own_files()
-        if files and not tx.check_mode:
+        ours = bool(self.own_files())
+        if ours and not tx.check_mode:
             for kernel in self.stale():
                 self._verified.expect(self.image(kernel))
             self._verified.store()  # if this run is interrupted from here on, the next one completes it
         self.remove_settings(tx)
-        return bool(files) or bool(self._verified.known)
+        return ours or bool(self._verified.known)
 
     def remove_settings(self, tx):
         for path in self.own_files():
@@ -227,6 +228,9 @@ class Initramfs:
         Refused C(boot_full), C(kernel_modules_missing), C(driver_missing), C(initramfs_incomplete), C(initramfs_overridden) or
         C(command_failed); all images are then unchanged.
         """
+        if kernels:
+            files.check(self.host)
+            tx.check_kept(self.image(kernels[0]))
         for kernel in kernels:
             tx.note(self.image(kernel), "current image", "rebuilt: %s" % (
                 "resume from %s with %s" % (resume, " ".join(modules)) if resume else why))

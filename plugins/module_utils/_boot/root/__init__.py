@@ -36,7 +36,7 @@ def apply(tx, mode, sources=(), data_mounts=()):
         running.open_next_boot(tx, overlaid, bootloaders.detect(host).configuration, kind.arguments)
     else:
         built = []
-        trial = Transaction(host, check_mode=True)
+        trial = Transaction(host, check_mode=True, kept=False)
         _configure(trial, tool, kind, mode, sources, data_mounts)
         if trial.changed and not tx.check_mode:
             raise Refused(

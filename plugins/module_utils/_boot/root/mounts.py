@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import string
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.root.running import mounts
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import mounts
 
 DIRECTORY = "/etc/systemd/system"
 NAME = "nvm-fastboot.conf"

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import mounts
 
 PLACE = "/run/nvm-fastboot-root"
 
@@ -24,26 +25,6 @@ class Lower:
     device: str
     root: str
     access: str
-
-
-@dataclass(frozen=True)
-class Mount:
-    root: str
-    place: str
-    kind: str
-    device: str
-    options: str
-
-
-def mounts(host):
-    """The mounts of the running system, in their order. Refused by none; a line that is not understood is left out."""
-    found = []
-    for line in host.read("/proc/self/mountinfo", "").splitlines():
-        words, _dash, rest = line.partition(" - ")
-        fields, more = words.split(), rest.split()
-        if len(fields) >= 6 and len(more) >= 3:
-            found.append(Mount(fields[3], fields[4], more[0], more[1], more[2]))
-    return found
 
 
 def lower(host):

@@ -294,6 +294,42 @@ def test_an_image_rebuilt_by_another_tool_is_verified_again(machine: Machine, ho
     assert machine.present()[0] is True
 
 
+OVERLAY = """\
+22 1 0:30 / / rw - overlay overlayroot rw,lowerdir=/media/root-ro,upperdir=/media/root-rw/overlay,workdir=/w
+24 22 254:1 / /media/root-ro ro - ext4 /dev/vda1 ro
+25 22 0:31 / /media/root-rw rw - tmpfs tmpfs-root rw
+"""
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_on_an_overlay_in_memory_nothing_is_changed(machine: Machine, plant: Plant, check_mode: bool) -> None:
+    mounts = "/proc/self/mountinfo"
+    plant({mounts: OVERLAY})
+    before = machine.state()
+    with pytest.raises(Refused) as refused:
+        machine.present(check_mode)
+    assert refused.value.code == "root_is_overlay" and machine.state() == before
+    plant({mounts: ""})
+    machine.present()
+    plant({mounts: OVERLAY})
+    before = machine.state()
+    assert machine.present(check_mode)[0] is False  # configured before the overlay was switched on
+    with pytest.raises(Refused) as refused:
+        machine.absent(check_mode)
+    assert refused.value.code == "root_is_overlay" and machine.state() == before
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_nothing_is_written_below_a_boot_that_is_not_mounted(machine: Machine, plant: Plant, check_mode: bool) -> None:
+    plant({"/proc/self/mountinfo": "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n", "/etc/fstab": "UUID=2 /boot ext4 noauto 0 2\n"})
+    before = machine.state()
+    for run in (machine.present, machine.absent):
+        with pytest.raises(Refused) as refused:
+            run(check_mode)
+        assert refused.value.code == "boot_not_mounted" and "mount /boot" in refused.value.remedy
+    assert machine.state() == before
+
+
 WIKI = "RESUME=UUID=0b4c8c1e-2f1d-4c57-9c41-2c9a3de0f3a5 resume_offset=3471360\n"  # Debian's wiki, for a swap file
 
 

@@ -538,6 +538,17 @@ def test_initramfs_drivers(machine: SimpleNamespace) -> None:
     assert "6.1.0-56-amd64" in found[0]["message"] and "nfit, nd_pmem" in found[0]["message"]
 
 
+def test_files_that_the_next_boot_does_not_read(machine: SimpleNamespace) -> None:
+    """The cause alone: what is in those files says nothing."""
+    machine.boot.lacking.append("nd_pmem")
+    machine.boot.lists.clear()
+    machine.plant({"/proc/self/mountinfo": "22 1 254:1 / / rw - ext4 /dev/vda1 rw\n", "/etc/fstab": "UUID=2 /boot ext4 noauto 0 2\n"})
+    assert machine.codes() == ["boot_not_mounted"]
+    overlay = "22 1 0:30 / / rw - overlay o rw,lowerdir=/media/ro,upperdir=/media/rw/o,workdir=/w\n25 22 0:31 / /media/rw rw - tmpfs t rw\n"
+    machine.plant({"/proc/self/mountinfo": overlay, "/etc/fstab": ""})
+    assert machine.codes() == ["root_is_overlay"]
+
+
 def test_settings_of_others_in_the_initramfs(machine: SimpleNamespace) -> None:
     machine.boot.others.append(Override("conf/conf.d/zzz", "resume_offset=3471360", "which is the place of a swap file"))
     (blocker,) = machine.blockers()
