@@ -24,7 +24,7 @@ help: ## list the targets
 
 .PHONY: demo
 demo: $(READY) ## hibernate a virtual machine into non-volatile memory and resume it; KEEP=1 leaves it running
-	KEEP=$(KEEP) $(PYTHON) -m tests.vm.demo
+	LAB_PARENT=$$PPID KEEP=$(KEEP) $(PYTHON) -m tests.vm.demo
 
 .PHONY: bench
 bench: bench-store ## the store against borg, restic and squashfs; writes docs/benchmarks.md; about 10 minutes
@@ -152,8 +152,8 @@ types: tree ## type checks: strict for the store, the tools and all tests
 	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict tools
 
 .PHONY: unit
-unit: $(READY) ## unit tests
-	$(PYTHON) -m pytest tests/unit -q
+unit: $(READY) ## unit tests, and those of the laboratory that start no machine
+	$(PYTHON) -m pytest tests/unit tests/vm/lab -q
 
 .PHONY: store-test
 store-test: $(READY) ## tests of the store and of what documents show; they mount it, and need /dev/fuse
@@ -210,7 +210,7 @@ vm-test-devices: $(READY)
 vm-test-plain: $(READY)
 	VM_TESTS=$@ $(PYTHON) -m pytest $(PLAIN) -v
 vm-test-others: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,$(DEVICES) $(PLAIN) $(ROLE) $(GOLDEN)) -v
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,tests/vm/lab $(DEVICES) $(PLAIN) $(ROLE) $(GOLDEN)) -v
 
 # Not a part of make test: docs/decisions/0161.
 ROLE := tests/vm/fast_boot

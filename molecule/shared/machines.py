@@ -23,7 +23,7 @@ LOGS = REPOSITORY / "build" / "logs"
 
 def main() -> int:
     verb, *names = sys.argv[1:] or ["--list"]
-    lab = Lab(say=lambda text: print(text, file=sys.stderr))
+    lab = Lab(say=lambda text: print(text, file=sys.stderr), keep=True)
     try:
         if verb == "--list":
             print(json.dumps(inventory(lab, Path(sys.argv[0]).absolute().parents[1].name)))

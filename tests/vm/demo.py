@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The main job, shown: a virtual machine is configured by the collection's playbooks, hibernates into NVM, loses power, and
 comes back as it was; and loses it without a warning, and comes back to a snapshot of itself. ``make demo`` runs it; with ``KEEP=1`` the
-machine is left running.
+machine is left running. Without it, the machines end with this process, and with the make that runs it (LAB_PARENT), however those end.
 
 Two machines of one kind take part; each runs an application server (Tomcat). The first hibernates into its NVDIMM, and then takes a
 snapshot into it; the second, for comparison, hibernates into an ordinary disk. They are configured side by side, and measured one after
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.vm import ram_root, snapshots, workload
-from tests.vm.lab import Lab, LabError, Machine, images
+from tests.vm.lab import Lab, LabError, Machine, images, lease
 from tests.vm.play import REPOSITORY, play
 from tests.vm.powercycle import hibernate
 
@@ -93,15 +94,25 @@ class Steps:
 
 
 def main() -> int:
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    if os.environ.get("LAB_PARENT"):
+        lease.end_with(int(os.environ["LAB_PARENT"]))
     steps = Steps()
-    lab = Lab(say=steps.doing)
     keep = os.environ.get("KEEP", "") not in ("", "0")
+    lab = Lab(say=steps.doing, keep=keep)
     machines: list[Machine] = []
     try:
         result = _demonstrate(steps, lab, machines)
     except (LabError, images.BuildError, AssertionError) as error:
-        print(f"\nThe demonstration failed: {error}\nThe machines are left for inspection: {lab.folder}", file=sys.stderr)
+        how = "" if keep else ", switched off; KEEP=1 leaves them running"
+        print(f"\nThe demonstration failed: {error}\nThe machines are left for inspection{how}: {lab.folder}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nThe demonstration was stopped." + (" KEEP=1: its machines run on." if keep else ""), file=sys.stderr)
+        for machine in () if keep else machines:
+            machine.destroy()
+        return 130
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(_table(result))
@@ -114,6 +125,12 @@ def main() -> int:
     for machine in machines[1 if keep else 0 :]:
         machine.destroy()
     return 0 if result["resumed"] else 1
+
+
+def _stop(number: int, frame: object) -> None:
+    for each in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # once is enough
+    raise KeyboardInterrupt
 
 
 def _demonstrate(steps: Steps, lab: Lab, machines: list[Machine]) -> dict[str, Any]:

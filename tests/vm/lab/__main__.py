@@ -18,7 +18,7 @@ from tests.vm.lab.recipes import RECIPES
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    lab = Lab(arguments.lab, say=lambda text: print(text, file=sys.stderr, flush=True))
+    lab = Lab(arguments.lab, say=lambda text: print(text, file=sys.stderr, flush=True), keep=True)
     try:
         arguments.run(lab, arguments)
     except (LabError, BuildError, QmpError) as error:
@@ -46,6 +46,7 @@ def _create(lab: Lab, arguments: argparse.Namespace) -> None:
 
 
 def _on(machine: Machine, arguments: argparse.Namespace) -> None:
+    machine.keep()
     machine.power_on()
     if arguments.wait:
         print(f"{machine.name} answers after {machine.wait_up():.1f} s")
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--nvdimm", type=int, default=2048, metavar="MIB", help="size of the NVDIMM; 0: none")
     sub.add_argument("--labels", action="store_true", help="give the NVDIMM a label area, so that namespaces can be made on it")
     sub.add_argument("--disk", type=int, default=0, metavar="MIB", help="size of a second, ordinary disk")
-    sub = machine_verb("on", _on, "switch it on, through its firmware and bootloader")
+    sub = machine_verb("on", _on, "switch it on, through its firmware and bootloader; it then stays on")
     sub.add_argument("--wait", action="store_true", help="until SSH answers")
     sub = machine_verb("wake", _wake, "wait until its power is off, then switch it on (a wake_command)")
     sub.add_argument("--timeout", type=float, default=300, metavar="SECONDS")

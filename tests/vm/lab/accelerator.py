@@ -54,7 +54,8 @@ def _runs_a_guest(kernel: Path) -> bool:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     process = subprocess.Popen(
-        ["qemu-system-x86_64", "-M", "q35,accel=kvm", "-cpu", "host", "-m", "256", "-display", "none", "-no-reboot",
+        ["setpriv", "--pdeathsig", "KILL",  # it may hang, and ends with this process
+         "qemu-system-x86_64", "-M", "q35,accel=kvm", "-cpu", "host", "-m", "256", "-display", "none", "-no-reboot",
          "-nic", "none", "-serial", "stdio", "-monitor", "none", "-kernel", str(kernel),
          "-append", "console=ttyS0 earlyprintk=serial panic=-1"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -5,6 +5,9 @@ A machine is a folder (``.lab/<name>/``): its settings, an overlay disk, the fil
 content when the power goes, as the real one does), its seed and its console log. Any process that knows the folder can
 drive the machine, so that tests, the command line and a ``wake_command`` work on the same one. A machine may be driven
 by one process at a time.
+
+A machine ends with the process that made it, and is then off, with all that its disks hold; unless the laboratory is to keep its
+machines: ``Lab(keep=True)``, KEEP=1, or the command line.
 """
 
 from __future__ import annotations
@@ -26,12 +29,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.vm.lab import accelerator, images, qmp
+from tests.vm.lab import accelerator, images, lease, qmp
 from tests.vm.lab.recipes import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LABEL_AREA = "128K"
 ERST_SIZE = "64K"
+OWNER = "owner"  # of a machine: the process with which it ends, see lease.this_process; nothing, if it is kept
 CONSTANT = ("base.qcow2", "vmlinuz")  # parts of a machine that never change
 BOOT_SECONDS = 420  # a cold boot under software emulation on a busy machine
 OFF_SECONDS = 300
@@ -78,11 +82,14 @@ class Settings:
 
 
 class Lab:
-    """All machines below one folder."""
+    """All machines below one folder. Those that are made here end with this process, unless ``keep`` (KEEP=1 is the default)."""
 
-    def __init__(self, folder: Path | str | None = None, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, folder: Path | str | None = None, say: Callable[[str], None] = lambda text: None, *, keep: bool | None = None
+    ) -> None:
         self.folder = Path(folder or os.environ.get("LAB_DIR") or REPOSITORY / ".lab").resolve()
         self.say = say
+        self._owner = "" if (os.environ.get("KEEP", "") not in ("", "0") if keep is None else keep) else lease.this_process()
 
     def create(
         self,
@@ -128,6 +135,7 @@ class Lab:
                 **(files or {}),
             },
         )
+        (folder / OWNER).write_text(self._owner)
         (folder / "machine.json").write_text(json.dumps(asdict(machine.settings), indent=1) + "\n")
         return machine
 
@@ -147,6 +155,7 @@ class Lab:
             elif file.is_file():  # sockets stay
                 # cp keeps holes, and shares blocks where the filesystem can.
                 _run(["cp", "-a", "--sparse=always", "--reflink=auto", str(file), str(folder)], self.folder)
+        (folder / OWNER).write_text(self._owner)
         (folder / "machine.json").write_text(json.dumps(asdict(settings), indent=1) + "\n")
         return Machine(folder, settings)
 
@@ -183,13 +192,18 @@ class Machine:
         self.settings = settings
         self.name = folder.name
         self._pid_file = folder / "qemu.pid"
+        self._owner_file = folder / OWNER
 
     # power ---------------------------------------------------------------------------------------------------------
 
     def power_on(self) -> None:
-        """Switch it on, through its firmware and bootloader. Returns when QEMU runs. Raises LabError."""
+        """Switch it on, through its firmware and bootloader. Returns when QEMU runs. Raises LabError, also where the process that the
+        machine was made for has ended."""
         if self.is_on():
             raise LabError(f"{self.name} is on already")
+        owner = self._owner_file.read_text() if self._owner_file.exists() else ""
+        if owner and not lease.lives(owner):
+            raise LabError(f"{self.name} was made for a process that has ended; 'lab on {self.name}' switches it on and keeps it")
         for stale in ("ssh.sock", "qmp.sock", "qemu.pid"):
             (self.folder / stale).unlink(missing_ok=True)
         console = self.folder / "console.log"
@@ -198,9 +212,16 @@ class Machine:
                 old.write(console.read_bytes())
             console.unlink()
         try:
-            _run(self.command(), self.folder)
+            if owner:
+                _run(lease.command(owner, self._pid_file, self.command()), self.folder, session=True)
+            else:
+                _run(self.command(), self.folder)
         except LabError as error:
             raise LabError(f"{self.name} does not start: {error}") from error
+
+    def keep(self) -> None:
+        """Let it outlive the process that it was made for, from the next time on that it is switched on."""
+        self._owner_file.unlink(missing_ok=True)
 
     def command(self) -> list[str]:
         """The QEMU command line that runs this machine."""
@@ -472,9 +493,12 @@ def _write_seed(path: Path, files: Mapping[str, str]) -> None:
             archive.addfile(entry, BytesIO(content))
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: list[str], folder: Path, session: bool = False) -> None:
+    """Run ``command`` in ``folder``, where ``session`` is set in a session of its own. Raises LabError."""
     try:
-        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True)
+        done = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True, start_new_session=session
+        )
     except FileNotFoundError as error:
         raise LabError(f"{command[0]} is not installed; 'make setup' installs what the laboratory needs") from error
     if done.returncode != 0:
