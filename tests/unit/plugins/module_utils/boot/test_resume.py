@@ -96,7 +96,7 @@ class Machine:
             if " lz4" in self.host.read(HOOK):
                 names += ["usr/lib/modules/%s/kernel/%s.ko" % (kernel, name)
                           for name in ("crypto/lz4", "lib/lz4/lz4_compress")]
-        Path(self.host.path(target)).write_bytes(gzip.compress(cpio.cpio({**files, **dict.fromkeys(names, "")})))
+        Path(self.host.path(target)).write_bytes(gzip.compress(cpio.cpio({**files, **dict.fromkeys(names, "")}), mtime=0))
         return ""
 
     def list(self, image: str) -> str:
