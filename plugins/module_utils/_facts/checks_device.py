@@ -140,6 +140,21 @@ def device_in_use(survey):
     return [devices.device_in_use(survey.block, ", ".join(uses))] if uses else []
 
 
+def holds_other(survey):
+    """Contents that udev knows (ID_FS_TYPE in its database): a filesystem, or a member of LVM, RAID, ZFS, bcache, multipath, LUKS."""
+    if survey.block is None or survey.swap is not None or survey.header is not None:
+        return []
+    kind = re.search(r"^E:ID_FS_TYPE=(.+)$", survey.host.read("/run/udev/data/b%s" % survey.block.devno, ""), re.MULTILINE)
+    if kind is None:
+        return []
+    return [Refused(
+        "holds_filesystem",
+        "%s is not empty: %s." % (survey.device, kind.group(1)),
+        "Check the contents (blkid -p %s) or give another device. To overwrite them, run nvm_swap with force=true."
+        % survey.block.path,
+    )]
+
+
 def uuid_elsewhere(survey):
     """C(resume=UUID=) leads to another device: two swap areas have the UUID, or the device has two signatures.
 

@@ -43,6 +43,7 @@ CHECKS = (  # causes before their consequences
     Check("device_ephemeral", checks_device.device_ephemeral),
     Check("device_claimed", checks_device.device_claimed),
     Check("device_in_use", checks_device.device_in_use),
+    Check("holds_filesystem", checks_device.holds_other, root=True),
     Check("image_pending", checks_device.image_pending, root=True),
     Check("memory_map_changed", checks_device.memory_map_changed, root=True),
     Check("uuid_elsewhere", checks_device.uuid_elsewhere, root=True),

@@ -441,6 +441,15 @@ def test_a_device_that_is_in_use(machine: SimpleNamespace) -> None:
     assert "held by dm-0" in machine.blockers()[0]["message"]
 
 
+@pytest.mark.parametrize("kind", ["LVM2_member", "linux_raid_member", "zfs_member", "bcache", "mpath_member", "crypto_LUKS", "xfs"])
+def test_a_device_that_holds_something_else(machine: SimpleNamespace, kind: str) -> None:
+    machine.plant({"/proc/swaps": NO_SWAPS, "/dev/pmem0": bytes(65536), "/run/udev/data/b259:0": "I:1\nE:ID_FS_TYPE=%s\n" % kind})
+    assert machine.codes()[:2] == ["holds_filesystem", "swap_inactive"]
+    assert kind in machine.blockers()[0]["message"]
+    machine.plant({"/dev/pmem0": swap_header()})
+    assert machine.codes() == ["swap_inactive"]
+
+
 @pytest.mark.parametrize("target, codes", [("pmem0", []), ("vdb", ["uuid_elsewhere"]), (None, ["uuid_elsewhere"])])
 def test_what_the_uuid_leads_to(machine: SimpleNamespace, target: str | None, codes: list[str]) -> None:
     machine.plant({"/dev/disk/by-uuid/other": "", "/dev/vdb": ""})
