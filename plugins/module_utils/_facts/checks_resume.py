@@ -94,7 +94,7 @@ def resume_configured(survey):
     """
     if survey.block is None or not _are_read(survey):
         return []
-    entries = [entry for entry in survey.entries if not RESCUE.intersection(entry.arguments)]
+    entries = [entry for entry in survey.entries if entry in survey.next_entries or not RESCUE.intersection(entry.arguments)]
     if not entries:
         return [Refused(
             "unknown_boot_entries",

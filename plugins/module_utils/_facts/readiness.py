@@ -11,20 +11,30 @@ from dataclasses import dataclass
 from typing import Callable
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._facts import checks_device, checks_resume, checks_system
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import (
+    checks_boot,
+    checks_device,
+    checks_resume,
+    checks_system,
+)
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.survey import Survey
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row: the code to skip it by, the function, whether it runs for root only, and only if there is no other blocker."""
+    """One row: the code to skip it by, the function, whether it runs for root only, and only if there is no other blocker.
+
+    With C(unless), not if that row has found something: it would only report a consequence, with a remedy that does not help.
+    """
 
     code: str
     run: Callable[[Survey], list]
     root: bool = False
     last: bool = False
+    unless: tuple[str, ...] = ()
 
 
+STARTED = ("bootloader", "no_initramfs")
 CHECKS = (  # causes before their consequences
     Check("not_root", checks_system.not_root),
     Check("no_nvm", checks_device.no_nvm),
@@ -51,7 +61,11 @@ CHECKS = (  # causes before their consequences
     Check("nvm_too_small", checks_device.nvm_too_small),
     Check("swap_too_small", checks_device.swap_too_small),
     Check("boot_files", checks_resume.boot_files),
-    Check("resume_running", checks_resume.resume_running),
+    Check("bootloader", checks_boot.bootloader, root=True),
+    Check("next_boot_elsewhere", checks_boot.next_boot_elsewhere, root=True, unless=("bootloader",)),
+    Check("no_initramfs", checks_boot.no_initramfs, root=True, unless=("bootloader",)),
+    Check("next_kernel", checks_boot.next_kernel, root=True, unless=("bootloader",)),
+    Check("resume_running", checks_resume.resume_running, unless=STARTED),
     Check("resume_configured", checks_resume.resume_configured, root=True),
     Check("other_swap_first", checks_resume.other_swap_first),
     Check("initramfs_drivers", checks_resume.initramfs_drivers, root=True),
@@ -76,13 +90,19 @@ def blockers(host, device, skip=(), survey=None):
     survey = survey or Survey(host, device)
     results: list[Refused] = []
     known = JUDGED_BY_LOGIND.intersection(skip)
+    found: set[str] = set()
     for check in CHECKS:
         if check.code in skip or (check.root and survey.euid != 0) or (check.last and (results or known)):
             continue
+        if found.intersection(check.unless):
+            continue
+        before = len(results)
         try:
             results.extend(check.run(survey))
         except Refused as refused:
             results.append(refused)
+        if len(results) > before:
+            found.add(check.code)
     # Several checks may have failed to read the same fact.
     unique: dict[tuple[str, str], Refused] = {}
     for blocker in results:

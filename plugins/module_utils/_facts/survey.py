@@ -201,6 +201,11 @@ class Survey:
         return self.host.attribute("/proc/sys/kernel/osrelease") or ""
 
     @cached_property
+    def arch(self):
+        """The architecture of the kernel, as C(uname -m) has it."""
+        return self.host.attribute("/proc/sys/kernel/arch") or os.uname().machine
+
+    @cached_property
     def hibernation(self):
         """C(/sys/power/disk): None for a kernel without hibernation, "[disabled]" if it is not available now.
 
@@ -256,6 +261,16 @@ class Survey:
     def entries(self):
         """The entries of the generated boot configuration."""
         return self.bootloader.entries()
+
+    @cached_property
+    def next_boot(self):
+        """What the bootloader starts when no person chooses (bootloaders.NextBoot)."""
+        return self.bootloader.next_boot()
+
+    @cached_property
+    def next_entries(self):
+        """The entries of this system that may start next."""
+        return [entry for _title, entries in self.next_boot.choices for entry in entries]
 
     @cached_property
     def initramfs(self):

@@ -22,12 +22,12 @@ def detect(host):
 
     Refused C(bootloader_unsupported) if it is in UNSUPPORTED, C(bootloader_unknown) if none is recognised.
     """
-    for name, evidence, remedy in UNSUPPORTED:
-        sign = evidence(host)
-        if sign:
+    for find, remedy in UNSUPPORTED:
+        found = find(host)
+        if found:
             raise Refused(
                 "bootloader_unsupported",
-                "The machine boots with %s (%s), which is not supported." % (name, sign),
+                "The machine boots with %s (%s), which is not supported." % found,
                 "Supported: %s. %s" % (", ".join(kind.title for kind in SUPPORTED), remedy),
             )
     for kind in SUPPORTED:

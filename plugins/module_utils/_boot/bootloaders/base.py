@@ -9,6 +9,7 @@ configuration instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Callable
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
@@ -26,6 +27,20 @@ class BootEntry:
     kernel: str
     arguments: list
     initrds: tuple = ()
+
+
+@dataclass(frozen=True)
+class NextBoot:
+    """What starts when no person chooses.
+
+    C(choices) are C((title, [BootEntry])), without entries where it is no kernel of this system; several where it cannot be known,
+    none if the menu is empty. C(reason) is a phrase. C(remedy(path)) is a sentence: how to have the kernel C(path) start instead,
+    or any of this system with None.
+    """
+
+    choices: list
+    reason: str
+    remedy: Callable
 
 
 class Bootloader:
@@ -80,11 +95,7 @@ class Bootloader:
         raise NotImplementedError
 
     def next_boot(self):
-        """What starts when no person chooses, as C((choices, reason)); C(reason) is a phrase.
-
-        A choice is C((title, [BootEntry])), without entries if it starts no kernel of this system. There are several where it
-        cannot be known. Empty if the menu is.
-        """
+        """What starts when no person chooses, as a NextBoot."""
         raise NotImplementedError
 
     def find_setting(self, words):

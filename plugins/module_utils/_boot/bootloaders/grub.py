@@ -16,6 +16,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders imp
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import (
     BootEntry,
     Bootloader,
+    NextBoot,
     incomplete,
 )
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_defaults import (
@@ -157,7 +158,13 @@ class Grub(Bootloader):
 
     def next_boot(self):
         menu = Menu(self.host, self.configuration, self.host.read(self.configuration, ""))
-        return [(entry[0], self._started(*entry)) for entry in menu.defaults()], menu.reason()
+        choices = [(entry[0], self._started(*entry)) for entry in menu.defaults()]
+        saved = Defaults(self.host).values.get("GRUB_DEFAULT") == "saved"
+
+        def remedy(kernel=None):
+            return menu.remedy(saved, lambda entry: any(kernel in (None, each.kernel) for each in self._started(*entry)))
+
+        return NextBoot(choices, menu.reason(), remedy)
 
     def _started(self, title, identifier, starts):
         """A BootEntry for each of C(starts) that is a kernel of this system."""

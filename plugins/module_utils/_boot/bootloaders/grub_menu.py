@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_program import Program
 
@@ -22,11 +23,12 @@ class Menu:
 
     def __init__(self, host, configuration, text):
         self._host = host
-        self._directory = os.path.dirname(configuration)
-        self.environment = read_environment(host, self._directory + "/grubenv")
+        directory = os.path.dirname(configuration)
+        self._environment = directory + "/grubenv"
+        self.environment = read_environment(host, self._environment)
         variables = {
-            "prefix": self._directory,
-            "config_directory": self._directory,
+            "prefix": directory,
+            "config_directory": directory,
             "grub_platform": "efi" if host.exists("/sys/firmware/efi") else "pc",
             "feature_menuentry_id": "y",
             "menuentry_id_option": "--id",
@@ -47,28 +49,47 @@ class Menu:
 
     def entries(self):
         """Every entry, as C((title, id, [Start or None])); None stands for something that is not Linux."""
-        found = list(_walk(self._program))
+        found = [entry for _name, entry in self._named()]
         if self._program.starts:  # commands outside of entries
             found.append(("", "", self._program.starts))
         return found
 
+    def _named(self):
+        """Every entry, with what names it for C(default)."""
+        return list(_walk(self._program))
+
     def defaults(self):
         """The entries that may start when no person chooses, as in C(entries), each once. Empty if the menu is."""
         chosen = []
-        for spec in sorted(self._program.variables.get("default", {""})):
+        for spec in self._specs():
             entry = _choose(self._program, spec)
             if entry is not None and entry not in chosen:
                 chosen.append(entry)
         return chosen
 
+    def _specs(self):
+        return sorted(self._program.variables.get("default", {""}))
+
     def reason(self):
         """Why C(defaults) are what they are, as a phrase."""
-        if self.environment.get("next_entry"):
-            return "next_entry=%s in %s/grubenv" % (self.environment["next_entry"], self._directory)
-        values = sorted(self._program.variables.get("default", {""}))
-        if self.environment.get("saved_entry") in values:
-            return "saved_entry=%s in %s/grubenv" % (self.environment["saved_entry"], self._directory)
-        return "default=%s" % " or ".join(values)
+        for name in ("next_entry", "saved_entry"):
+            if self.environment.get(name) in self._specs():
+                return "%s=%s in %s" % (name, self.environment[name], self._environment)
+        return "GRUB's default=%s" % " or ".join(self._specs())
+
+    def remedy(self, saved, wanted):
+        """How to have an entry start next for which C(wanted((title, id, starts))) is true, as a sentence.
+
+        C(saved) is whether the configuration takes the default from C(grubenv) (C(GRUB_DEFAULT=saved)).
+        """
+        if self.environment.get("next_entry") in self._specs():
+            return "Run: grub-editenv %s unset next_entry." % self._environment
+        name = next((name for name, entry in self._named() if wanted(entry)), None)
+        if name is None:
+            return "Run update-grub, so that the menu has an entry for it."
+        if saved:
+            return "Run: grub-editenv %s set saved_entry=%s." % (self._environment, shlex.quote(name))
+        return "Set GRUB_DEFAULT=%s in /etc/default/grub, and run update-grub." % shlex.quote(name)
 
 
 def read_environment(host, path):
@@ -84,13 +105,14 @@ def read_environment(host, path):
     return variables
 
 
-def _walk(program):
+def _walk(program, above=""):
     for item in program.items:
         inner = program.inside(item)
+        name = above + (item.identifier or item.title).replace(">", ">>")
         if item.submenu:
-            yield from _walk(inner)
+            yield from _walk(inner, name + ">")
         else:
-            yield item.title, item.identifier, inner.starts
+            yield name, (item.title, item.identifier, inner.starts)
 
 
 def _choose(program, spec):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import (
     LINUX_COMMANDS,
@@ -56,7 +57,7 @@ class Program:
     what is not Linux. C(environment) is what C(load_env) reads.
     """
 
-    files: object
+    files: Any
     environment: dict
     variables: dict
     items: list = field(default_factory=list)
@@ -142,8 +143,7 @@ class Program:
         choices = [sorted(self.variables.get(name, {""})) for name in names]
         values = set()
         for choice in itertools.islice(itertools.product(*choices), MOST):
-            known = dict(zip(names, choice))
-            values.add(VARIABLE.sub(lambda match, known=known: known[match.group(1) or match.group(2)], text))
+            values.add(_replaced(text, dict(zip(names, choice))))
         return frozenset(values)
 
     def _first(self, text):
@@ -156,7 +156,7 @@ class Program:
 
     def _arguments(self, words):
         """C(words) as GRUB passes them: a variable that is a word of its own becomes the words in it."""
-        arguments = []
+        arguments: list[str] = []
         for word in words:
             value = self._first(word)
             arguments += value.split() if VARIABLE.fullmatch(word) and value != word else [value]
@@ -201,6 +201,11 @@ class Program:
 @dataclass
 class _If:
     branches: list  # [(condition as words or None, body)]
+
+
+def _replaced(text, values):
+    """C(text) with the values of its variables."""
+    return VARIABLE.sub(lambda match: values[match.group(1) or match.group(2)], text)
 
 
 def _not(truth):

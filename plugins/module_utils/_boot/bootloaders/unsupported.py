@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bootloaders that are recognised only to refuse them by name: C((name, sign(host) -> phrase or None, remedy)).
+"""Bootloaders that are recognised only to refuse them by name: C((find(host), remedy)), where C(find) returns
+C((name, sign)) as phrases, or None.
 
 They are checked before the supported ones, because GRUB's files often remain after a change of the bootloader.
 """
@@ -8,19 +9,22 @@ from __future__ import annotations
 
 import re
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_defaults import (
     Defaults,
     scripts_mention,
 )
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.started import (
+    other_configuration,
+    other_loader,
+)
 
-# Boot Loader Interface: the name of the running boot loader, UTF-16 after four bytes of attributes
-LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 BLS_SETTING = "GRUB_ENABLE_BLSCFG"  # without an effect where no script in /etc/grub.d asks for it, as in Debian 12 and 13
 
 
 def _systemd_boot(host):
-    content = host.read_bytes(LOADER_INFO, b"")[4:].decode("utf-16-le", "replace").rstrip("\0")
+    content = Firmware(host).text("LoaderInfo")
     if content.startswith("systemd-boot"):
         return "the EFI variable LoaderInfo is '%s'" % content
     if not any(host.exists(path) for path in GRUB_CONFIGURATIONS):
@@ -43,9 +47,20 @@ def _boot_loader_specification(host):
     return None
 
 
+def _other_grub(host):
+    return next((sign for path in GRUB_CONFIGURATIONS if host.exists(path) for sign in [other_configuration(host, path)] if sign), None)
+
+
+FIRMWARE = "To use GRUB, have the firmware start it (efibootmgr --bootorder, with the number of its entry first), and reboot."
 UNSUPPORTED = (
-    ("systemd-boot", _systemd_boot,
-     "To use GRUB, have the firmware start it (efibootmgr), reboot, and run the module again."),
-    ("GRUB with Boot Loader Specification entries", _boot_loader_specification,
+    (lambda host: _named("systemd-boot", _systemd_boot(host)), FIRMWARE),
+    (other_loader, FIRMWARE + " A virtual machine must not be given a kernel by its hypervisor (-kernel)."),
+    (lambda host: _named("the GRUB of another system", _other_grub(host)),
+     "Configure that system to start this one through this system's GRUB, or have the firmware start this one (efibootmgr)."),
+    (lambda host: _named("GRUB with Boot Loader Specification entries", _boot_loader_specification(host)),
      "Where grub-mkconfig reads /etc/default/grub.d, set %s=false, run update-grub, and run the module again." % BLS_SETTING),
 )
+
+
+def _named(name, sign):
+    return (name, sign) if sign else None

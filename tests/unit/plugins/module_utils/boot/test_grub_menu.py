@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,7 +125,7 @@ def grub(host: Host, plant: Plant) -> Grub:
 
 
 def chosen(grub: Grub) -> list[tuple[str, list[str]]]:
-    choices, _reason = grub.next_boot()
+    choices = grub.next_boot().choices
     return [(title, [os.path.basename(each.kernel) for each in entries]) for title, entries in choices]
 
 
@@ -165,8 +167,47 @@ def test_the_default_entry(grub: Grub, plant: Plant, default: str, kernel: str) 
 def test_the_entry_in_grubenv(grub: Grub, plant: Plant, default: str, variables: dict[str, str], kernels: list[str]) -> None:
     plant({CONFIGURATION: menu_of_two(default), "/boot/grub/grubenv": environment(**variables)})
     assert [found for _title, found in chosen(grub)] == [kernels]
-    reason = grub.next_boot()[1]
+    reason = grub.next_boot().reason
     assert ("/boot/grub/grubenv" in reason) == ((default != "0" and bool(variables)) or "next_entry" in variables)
+
+
+def follow(host: Host, plant: Plant, remedy: str) -> None:
+    """Do what a remedy says."""
+    path = "/boot/grub/grubenv"
+    assignment = re.search(r"set saved_entry=(.*)\.", remedy)
+    if "unset next_entry" in remedy:
+        variables = read_environment(host, path)
+        del variables["next_entry"]
+        plant({path: environment(**variables)})
+    elif assignment:
+        plant({path: environment(saved_entry=shlex.split(assignment.group(1))[0])})
+    else:
+        found = re.search(r"GRUB_DEFAULT=(.*) in ", remedy)
+        assert found, remedy
+        plant({CONFIGURATION: menu_of_two(shlex.split(found.group(1))[0])})
+
+
+@pytest.mark.parametrize("kernel", [OLD, NEW])
+@pytest.mark.parametrize(
+    ("default", "variables"),
+    [
+        ("saved", {"saved_entry": "2"}),
+        ("saved", {"saved_entry": ADVANCED % OLD}),
+        ("saved", {}),
+        ("2", {}),
+        ("1>1", {}),
+        ("0", {"next_entry": "2"}),
+    ],
+)
+def test_the_remedy_helps(grub: Grub, host: Host, plant: Plant, default: str, variables: dict[str, str], kernel: str) -> None:
+    text = "${saved_entry}" if default == "saved" else default
+    plant({CONFIGURATION: menu_of_two(text), "/etc/default/grub": "GRUB_DEFAULT=%s\n" % default})
+    plant({"/boot/grub/grubenv": environment(**variables)})
+    path = "/boot/vmlinuz-" + kernel
+    for _step in range(2):  # a choice for the next boot alone hides the lasting one
+        if chosen(grub)[0][1] != ["vmlinuz-" + kernel]:
+            follow(host, plant, grub.next_boot().remedy(path))
+    assert chosen(grub)[0][1] == ["vmlinuz-" + kernel]
 
 
 def test_entries_that_this_firmware_does_not_have_do_not_count(grub: Grub, plant: Plant) -> None:
@@ -190,7 +231,7 @@ def test_a_title_of_an_older_grub_is_corrected(grub: Grub, plant: Plant) -> None
 
 def test_no_menu(grub: Grub, plant: Plant) -> None:
     plant({CONFIGURATION: HEADER})
-    assert grub.next_boot()[0] == [] and grub.entries() == []
+    assert grub.next_boot().choices == [] and grub.entries() == []
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders, initramfs
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import drivers as boot_drivers
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import NextBoot
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.overrides import Override
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm, readiness, report, survey
@@ -94,6 +95,7 @@ class BootEntry:
     title: str
     kernel: str
     arguments: list[str]
+    initrds: tuple[str, ...] = ("/boot/initrd.img-6.1.0-56-amd64",)
 
 
 @dataclass
@@ -113,6 +115,9 @@ class Boot:
 
     def entries(self) -> list[BootEntry]:
         return self.lists
+
+    def next_boot(self) -> NextBoot:
+        return NextBoot([(self.lists[0].title, self.lists[:1])] if self.lists else [], "GRUB's default=0", str)
 
     def kernels(self) -> list[str]:
         return ["6.1.0-56-amd64"]
@@ -289,6 +294,7 @@ def test_pm_test(machine: SimpleNamespace) -> None:
 def test_virtio_pmem(machine: SimpleNamespace, release: str, codes: list[str]) -> None:
     machine.regions[:] = [replace(REGION, provider="virtio")]
     machine.plant({"/proc/sys/kernel/osrelease": release + "\n"})
+    machine.boot.lists[0].kernel = "/boot/vmlinuz-" + release
     assert machine.codes() == codes
 
 
@@ -749,7 +755,7 @@ def test_report_of_a_machine_that_lacks_everything(host: Host, plant: Plant, mon
     monkeypatch.setattr(initramfs, "detect", _refuse)
     found = report.report(host, DEVICE, euid=0)
     assert not found["ready"] and found["bootloader"] is None and found["kernels"] == [] and found["nvm"] == 0
-    assert [blocker["code"] for blocker in found["blockers"]] == ["no_nvm", "no_hibernation", "swap_inactive"]
+    assert [blocker["code"] for blocker in found["blockers"]] == ["no_nvm", "no_hibernation", "swap_inactive", "unknown"]
 
 
 def test_report_of_a_pending_image(machine: SimpleNamespace) -> None:
