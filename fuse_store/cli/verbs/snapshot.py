@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
@@ -36,14 +37,19 @@ def run(context: Context) -> int:
 def _taken(context: Context) -> tuple[Snapshot, dict[str, object]]:
     """By this process."""
     from fuse_store.snapshot import Wishes, take
-    from fuse_store.snapshot.service.policy import hook_time_limit
+    from fuse_store.snapshot.service import upload
+    from fuse_store.snapshot.service.policy import of_this_machine
 
-    options = context.options
+    options, policy = context.options, of_this_machine()
     wishes = Wishes(
         options.application or "system", options.event or "", golden=options.golden, keep=options.keep, replace=options.replace,
-        arm=options.arm, rearm=options.rearm, limit=options.time_limit, hook_limit=hook_time_limit(),
+        arm=options.arm, rearm=options.rearm, limit=options.time_limit,
     )  # fmt: skip
+    if policy:
+        wishes = replace(wishes, hook_limit=policy.hook_time_limit)
     taken = take(options.device, wishes)
+    if policy and policy.stores(taken) and (problem := upload.ask(taken.id if taken.restored else "")):
+        context.warn(problem)
     for warning in taken.warnings:
         context.warn(warning)
     record: dict[str, object] = {

@@ -10,11 +10,14 @@ import stat
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fuse_store.boot import policy as boot_policy
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 from fuse_store.snapshot.targets import HOOK_TIME_LIMIT, Wishes
+
+if TYPE_CHECKING:
+    from fuse_store.snapshot.taking import Snapshot
 
 PATH = "/etc/fuse-store/snapshots.toml"
 MAX_SIZE = 1 << 20  # bytes
@@ -64,6 +67,10 @@ class Policy:
             rearm=self.arm == "always", limit=self.time_limit, hook_limit=self.hook_time_limit,
         )  # fmt: skip
 
+    def stores(self, taken: Snapshot) -> bool:
+        """Whether a snapshot is to be put into a store."""
+        return bool(self.store) and taken.slot is not None and os.path.realpath(taken.device) == os.path.realpath(self.device)
+
     def allows(self, application: str, user: int, groups: frozenset[int]) -> bool:
         """Root may ask for every application, others for those that name them."""
         if not user:
@@ -72,12 +79,12 @@ class Policy:
         return known is not None and (user in known.users or bool(groups & known.groups))
 
 
-def hook_time_limit() -> int:
-    """For a snapshot that the service does not take: what the policy says, if there is one without a mistake."""
+def of_this_machine() -> Policy | None:
+    """For a snapshot that the service does not take: None without a policy, or with a mistake in it."""
     try:
-        return load().hook_time_limit
+        return load()
     except StoreError:
-        return HOOK_TIME_LIMIT
+        return None
 
 
 def load(path: Path | str = PATH) -> Policy:

@@ -141,7 +141,7 @@ class Server:
         if application in policy.applications:
             self._last[application] = now
         taken = self._taking(policy, policy.wishes(application, event, newer, keep))
-        not_asked = upload.ask(taken.id if taken.restored else "") if policy.store and taken.slot is not None else ""
+        not_asked = upload.ask(taken.id if taken.restored else "") if policy.stores(taken) else ""
         for warning in filter(None, (*taken.warnings, not_asked)):
             _log(f"warning: {warning}")
         result = "restored" if taken.restored else "created"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fuse_store.cli import main
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
@@ -28,7 +29,7 @@ from fuse_store.repository import atomic
 from fuse_store.snapshot import restored, taking
 from fuse_store.snapshot.memory import Memory
 from fuse_store.snapshot.recorder import Recorder
-from fuse_store.snapshot.service import server
+from fuse_store.snapshot.service import policy, server, upload
 from fuse_store.snapshot.service.policy import parse
 from fuse_store.snapshot.targets import Wishes
 from fuse_store.snapshot.targets import slot as slot_target
@@ -82,6 +83,24 @@ def test_side_by_side(device: Path) -> None:
         assert memory and slot.tags == {"kernel": kernel, "memory": memory, "guard.none": "1", "crc32": slot.tags["crc32"]}
         assert slot.blocks == 1 + 1 + len(STREAM), "what it does not need is free again"
         assert whole(device, slot)
+
+
+def test_the_command_asks_for_a_put_as_well(device: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where it takes the snapshot itself, on the device of the policy."""
+    monkeypatch.setattr(upload, "DIRECTORY", tmp_path / "run")
+    wanted = tmp_path / "run/put-wanted"
+    for content, asked in (
+        ({"device": str(device), "store": "/srv/store", "hook_time_limit": 7}, True),
+        ({"device": str(device)}, False),
+        ({"device": "/dev/other", "store": "/srv/store"}, False),
+    ):
+        read = parse(content)
+        monkeypatch.setattr(policy, "of_this_machine", lambda read=read: read)
+        Around.calls = []
+        assert main(["snapshot", str(device), "--application", "shop", "--quiet"]) == 0
+        assert wanted.exists() == asked, content
+        assert Around.calls[0][1].limit == read.hook_time_limit
+        wanted.unlink(missing_ok=True)
 
 
 def test_where_the_free_blocks_are_not_adjacent(device: Path) -> None:
