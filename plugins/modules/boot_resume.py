@@ -138,7 +138,8 @@ kernels:
       type: str
       sample: /boot/initrd.img-6.1.0-50-amd64
     verified:
-      description: Whether the image is complete; in check mode, whether it is complete now. Null with O(state=absent).
+      description: Whether the image is complete, and the kernel built with hibernation; in check mode, whether it is so now. Null with
+        O(state=absent).
       type: bool
       sample: true
 drivers:

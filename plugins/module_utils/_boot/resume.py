@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted, bootloaders, files
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted, bootloaders, files, kernel_config
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import initramfs as initramfs_tools
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import ARGUMENTS as COMPRESSION_ARGUMENTS
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import select as select_compression
@@ -66,7 +66,7 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
         "arguments": arguments,
         "bootloader": bootloader.name,
         "initramfs": initramfs.name,
-        "kernels": [_kernel(initramfs, kernel, initramfs.complete(kernel, resume, modules)) for kernel in kernels],
+        "kernels": [_kernel(initramfs, kernel, _resumes(initramfs, kernel, resume, modules)) for kernel in kernels],
         "drivers": drivers,
         "reboot_required": lacking is not None,
         "reboot_in_vain": in_vain,
@@ -215,6 +215,11 @@ def _lacking(host, device, header, arguments):
         "does not resume from %s: /sys/power/resume is %s, and the device is %s" % (device, chosen, number),
         "Its initramfs did not look for the device or did not find it: journalctl -b shows why (search for pmem and resume).",
     )
+
+
+def _resumes(initramfs, kernel, resume, modules):
+    built_without = kernel_config.option(initramfs.host, kernel, "CONFIG_HIBERNATION") == "n"
+    return initramfs.complete(kernel, resume, modules) and not built_without
 
 
 def _kernel(initramfs, kernel, verified):

@@ -104,6 +104,7 @@ class Grub(Bootloader):
         before = self.host.read(path)
         if before is None:
             return False
+        tx.check_kept(path)
         tx.note(path, before, "")
         if not tx.check_mode:
             made = (settings.parse(before) or {"directory": False})["directory"]

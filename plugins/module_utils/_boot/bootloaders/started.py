@@ -12,6 +12,7 @@ import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import statements
+from ansible_collections.nvm.fastboot.plugins.module_utils._core import mounts
 
 TYPE = "/proc/sys/kernel/bootloader_type"
 KNOWN = ("/sys/firmware/efi", TYPE, "/proc/device-tree")  # one exists on every machine; without, nothing is known of the loader
@@ -141,10 +142,5 @@ def _searched(words):
 
 def _source(host, path):
     """The device of the filesystem that C(path) is on, or None if that is no device."""
-    best = ("", None)
-    for line in host.read("/proc/self/mountinfo", "").splitlines():
-        fields, _dash, rest = line.partition(" - ")
-        place, source = (fields.split() + [""] * 5)[4], (rest.split() + ["", ""])[1]
-        if place.startswith("/") and (path + "/").startswith(place.rstrip("/") + "/") and len(place) >= len(best[0]):
-            best = (place, source)
-    return best[1] if best[1] and best[1].startswith("/dev/") else None
+    mount = mounts.holder(mounts.mounts(host), path)
+    return mount.device if mount and mount.device.startswith("/dev/") else None

@@ -531,6 +531,18 @@ def test_a_failing_forget_restores_the_settings(grub: Grub, host: Host, transcri
     assert host.read(SETTINGS) == before
 
 
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_settings_that_would_come_back_at_the_next_boot_are_not_removed(grub: Grub, host: Host, plant: Plant, check_mode: bool) -> None:
+    """The root filesystem is an overlay with its changes in memory."""
+    with Transaction(host) as tx:
+        grub.set(tx, "resume", [RESUME])
+    plant({"/proc/self/mountinfo": "20 1 0:20 / / rw - tmpfs tmpfs rw\n"})
+    before = host.read(SETTINGS)
+    with pytest.raises(Refused) as refused, Transaction(host, check_mode) as tx:
+        grub.forget(tx, "resume")
+    assert refused.value.code == "root_is_overlay" and host.read(SETTINGS) == before
+
+
 def test_a_created_directory_is_removed(grub: Grub, host: Host, transcript: Transcript) -> None:
     shutil.rmtree(host.path("/etc/default/grub.d"))
     transcript.record(GENERATE, effect=writes(host, generated(RESUME)))

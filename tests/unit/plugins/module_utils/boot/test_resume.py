@@ -193,7 +193,7 @@ def machine(
             "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
             "/proc/cmdline": "BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro console=ttyS0 resume=/dev/sda5\n",
             "/boot/config-6.1.0-49-amd64": "CONFIG_HIBERNATION=y\nCONFIG_CRYPTO_LZO=m\nCONFIG_CRYPTO_LZ4=m\n",
-            "/boot/config-6.12.107+deb13-amd64": 'CONFIG_HIBERNATION_DEF_COMP="lzo"\nCONFIG_CRYPTO_LZO=y\n'
+            "/boot/config-6.12.107+deb13-amd64": 'CONFIG_HIBERNATION=y\nCONFIG_HIBERNATION_DEF_COMP="lzo"\nCONFIG_CRYPTO_LZO=y\n'
             "CONFIG_CRYPTO_LZ4=m\n",
         }
     )
@@ -461,6 +461,11 @@ def test_arguments_against_hibernation_are_not_overridden(machine: Machine, plan
         machine.present()
     assert refused.value.code == "conflicting_argument"
     assert "/etc/default/grub" in refused.value.message and word in refused.value.message
+
+
+def test_a_kernel_without_hibernation_is_not_verified(machine: Machine, plant: Plant) -> None:
+    plant({"/boot/config-" + KERNELS[1]: "CONFIG_CRYPTO_LZO=y\n# CONFIG_HIBERNATION is not set\n"})
+    assert [kernel["verified"] for kernel in machine.present()[1]["kernels"]] == [True, False]
 
 
 def test_a_boot_without_initramfs_is_refused_first(machine: Machine, host: Host, plant: Plant) -> None:
