@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Callable, Sequence
 
 from fuse_store.errors import Damaged, Refused
+from fuse_store.formats.checksums import Checksums
 from fuse_store.formats.swsusp.placement import Extents, Placement, capacity
-from fuse_store.hibernation.slots.checksums import Checksums
 from fuse_store.image.devices import write_at
 
 WINDOW_PAGES = 256  # pages that are read and written at once

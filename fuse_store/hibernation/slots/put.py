@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused
+from fuse_store.formats import checksums
 from fuse_store.formats.readable import File, read_exactly
 from fuse_store.formats.swsusp import HibernationImage, disarmed, layout, leading_to
 from fuse_store.formats.swsusp.placement import Placement
-from fuse_store.hibernation.slots import checksums
 from fuse_store.hibernation.slots import table as tables
 from fuse_store.hibernation.slots.layout import GOOD, Slot, Table
 from fuse_store.hibernation.slots.manage import wait_for

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from itertools import chain
 
 from fuse_store.errors import Damaged
+from fuse_store.formats.checksums import Checksums
 from fuse_store.formats.swsusp import HibernationImage, leading_to
 from fuse_store.formats.swsusp.placement import Placement
-from fuse_store.hibernation.slots.checksums import Checksums
 from fuse_store.hibernation.swap_device import SwapDevice
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point

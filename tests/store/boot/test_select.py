@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from fuse_store.formats import checksums
+from fuse_store.formats.checksums import Checksums
 from fuse_store.formats.swsusp import layout as swsusp
 from fuse_store.hibernation.machine import Machine
-from fuse_store.hibernation.slots import checksums
-from fuse_store.hibernation.slots.checksums import Checksums
 from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, SECTOR
 from fuse_store.hibernation.slots.text import framed, pack, unpack
 from tests.store.boot.stand import KERNEL, NEW, NONE, PAGE, SCRIPTS, SHELLS, Stand

@@ -18,10 +18,10 @@ import pytest
 
 from fuse_store.cli import main
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
+from fuse_store.formats.checksums import Checksums
 from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.hibernation.machine import Machine
-from fuse_store.hibernation.slots.checksums import Checksums
 from fuse_store.hibernation.slots.layout import COPIES, Slot
 from fuse_store.hibernation.slots.manage import Slots, create, listing, remove
 from fuse_store.hibernation.swap_device import stable_name
