@@ -157,13 +157,17 @@ class Host:
         _sync_directory(os.path.dirname(self.path(target)))
 
     def link(self, source, target):
-        """Hard-link C(source) to C(target). Returns False if the filesystem has no hard links and the file was copied."""
+        """Hard-link C(source) to C(target). Returns False if the filesystem has no hard links and the file was copied.
+
+        A copy is at no time readable for more users than C(source).
+        """
         if self.exists(target):
             os.unlink(self.path(target))
         try:
             os.link(self.path(source), self.path(target))
             return True
         except OSError:
+            os.close(os.open(self.path(target), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             shutil.copy2(self.path(source), self.path(target))
             return False
 

@@ -48,8 +48,10 @@ def script_overrides(name, text):
     found = [Override(name, "a command that writes to %s" % path, "so that the kernel looks for the image there")
              for path in dict.fromkeys(WRITES.findall(text))]
     if PARAMETERS in text:
-        for variable, value in re.findall(ASSIGNMENT % ("\"'", "resume_offset|noresume|resume"), text, re.M):
-            found.append(Override(name, "%s=%s" % (variable, value.strip("\"'")), "which replaces what the kernel command line says"))
+        for line in text.splitlines():
+            names = "resume_offset|noresume" + ("|resume" if PARAMETERS in line else "")  # resume= may be a variable of the script alone
+            for variable, value in re.findall(ASSIGNMENT % ("\"'", names), line, re.M):
+                found.append(Override(name, "%s=%s" % (variable, value.strip("\"'")), "which replaces what the kernel command line says"))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -526,6 +527,27 @@ def test_an_image_becomes_readable_for_no_one_else(
     assert meanwhile[0] & 0o077 & ~(tool if before is None else before) == 0  # nor while it is built
     if before is not None:
         assert os.stat(image).st_mode & 0o777 == before
+
+
+def test_the_copy_of_an_image_is_as_private_as_the_image(
+    tools: InitramfsTools, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(source: str, target: str) -> None:
+        raise OSError
+
+    modes = []
+    copy = shutil.copy2
+
+    def watch(source: str, target: str) -> str:
+        modes.append(os.stat(target).st_mode & 0o777)
+        return str(copy(source, target))
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(shutil, "copy2", watch)
+    image = "/boot/initrd.img-" + NEW
+    os.chmod(host.path(image), 0o600)
+    assert host.link(image, image + ".old") is False
+    assert modes == [0o600] and os.stat(host.path(image + ".old")).st_mode & 0o777 == 0o600
 
 
 def test_dracut_builds_beside_the_old_image(dracut: Dracut, host: Host, transcript: Transcript) -> None:

@@ -105,6 +105,7 @@ def found(tool: Initramfs) -> list[str]:
         {"conf/conf.d/zz-resume": "# noresume=y\n#resume_offset=3471360\nresume_offset=0 # noresume=y\n"},
         {"conf/conf.d/zz-resume": 'NOTE="resume_offset=5"\nmy_resume_offset=5\n'},
         {"scripts/local-premount/mine": "# echo 5 > /sys/power/resume_offset\ncat /sys/power/resume >/dev/null\n"},
+        {"scripts/local-top/mine": 'resume=$(cat /x)\necho "ROOT=/dev/sda1" >>/conf/param.conf\n'},
         {"etc/modprobe.d/blacklist.conf": "blacklist pcspkr\n# blacklist nd_pmem\ninstall nd_pmem /sbin/modprobe -i nd_pmem\n"},
         {"etc/modprobe.d/blacklist.conf": "blacklist libnvdimm\n"},  # heeded only for what is loaded by its own name
     ],
@@ -123,6 +124,7 @@ def test_what_does_no_harm(tools: Callable[..., Initramfs], files: dict[str, str
         ("scripts/local-premount/swapfile", "echo 5 > /sys/power/resume_offset\n", "a command that writes to /sys/power/resume_offset"),
         ("scripts/init-premount/other", 'echo 8:2 | tee "/sys/power/resume" >/dev/null\n', "a command that writes to /sys/power/resume"),
         ("scripts/local-top/other", 'echo "noresume=y" >>/conf/param.conf\n', "noresume=y, which replaces"),
+        ("scripts/local-top/other", "echo resume=/dev/sda5 >>/conf/param.conf\n", "resume=/dev/sda5, which replaces"),
         ("etc/modprobe.d/nvm.conf", "blacklist nd-pmem\n", "'blacklist nd-pmem', so that the driver is not loaded"),
         ("lib/modprobe.d/nvm.conf", "install libnvdimm /bin/false\n", "'install libnvdimm /bin/false', so that"),
     ],
@@ -130,6 +132,19 @@ def test_what_does_no_harm(tools: Callable[..., Initramfs], files: dict[str, str
 def test_what_keeps_an_image_from_resuming(tools: Callable[..., Initramfs], name: str, text: str, what: str) -> None:
     (override,) = found(tools({name: text}))
     assert override.startswith("%s has %s" % (name, what))
+
+
+@pytest.mark.parametrize("text", [WIKI, "#resume_offset=5\n", "true;resume_offset=5 # 6\n", "export resume_offset=5\n"])
+@pytest.mark.parametrize("name", ["resume", "zzz"])
+def test_the_files_are_read_as_init_sources_them(tools: Callable[..., Initramfs], tmp_path: Path, name: str, text: str) -> None:
+    """The loop of init in Debian 12 and 13, with a shell."""
+    confs = {OURS: str(TOOLS[OURS]), "conf/conf.d/" + name: text}
+    (tmp_path / "image/conf/conf.d").mkdir(parents=True)
+    for path, content in confs.items():
+        (tmp_path / "image" / path).write_text(content)
+    script = 'for conf in conf/conf.d/*; do\n\t[ -f "${conf}" ] && . "./${conf}"\ndone\necho "${resume_offset-}"\n'
+    out = subprocess.run(["sh", "-c", script], cwd=tmp_path / "image", capture_output=True, check=True, text=True, env={"LC_ALL": "C"})
+    assert bool(found(tools({"conf/conf.d/" + name: text}))) is (out.stdout.strip() not in ("", "0"))
 
 
 def test_a_setting_in_an_image_that_is_not_built_with_ours(tools: Callable[..., Initramfs], monkeypatch: pytest.MonkeyPatch) -> None:

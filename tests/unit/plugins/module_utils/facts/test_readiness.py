@@ -484,6 +484,8 @@ def test_resume_elsewhere_in_the_running_kernel(machine: SimpleNamespace) -> Non
 def test_resume_offset_in_the_running_kernel(machine: SimpleNamespace, offset: str, codes: list[str]) -> None:
     machine.plant({"/sys/power/resume_offset": offset + "\n"})
     assert machine.codes() == codes
+    for blocker in machine.blockers():  # the offset comes from a setting that the next boot reads as well
+        assert blocker["remedy"].startswith("Run boot_resume") and "and reboot" in blocker["remedy"]
 
 
 @pytest.mark.parametrize("arguments, codes", [
