@@ -51,7 +51,8 @@ FILES: dict[str, str] = {
     "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
     "/boot/config-" + KERNEL: "CONFIG_HIBERNATION=y\nCONFIG_CRYPTO_LZO=y\n",
     "/boot/vmlinuz-" + KERNEL: "",
-    "/boot/grub/grub.cfg": "menuentry 'Debian' {\n\tlinux /vmlinuz-%s root=/dev/vda1 ro quiet\n\tinitrd /initrd.img-%s\n}\n" % (KERNEL, KERNEL),
+    "/boot/grub/grub.cfg": "menuentry 'Debian' {\n\tlinux /vmlinuz-%s root=/dev/vda1 ro quiet\n\tinitrd /initrd.img-%s\n}\n"
+    % (KERNEL, KERNEL),
     "/lib/modules/%s/modules.dep" % KERNEL: "".join(
         "kernel/drivers/%s.ko:\n" % name for name in ("acpi/nfit/nfit", "nvdimm/libnvdimm", "nvdimm/nd_pmem", "nvdimm/nd_btt")),
     "/proc/sys/kernel/osrelease": KERNEL + "\n",
