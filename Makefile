@@ -51,7 +51,7 @@ test: $(READY) ## all tests, the virtual machines' included, in lanes side by si
 
 .PHONY: check
 check: $(READY) ## lint, types, unit tests and the shorter tests of the store: a few minutes
-	$(PYTHON) tools/test_lanes.py store:store-test-short checks:$(LINT_LIST),types,unit,galaxy-import
+	$(PYTHON) tools/test_lanes.py store:store-test-short checks:$(LINT_LIST),types,unit-short,galaxy-import
 
 .PHONY: setup
 setup: $(READY) ## install missing Debian packages and make .venv; the other targets do it by themselves
@@ -154,6 +154,10 @@ types: tree ## type checks: strict for the store, the tools and all tests
 .PHONY: unit
 unit: $(READY) ## unit tests, and those of the laboratory that start no machine
 	$(PYTHON) -m pytest tests/unit tests/vm/lab -q
+
+.PHONY: unit-short
+unit-short: $(READY) ## the same without tests that are marked long, such as those that play roles
+	$(PYTHON) -m pytest tests/unit tests/vm/lab -q -m "not long"
 
 .PHONY: store-test
 store-test: $(READY) ## tests of the store and of what documents show; they mount it, and need /dev/fuse

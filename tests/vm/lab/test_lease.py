@@ -18,6 +18,8 @@ import pytest
 from tests.vm.lab import Lab, LabError, images
 from tests.vm.lab.recipes import RECIPES
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 SECONDS = 60  # for what takes one or two on an idle machine
 QEMU = """\
