@@ -43,9 +43,10 @@ bench-vm: $(READY) ## compressors of hibernation images on NVM; snapshots agains
 	$(PYTHON) -m tests.vm.bench.compression
 	$(PYTHON) -m tests.vm.bench.snapshots
 
+# Tests that play roles run with the newest ansible-core alone, those of the laboratory in vm-test-others.
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, in lanes side by side
-	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit,galaxy-import,package then \
+	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit-short,galaxy-import,package then \
 	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others \
 	  ansible:sanity,ansible-newest,vm-test-plain
 
@@ -214,7 +215,7 @@ vm-test-devices: $(READY)
 vm-test-plain: $(READY)
 	VM_TESTS=$@ $(PYTHON) -m pytest $(PLAIN) -v
 vm-test-others: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,tests/vm/lab $(DEVICES) $(PLAIN) $(ROLE) $(GOLDEN)) -v
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,$(DEVICES) $(PLAIN) $(ROLE) $(GOLDEN)) -v
 
 # Not a part of make test: docs/decisions/0161.
 ROLE := tests/vm/fast_boot
