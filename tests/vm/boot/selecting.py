@@ -46,19 +46,20 @@ def prepare(machine: Machine, root: Callable[[Machine], None] = ram_root.adopt) 
 
 
 def install(machine: Machine, *options: str, device: str = DEVICE) -> None:
-    """Without ``--update`` something else must build the initramfs. ``device`` has no slots yet."""
+    """Without ``--update`` something else must build the initramfs. Another ``device`` has no slots yet."""
     package = subprocess.run(
         ["tar", "-C", str(REPOSITORY), "--exclude=__pycache__", "-c", "fuse_store"], capture_output=True, check=True
     ).stdout  # fmt: skip
     machine.ssh(f"mkdir -p {PLACE} /etc/fuse-store && tar -C {PLACE} -x", stdin=package)
     machine.ssh("cat >/usr/local/bin/fuse-store && chmod 755 /usr/local/bin/fuse-store", stdin=WRAPPER)
     machine.ssh("cat >/etc/fuse-store/snapshots.toml && chmod 644 /etc/fuse-store/snapshots.toml", stdin=POLICY.format(device=device))
+    if device == DEVICE:
+        machine.ssh(f"fuse-store slots init {DEVICE}")
     machine.ssh(f"fuse-store boot install {' '.join(options)}", timeout=900)
 
 
 def start_selecting(machine: Machine, root: Callable[[Machine], None] = ram_root.adopt) -> None:
     """Boot by way of the selection, which has no image."""
-    machine.ssh(f"fuse-store slots init {DEVICE}")
     root(machine)
     off(machine)
     wake(machine)

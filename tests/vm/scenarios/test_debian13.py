@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm import play
-from tests.vm.boot.selecting import cut, install, is_resumed, panics, start_selecting, taken
+from tests.vm.boot.selecting import cut, is_resumed, panics, prepare, taken
 from tests.vm.conftest import MEMORY, NVDIMM, off, switched_on
 from tests.vm.lab import Lab, Machine
 from tests.vm.restoring import Case, resumes_the_first
@@ -24,9 +24,8 @@ from tests.vm.store import Store, tree_of
 @pytest.fixture(scope="module")
 def machine(lab: Lab) -> Iterator[Machine]:
     with switched_on(lab.create("debian13", "debian13", memory=MEMORY, nvdimm=NVDIMM, disk=1024, erst=True)) as machine:
-        install(machine)
-        play.play(lab, [machine], "nvm.fastboot.configure", {"nvm_compression": "lz4"}).ok()  # builds the initramfs, for both
-        start_selecting(machine)
+        play.play(lab, [machine], "nvm.fastboot.configure", {"nvm_compression": "lz4"}).ok()
+        prepare(machine)
         yield machine
 
 
