@@ -228,7 +228,7 @@ vm-test-role: $(READY) ## the role fast_boot on real boots; about 40 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest $(ROLE) -v
 
 .PHONY: vm-test-boot
-vm-test-boot: $(READY) ## more of the selection at boot: GRUB's menu, mistakes in the policy, power cuts; about 20 minutes
+vm-test-boot: $(READY) ## more of snapshots and of the selection at boot: power cuts, Debian 14, twenty in a row; about 40 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/boot/by_hand.py -v
 
 # -- set-up ------------------------------------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ is_sound() { # SLOT: whether its blocks have their checksums: CRC-32 of each par
 		return
 	fi
 	found=$(slot_value "$1" 13 | tr ' ' '\n' | while IFS='+' read -r begin count; do
-		dd if="$DEVICE" bs=1048576 iflag=skip_bytes,count_bytes,fullblock skip=$((begin * PAGE_SIZE)) count=$((count * PAGE_SIZE)) 2>/dev/null
-	done | sha256sum)
+		echo "$((begin * PAGE_SIZE))+$((count * PAGE_SIZE))"
+	done | bytes_of "$DEVICE" | sha256sum)
 	[ "${found%% *}" = "$(slot_value "$1" 12)" ]
 }
 
@@ -100,12 +100,16 @@ parts_are_sound() { # SLOT PART_SIZE SHA256: of the lines of all parts; as many 
 	[ "${found%% *}" = "$3" ]
 }
 
+bytes_of() { # DEVICE: prints its bytes at places, "OFFSET+LENGTH" in each line that is read
+	while IFS='+' read -r begin length; do
+		dd if="$1" bs=1048576 iflag=skip_bytes,count_bytes,fullblock skip="$begin" count="$length" 2>/dev/null </dev/null
+	done
+}
+
 sums_of() { # FIRST STEP LAST: "NUMBER CRC32" of every STEPth part
 	number=$1
 	while [ "$number" -le "$3" ]; do
-		sum=$(sed -n "s/^$number //p" "$WORK/parts" | while IFS='+' read -r begin length; do
-			dd if="$DEVICE" bs=1048576 iflag=skip_bytes,count_bytes,fullblock skip="$begin" count="$length" 2>/dev/null
-		done | crc32)
+		sum=$(sed -n "s/^$number //p" "$WORK/parts" | bytes_of "$DEVICE" | crc32)
 		echo "$number ${sum%% *}"
 		number=$((number + $2))
 	done
@@ -154,9 +158,7 @@ is_unchanged() { # UUID OFFSET+LENGTH,… SHA256: whether the bytes at these pla
 
 has_bytes() { # DEVICE SHA256: at $WORK/places
 	[ -b "$1" ] || return 1
-	found=$(while IFS='+' read -r begin length; do
-		dd if="$1" bs=1048576 iflag=skip_bytes,count_bytes,fullblock skip="$begin" count="$length" 2>/dev/null
-	done <"$WORK/places" | sha256sum)
+	found=$(bytes_of "$1" <"$WORK/places" | sha256sum)
 	[ "${found%% *}" = "$2" ]
 }
 

@@ -8,11 +8,11 @@ import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import mounts
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import path_of
 
 BOOT = "/boot"
 UNIT = "/etc/systemd/system/boot.mount"
 KERNEL = re.compile(r"^(.*)/((?:vmlinu[xz]|kernel|bzImage|Image)-[^/]+)$")
-TAGS = {"UUID": "uuid", "LABEL": "label", "PARTUUID": "partuuid", "PARTLABEL": "partlabel"}
 
 
 def check(host):
@@ -98,8 +98,7 @@ def _declared(host):
 
 def _device(host, source):
     """The path of the device that C(source) of fstab names, or None if it is not there."""
-    tag, equals, value = source.partition("=")
-    path = "/dev/disk/by-%s/%s" % (TAGS[tag], value.strip('"')) if equals and tag in TAGS else source
+    path = path_of(source)
     return host.real(path) if path.startswith("/dev/") and host.exists(path) else None
 
 

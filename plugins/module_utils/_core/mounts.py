@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import unescape
+
 MOUNTINFO = "/proc/self/mountinfo"
 IN_MEMORY = ("tmpfs", "ramfs", "rootfs")
 # Paths whose content is not expected to outlast a boot
@@ -14,7 +16,6 @@ TRANSIENT = ("/dev", "/proc", "/run", "/sys", "/tmp")
 OVERLAY_ARGUMENTS = re.compile(
     r"^(overlayroot=(?!disabled)|rd\.overlay\b|rd\.live\.overlay|systemd\.volatile=(?!no\b)|boot=(live|casper)$)"
 )
-ESCAPES = re.compile(r"\\([0-7]{3})")  # of blanks in names (fs/proc_namespace.c, mangle)
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,8 @@ def mounts(host):
         words, _dash, rest = line.partition(" - ")
         fields, more = words.split(), rest.split()
         if len(fields) >= 6 and len(more) >= 3:
-            found.append(Mount(_plain(fields[3]), _plain(fields[4]), more[0], _plain(more[1]), more[2]))
+            found.append(Mount(unescape(fields[3]), unescape(fields[4]), more[0], unescape(more[1]), more[2]))
     return found
-
-
-def _plain(name):
-    return ESCAPES.sub(lambda match: chr(int(match.group(1), 8)), name)
 
 
 def holder(found, path):
@@ -59,7 +56,7 @@ def _is_below(path, place):
 def upper(mount):
     """Where an overlay has what is written to it, as a path of the mount namespace that mounted it, or None."""
     match = re.search(r"(?:^|,)upperdir=([^,]+)", mount.options)
-    return _plain(match.group(1)) if match else None
+    return unescape(match.group(1)) if match else None
 
 
 def memory_holding(host, path):

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import files
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import BY_TAG
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.survey import UNSET
 
 # Arguments of boot entries for repairs, which are not used to resume.
 RESCUE = {"single", "s", "S", "1", "rescue", "emergency", "systemd.unit=rescue.target", "systemd.unit=emergency.target"}
 NO_RESUME = ("noresume", "hibernate=noresume", "nohibernate", "hibernate=no")
-BY_TAG = {  # the links of udev's 60-persistent-storage.rules, for tags that are not in the swap header
-    "PARTUUID": "/dev/disk/by-partuuid/%s",
-    "PARTLABEL": "/dev/disk/by-partlabel/%s",
-    "UUID": "/dev/disk/by-uuid/%s",
-    "LABEL": "/dev/disk/by-label/%s",
-}
 
 
 def boot_files(survey):
@@ -158,7 +153,7 @@ def _is_device(survey, value):
         return value == survey.block.devno or survey.host.real(value) == survey.block.path
     if survey.header is not None and tag in ("UUID", "LABEL"):
         return rest == (survey.header.uuid if tag == "UUID" else survey.header.label)
-    return tag in BY_TAG and survey.host.real(BY_TAG[tag] % rest) == survey.block.path
+    return tag in BY_TAG and survey.host.real("%s/%s" % (BY_TAG[tag], rest)) == survey.block.path
 
 
 def other_swap_first(survey):

@@ -9,9 +9,8 @@ import os
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import BY_TAG
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers, identity
-
-TAGS = {"UUID": "uuid", "LABEL": "label", "PARTUUID": "partuuid", "PARTLABEL": "partlabel"}
 
 
 def check_unused(host, path, swap=True):
@@ -96,5 +95,5 @@ def _resume_devices(host):
     for word in host.read("/proc/cmdline", "").split():
         if word.startswith("resume="):
             tag, equals, value = word[len("resume="):].partition("=")
-            paths.append("/dev/disk/by-%s/%s" % (TAGS[tag], value) if equals and tag in TAGS else tag)
+            paths.append("%s/%s" % (BY_TAG[tag], value) if equals and tag in BY_TAG else tag)
     return [path for path in dict.fromkeys(paths) if path.startswith("/dev/") and host.exists(path)]

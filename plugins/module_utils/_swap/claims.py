@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import unescape
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import path_of, unescape
 
 CRYPTTAB = "/etc/crypttab"
 FSTAB = "/etc/fstab"
@@ -21,7 +21,6 @@ RANDOM_KEYS = ("/dev/urandom", "/dev/random", "/dev/hw_random", "/dev/hwrng")
 FORMATTED = ("swap", "tmp")
 # zram-generator, src/config.rs, locate_fragments(): the first directory counts, for the main file and for each drop-in.
 ZRAM_DIRECTORIES = ("/run", "/etc", "/usr/local/lib", "/usr/lib")
-TAGS = {"UUID": "uuid", "LABEL": "label", "PARTUUID": "partuuid", "PARTLABEL": "partlabel"}
 
 MEMORY = "is in ordinary memory, which loses its contents at power-off"
 NETWORK = "is a device of the network, to which an initramfs does not connect before it looks for the image"
@@ -215,7 +214,5 @@ def _zram_writeback(host):
 
 def _names(host, spec, block):
     """Whether C(spec), a path or a tag such as UUID=, names C(block)."""
-    tag, equals, value = spec.partition("=")
-    if equals and tag in TAGS:
-        spec = "/dev/disk/by-%s/%s" % (TAGS[tag], value.strip("\"'"))
-    return spec.startswith("/dev/") and host.real(spec) == block.path
+    path = path_of(spec)
+    return path.startswith("/dev/") and host.real(path) == block.path

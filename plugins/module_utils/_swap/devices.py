@@ -7,10 +7,10 @@ import contextlib
 import errno
 import glob
 import os
-import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import unescape
 
 DELETED = " (deleted)"  # in /proc/swaps, after a path whose device node was replaced
 
@@ -94,11 +94,6 @@ def active_swap(host, block):
         if swap.kind == "partition" and host.real(path) == block.path:
             return swap
     return None
-
-
-def unescape(text):
-    """C(text) from /proc or fstab with its octal escapes (C(\\\\040)) replaced by the characters they stand for."""
-    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), text)
 
 
 def users(host, block):

@@ -13,8 +13,9 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, shown
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import unescape
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import block_device, unescape
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import block_device
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import read_header
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import (
     DEFAULT_PRIORITY,

@@ -91,8 +91,8 @@ def _prepare(lab: Lab, machine: Machine) -> None:
     """The NVDIMM is swap area and ``resume=``; the command is there; from its next boot on the machine's disk is only read."""
     machine.power_on()
     machine.wait_up()
-    selecting.install(machine, device=DEVICE)
-    play(lab, [machine], "nvm.fastboot.configure", {"nvm_compression": "none"}).ok()  # builds the initramfs
+    play(lab, [machine], "nvm.fastboot.configure", {"nvm_compression": "none"}).ok()
+    selecting.install(machine, "--update", device=DEVICE)
     snapshots.bring(machine)
     ram_root.adopt(machine)
     _boot(machine)

@@ -8,15 +8,11 @@ running kernel was given it.
 
 from __future__ import annotations
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import BY_TAG
+
 # By these arguments, initramfs tools look for a live system or an installer; with a value where only that one does.
 LIVE = ("boot=live", "boot=casper", "findiso", "fromiso", "iso-scan/filename", "img_dev", "img_loop", "rd.live.image",
         "archisobasedir", "miso", "inst.repo", "inst.stage2", "live-media")  # fmt: skip
-LINKS = {  # udev's 60-persistent-storage.rules
-    "UUID": "/dev/disk/by-uuid",
-    "LABEL": "/dev/disk/by-label",
-    "PARTUUID": "/dev/disk/by-partuuid",
-    "PARTLABEL": "/dev/disk/by-partlabel",
-}
 
 
 class System:
@@ -48,13 +44,13 @@ class System:
     def _device(self, value):
         """The device that C(value) of C(root=) names, or None."""
         tag, name = _tag(value)
-        path = name if tag == "/dev" else "%s/%s" % (LINKS[tag], name) if tag in LINKS else None
+        path = name if tag == "/dev" else "%s/%s" % (BY_TAG[tag], name) if tag in BY_TAG else None
         return self._host.real(path) if path and self._host.exists(path) else None
 
     def _is_missing(self, value):
         """Whether C(value) is certain to name no device of this machine now."""
         tag, _name = _tag(value)
-        return tag in LINKS and self._host.exists(LINKS[tag]) and self._device(value) is None
+        return tag in BY_TAG and self._host.exists(BY_TAG[tag]) and self._device(value) is None
 
 
 def _tag(value):
