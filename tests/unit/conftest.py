@@ -38,6 +38,11 @@ def _offer_collection() -> None:
 _offer_collection()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make known to ansible-test, which has a configuration of its own, the marker that pyproject.toml has."""
+    config.addinivalue_line("markers", "long: takes a tenth of a minute or more")
+
+
 class Transcript:
     """Commands and what they print: a fake command runner that fails on a command that was not recorded.
 

@@ -81,9 +81,8 @@ def _read_compressed(host, image, archive, magic, offset):
         elif host.which(command) is None:
             raise Refused("initramfs_unreadable", "%s is missing to read %s." % (command, image), "Install the package %s." % command)
         else:
-            # run_command() of a module has no output in parts.
-            # pylint: disable=ansible-bad-function
             words = [host.path(host.which(command)), "-d", "-c"]
+            # pylint: disable-next=ansible-bad-function  # run_command() of a module has no output in parts
             with subprocess.Popen(words, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
                 try:
                     _read_rest(archive, process.stdout)
