@@ -79,27 +79,40 @@ read_command_line() { # WANTED_SLOT, WANTED, RESUME, RESUME_OFFSET, NORESUME: wh
 	set +f
 }
 
-resume_device() { # prints the path of what resume= names; nothing if it is not there
-	case $RESUME in
-		/dev/*) path=$RESUME ;;
+device_of() { # NAME SECONDS: prints the path of the device with a name as resume= takes it; nothing if it does not appear within that time
+	case $1 in
+		/dev/*) path=$1 ;;
 		UUID=* | LABEL=* | PARTUUID=* | PARTLABEL=*)
-			kind=$(echo "${RESUME%%=*}" | tr '[:upper:]' '[:lower:]')
-			path=/dev/disk/by-$kind/${RESUME#*=}
+			kind=$(echo "${1%%=*}" | tr '[:upper:]' '[:lower:]')
+			path=$SYS/dev/disk/by-$kind/${1#*=}
 			;;
 		*[!0-9:]* | '') return ;;
-		*) path=/dev/block/$RESUME ;;
+		*) path=/dev/block/$1 ;;
 	esac
-	wait_for "$path" "$((WAIT < 5 ? WAIT : 5))" && echo "$path"
+	wait_for "$path" "$2" && echo "$path"
+}
+
+holds_image() { # PATH OFFSET: whether the kernel would resume what is at that page of a device
+	end=$(dd if="$1" bs=10 count=1 iflag=skip_bytes skip=$((($2 + 1) * PAGE_SIZE - 10)) 2>/dev/null | tr '\000' '.')
+	[ "$end" = "$SUSPENDED" ]
 }
 
 is_hibernated() { # whether the machine has an image of its own to be resumed from, which is newer than any slot
-	[ -e "$SYS/sys/firmware/efi/efivars/HibernateLocation-8cf2644b-4b0b-428f-9387-6d876050dc67" ] && return 0
+	limit=$((WAIT < 5 ? WAIT : 5))
+	location=$SYS/sys/firmware/efi/efivars/HibernateLocation-8cf2644b-4b0b-428f-9387-6d876050dc67
+	if [ -e "$location" ]; then
+		# After four bytes of attributes, JSON in UTF-16. It stays behind where the image was resumed by resume=, or was discarded.
+		text=$(head -c 4096 "$location" | tail -c +5 | tr -d '\000')
+		uuid=$(echo "$text" | sed -n 's/.*"uuid" *: *"\([0-9A-Fa-f-]*\)".*/\1/p')
+		offset=$(echo "$text" | sed -n 's/.*"offset" *: *\([0-9]*\)[^0-9].*/\1/p')
+		path=$(device_of "UUID=$uuid" "$limit")
+		# What cannot be looked at may be an image.
+		if [ -z "$path" ] || ! is_number "$offset" || holds_image "$path" "$offset"; then return 0; fi
+	fi
 	[ -n "$RESUME" ] || return 1
 	is_number "${RESUME_OFFSET:-0}" || return 1
-	path=$(resume_device)
-	[ -n "$path" ] || return 1
-	end=$(dd if="$path" bs=10 count=1 iflag=skip_bytes skip=$(((${RESUME_OFFSET:-0} + 1) * PAGE_SIZE - 10)) 2>/dev/null | tr '\000' '.')
-	[ "$end" = "$SUSPENDED" ]
+	path=$(device_of "$RESUME" "$limit")
+	[ -n "$path" ] && holds_image "$path" "${RESUME_OFFSET:-0}"
 }
 
 read_next() { # NEXT_CHOICE: what was chosen on the running system for this boot alone, "cold" or "slot N IMAGE"; and takes it away

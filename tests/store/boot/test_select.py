@@ -340,8 +340,22 @@ def test_a_machine_that_was_hibernated(stand: Stand) -> None:
         assert outcome.resumed is None and outcome.report[-2:] == ["event hibernated", "normal the machine was hibernated"]
         assert stand.device.read_bytes() == before
         assert stand.boot(f"resume={loop} resume_offset=1").resumed is not None
-    stand.write("sys/firmware/efi/efivars/HibernateLocation-8cf2644b-4b0b-428f-9387-6d876050dc67", "x")
+
+
+def test_a_machine_that_systemd_hibernated(stand: Stand) -> None:
+    """What it says of the image among the EFI variables counts as long as the image is there, or cannot be looked at."""
+    stand.add()
+    variable = "sys/firmware/efi/efivars/HibernateLocation-8cf2644b-4b0b-428f-9387-6d876050dc67"
+    uuid = "0e4efc0b-2f4f-4a39-b2a4-6a5bd9ec3f7e"
+    said = f'{{"uuid":"{uuid}","offset":2,"kernelVersion":"6.12.48","osReleaseId":"debian"}}'
+    for text in ("x", said, said.replace("2,", '"2",')):
+        stand.write(variable, b"\7\0\0\0" + text.encode("utf-16-le"))
+        assert stand.boot().report[-1] == "normal the machine was hibernated", text
+    stand.write(variable, b"\7\0\0\0" + said.encode("utf-16-le"))
+    stand.write(f"dev/disk/by-uuid/{uuid}", bytes(3 * PAGE - 10) + swsusp.SIGNATURE)
     assert stand.boot().resumed is None
+    stand.write(f"dev/disk/by-uuid/{uuid}", bytes(3 * PAGE - 10) + b"SWAPSPACE2")
+    assert stand.boot().resumed is not None
 
 
 def test_a_kernel_that_may_not_resume(stand: Stand) -> None:
