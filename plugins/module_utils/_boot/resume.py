@@ -48,8 +48,9 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
     modules = drivers + [name for name in algorithms if name not in drivers]
 
     def change(transaction):
-        initramfs.configure(transaction, resume, modules)
-        stale = [kernel for kernel in kernels if not initramfs.complete(kernel, resume, modules)]
+        # With other settings than these, every image is built again, and none has to be read, which takes seconds.
+        other = initramfs.configure(transaction, resume, modules)
+        stale = [kernel for kernel in kernels if other or not initramfs.complete(kernel, resume, modules)]
         initramfs.rebuild(transaction, stale, resume, modules)
         bootloader.ensure(transaction, PURPOSE, arguments, drop)
 
