@@ -221,7 +221,7 @@ def command(*words: str) -> Callable[[bytes], bytes]:
     return lambda data: subprocess.run(words, input=data, capture_output=True, check=True).stdout
 
 
-@pytest.mark.parametrize("late", [b"", b"\0" * 8])
+@pytest.mark.parametrize("late", [b"", b"\0" * 8], ids=("end", "zeros"))
 @pytest.mark.parametrize(
     "compress",
     [
@@ -233,6 +233,7 @@ def command(*words: str) -> Callable[[bytes], bytes]:
         pytest.param(command("lz4", "-l", "-c"), marks=pytest.mark.skipif(shutil.which("lz4") is None, reason="no lz4")),
         lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
     ],
+    ids=("none", "gzip", "xz", "bzip2", "zstd", "lz4", "lzma"),
 )
 def test_each_compression(host: Host, plant: Plant, compress: Callable[[bytes], bytes], late: bytes) -> None:
     os.makedirs(host.path("/usr/bin"))
@@ -261,6 +262,7 @@ GOOD = cpio({"conf/a": "one", "conf/b": "two"})
         (GOOD.replace(b"00000003", b"0000000x", 1), "invalid literal"),
         (b"\x28\xb5\x2f\xfd" + bytes(9), "zstd is missing"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # an image has the time in it, and workers of xdist must agree
 )
 def test_a_damaged_image_is_refused(host: Host, plant: Plant, image: bytes, says: str) -> None:
     plant({IMAGE: image})
