@@ -23,7 +23,7 @@ class System:
         self._words = host.read("/proc/cmdline", "").split()
 
     def starts(self, start):
-        """Whether a grub_program.Start starts this system, or what may be it."""
+        """Whether a grub.program.Start starts this system, or what may be it."""
         if start.loop or any(_matches(word, LIVE) for word in start.arguments if word not in self._words):
             return False
         subvolumes = {_subvolume(start.arguments), _subvolume(self._words)} - {None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_defaults import (
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.defaults import (
     Defaults,
     scripts_mention,
 )

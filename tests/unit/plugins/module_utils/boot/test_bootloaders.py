@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import grub_script, grub_settings
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import matches
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import script as grub_script
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import settings as grub_settings
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out, refuse
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import Grub
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_menu import Menu, read_environment
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.menu import Menu, read_environment
 
 if TYPE_CHECKING:
     from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host

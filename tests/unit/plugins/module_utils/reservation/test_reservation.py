@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import grub_settings
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import settings as grub_settings
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reservation, udev_rule
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers

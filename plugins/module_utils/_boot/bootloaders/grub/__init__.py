@@ -12,19 +12,19 @@ from __future__ import annotations
 import os
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import grub_settings as settings
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import (
     BootEntry,
     Bootloader,
     NextBoot,
     incomplete,
 )
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_defaults import (
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import settings
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.defaults import (
     Defaults,
     scripts_mention,
 )
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_menu import Menu
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import (
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.menu import Menu
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.script import (
     LINUX_COMMANDS,
     statements,
 )

@@ -2,7 +2,7 @@
 """GRUB's script language, as far as a generated C(grub.cfg) uses it: words, blocks, quotes.
 
 The lexical rules are those of C(grub-core/script/yylex.l): quotes and the backslash as in a shell, a comment from a C(#)
-at the start of a word. Nothing is evaluated; grub_program does that. Pure functions.
+at the start of a word. Nothing is evaluated; C(program) does that. Pure functions.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_program import Program
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.program import Program
 
 NUMBER = re.compile(r"\s*(0[xX][0-9a-fA-F]+|\d+)")  # grub_strtoul: what follows the digits does not count
 HEADER = "# GRUB Environment Block"

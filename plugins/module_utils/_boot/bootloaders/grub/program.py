@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import (
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.script import (
     LINUX_COMMANDS,
     identifier,
     statements,

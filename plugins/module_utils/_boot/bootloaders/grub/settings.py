@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import quote
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.script import quote
 
 DIRECTORY = "/etc/default/grub.d"
 PREFIX = "zz-nvm-fastboot-"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import grub_settings as settings
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub_script import statements
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import settings
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.script import statements
 
 FILE = "/etc/default/grub"
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.S)
