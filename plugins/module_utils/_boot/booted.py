@@ -7,16 +7,13 @@ starting it in the same way again changes nothing. Boots are told apart by their
 
 from __future__ import annotations
 
-import json
-import os
-
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.verified import DIRECTORY
+from ansible_collections.nvm.fastboot.plugins.module_utils._core import records
 
 OTHER_BOOTLOADER = (
     "Compare /proc/cmdline with the boot menu: another entry of the menu, or another bootloader (efibootmgr lists them), has "
     "started it. Start the machine by the configured one, and run this again."
 )
-PATH = DIRECTORY + "/booted.json"
+RECORD = "booted"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -27,10 +24,10 @@ def reboot_in_vain(tx, purpose, lacking):
     texts, or None. Writes the record, which is not a change of the machine's configuration.
     """
     host = tx.host
-    boot, boots = host.attribute(BOOT_ID), _load(host)
+    boot, boots = host.attribute(BOOT_ID), records.load(host, RECORD)
     if tx.changed or purpose not in boots:
         if boot and lacking and not tx.check_mode:
-            _store(host, dict(boots, **{purpose: boot}))
+            records.store(host, RECORD, dict(boots, **{purpose: boot}))
         return None
     if not lacking or boots[purpose] == boot:
         return None
@@ -38,27 +35,8 @@ def reboot_in_vain(tx, purpose, lacking):
 
 
 def forget(tx, purpose):
-    """Remove the record for C(purpose), and the file and its directory if nothing else is in them."""
-    boots = _load(tx.host)
+    """Remove the record for C(purpose)."""
+    boots = records.load(tx.host, RECORD)
     if purpose in boots and not tx.check_mode:
         del boots[purpose]
-        _store(tx.host, boots)
-
-
-def _store(host, boots):
-    if boots:
-        host.replace(PATH, json.dumps(boots, sort_keys=True) + "\n", mode=0o600)
-    elif host.remove(PATH):
-        try:
-            os.rmdir(host.path(DIRECTORY))
-        except OSError:
-            pass  # not empty
-
-
-def _load(host):
-    """C({purpose: boot id}). A file that cannot be parsed counts as empty."""
-    try:
-        boots = json.loads(host.read(PATH) or "{}")
-    except ValueError:
-        return {}
-    return boots if isinstance(boots, dict) else {}
+        records.store(tx.host, RECORD, boots)

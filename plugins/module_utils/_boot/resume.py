@@ -90,11 +90,13 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
 
     def change(transaction):
         if bootloader:
-            bootloader.forget(transaction, PURPOSE, passed)
+            bootloaders.forget(transaction, bootloader, PURPOSE, passed)
         for other in initramfs_tools.others(host, initramfs):
             other.remove_settings(transaction)
         if initramfs and initramfs.unconfigure(transaction):
             initramfs.rebuild(transaction, initramfs.stale())
+            if bootloader:  # whose entries the hooks of the images may have written anew
+                bootloader.forget(transaction, PURPOSE, passed)
 
     _guard(tx, device, header, force, change)
     change(tx)

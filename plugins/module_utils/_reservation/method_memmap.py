@@ -6,7 +6,7 @@ the memory map makes every hibernation image unusable. A range configured by oth
 """
 from __future__ import annotations
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted, bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap
@@ -46,7 +46,7 @@ def absent(context):
     if own and not context.options.force:
         guards.check_no_image_anywhere(context.host, path)
     if context.known_bootloader:
-        context.bootloader.forget(context.tx, PURPOSE % context.options.name)
+        bootloaders.forget(context.tx, context.bootloader, PURPOSE % context.options.name)
     udev_rule.remove(context.tx, context.options.name, pair and pair[1].blockdev)
     booted.forget(context.tx, PURPOSE % context.options.name)
     active = own is not None and _booted(context, own.size, own.start)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, Bootloader
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import Grub
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot import SystemdBoot
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.unsupported import UNSUPPORTED
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 __all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect", "detect_for_removal"]
 
-SUPPORTED = (Grub,)
+# Those that are looked for before the unsupported ones are not mistaken for others; the files of GRUB are there on many machines that
+# something else starts.
+CERTAIN = (SystemdBoot,)
+SUPPORTED = (*CERTAIN, Grub)
 
 
 def detect(host):
@@ -22,6 +26,10 @@ def detect(host):
 
     Refused C(bootloader_unsupported) if it is in UNSUPPORTED, C(bootloader_unknown) if none is recognised.
     """
+    for kind in CERTAIN:
+        bootloader = kind.find(host)
+        if bootloader is not None:
+            return bootloader
     for find, remedy in UNSUPPORTED:
         found = find(host)
         if found:
@@ -42,21 +50,23 @@ def detect(host):
 
 
 def detect_for_removal(host, purpose, leftovers=()):
-    """The Bootloader that settings for C(purpose) are to be removed from, whichever one starts the machine now.
+    """The Bootloader that settings for C(purpose) are to be removed from, whichever one starts the machine now; see also C(forget).
 
     None if no supported bootloader has such settings, nor one of the arguments C(leftovers) in its configuration. Refused
-    C(settings_remain) if one has, and its configuration cannot be generated without them.
+    C(settings_remain) if one has, and its configuration cannot be changed.
     """
     reason = "its configuration cannot be generated without them: %s is not there" % "; ".join(
         kind.evidence() for kind in SUPPORTED)
+    found = []
     for kind in SUPPORTED:
         try:
-            bootloader = kind.find(host)
+            bootloader = kind.find_for_removal(host)
         except Refused as refused:
             bootloader, reason = None, refused.message.rstrip(".")
         if bootloader is not None:
-            return bootloader
-    places = [path for kind in SUPPORTED for path in kind.remains(host, purpose, leftovers)]
+            found.append(bootloader)
+    names = [bootloader.name for bootloader in found]
+    places = [path for kind in SUPPORTED if kind.name not in names for path in kind.remains(host, purpose, leftovers)]
     if places:
         raise Refused(
             "settings_remain",
@@ -64,4 +74,14 @@ def detect_for_removal(host, purpose, leftovers=()):
             "Have what is missing in place (mount /boot; install the package with the command), and run the module again. If "
             "that bootloader is no longer used, take the settings out of the named files by hand first.",
         )
-    return None
+    return found[0] if found else None
+
+
+def forget(tx, bootloader, purpose, leftovers=()):
+    """Remove the settings for C(purpose) from C(bootloader), of detect_for_removal, and from every other one that has some."""
+    bootloader.forget(tx, purpose, leftovers)
+    for kind in SUPPORTED:
+        if kind.name != bootloader.name and kind.remains(tx.host, purpose, leftovers):
+            other = kind.find_for_removal(tx.host)
+            if other is not None:
+                other.forget(tx, purpose, leftovers)

@@ -55,6 +55,11 @@ class Bootloader:
         raise NotImplementedError
 
     @classmethod
+    def find_for_removal(cls, host):
+        """As C(find), also where another bootloader starts the machine now and this one has settings of ours."""
+        return cls.find(host)
+
+    @classmethod
     def evidence(cls):
         """The files that C(find) looks for, as a phrase."""
         raise NotImplementedError

@@ -22,12 +22,12 @@ class System:
         self._host = host
         self._words = host.read("/proc/cmdline", "").split()
 
-    def starts(self, start):
-        """Whether a grub.program.Start starts this system, or what may be it."""
-        if start.loop or any(_matches(word, LIVE) for word in start.arguments if word not in self._words):
+    def starts(self, arguments, loop=False):
+        """Whether an entry with C(arguments) starts this system, or what may be it. C(loop): its kernel is in the image of a filesystem."""
+        if loop or any(_matches(word, LIVE) for word in arguments if word not in self._words):
             return False
-        subvolumes = {_subvolume(start.arguments), _subvolume(self._words)} - {None}
-        return self._same_root(start.arguments) and len(subvolumes) < 2
+        subvolumes = {_subvolume(arguments), _subvolume(self._words)} - {None}
+        return self._same_root(arguments) and len(subvolumes) < 2
 
     def _same_root(self, arguments):
         """Whether C(root=) of C(arguments) is the root filesystem, or cannot be told from it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.defaults import (
     Defaults,
     scripts_mention,
@@ -21,19 +20,6 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.sta
 
 GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 BLS_SETTING = "GRUB_ENABLE_BLSCFG"  # without an effect where no script in /etc/grub.d asks for it, as in Debian 12 and 13
-
-
-def _systemd_boot(host):
-    content = Firmware(host).text("LoaderInfo")
-    if content.startswith("systemd-boot"):
-        return "the EFI variable LoaderInfo is '%s'" % content
-    if not any(host.exists(path) for path in GRUB_CONFIGURATIONS):
-        return next(
-            ("%s exists" % path for path in ("/boot/efi/loader/loader.conf", "/efi/loader/loader.conf",
-                                             "/boot/loader/loader.conf") if host.exists(path)),
-            None,
-        )
-    return None
 
 
 def _boot_loader_specification(host):
@@ -53,7 +39,6 @@ def _other_grub(host):
 
 FIRMWARE = "To use GRUB, have the firmware start it (efibootmgr --bootorder, with the number of its entry first), and reboot."
 UNSUPPORTED = (
-    (lambda host: _named("systemd-boot", _systemd_boot(host)), FIRMWARE),
     (other_loader, FIRMWARE + " A virtual machine must not be given a kernel by its hypervisor (-kernel)."),
     (lambda host: _named("the GRUB of another system", _other_grub(host)),
      "Configure that system to start this one through this system's GRUB, or have the firmware start this one (efibootmgr)."),

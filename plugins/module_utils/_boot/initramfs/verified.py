@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 
-DIRECTORY = "/var/lib/nvm-fastboot"
-PATH = DIRECTORY + "/initramfs.json"
+from ansible_collections.nvm.fastboot.plugins.module_utils._core import records
+
+RECORD = "initramfs"
 VERSION = 2  # of what is verified: the records of an earlier version say only that an image was built with our settings
 
 
@@ -45,29 +46,22 @@ class Verified:
         self.known.pop(image, None)
 
     def store(self):
-        """Write the records if they changed. Without records, removes the file, and the directory if it is empty."""
+        """Write the records if they changed."""
         now = json.dumps(self.known, sort_keys=True)
-        if now == self._stored:
-            return
-        if self.known:
-            self.host.replace(PATH, json.dumps({"version": VERSION, "images": self.known}, sort_keys=True) + "\n", mode=0o600)
-        elif self.host.remove(PATH):
-            try:
-                os.rmdir(self.host.path(DIRECTORY))
-            except OSError:
-                pass  # not empty
-        self._stored = now
+        if now != self._stored:
+            records.store(self.host, RECORD, {"version": VERSION, "images": self.known} if self.known else {})
+            self._stored = now
 
     def _load(self):
+        found = records.load(self.host, RECORD)
         try:
-            found = json.loads(self.host.read(PATH) or "{}")
             images = found.get("images", {})
             current = found.get("version") == VERSION
             return {
                 path: {"stat": entry["stat"] if current else None, "resume": entry["resume"], "modules": list(entry["modules"])}
                 for path, entry in images.items()
             }
-        except (ValueError, AttributeError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError):
             return {}
 
     def _stat(self, image):

@@ -60,6 +60,7 @@ def _configure(tx, tool, kind, mode, sources, data_mounts):
     bootloader = bootloaders.detect(host)
     overlay = mode == "overlay"
     if overlay:
+        _check_bootloader(bootloader)
         _check(tx, kind, bootloader)
     settings = kind.settings() if overlay else {}
     for path in kind.files:
@@ -80,6 +81,16 @@ def _configure(tx, tool, kind, mode, sources, data_mounts):
         tool.finish()
         built.learn([tool.image(kernel) for kernel in tool.kernels()] + [bootloader.configuration])
     return [tool.image(kernel) for kernel in kernels]
+
+
+def _check_bootloader(bootloader):
+    """The overlay is given up by a change of one file right before a reboot, which only GRUB's allows so far (running.open_next_boot)."""
+    if bootloader.name != "grub":
+        raise Refused(
+            "bootloader_unsupported",
+            "The machine boots with %s, for which a root filesystem in memory is not supported." % bootloader.title,
+            "Use mode=guarded, or boot the machine with GRUB.",
+        )
 
 
 def _is_current(tool, image, built, lacking):

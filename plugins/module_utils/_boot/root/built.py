@@ -8,11 +8,11 @@ content if all sources are older: so a new kernel's image is not built twice.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 
-DIRECTORY = "/var/lib/nvm-fastboot"
-PATH = DIRECTORY + "/built.json"
+from ansible_collections.nvm.fastboot.plugins.module_utils._core import records
+
+RECORD = "built"
 
 
 class Built:
@@ -47,13 +47,7 @@ class Built:
         if known == self._known:
             return
         self._known = known
-        if known:
-            self.host.replace(PATH, json.dumps({"version": 1, "built": known}, sort_keys=True) + "\n", mode=0o600)
-        elif self.host.remove(PATH):
-            try:
-                os.rmdir(self.host.path(DIRECTORY))
-            except OSError:
-                pass  # not empty
+        records.store(self.host, RECORD, {"version": 1, "built": known} if known else {})
 
     def _newer(self, path):
         try:
@@ -64,9 +58,9 @@ class Built:
 
     def _load(self):
         try:
-            found = json.loads(self.host.read(PATH) or "{}").get("built", {})
+            found = records.load(self.host, RECORD).get("built", {})
             return {path: {"stat": entry["stat"], "digest": entry["digest"]} for path, entry in found.items()}
-        except (ValueError, AttributeError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError):
             return {}
 
     def _stat(self, path):

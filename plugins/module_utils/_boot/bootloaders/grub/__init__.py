@@ -171,7 +171,7 @@ class Grub(Bootloader):
         """A BootEntry for each of C(starts) that is a kernel of this system."""
         if identifier.startswith(FOREIGN):
             return []
-        own = [start for start in starts if start is not None and self._system.starts(start)]
+        own = [start for start in starts if start is not None and self._system.starts(start.arguments, start.loop)]
         return [
             BootEntry(title, self._kernel(start.kernel), list(start.arguments),
                       tuple(path for path in start.initrds if os.path.basename(path) not in MICROCODE))

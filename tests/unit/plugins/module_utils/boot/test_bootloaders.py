@@ -305,8 +305,6 @@ LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b
     [
         ({"/boot/grub2/grub.cfg": "insmod blscfg\nblscfg\n"}, "/boot/loader/entries"),
         ({"/etc/default/grub": "GRUB_ENABLE_BLSCFG=true\n", "/etc/grub.d/10_linux": "echo blscfg\n"}, "GRUB_ENABLE_BLSCFG"),
-        ({"/boot/efi/loader/loader.conf": ""}, "systemd-boot"),
-        ({LOADER_INFO: b"\6\0\0\0" + "systemd-boot 257.13\0".encode("utf-16-le"), CONFIGURATION: ""}, "LoaderInfo"),
     ],
 )
 def test_unsupported_bootloaders_are_refused_by_name(host: Host, plant: Plant, files: dict[str, Any], named: str) -> None:

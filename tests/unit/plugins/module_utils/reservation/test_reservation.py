@@ -52,6 +52,8 @@ def swap_header(magic: bytes = b"SWAPSPACE2", label: str = "NVM_SWAP") -> bytes:
 class Bootloader:
     """Settings in files of their own, and a generated configuration with two entries."""
 
+    name = "grub"
+
     def __init__(self, host: Host) -> None:
         self.host = host
 
@@ -73,7 +75,7 @@ class Bootloader:
         self._generate(tx, self.host.read("/boot/config", "ro quiet") + " " + " ".join(arguments))
         return True
 
-    def forget(self, tx: Transaction, purpose: str) -> bool:
+    def forget(self, tx: Transaction, purpose: str, leftovers: tuple[str, ...] = ()) -> bool:
         owned = self.owned(purpose) or []
         if not tx.write(self._path(purpose), None):
             return False

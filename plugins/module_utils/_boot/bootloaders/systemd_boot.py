@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""systemd-boot with entries of type 1 (UAPI.1, Boot Loader Specification): C(loader/entries/*.conf) on the EFI system partition or on an
+extended boot loader partition, with copies of the kernels and their initramfs.
+
+kernel-install(8) writes the entries of new kernels, with the command line in C(/etc/kernel/cmdline), or without that file with the one
+of the running kernel. Both are changed in place: the file for kernels to come, the entries for those that are there.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from dataclasses import dataclass
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import kernel_config
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, NextBoot, incomplete
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.command_lines import words_of
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.in_place import InPlace, Place
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+
+PLACES = ("/efi", "/boot/efi", "/boot")  # where systemd-boot's partitions are mounted (bootctl)
+GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
+CMDLINE = "/etc/kernel/cmdline"
+FALLBACK = "/usr/lib/kernel/cmdline"
+RUNNING = ("BOOT_IMAGE", "initrd")  # words of the running kernel that kernel-install leaves out
+OPTIONS = re.compile(r"(?m)^[ \t]*options[ \t]+(.*?)[ \t]*$")
+TRIES = re.compile(r"\+\d+(-\d+)?\.conf$")
+IMAGES = ("/boot/initrd.img-%s", "/boot/initramfs-%s.img")
+STEP = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry: C(root) is where its partition is mounted, C(kernel) and C(initrds) are paths on it."""
+
+    path: str
+    root: str
+    title: str
+    version: str
+    machine: str
+    sort_key: str
+    kernel: str
+    initrds: tuple
+    arguments: tuple
+
+    @property
+    def identifier(self):
+        return TRIES.sub(".conf", os.path.basename(self.path))
+
+
+class SystemdBoot(InPlace):
+    """See Bootloader."""
+
+    name = "systemd-boot"
+    title = "systemd-boot with entries in loader/entries"
+
+    @classmethod
+    def find(cls, host):
+        firmware = Firmware(host)
+        started = firmware.text("LoaderInfo").startswith("systemd-boot")
+        if started and firmware.text("StubInfo"):
+            return None  # it started a unified kernel image
+        found = [root for root in PLACES if host.exists(root + "/loader/loader.conf") or host.exists(root + "/loader/entries")]
+        if not started and (not found or any(host.exists(path) for path in GRUB_CONFIGURATIONS)):
+            return None
+        if not found:
+            raise Refused(
+                "boot_not_mounted",
+                "The machine was started by systemd-boot, and the EFI system partition with its entries is not mounted.",
+                "Mount it at /efi or /boot/efi (bootctl status names it), add it to /etc/fstab, and run the module again.",
+            )
+        return cls(host)
+
+    @classmethod
+    def evidence(cls):
+        return "the EFI variable LoaderInfo, loader/loader.conf in %s" % ", ".join(PLACES)
+
+    @property
+    def configuration(self):
+        return next((path for path in ("%s/loader/loader.conf" % root for root in PLACES) if self.host.exists(path)), "")
+
+    def places(self):
+        entries = [Place(entry.path, _options) for entry in self._own()]
+        if self.host.which("kernel-install") is None:
+            return entries
+        return [*entries, Place(CMDLINE, _whole, self._default())]
+
+    def _default(self):
+        """The command line that kernel-install takes without C(/etc/kernel/cmdline)."""
+        text = self.host.read(FALLBACK)
+        if text is not None:
+            return text
+        words = self.host.read("/proc/cmdline", "").split()
+        return " ".join(word for word in words if word.split("=", 1)[0] not in RUNNING) + "\n"
+
+    # entries ---------------------------------------------------------------------------------------------------------
+
+    def entries(self):
+        return [self._started(entry) for entry in self._own()]
+
+    def _started(self, entry):
+        initrds = (entry.root + path for path in entry.initrds)
+        return BootEntry(entry.title, self._kernel(entry), list(entry.arguments), tuple(path for path in initrds if self.host.exists(path)))
+
+    def _kernel(self, entry):
+        installed = "/boot/vmlinuz-" + entry.version
+        return installed if entry.version and self.host.exists(installed) else entry.root + entry.kernel
+
+    def _own(self):
+        """The entries that start a kernel of this system."""
+        machine = self.host.attribute("/etc/machine-id", "")
+        return [
+            entry for entry in self._all()
+            if self.host.exists(entry.root + entry.kernel) and entry.machine in ("", machine) and self._system.starts(entry.arguments)
+        ]
+
+    def _all(self):
+        """Every entry that starts Linux."""
+        found = {}
+        for root in PLACES:
+            for path in self.host.glob(root + "/loader/entries/*.conf"):
+                found.setdefault(self.host.real(path), self._parse(path, root))
+        return [entry for entry in found.values() if entry is not None]
+
+    def _parse(self, path, root):
+        values: dict = {}
+        for line in self.host.read(path, "").splitlines():
+            key, value = (line.split(None, 1) + ["", ""])[:2]
+            if not key.startswith("#"):
+                values.setdefault(key, []).append(value.strip())
+        if not values.get("linux"):
+            return None
+        first = {key: each[0] for key, each in values.items()}
+        name, version = first.get("title", os.path.basename(path)), first.get("version", "")
+        return Entry(
+            path, root, "%s (%s)" % (name, version) if version else name, version, first.get("machine-id", ""), first.get("sort-key", ""),
+            _slashes(first["linux"]), tuple(_slashes(each) for each in values.get("initrd", ())),
+            tuple(word for each in values.get("options", ()) for word in words_of(each)),
+        )  # fmt: skip
+
+    # copies ----------------------------------------------------------------------------------------------------------
+
+    def check(self, entries, present, absent=()):
+        problems = super().check(entries, present, absent)
+        return problems + ["the entry '%s' loads %s, which is not the same as %s" % (entry.title, copy, image)
+                           for entry, copy, image in self._outdated()]
+
+    def _outdated(self):
+        """Entries whose copy of an initramfs is another one than the image in /boot, as C((entry, copy, image))."""
+        for entry in self._own():
+            image = next((path for path in (name % entry.version for name in IMAGES) if self.host.exists(path)), None)
+            copies = [entry.root + path for path in entry.initrds if self.host.exists(entry.root + path)]
+            if entry.version and image and copies and not any(self._same(copy, image) for copy in copies):
+                yield entry, copies[-1], image
+
+    def _same(self, one, other):
+        one, other = self.host.path(one), self.host.path(other)
+        if os.path.realpath(one) == os.path.realpath(other):
+            return True
+        with open(one, "rb") as first, open(other, "rb") as second:
+            if os.fstat(first.fileno()).st_size != os.fstat(second.fileno()).st_size:
+                return False
+            while True:
+                part = first.read(STEP)
+                if part != second.read(STEP):
+                    return False
+                if not part:
+                    return True
+
+    def ensure(self, tx, purpose, arguments, drop=()):
+        changed = super().ensure(tx, purpose, arguments, drop)
+        if not self._copy(tx):
+            return changed
+        super().ensure(tx, purpose, arguments, drop)  # the entries were written anew
+        return True
+
+    def forget(self, tx, purpose, leftovers=()):
+        changed = self._copy(tx)
+        return super().forget(tx, purpose, leftovers) or changed
+
+    def _copy(self, tx):
+        """Have kernel-install copy images that were built since, which writes their entries anew. Returns whether there were any."""
+        outdated = [(entry, image) for entry, _copy, image in self._outdated()]
+        command = self.host.which("kernel-install")
+        for entry, image in outdated:
+            tx.note(entry.path, "with an earlier copy of %s" % image, "with a copy of %s" % image)
+            if tx.check_mode:
+                continue
+            kernel = "/boot/vmlinuz-" + entry.version
+            if command is None or not self.host.exists(kernel):
+                raise incomplete("The entry '%s' loads a copy of %s that is out of date" % (entry.title, image), ["nothing here copies it"],
+                                 "Copy %s to %s." % (image, entry.root + entry.initrds[-1]))
+            self.host.run([command, "add", entry.version, kernel, image])
+        return bool(outdated)
+
+    # the next boot ---------------------------------------------------------------------------------------------------
+
+    def next_boot(self):
+        firmware = Firmware(self.host)
+        own, ordered = self._own(), sorted(self._all(), key=_order)
+        once, chosen = firmware.text("LoaderEntryOneShot"), firmware.text("LoaderEntryDefault")
+        last = firmware.text("LoaderEntryLastBooted") or firmware.text("LoaderEntrySelected")
+        configured = _default_of(self.host.read(self.configuration, ""))
+        for pattern, reason in ((once, "LoaderEntryOneShot"), (chosen, "LoaderEntryDefault"), (configured, "default in loader.conf")):
+            pattern = last if pattern == "@saved" else pattern
+            if not pattern:
+                continue
+            matching = [entry for entry in ordered if fnmatch.fnmatchcase(entry.identifier.lower(), pattern.lower())]
+            if matching:
+                return self._next(matching[:1], own, "%s=%s" % (reason, pattern))
+            if pattern.startswith("auto-") or self.host.exists("%s/EFI/Linux/%s" % (self._root(), pattern)):
+                return NextBoot([(pattern, [])], "%s=%s" % (reason, pattern), self._remedy(own))
+        images = [path for root in PLACES for path in self.host.glob(root + "/EFI/Linux/*.efi")]
+        choice = self._next(ordered[:1], own, "the first entry of the menu")
+        more = [(os.path.basename(path), []) for path in dict.fromkeys(images)]
+        return NextBoot(choice.choices + more, choice.reason, choice.remedy)
+
+    def _root(self):
+        return self.configuration[: -len("/loader/loader.conf")]
+
+    def _next(self, entries, own, reason):
+        choices = [(entry.title, [self._started(entry)] if entry in own else []) for entry in entries]
+        return NextBoot(choices, reason, self._remedy(own))
+
+    def _remedy(self, own):
+        def remedy(kernel=None):
+            name = next((entry.identifier for entry in sorted(own, key=_order) if kernel in (None, self._kernel(entry))), None)
+            return "Run: bootctl set-default %s." % name if name else "Run: kernel-install add, so that the menu has an entry for it."
+
+        return remedy
+
+
+def _options(text):
+    """The command line of an entry, which may be in several lines."""
+    spans = [match.span(1) for match in OPTIONS.finditer(text)]
+    return [spans] if spans else []
+
+
+def _whole(text):
+    return [[(0, len(text))]]
+
+
+def _slashes(path):
+    return "/" + re.sub(r"[\\/]+", "/", path).lstrip("/")
+
+
+def _default_of(text):
+    """The pattern of C(default) in loader.conf."""
+    found = re.findall(r"(?m)^[ \t]*default[ \t]+(\S+)", text)
+    return found[-1] if found else ""
+
+
+def _order(entry):
+    """As boot_entry_compare() of systemd-boot: with a sort key first, these by key, machine and descending version; others by name."""
+    version = tuple(-number for number in kernel_config.version(entry.version))
+    if entry.sort_key:
+        return 0, entry.sort_key, entry.machine, version, ""
+    return 1, "", "", tuple(-number for number in kernel_config.version(entry.identifier)), entry.identifier
