@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, Bootloader
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import Grub
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.refind import Refind
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot import SystemdBoot
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.unsupported import UNSUPPORTED
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
@@ -17,7 +18,7 @@ __all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect", "detect_for_removal
 
 # Those that are looked for before the unsupported ones are not mistaken for others; the files of GRUB are there on many machines that
 # something else starts.
-CERTAIN = (SystemdBoot,)
+CERTAIN = (SystemdBoot, Refind)
 SUPPORTED = (*CERTAIN, Grub)
 
 

@@ -67,11 +67,6 @@ def test_started_by_grub(installed: Host, plant: Plant, files: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("files", "name", "sign"),
     [
-        ({"/proc/cmdline": BY_STUB, **booted(REFIND, "rEFInd Boot Manager")}, "rEFInd", "/EFI/refind/refind_x64.efi"),
-        ({"/proc/cmdline": "BOOT_IMAGE=/boot/vmlinuz " + BY_STUB, **booted(REFIND)}, "rEFInd", "refind_x64.efi"),
-        ({"/proc/cmdline": "BOOT_IMAGE=/x " + BY_STUB, **booted("\\EFI\\refind\\shimx64.efi")}, "rEFInd", "refind/shimx64.efi"),
-        # installed as the fallback: its files tell
-        ({"/proc/cmdline": BY_STUB, **booted("\\EFI\\BOOT\\BOOTX64.EFI"), "/boot/refind_linux.conf": ""}, "rEFInd", "BOOT_IMAGE"),
         ({"/proc/cmdline": BY_STUB, **booted("\\" + KERNEL, "Debian by stub")}, "EFI stub", "Debian by stub"),
         ({"/proc/cmdline": "BOOT_IMAGE=/vmlinuz-linux root=UUID=1 rw initrd=/initramfs-linux.img\n",
           **booted("\\EFI\\debian\\vmlinuz.efi")}, "EFI stub", "vmlinuz.efi"),
@@ -92,6 +87,21 @@ def test_another_loader_is_refused_by_name(installed: Host, plant: Plant, files:
     assert refused.value.code == "bootloader_unsupported"
     assert name in refused.value.message and (sign in refused.value.message or name == "systemd-boot")
     assert "efibootmgr" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"/proc/cmdline": BY_STUB, **booted(REFIND, "rEFInd Boot Manager")},
+        {"/proc/cmdline": "BOOT_IMAGE=/boot/vmlinuz " + BY_STUB, **booted(REFIND)},
+        {"/proc/cmdline": "BOOT_IMAGE=/x " + BY_STUB, **booted("\\EFI\\refind\\shimx64.efi")},
+        # installed as the fallback: its files tell
+        {"/proc/cmdline": BY_STUB, **booted("\\EFI\\BOOT\\BOOTX64.EFI"), "/boot/refind_linux.conf": ""},
+    ],
+)  # fmt: skip
+def test_started_by_refind(installed: Host, plant: Plant, files: dict[str, Any]) -> None:
+    plant(files)
+    assert bootloaders.detect(installed).name == "refind"
 
 
 def test_the_grub_of_another_system(installed: Host, plant: Plant) -> None:
