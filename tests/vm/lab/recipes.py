@@ -64,6 +64,9 @@ RECIPES: dict[str, Recipe] = {
         suite="trixie", firmware="efi", initramfs="dracut", extra=("fuse3", "liblzo2-2", "python3-packaging", "python3-venv")
     ),
     "debian13": Recipe(suite="trixie", firmware="efi", initramfs="dracut"),
+    "debian13-systemd-boot": Recipe(suite="trixie", firmware="efi", initramfs="dracut", extra=("systemd-boot",)),
+    "debian12-systemd-boot": Recipe(suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("systemd-boot",)),
+    "debian12-refind": Recipe(suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("refind",)),
     # The newest kernel that Debian has for its next release.
     "debian14": Recipe(suite="forky", firmware="efi", initramfs="dracut"),
     "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each kind of machine, from plain to configured, through a hibernation with the power off, and back to plain.
+
+``make reach`` runs it; ``make reach CELLS=debian13-systemd-boot`` one kind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vm import evidence, play
+from tests.vm.conftest import MEMORY, NVDIMM, off, switched_on
+from tests.vm.lab import Lab, Machine
+from tests.vm.reach.cells import CELLS, Cell
+from tests.vm.restoring import hibernate, wake
+
+WANTED = [cell for cell in CELLS if cell.name in os.environ.get("CELLS", "").split()] or list(CELLS)
+# What decides how the machine boots. Times and inodes do not count; the initramfs is built again.
+CONFIGURATION = (
+    "cd / && for each in /boot/efi/loader /boot/refind_linux.conf /boot/grub/grub.cfg /boot/extlinux /etc; do"
+    " [ ! -e $each ] || find $each -type f ! -path '/etc/ld.so.cache' ! -path '/etc/machine-id' ! -path '*random-seed' ! -path '*/grubenv'"
+    " -exec sha256sum {} +; done | sort -k 2; ls /var/lib/nvm-fastboot 2>/dev/null || true"
+)
+
+
+@pytest.fixture(scope="module", params=WANTED, ids=lambda cell: cell.name)
+def cell(request: pytest.FixtureRequest) -> Cell:
+    found: Cell = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def machine(cell: Cell, lab: Lab) -> Iterator[Machine]:
+    with switched_on(lab.create(cell.name, cell.recipe, memory=MEMORY, nvdimm=NVDIMM)) as machine:
+        if cell.prepare:
+            machine.ssh("cat >/root/prepare && sh /root/prepare && rm /root/prepare", stdin=cell.prepare, timeout=600)
+            off(machine)
+            wake(machine)
+        yield machine
+
+
+def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) -> None:
+    before = machine.ssh(CONFIGURATION)
+    made = play.play(lab, [machine], "nvm.fastboot.configure", {"nvm_reboot": True}).ok().result("boot_resume")
+    assert made["bootloader"] == cell.bootloader, made
+    assert "resume=" in machine.ssh("cat /proc/cmdline")
+    assert play.play(lab, [machine], "nvm.fastboot.configure").ok().changed == 0
+    memory = evidence.remember(machine)
+    hibernate(machine)
+    wake(machine)
+    evidence.same_memory(memory, machine, power_was_off=True)
+    play.play(lab, [machine], "nvm.fastboot.remove").ok()
+    assert machine.ssh(CONFIGURATION) == before
+    off(machine)
+    wake(machine)
+    assert "resume=" not in machine.ssh("cat /proc/cmdline")
