@@ -26,6 +26,13 @@ options:
     type: int
     choices: [1, 2]
     default: 1
+  ignore_blockers:
+    description:
+      - Codes of blockers that are not looked for. RV(ready) does not depend on them.
+      - Without V(initramfs_drivers) and V(initramfs_overridden), no initramfs is read.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment:
   - nvm.fastboot.attributes.info
 notes:
@@ -49,6 +56,11 @@ EXAMPLES = r"""
   ansible.builtin.assert:
     that: nvm.ready
     fail_msg: "{{ nvm.blockers | map(attribute='message') | join(' ') }}"
+
+- name: Look for everything but what the initramfs of each kernel lacks, which takes seconds
+  nvm.fastboot.nvm_info:
+    ignore_blockers: [initramfs_drivers, initramfs_overridden]
+  register: nvm
 
 - name: Get the size of a reservation for twice the memory
   nvm.fastboot.nvm_info:
@@ -262,10 +274,12 @@ def main():
         argument_spec={
             "device": {"type": "path", "default": "/dev/NVM_SWAP"},
             "dram_multiple": {"type": "int", "choices": [1, 2], "default": 1},
+            "ignore_blockers": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
-    answer(module, lambda host: report(host, module.params["device"], module.params["dram_multiple"]))
+    given = module.params
+    answer(module, lambda host: report(host, given["device"], given["dram_multiple"], given["ignore_blockers"]))
 
 
 if __name__ == "__main__":

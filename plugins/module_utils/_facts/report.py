@@ -13,12 +13,12 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._facts import readine
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.survey import Survey
 
 
-def report(host, device, dram_multiple=1, euid=None):
-    """The return values of C(nvm_info). C(euid) replaces the effective user id, for tests."""
+def report(host, device, dram_multiple=1, skip=(), euid=None):
+    """The return values of C(nvm_info), without the blockers that C(skip) names. C(euid) replaces the effective user id, for tests."""
     survey = Survey(host, device, euid)
     bootloader = _known(lambda: survey.bootloader)
     initramfs = _known(lambda: survey.initramfs)
-    blockers = readiness.blockers(host, device, survey=survey)
+    blockers = readiness.blockers(host, device, skip, survey)
     return {
         "dram": survey.dram,
         "nvm": sum(region.size for region in survey.regions if not region.volatile),

@@ -747,6 +747,14 @@ def test_report(machine: SimpleNamespace, transcript: Transcript) -> None:
     assert (found["kernel"], found["systemd"], found["ndctl_installed"]) == ("6.1.0-56-amd64", 252, False)
 
 
+def test_report_without_a_look_into_the_initramfs(machine: SimpleNamespace) -> None:
+    machine.boot.lacking = ["nfit"]
+    codes = [blocker["code"] for blocker in report.report(machine.host, DEVICE, euid=0)["blockers"]]
+    assert codes == ["initramfs_drivers"]
+    found = report.report(machine.host, DEVICE, skip=codes, euid=0)
+    assert found["ready"] and found["blockers"] == []
+
+
 def test_report_of_a_machine_that_lacks_everything(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant({"/proc/meminfo": MEMINFO, "/proc/zoneinfo": ZONEINFO, "/proc/swaps": NO_SWAPS})
 
