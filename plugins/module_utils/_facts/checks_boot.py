@@ -71,7 +71,8 @@ def no_initramfs(survey):
         "no_initramfs",
         "The entry '%s', which starts next, starts the kernel without an initramfs, which would resume the image." % entries[0],
         "Remove %s from %s, run update-grub, and reboot." % (setting[1], setting[0]) if setting else
-        "Run update-grub once the kernel has an initramfs (update-initramfs -u, or dracut -f), and reboot.",
+        "Build an initramfs for the kernel (update-initramfs -u, or dracut -f), %s, and reboot." % (
+            "run " + survey.bootloader.update if survey.bootloader.update else "have that entry load it"),
     )]
 
 

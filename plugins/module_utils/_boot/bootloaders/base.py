@@ -48,6 +48,7 @@ class Bootloader:
 
     name = ""
     title = ""
+    update = ""  # the command that writes the configuration again, if there is one
 
     @classmethod
     def find(cls, host):

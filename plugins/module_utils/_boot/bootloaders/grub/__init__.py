@@ -47,6 +47,7 @@ class Grub(Bootloader):
     """See Bootloader. C(command) generates C(configuration)."""
 
     name = "grub"
+    update = "update-grub"
     title = "GRUB with grub-mkconfig and /etc/default/grub.d"
 
     def __init__(self, host, command, configuration):

@@ -192,7 +192,7 @@ def test_a_kernel_that_starts_without_initramfs(machine: SimpleNamespace) -> Non
     ("files", "code"),
     [
         ({"/proc/cmdline": "ro root=UUID=0b4c initrd=boot\\initrd.img\n", **numbers("BootCurrent", 1),
-          **option(1, "rEFInd", "\\EFI\\refind\\refind_x64.efi")}, "bootloader_unsupported"),
+          **option(1, "Limine", "\\EFI\\limine\\limine_x64.efi")}, "bootloader_unsupported"),
         ({CONFIGURATION: menu("0", initrd=False)}, "no_initramfs"),
     ],
 )  # fmt: skip
