@@ -23,19 +23,23 @@ VARIABLE = "CHECK_RESULTS"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One test: its name, C(passed), C(failed) or C(skipped), and why it was skipped or failed."""
+    """One test: its name, C(passed), C(failed) or C(skipped), why it was skipped or failed, and how long it took with its set-up, if known."""
 
     test: str
     outcome: str
     reason: str = ""
+    seconds: float = 0
 
 
-def record(test: str, outcome: str, reason: str = "") -> None:
+_set_up: dict[str, float] = {}  # seconds, of tests of this process
+
+
+def record(test: str, outcome: str, reason: str = "", seconds: float = 0) -> None:
     """Append one outcome."""
     path = os.environ.get(VARIABLE)
     if path:
         with open(path, "a") as file:
-            file.write(json.dumps(asdict(Outcome(test, outcome, reason))) + "\n")
+            file.write(json.dumps(asdict(Outcome(test, outcome, reason, round(seconds, 1)))) + "\n")
 
 
 def read(path: Path) -> Iterator[Outcome]:
@@ -55,12 +59,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A phase of a test: its call, or a set-up or tear-down that did not pass. Of several processes the first is told all."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
+    if report.when == "setup":
+        _set_up[report.nodeid] = report.duration
+    seconds = report.duration + (_set_up.get(report.nodeid, 0) if report.when == "call" else 0)
     if report.failed:
-        record(report.nodeid, "failed", _reason(report.longrepr))
+        record(report.nodeid, "failed", _reason(report.longrepr), seconds)
     elif report.skipped:
         record(report.nodeid, "skipped", getattr(report, "wasxfail", None) or _reason(report.longrepr))
     elif report.when == "call":
-        record(report.nodeid, "passed")
+        record(report.nodeid, "passed", seconds=seconds)
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:

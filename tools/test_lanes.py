@@ -3,7 +3,7 @@
 
 Used by C(make test). Lanes run at once, the targets of a lane one after the other, C(then) waits for all lanes before
 it; a target that fails stops nothing. The output of a lane goes to build/logs/LANE.log; on the terminal stand the
-beginning and end of every target, a sign of life a minute, the last lines of what failed, and at the end what was
+beginning and end of every target, a sign of life a minute, the last lines of what failed, and at the end what was slow, what was
 skipped, what failed, and a count over every single test: those that tests recorded (see check_results.py), and one for
 each target that records none. The exit code is 0 if nothing failed.
 """
@@ -27,6 +27,7 @@ LOGS = ROOT / "build" / "logs"
 TARGET_SECONDS = 90 * 60  # more than any target takes; a run that hangs must end and say where
 SIGN_OF_LIFE_SECONDS = 60
 TAIL_LINES = 80
+SLOWEST = 12  # tests that the summary names
 
 
 @dataclass
@@ -151,6 +152,9 @@ class Lanes:
             word = "passed" if finished.ok else "FAILED"
             print(f"  {finished.target:<20} {word:<8} {len(finished.outcomes):5d} {finished.seconds:7.0f} s")
         everything = [(finished.target, one) for finished in self.finished for one in finished.outcomes]
+        for target, one in sorted(everything, key=lambda each: -each[1].seconds)[:SLOWEST]:
+            if one.seconds >= SIGN_OF_LIFE_SECONDS:
+                print(f"slow: {target}: {one.test} ({one.seconds:.0f} s)")
         for outcome in ("skipped", "failed"):
             for target, one in everything:
                 if one.outcome == outcome:
