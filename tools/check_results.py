@@ -23,7 +23,7 @@ VARIABLE = "CHECK_RESULTS"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One test: its name, C(passed), C(failed) or C(skipped), why it was skipped or failed, and how long it took with its set-up, if known."""
+    """One test: its name, C(passed), C(failed) or C(skipped), why it was skipped or failed, and how long it took with its set-up, or 0."""
 
     test: str
     outcome: str
