@@ -2,7 +2,7 @@
 """Kernel command lines in files that no other file generates, which are therefore changed in place.
 
 A record keeps what such a file held before, what was written, and the arguments of each purpose. So removing the last purpose brings the
-file back byte for byte. If somebody changed the file since, only our words are taken out of it. Pure functions, but for C(Record).
+file back byte for byte. If the file was changed since, only our words are taken out of it. Pure functions, but for C(Record).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Record:
             after = before
         entry = {"bootloader": self.name, "before": before, "after": after, "purposes": purposes} if purposes else None
         if entry and not tx.check_mode:
-            self._keep(tx, path, entry)  # first, so that an interrupted run leaves no words that nobody knows
+            self._keep(tx, path, entry)  # first, so that an interrupted run leaves no word that is not in the record
         different = tx.write(path, after)
         if not entry and not tx.check_mode:
             self._keep(tx, path, None)

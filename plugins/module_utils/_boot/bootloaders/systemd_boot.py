@@ -185,7 +185,7 @@ class SystemdBoot(InPlace):
         super().after_hooks(tx)
 
     def _copy(self, tx):
-        """Have kernel-install copy images that were built since, which writes their entries anew. Returns whether there were any."""
+        """Have kernel-install copy images that were built since, which writes their entries again. Returns whether there were any."""
         outdated = [(entry, image) for entry, _copy, image in self._outdated()]
         command = self.host.which("kernel-install")
         for entry, image in outdated:
