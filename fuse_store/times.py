@@ -16,8 +16,14 @@ _TEXT = re.compile(
     r" ?(?P<zone>Z|UTC|[+-]\d\d(?::?\d\d)?)?)?)?)?",
     re.ASCII,
 )
+_LAST = 253402300799  # 9999-12-31 23:59:59
 _PARTS = ("year", "month", "day", "hour", "minute", "second")
 _LENGTHS = {"day": timedelta(days=1), "hour": timedelta(hours=1), "minute": timedelta(minutes=1), "second": timedelta(seconds=1)}
+
+
+def at(seconds: int) -> datetime:
+    """That many seconds since 1970, which may be untrusted input: what is after the last year that can be written is the end of it."""
+    return datetime.fromtimestamp(max(0, min(seconds, _LAST)), UTC)
 
 
 def period(text: str) -> tuple[datetime, datetime]:

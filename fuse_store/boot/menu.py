@@ -6,9 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 
+from fuse_store import times
 from fuse_store.errors import NotFound, failed
 from fuse_store.hibernation.slots.layout import GOOD, Table
 
@@ -23,7 +23,7 @@ def text(table: Table) -> str:
     for slot in sorted(table.slots, key=lambda slot: slot.staged, reverse=True):
         if slot.state in GOOD:
             name = _UNSAFE.sub("?", " ".join(filter(None, (slot.application, slot.event))))[:60]
-            taken = datetime.fromtimestamp(slot.taken, UTC)
+            taken = times.at(slot.taken)
             lines.append(f"fuse_store_slot 'Slot {slot.number}: {name}, {taken:%Y-%m-%d %H:%M:%S} UTC' {slot.number}")
     return "".join(f"{line}\n" for line in lines)
 

@@ -95,7 +95,9 @@ def _candidate(event: str, value: object, applications: Collection[str]) -> Cand
         raise ValueError(f"boot.{event}: {_shown(value)}: cold is a normal boot, and has no time")
     if what in KINDS:
         return Candidate(what, before=before)
-    application, _slash, name = what.partition("/")
+    application, slash, name = what.partition("/")
+    if slash and not name:
+        raise ValueError(f"boot.{event}: {_shown(value)}: the event after / is missing")
     if application not in (*applications, OWN):
         known = ", ".join((*sorted(applications), OWN, *KINDS))
         raise ValueError(f"boot.{event}: {_shown(value)}: no such application; there are {known}")

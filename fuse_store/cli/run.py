@@ -73,6 +73,9 @@ class _Command:
                     print_error(self.json, record, f"{STDOUT}: {cause} {self._done}")
                 return BROKEN_PIPE
             _print_traceback()
+            if self.context is not None:
+                for note in getattr(error, "__notes__", ()):
+                    self.context.warn(note)
             return explain(error, self.json, self._done)
         finally:
             self._stop_progress()

@@ -19,6 +19,7 @@ from fuse_store.errors import Damaged, Locked, NotFound, Refused, UsageError, ad
 from fuse_store.formats.readable import Readable
 from fuse_store.formats.swsusp import Header, disarmed, find, layout
 from fuse_store.hibernation.slots import table as tables
+from fuse_store.hibernation.slots.layout import Slot, Table
 from fuse_store.image import devices
 from fuse_store.image.targets import usage
 
@@ -161,19 +162,20 @@ def stable_name(path: Path) -> str:
 class DeviceContents:
     """``description`` is for messages. ``armed``: a kernel would resume the image. ``replaceable``: a swap area, an image that
     is not armed, or nothing, so that another image may be staged without force. ``header`` is that of an image; ``swap_page``
-    is the header page of the swap area with its own signature, not armed, if known."""
+    is the header page of the swap area with its own signature, not armed, if known. ``armed_slots``: those of a table of slots, with it."""
 
     description: str
     armed: bool = False
     replaceable: bool = False
     header: Header | None = None
     swap_page: bytes | None = None
+    armed_slots: tuple[tuple[Table, Slot], ...] = ()
 
 
 def contents_of(device: SwapDevice) -> DeviceContents:
     """Recognise the contents of a device. Raises Refused if blkid is not installed, StoreError."""
     if tables.is_there(device):
-        return DeviceContents("a table of slots")
+        return _slots_contents(device)
     for page_size in layout.PAGE_SIZES:
         if device.size >= page_size:
             contents = _swap_contents(device, page_size)
@@ -186,6 +188,20 @@ def contents_of(device: SwapDevice) -> DeviceContents:
     if any(any(edge) for edge in edges):
         return DeviceContents("data of an unknown kind")
     return DeviceContents("nothing", replaceable=True)
+
+
+def _slots_contents(device: SwapDevice) -> DeviceContents:
+    name = str(device.path)
+    kind = tables.written_over(device, name)
+    if kind:
+        return DeviceContents(f"{kind}, and what is left of a table of slots")
+    try:
+        table = tables.load(device, name).table
+    except (NotFound, Damaged):
+        return DeviceContents("a table of slots that is damaged")
+    armed = tuple((table, slot) for slot in table.slots if tables.is_armed(device, table, slot))
+    numbers = ", ".join(str(slot.number) for _table, slot in armed)
+    return DeviceContents(f"a table of slots{f', with an armed image in slot {numbers}' if armed else ''}", bool(armed), armed_slots=armed)
 
 
 def _swap_contents(device: SwapDevice, page_size: int) -> DeviceContents | None:

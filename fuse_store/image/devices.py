@@ -29,14 +29,21 @@ def open_device(path: Path, directory: int | None = None) -> int:
         # O_EXCL: fails with EBUSY while it is mounted, swap, or part of something, or a partition of it is (blkdev_open).
         descriptor = os.open(path, flags) if directory is None else os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=directory)
     except OSError as error:
-        remedy = "Unmount it, or stop what uses it (see lsblk)." if error.errno == errno.EBUSY else advice(error.errno)
-        raise Refused(f"device {path}", f"cannot be opened exclusively: {error.strerror}.", remedy) from None
+        raise Refused(f"device {path}", f"cannot be opened exclusively: {error.strerror}.", _remedy(error.errno)) from None
     try:
         usage.check_device(descriptor, path)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _remedy(number: int | None) -> str:
+    if number == errno.EBUSY:
+        return "Unmount it, or wait for what uses it (see lsblk), which may be another fuse-store."
+    if os.geteuid() == 0 and number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "It is read-only: see blockdev --getro and --setrw."
+    return advice(number)
 
 
 @dataclass(frozen=True)

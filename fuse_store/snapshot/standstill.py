@@ -42,6 +42,11 @@ class Image:
     tags: Mapping[str, str]
 
 
+def check_kernel() -> None:
+    """Raises Refused if the kernel makes no images now."""
+    SnapshotDevice().close()
+
+
 def make_image(recorder: Recorder, quiet: Filesystems, guard: Guard, preferred: int, page_size: int, limit: float) -> Image:
     """Stop the system, write its image, of ``preferred`` bytes at most if that is possible, and let it go on. Raises Refused,
     StoreError, Damaged."""

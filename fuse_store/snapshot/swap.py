@@ -49,14 +49,19 @@ def out_of_use(areas: list[SwapArea], machine: Machine) -> Iterator[list[str]]:
         problems += put_back(areas)
 
 
-def take_out(areas: list[SwapArea], machine: Machine) -> None:
-    """Take all areas out of use. Raises Refused if the memory has no space for what is in them; then all are in use."""
+def check_space(areas: list[SwapArea], machine: Machine) -> None:
+    """Raises Refused if the memory has no space for what is in the areas."""
     used, available = sum(area.used for area in areas), machine.memory.get("MemAvailable", 0)
     if used > available:
         raise Refused(
             "snapshot", f"{used >> 20} MiB are in swap, and {available >> 20} MiB of memory are available.",
             "Stop programs that need much memory.",
         )  # fmt: skip
+
+
+def take_out(areas: list[SwapArea], machine: Machine) -> None:
+    """Take all areas out of use. Raises what ``check_space`` does, and StoreError; then all are in use."""
+    check_space(areas, machine)
     taken: list[SwapArea] = []
     for area in areas:
         if _libc("swapoff", os.fsencode(area.path)):

@@ -23,7 +23,7 @@ from fuse_store.snapshot.guard import Guard
 from fuse_store.snapshot.guardian import Guardian
 from fuse_store.snapshot.memory import Memory
 from fuse_store.snapshot.recorder import Recorder, TooLarge
-from fuse_store.snapshot.standstill import Image, make_image
+from fuse_store.snapshot.standstill import Image, check_kernel, make_image
 from fuse_store.snapshot.targets import Target, Wishes, direct, open_target
 
 __all__ = ["Snapshot", "Wishes", "take"]
@@ -64,12 +64,14 @@ def take(device: Path | str, wishes: Wishes | None = None, guard: Guard | None =
         context = restored.Context(
             target.device.name, None, image_id, wishes.application, wishes.event, wishes.golden, wishes.hook_limit
         )
+        check_kernel()  # before anything on the device goes for the image
         restored.before_snapshot(context)
         try:
             taken = _taken(machine, target, descriptor, wishes, guard or Guard(), image_id)
-        except BaseException:
+        except BaseException as error:
             context.slot = target.slot
-            restored.after_failed(context)
+            for message in restored.after_failed(context):
+                error.add_note(message)
             raise
         context.slot = target.slot
         after = restored.after_restored if taken.restored else restored.after_created
@@ -84,6 +86,7 @@ def _taken(machine: Machine, target: Target, descriptor: int, wishes: Wishes, gu
     areas = swap.in_use(machine)
     sizes = Memory.of(machine, sum(area.used for area in areas))
     sizes.check_half()
+    swap.check_space(areas, machine)
     extents = target.prepare(image_id, sizes, page_size)
     kernel, present = f"{os.uname().release} {os.uname().version}", machine.memory_tag
     with contextlib.ExitStack() as stack:

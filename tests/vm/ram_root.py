@@ -33,7 +33,7 @@ for folder in dev proc run sys; do
 done
 cd /mnt/root
 sed -i '/[[:space:]]swap[[:space:]]/!d' etc/fstab # no disk is to be mounted writable, nor checked
-pivot_root . media
+busybox pivot_root . media # that of util-linux is in another package since Debian 14
 exec chroot . /sbin/init "$@" <dev/console >dev/console 2>&1
 """
 

@@ -198,6 +198,7 @@ main() {
 		DEVICE=$other
 	fi
 	table_read || { : >"$WORK/table" && normal "the device $DEVICE has no valid table of slots"; }
+	begins_as_written || { : >"$WORK/table" && normal "something else was written over the beginning of the device $DEVICE"; }
 	if is_hibernated; then # nothing is written: the image knows nothing of it
 		: >"$WORK/table"
 		EVENT=hibernated

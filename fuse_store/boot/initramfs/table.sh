@@ -70,6 +70,13 @@ table_read() { # the newest valid copy: $WORK/table, $WORK/values, GENERATION, P
 	[ "$BLOCKS" -le $(($(device_size) / PAGE_SIZE)) ]
 }
 
+begins_as_written() { # whether nothing else was written over the beginning of the device, such as a filesystem
+	printf '%s\n' "$TABLE" >"$WORK/begin"
+	fill_sector "$WORK/begin"
+	dd if=/dev/zero bs=512 count=511 2>/dev/null >>"$WORK/begin"
+	dd if="$DEVICE" bs=512 count=512 2>/dev/null | cmp -s - "$WORK/begin"
+}
+
 table_is() { # NAME SECTOR: the copy that was read from, or written to, a sector
 	COPY=$2
 	mv "$WORK/$1" "$WORK/table"

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import shlex
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from fuse_store import times
 from fuse_store.cli import values
 from fuse_store.cli.parser import Verb, argument
 from fuse_store.errors import StoreError, UsageError, failed
@@ -118,7 +118,7 @@ def _report(context: Context) -> None:
 
 
 def _report_record(device: str, report: Report) -> dict[str, Any]:
-    taken = None if report.time is None else datetime.fromtimestamp(report.time, UTC).isoformat()
+    taken = None if report.time is None else times.at(report.time).isoformat()
     return {
         "action": "report", "device": device, "time": taken, "kernel": report.kernel, "event": report.event, "selected": report.selected,
         "image": report.image, "passed_over": [{"slot": slot, "reason": reason} for slot, reason in report.passed], "reason": report.reason,

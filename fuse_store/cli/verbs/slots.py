@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from fuse_store import times
 from fuse_store.cli import text, values
 from fuse_store.cli.parser import Verb, argument
 from fuse_store.errors import Damaged, UsageError
@@ -44,6 +44,11 @@ def run(context: Context) -> int:
     action = {"init": _init, "list": _list, "verify": _verify, "remove": _remove, "identity": _identity}[options.action]
     if options.action != "identity" and (options.file or options.remove):
         raise UsageError(f"slots {options.action}", f"{options.file or '--remove'} is for identity alone.", "Omit it.")
+    for option, given, actions in (
+        ("--slot", options.slot is not None, ("verify", "remove")), ("--force", options.force, ("init", "remove")),
+    ):  # fmt: skip
+        if given and options.action not in actions:
+            raise UsageError(f"slots {options.action}", f"{option} is for {' and '.join(actions)}.", "Omit it.")
     action(context)
     return 0
 
@@ -66,13 +71,17 @@ def _list(context: Context) -> None:
     found = listing(context.options.device)
     table = found.table
     free = sum(count for _first, count in free_runs(table)) * table.page_size
-    if found.problem:
-        context.warn(f"one copy of the table of slots is not valid ({found.problem}); the next change replaces it")
+    _warn(context, found.problem)
     records = [slot_record(table, slot, slot.number in found.armed) for slot in table.slots]
     rows = [_row(table, slot, slot.number in found.armed) for slot in table.slots]
     shown = text.table(COLUMNS, rows, right=frozenset((0, 8, 9, 11))) if rows else ""
     context.emit(_record(context.options.device, page_size=table.page_size, free=free, slots=records), shown)
     context.remark(f"{text.count(len(rows), 'slot')}, {text.size(free)} free")
+
+
+def _warn(context: Context, problem: str) -> None:
+    if problem:
+        context.warn(f"a part of the table of slots is not valid ({problem}); the next change replaces it")
 
 
 def _remove(context: Context) -> None:
@@ -91,8 +100,9 @@ def _verify(context: Context) -> None:
 
     options = context.options
     checked = verify(options.device, options.slot, context.progress)
-    table = listing(options.device).table
-    records = [{**slot_record(table, one.slot, one.slot.state == "armed"), "sound": one.sound} for one in checked]
+    found = listing(options.device)
+    _warn(context, found.problem)
+    records = [{**slot_record(found.table, one.slot, one.slot.number in found.armed), "sound": one.sound} for one in checked]
     rows = [(str(one.slot.number), "sound" if one.sound else "damaged", one.slot.image[:12]) for one in checked]
     shown = text.table(("SLOT", "CONTENT", "IMAGE"), rows, right=frozenset((0,))) if rows else ""
     context.emit(_record(options.device, slots=records), shown)
@@ -142,7 +152,7 @@ def slot_record(table: Table, slot: Slot, armed: bool) -> dict[str, Any]:
     return {
         "slot": slot.number, "state": slot.state, "armed": armed, "resume_offset": slot.header, "machine": slot.machine,
         "application": slot.application, "event": slot.event, "image": slot.image, "content": slot.content,
-        "taken": datetime.fromtimestamp(slot.taken, UTC).isoformat(), "size": slot.blocks * table.page_size,
+        "taken": times.at(slot.taken).isoformat(), "size": slot.blocks * table.page_size,
         "extents": [list(extent) for extent in slot.extents], "sha256": slot.sha256, "attempts": slot.attempts, "kept": slot.kept,
         "swap": slot.swap,
     }  # fmt: skip
@@ -151,7 +161,7 @@ def slot_record(table: Table, slot: Slot, armed: bool) -> dict[str, Any]:
 def _row(table: Table, slot: Slot, armed: bool) -> tuple[str, ...]:
     state = slot.state if armed == (slot.state == "armed") else f"{slot.state}, {'armed' if armed else 'not armed'}"
     return (
-        str(slot.number), state, text.when(datetime.fromtimestamp(slot.taken, UTC)), slot.machine, slot.application, slot.event,
+        str(slot.number), state, text.when(times.at(slot.taken)), slot.machine, slot.application, slot.event,
         slot.image[:12], "yes" if slot.content else "no", text.size(slot.blocks * table.page_size), str(slot.attempts), slot.kept,
         str(slot.header),
     )  # fmt: skip
@@ -179,9 +189,9 @@ VERB = Verb(
         argument("--force", action="store_true", help="overwrite existing data; remove an armed or golden slot"),
     ),
     keys={
-        "device": "persistent name of the device; of list, as it was given",
-        "page_size": "bytes of a block; null with remove",
-        "free": "bytes that no slot has; null with remove",
+        "device": "persistent name of the device with init and remove; else as it was given",
+        "page_size": "bytes of a block, with init and list; else null",
+        "free": "bytes that no slot has, with init and list; else null",
         "slots": "one object for each slot, with list and verify:",
         **{f"  {key}": meaning for key, meaning in SLOT_KEYS.items()},
         "  sound": "with verify: whether its blocks have the checksum in the table",

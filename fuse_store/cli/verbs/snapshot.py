@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fuse_store.cli import text
 from fuse_store.cli.parser import Verb, argument, see_help
 from fuse_store.cli.values import name, number, seconds
-from fuse_store.errors import Refused, StoreError, UsageError
+from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -40,7 +40,10 @@ def _taken(context: Context) -> tuple[Snapshot, dict[str, object]]:
     from fuse_store.snapshot.service import upload
     from fuse_store.snapshot.service.policy import of_this_machine
 
-    options, policy = context.options, of_this_machine()
+    options = context.options
+    policy, problem = of_this_machine()
+    if problem:
+        context.warn(f"{problem} The snapshot is taken without it.")
     wishes = Wishes(
         options.application or "system", options.event or "", golden=options.golden, keep=options.keep, replace=options.replace,
         arm=options.arm, rearm=options.rearm, limit=options.time_limit,
@@ -48,8 +51,8 @@ def _taken(context: Context) -> tuple[Snapshot, dict[str, object]]:
     if policy:
         wishes = replace(wishes, hook_limit=policy.hook_time_limit)
     taken = take(options.device, wishes)
-    if policy and policy.stores(taken) and (problem := upload.ask(taken.id if taken.restored else "")):
-        context.warn(problem)
+    if policy and policy.stores(taken) and (not_asked := upload.ask(taken.id if taken.restored else "")):
+        context.warn(not_asked)
     for warning in taken.warnings:
         context.warn(warning)
     record: dict[str, object] = {
@@ -73,7 +76,10 @@ def _asked(context: Context) -> tuple[Asked, dict[str, object]]:
         kind = Refused if error.name in ("NotAllowed", "TooSoon") else StoreError
         thing, _colon, cause = str(error).partition(": ")
         if error.name == "Failed":
-            raise StoreError(*(str(error.parameters.get(name, "")) for name in ("thing", "cause", "remedy"))) from None
+            kinds: dict[int, type[StoreError]] = {kind.exit_code: kind for kind in (UsageError, NotFound, Damaged, Refused, Locked)}
+            code = error.parameters.get("exit_code")
+            failed = kinds.get(code, StoreError) if isinstance(code, int) else StoreError
+            raise failed(*(str(error.parameters.get(name, "")) for name in ("thing", "cause", "remedy"))) from None
         raise (kind(thing, cause) if cause else kind("snapshot", thing)) from None
     return taken, {"slot": taken.slot, "size": taken.size, "pause": round(taken.pause, 3)}
 

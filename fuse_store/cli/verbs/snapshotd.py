@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> int:
     import math
+    import signal
 
     from fuse_store.snapshot.service.policy import load
     from fuse_store.snapshot.service.server import Server, listen
@@ -25,7 +26,12 @@ def run(context: Context) -> int:
         context.emit(record, f"{options.policy}: {policy.device}, applications: {', '.join(sorted(policy.applications)) or 'none'}")
         return 0
     with listen(options.socket) as listener:
-        Server(listener, options.policy).serve(options.idle if options.idle is not None else math.inf)
+        try:
+            Server(listener, options.policy).serve(options.idle if options.idle is not None else math.inf)
+        except KeyboardInterrupt as interrupt:
+            if getattr(interrupt, "number", None) != signal.SIGTERM:
+                raise
+            return 0  # as systemd ends a service
     context.emit({"device": policy.device, "arm": policy.arm, "applications": sorted(policy.applications)}, "")
     return 0
 
@@ -45,4 +51,5 @@ VERB = Verb(
     ),
     keys={"device": "where images are written", "arm": "no, once or always", "applications": "names of the applications that may ask"},
     examples=(("fuse-store snapshotd --check", "check the policy"),),
+    interrupted="Images that were complete are as they were.",
 )  # fmt: skip

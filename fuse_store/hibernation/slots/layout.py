@@ -13,6 +13,7 @@ MAGIC = "fuse-store-slots"
 FORMAT = 1
 SECTOR = 512  # bytes: the unit of the table, so that dd and sha256sum can check it
 IDENTITY = f"{MAGIC} {FORMAT}\n".encode()  # how the device begins
+BEGINNING = IDENTITY.ljust(SECTOR, b"\n") + bytes((256 << 10) - SECTOR)  # up to the first copy; a filesystem would be noticed here
 COPY_SIZE = 256 << 10  # bytes of one copy of the table
 COPIES = (256 << 10, 512 << 10)  # bytes: where the copies begin
 REPORT = (768 << 10, 64 << 10)  # (place, size) in bytes of what a boot writes down of its selection

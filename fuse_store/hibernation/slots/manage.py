@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fuse_store.errors import Damaged, Locked, Refused, StoreError, UsageError
-from fuse_store.formats.readable import File, Readable, read_exactly
+from fuse_store.formats.readable import File, read_exactly
 from fuse_store.formats.swsusp import disarmed, layout
 from fuse_store.hibernation.slots import table as tables
 from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, EDGE, IDENTITY, PAGE_SIZES, SECTOR, Slot, Table
@@ -60,26 +60,12 @@ class Slots:
         return f"{self.device.name}#{number}"
 
     def is_armed(self, slot: Slot) -> bool:
-        return is_armed(self.device, self.table, slot)
+        return tables.is_armed(self.device, self.table, slot)
 
     def disarm(self, slot: Slot) -> bool:
         """Restore the signature of the swap area in a slot's header, also where it is there in part; whether it was armed. Raises
         StoreError, Damaged, Refused."""
-        if slot.state == "writing":
-            return False
-        size = self.table.page_size
-        page = self.device.read(slot.header * size, size)
-        try:
-            plain = disarmed(page)
-        except Damaged:
-            if page[-layout.SIGNATURE_SIZE :] != layout.SIGNATURE:
-                return False
-            plain = page[: -layout.TAIL.size] + bytes(layout.TAIL.size)  # no header of a swap area: leads nowhere
-        if page == plain:
-            return False
-        fault_point("slots disarm")
-        self.device.write_checked(slot.header * size, plain)
-        return page[-layout.SIGNATURE_SIZE :] == layout.SIGNATURE
+        return slot.state != "writing" and _disarm(self.device, self.table, slot)
 
     def disarm_all(self, but: int = 0) -> list[Slot]:
         """Disarm the slots ``but`` one, and note what the table then says of them: ``complete`` if the signature was still there,
@@ -107,6 +93,22 @@ class Slots:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _disarm(device: SwapDevice, table: Table, slot: Slot) -> bool:
+    size = table.page_size
+    page = device.read(slot.header * size, size)
+    try:
+        plain = disarmed(page)
+    except Damaged:
+        if page[-layout.SIGNATURE_SIZE :] != layout.SIGNATURE:
+            return False
+        plain = page[: -layout.TAIL.size] + bytes(layout.TAIL.size)  # no header of a swap area: leads nowhere
+    if page == plain:
+        return False
+    fault_point("slots disarm")
+    device.write_checked(slot.header * size, plain)
+    return page[-layout.SIGNATURE_SIZE :] == layout.SIGNATURE
 
 
 def wait_for(path: Path | str, seconds: float) -> Slots:
@@ -137,12 +139,6 @@ def has_slots(path: Path | str) -> bool:
         return False
 
 
-def is_armed(readable: Readable, table: Table, slot: Slot) -> bool:
-    """Whether a kernel that is told the slot's ``resume_offset=`` would resume it."""
-    end = (slot.header + 1) * table.page_size
-    return readable.read(end - layout.SIGNATURE_SIZE, layout.SIGNATURE_SIZE) == layout.SIGNATURE
-
-
 @dataclass(frozen=True)
 class Listing:
     """The table of a device, the numbers of its armed slots, and why one of the copies is not valid; empty if both are."""
@@ -156,7 +152,7 @@ def listing(path: Path | str) -> Listing:
     """What is on a device, which may be in use. Raises NotFound, Damaged, StoreError."""
     with File(path) as file:
         found = tables.load(file, str(path))
-        armed = frozenset(slot.number for slot in found.table.slots if is_armed(file, found.table, slot))
+        armed = frozenset(slot.number for slot in found.table.slots if tables.is_armed(file, found.table, slot))
         return Listing(found.table, armed, found.problem)
 
 
@@ -220,6 +216,8 @@ def create(path: Path | str, *, page_size: int = 4096, force: bool = False) -> t
             raise Refused(
                 f"device {path}", f"contains {contents.description}.", "Choose another device, or overwrite the data with --force."
             )
+        for old, slot in contents.armed_slots:
+            _disarm(device, old, slot)
         swap = swap_uuid(contents.swap_page) or ""
         table = Table(secrets.token_hex(16), page_size, device.size // page_size, replaced=swap)
         found = tables.create(device, table, str(path))

@@ -24,9 +24,11 @@ def reserve(slots: Slots, wanted: Slot) -> tuple[Slot, tuple[Slot, ...]]:
     needed = blocks_needed(wanted.pages, table.page_size)
     gone = victims(table, needed, (wanted.machine, wanted.application))
     if gone is None:
+        cause = f"no space for {needed * table.page_size} bytes"
+        if allocate(table.without(*(slot.number for slot in table.slots)), needed) is None:
+            raise Refused(name, f"{cause}: too small.", "Use a larger device.")
         raise Refused(
-            name,
-            f"no space for {needed * table.page_size} bytes: what is there is golden, armed, or the last good image of its application.",
+            name, f"{cause}: what is there is golden, armed, or the last good image of its application.",
             "Remove a slot with 'fuse-store slots remove', or use a larger device.",
         )  # fmt: skip
     table = table.without(*(slot.number for slot in gone))

@@ -5,12 +5,15 @@ valid if the power fails. Keeps no state; one process at a time writes, which ho
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from fuse_store.errors import Damaged, NotFound, Refused
 from fuse_store.formats.readable import Readable
-from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, IDENTITY, Slot, Table
+from fuse_store.formats.swsusp import layout
+from fuse_store.hibernation.slots.layout import BEGINNING, COPIES, COPY_SIZE, IDENTITY, Slot, Table
 from fuse_store.hibernation.slots.text import pack, unpack
+from fuse_store.image import devices
 from fuse_store.repository.atomic import fault_point
 
 
@@ -22,11 +25,13 @@ class Writable(Readable, Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """The newest valid table, the copy that it is in, and why the other copy is not valid: empty if it is."""
+    """The newest valid table, the copy that it is in, why the other copy is not valid: empty if it is; and whether the device begins as it
+    should."""
 
     table: Table
     copy: int
     problem: str = ""
+    begins: bool = True
 
 
 def is_there(readable: Readable) -> bool:
@@ -34,10 +39,26 @@ def is_there(readable: Readable) -> bool:
     return readable.read(0, len(IDENTITY)) == IDENTITY or isinstance(_newest(readable), Found)
 
 
+def written_over(readable: Readable, name: str) -> str:
+    """What blkid finds on a device with a table of slots that does not begin as one; empty if nothing. Raises Refused, StoreError."""
+    return "" if readable.read(0, len(BEGINNING)) == BEGINNING else devices.content_of(readable, Path(name)).kind
+
+
 def load(readable: Readable, name: str) -> Found:
-    """The table of a device; ``name`` is for messages. Raises NotFound if there is none, Damaged if both copies are."""
+    """The table of a device; ``name`` is for messages. Raises NotFound if there is none, Damaged if both copies are, Refused if something
+    else was written over it."""
     found = _newest(readable)
     if isinstance(found, Found):
+        begins = readable.read(0, len(BEGINNING)) == BEGINNING
+        kind = "" if begins else written_over(readable, name)
+        if kind:
+            raise Refused(
+                f"device {name}", f"had slots, and {kind} was written over them.",
+                "If that is not needed, run 'fuse-store slots init --force DEVICE'.",
+            )  # fmt: skip
+        if not begins:
+            problem = "; ".join(filter(None, (found.problem, "the device does not begin as it was written")))
+            found = replace(found, problem=problem, begins=False)
         if found.table.blocks * found.table.page_size > readable.size:
             raise Damaged(
                 f"device {name}", f"has {readable.size} bytes, and its table of slots is for {found.table.blocks * found.table.page_size}.",
@@ -48,7 +69,8 @@ def load(readable: Readable, name: str) -> Found:
         raise NotFound(f"device {name}", "has no table of slots.", "Run 'fuse-store slots init DEVICE' first.")
     raise Damaged(
         f"device {name}", f"both copies of its table of slots are damaged: {'; '.join(found)}.",
-        "Nothing on it can be resumed. Create the slots again with 'fuse-store slots init --force', and stage the images from the store.",
+        "Take resume_offset= from the kernel's command line: an image that was armed could still be resumed. Create the slots again with "
+        "'fuse-store slots init --force', and stage the images from the store.",
     )  # fmt: skip
 
 
@@ -60,6 +82,12 @@ def slot_of(table: Table, number: int, name: str) -> Slot:
     return slot
 
 
+def is_armed(readable: Readable, table: Table, slot: Slot) -> bool:
+    """Whether a kernel that is told the slot's ``resume_offset=`` would resume it."""
+    end = (slot.header + 1) * table.page_size
+    return readable.read(end - layout.SIGNATURE_SIZE, layout.SIGNATURE_SIZE) == layout.SIGNATURE
+
+
 def save(device: Writable, found: Found, table: Table, name: str) -> Found:
     """Write a table in place of the older copy, with the next generation. Raises Refused if it is too large, StoreError, Damaged."""
     table = replace(table, generation=found.table.generation + 1)
@@ -67,6 +95,8 @@ def save(device: Writable, found: Found, table: Table, name: str) -> Found:
         content = pack(table)
     except ValueError as error:
         raise Refused(f"device {name}", f"{error}.", "Remove a slot first.") from None
+    if not found.begins:
+        device.write_checked(0, BEGINNING)
     copy = 1 - found.copy
     fault_point("slots table")
     device.write_checked(COPIES[copy], content)

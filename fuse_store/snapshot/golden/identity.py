@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuse_store.errors import NotFound, UsageError
+from fuse_store import settings
+from fuse_store.errors import UsageError
 
 NEW = "new"
 MAX_SIZE = 128 << 10  # bytes
@@ -25,6 +26,8 @@ _MAX_INTERFACES, _MAX_ADDRESSES, _MAX_KEYS = 64, 64, 16
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)", re.ASCII)
 _HOST_NAME = 64  # characters: HOST_NAME_MAX of Linux
 _KEY_FILE = re.compile(r"ssh_host_[a-z0-9_-]{1,40}_key(\.pub)?", re.ASCII)
+_PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]{4,}={0,2}( [^\n]*)?\n?", re.ASCII)
+_PRIVATE_KEY = re.compile(r"\s*-----BEGIN ([A-Z]+ )?PRIVATE KEY-----\n[\w+/=:,\s-]+\n-----END ([A-Z]+ )?PRIVATE KEY-----\s*", re.ASCII)
 _INTERFACE = re.compile(r"[!-.0-~]{1,64}", re.ASCII)  # no blanks and slashes
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 _TOP = ("hostname", "machine_id", "ssh_host_keys", "seed", "interfaces")
@@ -57,10 +60,7 @@ class Identity:
 
 def load(path: Path | str) -> Identity:
     """The identity in a file; SSH host keys may be a directory beside it. Raises NotFound, UsageError."""
-    try:
-        content = Path(path).read_bytes()[: MAX_SIZE + 1]
-    except OSError as error:
-        raise NotFound(f"identity {path}", f"{error.strerror}.", "Create it; docs/golden-images.md has an example.") from None
+    content, _status = settings.read(path, "identity", "docs/golden-images.md", MAX_SIZE)
     try:
         return parse(content, Path(path).parent)
     except ValueError as error:
@@ -161,14 +161,19 @@ def _keys(value: object, directory: Path | None) -> dict[str, str]:
             raise ValueError(f"ssh_host_keys.{name}: not the content of a key")
         if f"{name.removesuffix('.pub')}" not in value or f"{name.removesuffix('.pub')}.pub" not in value:
             raise ValueError(f"ssh_host_keys.{name}: the other half of the pair is missing")
+        if not (_PUBLIC_KEY if name.endswith(".pub") else _PRIVATE_KEY).fullmatch(content):
+            raise ValueError(f"ssh_host_keys.{name}: not an SSH key; ssh-keygen makes one")
     return dict(value)
 
 
 def _keys_in(directory: Path) -> dict[str, str]:
     """The host keys in a directory. Raises ValueError."""
     try:
-        paths = [path for path in sorted(directory.iterdir()) if _KEY_FILE.fullmatch(path.name)]
-        found = {path.name: path.read_bytes()[: _MAX_KEY + 1].decode("ascii", "replace") for path in paths}
+        paths = [path for path in sorted(directory.iterdir()) if _KEY_FILE.fullmatch(path.name) and path.is_file()]
+        found = {}
+        for path in paths:
+            with open(path, "rb") as file:
+                found[path.name] = file.read(_MAX_KEY + 1).decode("ascii", "replace")
     except OSError as error:
         raise ValueError(f"ssh_host_keys: {directory}: {error.strerror}") from None
     if not found:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 import stat
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fuse_store import settings as settings_file
 from fuse_store.boot import policy as boot_policy
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 from fuse_store.snapshot.targets import HOOK_TIME_LIMIT, Wishes
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 PATH = "/etc/fuse-store/snapshots.toml"
 MAX_SIZE = 1 << 20  # bytes
 ARM = ("no", "once", "always")
+_APPLICATION_NAME = re.compile(r"(?! )[^/\x00-\x1f\x7f]{1,100}(?<! )")
 _TOP = {
     "device": str, "arm": str, "time_limit": int, "hook_time_limit": int, "keep": int, "store": str, "key_file": str, "boot": dict,
     "applications": dict,
@@ -79,22 +82,19 @@ class Policy:
         return known is not None and (user in known.users or bool(groups & known.groups))
 
 
-def of_this_machine() -> Policy | None:
-    """For a snapshot that the service does not take: None without a policy, or with a mistake in it."""
+def of_this_machine() -> tuple[Policy | None, str]:
+    """For a snapshot that the service does not take: None without a policy, or with a mistake in it, and then what is wrong."""
     try:
-        return load()
-    except StoreError:
-        return None
+        return load(), ""
+    except NotFound:
+        return None, ""
+    except StoreError as error:
+        return None, str(error)
 
 
 def load(path: Path | str = PATH) -> Policy:
-    """Raises NotFound, Refused if others than root may change the file, UsageError for what is wrong in it."""
-    try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            content = file.read(MAX_SIZE + 1)
-    except OSError as error:
-        raise NotFound(f"policy {path}", f"{error.strerror}.", "Create it; docs/snapshots.md has an example.") from None
+    """Raises NotFound, Refused if others than root may change the file, UsageError for what is wrong in it, StoreError."""
+    content, status = settings_file.read(path, "policy", "docs/snapshots.md", MAX_SIZE)
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise Refused(f"policy {path}", "may be changed by others than root.", f"Run: chown root: {path}; chmod 644 {path}")
     try:
@@ -102,14 +102,18 @@ def load(path: Path | str = PATH) -> Policy:
             raise ValueError(f"more than {MAX_SIZE} bytes")
         return parse(tomllib.loads(content.decode()))
     except ValueError as error:
-        raise UsageError(f"policy {path}", f"{error}.", "Correct it; docs/snapshots.md has an example.") from None
+        document = "docs/boot-selection.md" if str(error).startswith("boot") else "docs/snapshots.md"
+        raise UsageError(f"policy {path}", f"{error}.", f"Correct it; {document} has an example.") from None
 
 
 def parse(content: dict[str, Any]) -> Policy:
     """Raises ValueError with the name of the setting that is wrong."""
     _check("", content, _TOP)
-    if not str(content.get("device", "")).startswith("/dev/"):
+    device, store = str(content.get("device", "")), str(content.get("store", ""))
+    if not device.startswith("/dev/") or os.path.normpath(device) != device:
         raise ValueError("device: a path below /dev is needed")
+    if store and not (os.path.isabs(store) or re.fullmatch(r"s3://[^/\s]+(/\S*)?", store)):
+        raise ValueError("store: an absolute path is needed, or s3://BUCKET/PREFIX")
     if content.get("arm", "no") not in ARM:
         raise ValueError(f"arm: not one of {', '.join(ARM)}")
     for name, least in (("time_limit", "a second"), ("hook_time_limit", "a second"), ("keep", "one")):
@@ -119,7 +123,11 @@ def parse(content: dict[str, Any]) -> Policy:
     for name, settings in content.get("applications", {}).items():
         if not isinstance(settings, dict):
             raise ValueError(f"applications.{name}: not a table")
+        if name in boot_policy.KINDS or not _APPLICATION_NAME.fullmatch(name) or " before " in name:
+            raise ValueError(f"applications.{name[:100]!r}: no name of an application: a candidate for a boot could not name it")
         _check(f"applications.{name}.", settings, _APPLICATION)
+        if settings.get("interval", 0) < 0:
+            raise ValueError(f"applications.{name}.interval: less than 0")
         users = frozenset(_number(user, lambda text: pwd.getpwnam(text).pw_uid, "user") for user in settings.get("users", []))
         groups = frozenset(_number(group, lambda text: grp.getgrnam(text).gr_gid, "group") for group in settings.get("groups", []))
         if settings.get("keep", 1) < 1:

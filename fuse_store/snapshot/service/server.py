@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fuse_store import __version__
-from fuse_store.errors import Refused, StoreError
+from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 from fuse_store.hibernation.slots.manage import has_slots
 from fuse_store.snapshot.client import SOCKET
 from fuse_store.snapshot.service import policy as policies
@@ -29,7 +29,7 @@ from fuse_store.snapshot.service import upload, varlink
 from fuse_store.snapshot.service.policy import Policy
 from fuse_store.snapshot.service.varlink import INTERFACE, Call, CallError
 from fuse_store.snapshot.taking import Snapshot, take
-from fuse_store.snapshot.targets import Wishes
+from fuse_store.snapshot.targets import MAX_NAME, Wishes
 
 MAX_CALLERS = 64
 _ACTIVATED = 3  # SD_LISTEN_FDS_START
@@ -113,6 +113,8 @@ class Server:
             answer = varlink.failure(error)
         except StoreError as error:
             _log(f"snapshot failed: {error}")
+            for note in getattr(error, "__notes__", ()):
+                _log(f"warning: {note}")
             parameters = {"thing": error.thing, "cause": error.cause, "remedy": error.remedy, "exit_code": error.exit_code}
             answer = varlink.failure(CallError(f"{INTERFACE}.Failed", **parameters))
         if call is not None and call.oneway:
@@ -127,7 +129,7 @@ class Server:
         application, event = call.text("application"), call.text("event", "")
         newer, keep = call.flag("replace"), call.number("keep")
         for name, value in (("application", application), ("event", event)):
-            if not value.isprintable() or len(value.encode()) > 200 or (name == "application" and not value):
+            if not value.isprintable() or len(value.encode()) > MAX_NAME or (name == "application" and not value):
                 raise varlink.invalid(name)
         policy = policies.load(self._policy)
         user, groups = _caller(connection)
@@ -138,9 +140,14 @@ class Server:
         wait = self._last.get(application, -math.inf) + (known.interval if known else 0) - now
         if wait > 0:
             raise CallError(f"{INTERFACE}.TooSoon", application=application, seconds=math.ceil(wait))
+        before = dict(self._last)
         if application in policy.applications:
             self._last[application] = now
-        taken = self._taking(policy, policy.wishes(application, event, newer, keep))
+        try:
+            taken = self._taking(policy, policy.wishes(application, event, newer, keep))
+        except (Refused, UsageError, NotFound):  # the system did not stand still
+            self._last = before
+            raise
         not_asked = upload.ask(taken.id if taken.restored else "") if policy.stores(taken) else ""
         for warning in filter(None, (*taken.warnings, not_asked)):
             _log(f"warning: {warning}")

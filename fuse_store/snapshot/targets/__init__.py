@@ -18,6 +18,7 @@ from fuse_store.snapshot.memory import Memory
 from fuse_store.snapshot.recorder import Recorder
 
 HOOK_TIME_LIMIT = 30  # seconds
+MAX_NAME = 200  # bytes of the name of an application, or of an event
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ def open_target(path: Path | str, wishes: Wishes) -> Iterator[Target]:
     """Raises NotFound, UsageError, Refused, Locked, StoreError, Damaged."""
     from fuse_store.snapshot.targets import device, slot
 
+    for name, value in (("application", wishes.application), ("event", wishes.event)):
+        if not value.isprintable() or len(value.encode()) > MAX_NAME or (name == "application" and not value):
+            remedy = f"Use at most {MAX_NAME} bytes that can be printed."
+            raise UsageError(f"{name} {value[:40]!r}", "not possible as a name.", remedy)
     if wishes.keep is not None and wishes.keep < 1:
         raise UsageError(f"keep {wishes.keep}", "not even the new image would be kept.", "Keep 1 or more.")
     if has_slots(path):

@@ -62,7 +62,8 @@ class Kernel:
         self._call("unfreeze")
 
     def close(self) -> None:
-        self._call("close")
+        if Kernel.calls:  # else it was opened only to see whether it can be
+            self._call("close")
 
 
 class NoGuard:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuse_store.cli import main
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError
 from fuse_store.snapshot import Snapshot, client
 from fuse_store.snapshot.client import SnapshotError
@@ -102,6 +103,29 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 def as_user(monkeypatch: pytest.MonkeyPatch, user: int, *groups: int) -> None:
     monkeypatch.setattr(server, "_caller", lambda connection: (user, frozenset(groups)))
+
+
+def test_a_snapshot_that_was_refused_does_not_count(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the interval. One that failed later does: the system stood still for it."""
+    as_user(monkeypatch, 12345)
+
+    def outcome(error: StoreError) -> Callable[[], Snapshot]:
+        def raises() -> Snapshot:
+            raise error
+
+        return raises
+
+    service.outcome = outcome(Refused("device /dev/pmem1", "no space.", "Remove a slot."))
+    for _turn in range(2):
+        with pytest.raises(client.SnapshotError) as refused:
+            client.snapshot("slow", path=str(service.path))
+        assert refused.value.name == "Failed" and refused.value.parameters["exit_code"] == 5
+    assert main(["snapshot", "--application", "slow", "--socket", str(service.path), "--quiet"]) == 5
+    service.outcome = outcome(StoreError("snapshot", "writing the image failed."))
+    for name in ("Failed", "TooSoon"):
+        with pytest.raises(client.SnapshotError) as refused:
+            client.snapshot("slow", path=str(service.path))
+        assert refused.value.name == name
 
 
 def test_created_and_restored(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +305,15 @@ def test_any_message_is_a_call_or_an_error(message: bytes) -> None:
     ('device="/dev/x"\ntime_limit=0', "time_limit: less than a second"),
     ('device="/dev/x"\ntime_limit=true', "time_limit: not a number"),
     ('device="/dev/x"\n[applications]\na=1', "applications.a: not a table"),
+    ('device="/dev/x/../y"', "device: a path below /dev is needed"),
+    ('device="/dev/x"\nstore="s3://"', "store: an absolute path is needed"),
+    ('device="/dev/x"\nstore="images"', "store: an absolute path is needed, or s3://BUCKET/PREFIX"),
+    ('device="/dev/x"\n[applications.any]', "applications.'any': no name of an application"),
+    ('device="/dev/x"\n[applications."a/b"]', "applications.'a/b': no name"),
+    ('device="/dev/x"\n[applications."a before 2026"]', "applications.'a before 2026': no name"),
+    ('device="/dev/x"\n[applications.""]', "applications.'': no name"), ('device="/dev/x"\n[applications."x\\ny"]', "no name"),
+    ('device="/dev/x"\n[applications.a]\ninterval=-1', "applications.a.interval: less than 0"),
+    ('device="/dev/x"\n[applications.a]\n[boot]\npanic=["a/"]', "boot.panic: 'a/': the event after / is missing"),
     ('device="/dev/x"\n[applications.a]\nuser=["x"]', "applications.a.user: no such setting; there are users, groups, interval"),
     ('device="/dev/x"\nkeep=0', "keep: less than one"), ('device="/dev/x"\nstore=1', "store: not a text"),
     ('device="/dev/x"\nboot="x"', "boot: not a table"), ('device="/dev/x"\n[applications.a]\nkeep=0', "applications.a.keep: less than"),

@@ -26,7 +26,7 @@ from fuse_store.hibernation.slots.layout import COPIES, Slot
 from fuse_store.hibernation.slots.manage import Slots, create, listing, remove
 from fuse_store.hibernation.swap_device import stable_name
 from fuse_store.repository import atomic
-from fuse_store.snapshot import restored, taking
+from fuse_store.snapshot import restored, standstill, taking
 from fuse_store.snapshot.memory import Memory
 from fuse_store.snapshot.recorder import Recorder
 from fuse_store.snapshot.service import policy, server, upload
@@ -95,12 +95,43 @@ def test_the_command_asks_for_a_put_as_well(device: Path, monkeypatch: pytest.Mo
         ({"device": "/dev/other", "store": "/srv/store"}, False),
     ):
         read = parse(content)
-        monkeypatch.setattr(policy, "of_this_machine", lambda read=read: read)
+        monkeypatch.setattr(policy, "of_this_machine", lambda read=read: (read, ""))
         Around.calls = []
         assert main(["snapshot", str(device), "--application", "shop", "--quiet"]) == 0
         assert wanted.exists() == asked, content
         assert Around.calls[0][1].limit == read.hook_time_limit
         wanted.unlink(missing_ok=True)
+
+
+def test_a_kernel_that_makes_no_images_costs_no_slot(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is dropped for an image that cannot be, and nothing that an administrator wrote runs."""
+    for event in range(6):
+        taking.take(device, Wishes(f"app{event}"))
+    before, Around.calls = device.read_bytes(), []
+
+    def refuses() -> None:
+        raise Refused("/dev/snapshot", "the kernel has no hibernation.")
+
+    monkeypatch.setattr(standstill, "SnapshotDevice", refuses)
+    with pytest.raises(Refused, match="no hibernation"):
+        taking.take(device, SHOP)
+    assert device.read_bytes() == before and not Around.calls
+
+
+def test_a_device_on_which_no_image_has_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    with loop_device(tmp_path / "small", 3 << 20) as small:
+        create(small)
+        with pytest.raises(Refused, match=r"no space for \d+ bytes: too small"):
+            taking.take(small, SHOP)
+
+
+@pytest.mark.parametrize("wishes", [Wishes("a\nb"), Wishes(""), Wishes("shop", "x" * 201)])
+def test_names_that_cannot_be(device: Path, wishes: Wishes) -> None:
+    before = device.read_bytes()
+    with pytest.raises(UsageError, match="not possible as a name"):
+        taking.take(device, wishes)
+    assert device.read_bytes() == before
 
 
 def test_where_the_free_blocks_are_not_adjacent(device: Path) -> None:

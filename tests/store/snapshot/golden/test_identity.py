@@ -35,7 +35,8 @@ dns = "192.0.2.53"
 [[interfaces]]
 match = "virtio_net"
 """
-KEYS = {"ssh_host_ed25519_key": "-----BEGIN OPENSSH PRIVATE KEY-----\nsecret\n", "ssh_host_ed25519_key.pub": "ssh-ed25519 AAAA \t\x7f\n"}
+PRIVATE = "-----BEGIN OPENSSH PRIVATE KEY-----\nsecret\n-----END OPENSSH PRIVATE KEY-----\n"
+KEYS = {"ssh_host_ed25519_key": PRIVATE, "ssh_host_ed25519_key.pub": "ssh-ed25519 AAAA \t\x7f\n"}
 
 
 @pytest.fixture
@@ -89,6 +90,7 @@ def test_a_file_says_all_of_it(web07: Path) -> None:
     ("ssh_host_keys = 5", 'ssh_host_keys: "new", a directory, or a table'), ("[ssh_host_keys]", 'ssh_host_keys: "new", a directory'),
     ('ssh_host_keys = "nowhere"', "ssh_host_keys: .*nowhere: No such file"), ('ssh_host_keys = "empty"', "no files such as ssh_host_ed"),
     ('[ssh_host_keys]\n"../x" = "y"', r"ssh_host_keys\.\.\./x: not the name of a host key"),
+    ('[ssh_host_keys]\nssh_host_rsa_key = "y"\n"ssh_host_rsa_key.pub" = "ssh-rsa AAAA"', "ssh_host_rsa_key: not an SSH key"),
     ('[ssh_host_keys]\nssh_host_rsa_key = "y"', "ssh_host_rsa_key: the other half of the pair is missing"),
     ("a = " + "[" * 60000, "nested too deeply"), ("x", "Expected"), ("# " + "x" * MAX_SIZE, f"more than {MAX_SIZE} bytes"),
 ])  # fmt: skip
