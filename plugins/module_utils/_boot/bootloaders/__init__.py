@@ -27,10 +27,9 @@ def detect(host):
 
     Refused C(bootloader_unsupported) if it is in UNSUPPORTED, C(bootloader_unknown) if none is recognised.
     """
-    for kind in CERTAIN:
-        bootloader = kind.find(host)
-        if bootloader is not None:
-            return bootloader
+    bootloader = _first(host, CERTAIN)
+    if bootloader is not None:
+        return bootloader
     for find, remedy in UNSUPPORTED:
         found = find(host)
         if found:
@@ -39,15 +38,18 @@ def detect(host):
                 "The machine boots with %s (%s), which is not supported." % found,
                 "Supported: %s. %s" % (", ".join(kind.title for kind in SUPPORTED), remedy),
             )
-    for kind in SUPPORTED:
-        bootloader = kind.find(host)
-        if bootloader is not None:
-            return bootloader
+    bootloader = _first(host, SUPPORTED)
+    if bootloader is not None:
+        return bootloader
     raise Refused(
         "bootloader_unknown",
         "No supported bootloader found; looked for %s." % "; ".join(kind.evidence() for kind in SUPPORTED),
         "Install one of them on the machine (%s)." % ", ".join(kind.title for kind in SUPPORTED),
     )
+
+
+def _first(host, kinds):
+    return next((bootloader for bootloader in (kind.find(host) for kind in kinds) if bootloader is not None), None)
 
 
 def detect_for_removal(host, purpose, leftovers=()):

@@ -17,7 +17,6 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.sta
 
 CONFIGURATION = "/boot/refind_linux.conf"
 LINE = re.compile(r'(?m)^[ \t]*"([^"\n]*)"[ \t]+"((?:[^"\n]|"")*)"')  # within quotes, "" is one
-KERNEL = re.compile(r"^(?:vmlinu[xz]|bzImage|kernel)-(.+)$")
 NO_KERNEL = re.compile(r"\.(old|bak|sig|rpmsave|rpmnew)$|\.dpkg-")
 INITRDS = ("/boot/initrd.img-%s", "/boot/initramfs-%s.img", "/boot/initrd-%s")
 RUNNING = ("BOOT_IMAGE", "initrd")
@@ -64,7 +63,7 @@ class Refind(InPlace):
         return [path for path in paths if not NO_KERNEL.search(path)]
 
     def _entry(self, path, title, words):
-        version = KERNEL.match(os.path.basename(path)).group(1)
+        version = os.path.basename(path).partition("-")[2]
         named = [_local(word[len("initrd="):].replace("%v", version)) for word in words if word.startswith("initrd=")]
         initrds = tuple(each for each in named or [name % version for name in INITRDS] if self.host.exists(each))
         arguments = [word for word in words if not word.startswith("initrd=")]

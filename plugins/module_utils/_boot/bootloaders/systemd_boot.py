@@ -77,9 +77,10 @@ class SystemdBoot(InPlace):
     def evidence(cls):
         return "the EFI variable LoaderInfo, loader/loader.conf in %s" % ", ".join(PLACES)
 
-    @property
-    def configuration(self):
-        return next((path for path in ("%s/loader/loader.conf" % root for root in PLACES) if self.host.exists(path)), "")
+    def __init__(self, host):
+        super().__init__(host)
+        paths = ["%s/loader/loader.conf" % root for root in PLACES]
+        self.configuration = next((path for path in paths if host.exists(path)), "")
 
     def places(self):
         entries = [Place(entry.path, _options) for entry in self._own()]
@@ -118,7 +119,7 @@ class SystemdBoot(InPlace):
 
     def _all(self):
         """Every entry that starts Linux."""
-        found = {}
+        found: dict = {}
         for root in PLACES:
             for path in self.host.glob(root + "/loader/entries/*.conf"):
                 found.setdefault(self.host.real(path), self._parse(path, root))
@@ -218,7 +219,7 @@ class SystemdBoot(InPlace):
                 return NextBoot([(pattern, [])], "%s=%s" % (reason, pattern), self._remedy(own))
         images = [path for root in PLACES for path in self.host.glob(root + "/EFI/Linux/*.efi")]
         choice = self._next(ordered[:1], own, "the first entry of the menu")
-        more = [(os.path.basename(path), []) for path in dict.fromkeys(images)]
+        more: list = [(os.path.basename(path), []) for path in dict.fromkeys(images)]
         return NextBoot(choice.choices + more, choice.reason, choice.remedy)
 
     def _root(self):
