@@ -112,7 +112,7 @@ while True:
     time.sleep(0.1)
 """
 # Sends a number a line to whoever connects, and counts on.
-_SERVER = """
+_SERVER = r"""
 import socket, time
 server = socket.create_server(("127.0.0.1", 7777))
 while True:
