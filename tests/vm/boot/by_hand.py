@@ -56,8 +56,8 @@ def test_menu(lab: Lab) -> None:
         cut(machine)
         is_resumed(machine, memory, slot, "first", "power_loss")
         # There is no device for a root filesystem in memory, of which the drivers could be; /run is mounted noexec.
-        most = "cp -r /etc/initramfs-tools /root/tools && sed -i 's/^MODULES=.*/MODULES=most/' /root/tools/initramfs.conf /root/tools/conf.d/*"
-        builds_no_initramfs(machine, f"{most} && mkinitramfs -d /root/tools -o /run/initramfs.img")
+        most = "cp -r /etc/initramfs-tools tools && sed -i 's/^MODULES=.*/MODULES=most/' tools/initramfs.conf tools/conf.d/*"
+        builds_no_initramfs(machine, f"cd /root && {most} && mkinitramfs -d /root/tools -o /run/initramfs.img")
 
 
 @pytest.mark.parametrize("turn", range(5))

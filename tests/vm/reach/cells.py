@@ -15,10 +15,12 @@ for kernel in /lib/modules/*; do
 done
 bootctl install
 """
+# rEFInd starts the kernel itself, and not the GRUB that it finds as well.
 REFIND = """
 set -e
-refind-install --yes
-mkrlconf
+refind-install --yes --alldrivers
+mkrlconf --force
+printf 'timeout 1\\ndefault_selection vmlinuz\\ndont_scan_dirs ESP:/EFI/debian,EFI/debian\\n' >>/boot/efi/EFI/refind/refind.conf
 """
 
 
