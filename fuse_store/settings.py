@@ -19,10 +19,11 @@ def read(path: Path | str, what: str, document: str, limit: int) -> tuple[bytes,
         raise NotFound(f"{what} {path}", f"{error.strerror}.", f"Create it; {document} has an example.") from None
     except OSError as error:
         raise failed(f"{what} {path}", error) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise UsageError(f"{what} {path}", "not a regular file.", f"Name a file; {document} has an example.")
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"{what} {path}", "not a regular file.", f"Name a file; {document} has an example.")
         try:
             return file.read(limit + 1), status
         except OSError as error:

@@ -104,6 +104,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, content: str, cause: str) -> Non
         load(tmp_path / "file")
     with pytest.raises(NotFound):
         load(tmp_path / "none")
+    for irregular in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(UsageError, match=f"identity {irregular}: not a regular file"):
+            load(irregular)
 
 
 @settings(max_examples=300, deadline=None)
