@@ -41,7 +41,11 @@ def is_there(readable: Readable) -> bool:
 
 def written_over(readable: Readable, name: str) -> str:
     """What blkid finds on a device with a table of slots that does not begin as one; empty if nothing. Raises Refused, StoreError."""
-    return "" if readable.read(0, len(BEGINNING)) == BEGINNING else devices.content_of(readable, Path(name)).kind
+    return "" if _begins(readable) else devices.content_of(readable, Path(name)).kind
+
+
+def _begins(readable: Readable) -> bool:
+    return readable.read(0, len(BEGINNING)) == BEGINNING
 
 
 def load(readable: Readable, name: str) -> Found:
@@ -49,8 +53,8 @@ def load(readable: Readable, name: str) -> Found:
     else was written over it."""
     found = _newest(readable)
     if isinstance(found, Found):
-        begins = readable.read(0, len(BEGINNING)) == BEGINNING
-        kind = "" if begins else written_over(readable, name)
+        begins = _begins(readable)
+        kind = "" if begins else devices.content_of(readable, Path(name)).kind
         if kind:
             raise Refused(
                 f"device {name}", f"had slots, and {kind} was written over them.",

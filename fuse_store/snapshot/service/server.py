@@ -29,7 +29,7 @@ from fuse_store.snapshot.service import upload, varlink
 from fuse_store.snapshot.service.policy import Policy
 from fuse_store.snapshot.service.varlink import INTERFACE, Call, CallError
 from fuse_store.snapshot.taking import Snapshot, take
-from fuse_store.snapshot.targets import MAX_NAME, Wishes
+from fuse_store.snapshot.targets import Wishes, wrong_name
 
 MAX_CALLERS = 64
 _ACTIVATED = 3  # SD_LISTEN_FDS_START
@@ -128,9 +128,8 @@ class Server:
         """Raises CallError, StoreError."""
         application, event = call.text("application"), call.text("event", "")
         newer, keep = call.flag("replace"), call.number("keep")
-        for name, value in (("application", application), ("event", event)):
-            if not value.isprintable() or len(value.encode()) > MAX_NAME or (name == "application" and not value):
-                raise varlink.invalid(name)
+        if name := wrong_name(application, event):
+            raise varlink.invalid(name)
         policy = policies.load(self._policy)
         user, groups = _caller(connection)
         if not policy.allows(application, user, groups):

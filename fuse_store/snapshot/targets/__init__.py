@@ -73,15 +73,23 @@ class Target(Protocol):
         ...
 
 
+def wrong_name(application: str, event: str) -> str:
+    """Which of the two cannot be in a table of slots: ``application``, ``event``, or empty."""
+    for name, value in (("application", application), ("event", event)):
+        if not value.isprintable() or len(value.encode()) > MAX_NAME or (name == "application" and not value):
+            return name
+    return ""
+
+
 @contextlib.contextmanager
 def open_target(path: Path | str, wishes: Wishes) -> Iterator[Target]:
     """Raises NotFound, UsageError, Refused, Locked, StoreError, Damaged."""
     from fuse_store.snapshot.targets import device, slot
 
-    for name, value in (("application", wishes.application), ("event", wishes.event)):
-        if not value.isprintable() or len(value.encode()) > MAX_NAME or (name == "application" and not value):
-            remedy = f"Use at most {MAX_NAME} bytes that can be printed."
-            raise UsageError(f"{name} {value[:40]!r}", "not possible as a name.", remedy)
+    name = wrong_name(wishes.application, wishes.event)
+    if name:
+        remedy = f"Use at most {MAX_NAME} bytes that can be printed."
+        raise UsageError(f"{name} {getattr(wishes, name)[:40]!r}", "not possible as a name.", remedy)
     if wishes.keep is not None and wishes.keep < 1:
         raise UsageError(f"keep {wishes.keep}", "not even the new image would be kept.", "Keep 1 or more.")
     if has_slots(path):

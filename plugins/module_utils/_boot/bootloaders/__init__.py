@@ -19,7 +19,8 @@ __all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect", "detect_for_removal
 # Those that are looked for before the unsupported ones are not mistaken for others; the files of GRUB are there on many machines that
 # something else starts.
 CERTAIN = (SystemdBoot, Refind)
-SUPPORTED = (*CERTAIN, Grub)
+BY_FILES = (Grub,)
+SUPPORTED = (*CERTAIN, *BY_FILES)
 
 
 def detect(host):
@@ -38,7 +39,7 @@ def detect(host):
                 "The machine boots with %s (%s), which is not supported." % found,
                 "Supported: %s. %s" % (", ".join(kind.title for kind in SUPPORTED), remedy),
             )
-    bootloader = _first(host, SUPPORTED)
+    bootloader = _first(host, BY_FILES)
     if bootloader is not None:
         return bootloader
     raise Refused(

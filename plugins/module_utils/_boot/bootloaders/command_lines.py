@@ -21,6 +21,17 @@ def words_of(line):
     return [word.strip('"') if word.startswith('"') else word for _gap, word in WORD.findall(line)]
 
 
+def running(host):
+    """The command line of the running kernel, without what its loader added."""
+    words = host.read("/proc/cmdline", "").split()
+    return " ".join(word for word in words if word.split("=", 1)[0] not in ("BOOT_IMAGE", "initrd"))
+
+
+def slashes(path):
+    """A path as loaders write it, which may have backslashes, with slashes, and one at its start."""
+    return "/" + re.sub(r"[\\/]+", "/", path).lstrip("/")
+
+
 def changed(line, arguments, drop):
     """The command line C(line) with C(arguments) at its end, without what C(drop) names before them (Bootloader.set)."""
     body = line.rstrip()

@@ -11,7 +11,11 @@ import os
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, NextBoot
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.command_lines import words_of
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.command_lines import (
+    running,
+    slashes,
+    words_of,
+)
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.in_place import InPlace, Place
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.started import other_loader
 
@@ -19,7 +23,6 @@ CONFIGURATION = "/boot/refind_linux.conf"
 LINE = re.compile(r'(?m)^[ \t]*"([^"\n]*)"[ \t]+"((?:[^"\n]|"")*)"')  # within quotes, "" is one
 NO_KERNEL = re.compile(r"\.(old|bak|sig|rpmsave|rpmnew)$|\.dpkg-")
 INITRDS = ("/boot/initrd.img-%s", "/boot/initramfs-%s.img", "/boot/initrd-%s")
-RUNNING = ("BOOT_IMAGE", "initrd")
 
 
 class Refind(InPlace):
@@ -47,8 +50,7 @@ class Refind(InPlace):
 
     def _missing(self):
         """What rEFInd's mkrlconf writes for the running kernel. Without the file, rEFInd makes a command line up from /etc/fstab."""
-        words = self.host.read("/proc/cmdline", "").split()
-        return '"Boot with standard options"  "%s"\n' % " ".join(word for word in words if word.split("=", 1)[0] not in RUNNING)
+        return '"Boot with standard options"  "%s"\n' % running(self.host)
 
     def entries(self):
         return [entry for entries in self._by_kernel() for entry in entries]
@@ -83,5 +85,5 @@ def _words(line):
 
 def _local(path):
     """The path on this machine of C(path) on the filesystem with the kernel."""
-    name = "/" + re.sub(r"[\\/]+", "/", path).lstrip("/")
+    name = slashes(path)
     return name if name.startswith("/boot/") else "/boot/" + os.path.basename(name)

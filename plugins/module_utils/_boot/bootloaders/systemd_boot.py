@@ -15,7 +15,11 @@ from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import kernel_config
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, NextBoot, incomplete
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.command_lines import words_of
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.command_lines import (
+    running,
+    slashes,
+    words_of,
+)
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.in_place import InPlace, Place
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
@@ -24,7 +28,6 @@ PLACES = ("/efi", "/boot/efi", "/boot")  # where systemd-boot's partitions are m
 GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 CMDLINE = "/etc/kernel/cmdline"
 FALLBACK = "/usr/lib/kernel/cmdline"
-RUNNING = ("BOOT_IMAGE", "initrd")  # words of the running kernel that kernel-install leaves out
 OPTIONS = re.compile(r"(?m)^[ \t]*options[ \t]+(.*?)[ \t]*$")
 TRIES = re.compile(r"\+\d+(-\d+)?\.conf$")
 IMAGES = ("/boot/initrd.img-%s", "/boot/initramfs-%s.img")
@@ -93,8 +96,7 @@ class SystemdBoot(InPlace):
         text = self.host.read(FALLBACK)
         if text is not None:
             return text
-        words = self.host.read("/proc/cmdline", "").split()
-        return " ".join(word for word in words if word.split("=", 1)[0] not in RUNNING) + "\n"
+        return running(self.host) + "\n"
 
     # entries ---------------------------------------------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class SystemdBoot(InPlace):
         name, version = first.get("title", os.path.basename(path)), first.get("version", "")
         return Entry(
             path, root, "%s (%s)" % (name, version) if version else name, version, first.get("machine-id", ""), first.get("sort-key", ""),
-            _slashes(first["linux"]), tuple(_slashes(each) for each in values.get("initrd", ())),
+            slashes(first["linux"]), tuple(slashes(each) for each in values.get("initrd", ())),
             tuple(word for each in values.get("options", ()) for word in words_of(each)),
         )  # fmt: skip
 
@@ -174,7 +176,7 @@ class SystemdBoot(InPlace):
         changed = super().ensure(tx, purpose, arguments, drop)
         if not self._copy(tx):
             return changed
-        super().ensure(tx, purpose, arguments, drop)  # the entries were written anew
+        super().ensure(tx, purpose, arguments, drop)  # the entries were written again
         return True
 
     def forget(self, tx, purpose, leftovers=()):
@@ -245,10 +247,6 @@ def _options(text):
 
 def _whole(text):
     return [[(0, len(text))]]
-
-
-def _slashes(path):
-    return "/" + re.sub(r"[\\/]+", "/", path).lstrip("/")
 
 
 def _default_of(text):
