@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from fuse_store.image.targets import usage
 
 PROBED = 8 << 20  # bytes at the start and at the end that are shown to blkid: no signature that it knows is elsewhere
 SWAP_TYPES = ("swap", "swsuspend")
+_BLKROGET = 0x125E  # include/uapi/linux/fs.h
 
 
 def open_device(path: Path, directory: int | None = None) -> int:
@@ -31,6 +33,8 @@ def open_device(path: Path, directory: int | None = None) -> int:
     except OSError as error:
         raise Refused(f"device {path}", f"cannot be opened exclusively: {error.strerror}.", _remedy(error.errno)) from None
     try:
+        if any(fcntl.ioctl(descriptor, _BLKROGET, bytes(4))):  # such a device can be opened for writing, and every write fails
+            raise Refused(f"device {path}", "read-only.", "Run blockdev --setrw, or name another device.")
         usage.check_device(descriptor, path)
     except BaseException:
         os.close(descriptor)
@@ -41,8 +45,8 @@ def open_device(path: Path, directory: int | None = None) -> int:
 def _remedy(number: int | None) -> str:
     if number == errno.EBUSY:
         return "Unmount it, or wait for what uses it (see lsblk), which may be another fuse-store."
-    if os.geteuid() == 0 and number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "It is read-only: see blockdev --getro and --setrw."
+    if number in (errno.EACCES, errno.EPERM) and os.geteuid() == 0:
+        return "Name another device, or have what confines this process (a container, a security module) allow it."
     return advice(number)
 
 

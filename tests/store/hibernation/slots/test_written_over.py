@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from fuse_store.hibernation.slots.arm import arm
 from fuse_store.hibernation.slots.layout import COPIES, COPY_SIZE, Slot
 from fuse_store.hibernation.slots.manage import Slots, create, listing
 from fuse_store.hibernation.slots.stage import Wishes, stage
+from fuse_store.image import devices
 from tests.store.hibernation.cases import FREE, SIZE, Case, blank, make_case, signature
 
 FORMATS = {
@@ -86,6 +89,24 @@ def test_slots_that_were_armed_are_not_resumed_after_another_init(case: Case, tm
         create(device)
     create(device, force=True)
     assert signature(device.read_bytes()[begin:end]) != b"S1SUSPEND\0"
+
+
+def test_a_read_only_device_is_told_from_one_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = blank(tmp_path / "disk", SIZE)
+    loop = subprocess.run(["losetup", "-r", "-f", "--show", disk], capture_output=True, check=True, text=True).stdout.strip()
+    try:
+        with pytest.raises(Refused, match=r"read-only\. Run blockdev --setrw"):
+            create(loop)
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
+
+    def forbidden(*_arguments: object, **_options: object) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "open", forbidden)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(Refused, match="Name another device, or have what confines this process"):
+        devices.open_device(Path("/dev/loop0"))
 
 
 def test_two_damaged_copies_do_not_promise_that_nothing_is_resumed(tmp_path: Path) -> None:
