@@ -12,8 +12,8 @@ import os
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import kernel_config
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.started import leads_elsewhere
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.efi import Firmware
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import leads_elsewhere
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 X86 = ("x86_64", "i686", "i586", "i386")  # arch/x86/power/hibernate.c: the image does not name its kernel

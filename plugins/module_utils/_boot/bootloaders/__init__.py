@@ -8,10 +8,10 @@ but not supported are in C(UNSUPPORTED): they are refused by name and left uncha
 from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, Bootloader
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.unsupported import UNSUPPORTED
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import Grub
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.refind import Refind
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot import SystemdBoot
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.unsupported import UNSUPPORTED
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 __all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect", "detect_for_removal"]

@@ -12,7 +12,7 @@ from typing import Callable
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import command_lines
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import Bootloader
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.other_systems import System
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.other_systems import System
 
 
 @dataclass(frozen=True)

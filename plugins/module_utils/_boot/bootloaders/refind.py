@@ -16,8 +16,8 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.com
     slashes,
     words_of,
 )
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import other_loader
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.in_place import InPlace, Place
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.started import other_loader
 
 CONFIGURATION = "/boot/refind_linux.conf"
 LINE = re.compile(r'(?m)^[ \t]*"([^"\n]*)"[ \t]+"((?:[^"\n]|"")*)"')  # within quotes, "" is one

@@ -18,6 +18,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.bas
     NextBoot,
     incomplete,
 )
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.other_systems import System
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import settings
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.defaults import (
     Defaults,
@@ -28,7 +29,6 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.gru
     LINUX_COMMANDS,
     statements,
 )
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.other_systems import System
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 # (command, file that it generates)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.started import leads_elsewhere
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.efi import Firmware
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import leads_elsewhere
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.firmware_tree import (
     GLOBAL,

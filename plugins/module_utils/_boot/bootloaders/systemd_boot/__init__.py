@@ -20,7 +20,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.com
     slashes,
     words_of,
 )
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.in_place import InPlace, Place
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi import Firmware
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.script import statements
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import mounts
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import (
+    other_configuration,
+    other_loader,
+)
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.defaults import (
     Defaults,
     scripts_mention,
-)
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.started import (
-    other_configuration,
-    other_loader,
 )
 
 GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
