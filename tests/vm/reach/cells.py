@@ -3,43 +3,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-# Starts the machine by systemd-boot, as an administrator does who changes to it; GRUB stays installed.
-SYSTEMD_BOOT = """
-set -e
-bootctl --no-variables install || bootctl install
-for kernel in /lib/modules/*; do
-    version=${kernel##*/}
-    kernel-install add "$version" "/boot/vmlinuz-$version" "/boot/initrd.img-$version"
-done
-bootctl install
-"""
-# rEFInd starts the kernel itself, and not the GRUB that it finds as well.
-REFIND = """
-set -e
-refind-install --yes --alldrivers
-mkrlconf --force
-printf 'timeout 1\\ndefault_selection vmlinuz\\ndont_scan_dirs ESP:/EFI/debian,EFI/debian\\n' >>/boot/efi/EFI/refind/refind.conf
-"""
+from tests.vm.conftest import NVDIMM
+
+SCRIPTS = Path(__file__).parent / "prepare"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``recipe``: of the guest. ``prepare``: a script for it, after which it is rebooted. ``bootloader``: its name in the results of
-    modules."""
+    """``recipe``: of the guest. ``bootloader``: its name in the results of modules. ``prepare``: the name of a script in prepare/ for
+    it, after which it is rebooted. ``variables``: for the role. ``nvdimm``, ``disk``: in MiB, of the machine; the disk is empty."""
 
     name: str
     recipe: str
     bootloader: str = "grub"
     prepare: str = ""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    nvdimm: int = NVDIMM
+    disk: int = 0
+
+    @property
+    def script(self) -> str:
+        return (SCRIPTS / f"{self.prepare}.sh").read_text() if self.prepare else ""
 
 
 CELLS = (
     Cell("debian12-dracut", "debian12-dracut"),
     Cell("debian13-initramfs-tools", "debian13-initramfs-tools"),
     Cell("debian14", "debian14"),
-    Cell("debian13-systemd-boot", "debian13-systemd-boot", "systemd-boot", SYSTEMD_BOOT),
-    Cell("debian12-systemd-boot", "debian12-systemd-boot", "systemd-boot", SYSTEMD_BOOT),
-    Cell("debian12-refind", "debian12-refind", "refind", REFIND),
+    Cell("debian13-systemd-boot", "debian13-systemd-boot", "systemd-boot", "systemd-boot"),
+    Cell("debian12-systemd-boot", "debian12-systemd-boot", "systemd-boot", "systemd-boot"),
+    Cell("debian12-refind", "debian12-refind", "refind", "refind"),
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.vm import evidence, play
-from tests.vm.conftest import MEMORY, NVDIMM, off, switched_on
+from tests.vm.conftest import MEMORY, off, switched_on
 from tests.vm.lab import Lab, Machine
 from tests.vm.reach.cells import CELLS, Cell
 from tests.vm.restoring import hibernate, wake
@@ -34,9 +34,9 @@ def cell(request: pytest.FixtureRequest) -> Cell:
 
 @pytest.fixture(scope="module")
 def machine(cell: Cell, lab: Lab) -> Iterator[Machine]:
-    with switched_on(lab.create(cell.name, cell.recipe, memory=MEMORY, nvdimm=NVDIMM)) as machine:
+    with switched_on(lab.create(cell.name, cell.recipe, memory=MEMORY, nvdimm=cell.nvdimm, disk=cell.disk)) as machine:
         if cell.prepare:
-            machine.ssh("cat >/root/prepare && sh /root/prepare && rm /root/prepare", stdin=cell.prepare, timeout=600)
+            machine.ssh("cat >/root/prepare && sh /root/prepare && rm /root/prepare", stdin=cell.script, timeout=900)
             off(machine)
             wake(machine)
         yield machine
@@ -44,15 +44,15 @@ def machine(cell: Cell, lab: Lab) -> Iterator[Machine]:
 
 def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) -> None:
     before = machine.ssh(CONFIGURATION)
-    made = play.play(lab, [machine], "nvm.fastboot.configure", {"nvm_reboot": True}).ok().result("boot_resume")
+    made = play.play(lab, [machine], "nvm.fastboot.configure", {**cell.variables, "nvm_reboot": True}).ok().result("boot_resume")
     assert made["bootloader"] == cell.bootloader, made
     assert "resume=" in machine.ssh("cat /proc/cmdline")
-    assert play.play(lab, [machine], "nvm.fastboot.configure").ok().changed == 0
+    assert play.play(lab, [machine], "nvm.fastboot.configure", cell.variables).ok().changed == 0
     memory = evidence.remember(machine)
     hibernate(machine)
     wake(machine)
     evidence.same_memory(memory, machine, power_was_off=True)
-    play.play(lab, [machine], "nvm.fastboot.remove").ok()
+    play.play(lab, [machine], "nvm.fastboot.remove", cell.variables).ok()
     assert machine.ssh(CONFIGURATION) == before
     off(machine)
     wake(machine)
