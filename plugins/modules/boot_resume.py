@@ -72,7 +72,7 @@ notes:
     V(bootloader_unknown), V(bootloader_unsupported), V(bootloader_incomplete), V(settings_modified),
     V(conflicting_argument), V(compressor_unsupported), V(initramfs_unknown), V(initramfs_ambiguous),
     V(initramfs_unreadable), V(initramfs_incomplete), V(initramfs_overridden), V(boot_not_mounted), V(boot_elsewhere),
-    V(root_is_overlay), V(kernel_missing), V(kernel_modules_missing), V(driver_missing), V(boot_full),
+    V(root_is_overlay), V(filesystem_read_only), V(kernel_missing), V(kernel_modules_missing), V(driver_missing), V(boot_full),
     V(settings_remain), V(not_writable), V(verify_failed) and V(command_failed).
 seealso:
   - module: nvm.fastboot.nvm_swap

@@ -55,7 +55,8 @@ notes:
   - Kernel arguments of O(mode=overlay) include C(fsck.mode=skip), because a check writes to the filesystem at each boot, even if there is
     nothing to repair. It counts for all filesystems; journals are replayed as before.
   - With dracut the changes have a fifth of the memory (the filesystem at C(/run)), with C(overlayroot) half of it.
-  - On failure, RV(code) is one of V(overlay_missing), V(root_is_overlay), V(overlay_unknown), V(conflicting_argument),
+  - On failure, RV(code) is one of V(overlay_missing), V(root_is_overlay), V(filesystem_read_only),
+    V(overlay_unknown), V(conflicting_argument),
     V(bootloader_unknown), V(bootloader_unsupported), V(bootloader_incomplete), V(settings_modified), V(initramfs_unknown),
     V(initramfs_ambiguous), V(initramfs_unreadable), V(initramfs_incomplete), V(kernel_modules_missing), V(boot_full),
     V(boot_not_mounted), V(boot_elsewhere), V(not_writable) and

@@ -19,7 +19,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression imp
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import select as select_compression
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.drivers import ASSUMED, drivers_for
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, Transaction
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import memory_holding
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import memory_holding, read_only_holding
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers, identity
 
 PURPOSE = "resume"
@@ -166,9 +166,9 @@ def _kernels(initramfs):
 
 def _guard(tx, device, header, force, change):
     """Refused if C(change) would change anything while C(device) holds an image (C(image_pending)), or where changes are in memory only
-    (C(root_is_overlay))."""
+    (C(root_is_overlay)) or impossible (C(filesystem_read_only))."""
     pending = not force and header is not None and header.type == "swsuspend"
-    lost = [path for path in ("/etc", files.BOOT) if memory_holding(tx.host, path)]
+    lost = [path for path in ("/etc", files.BOOT) if memory_holding(tx.host, path) or read_only_holding(tx.host, path)]
     if not pending and not lost:
         return
     trial = Transaction(tx.host, check_mode=True, kept=False)

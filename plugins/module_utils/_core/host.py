@@ -14,7 +14,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import memory_holding, writable_boot
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import (
+    memory_holding,
+    read_only_holding,
+    writable_boot,
+)
 
 FIFREEZE = 0xC0045877  # include/uapi/linux/fs.h: _IOWR('X', 119, int)
 FITHAW = 0xC0045878  # _IOWR('X', 120, int)
@@ -234,7 +238,7 @@ class Transaction:
     def write(self, path, content, mode=0o644):
         """Write C(content) to C(path), or remove C(path) if C(content) is None. Returns whether that is a change.
 
-        Refused C(root_is_overlay), also in check mode, if the change would be lost at the next boot.
+        Refused C(root_is_overlay) or C(filesystem_read_only), also in check mode, if the change would be lost at the next boot, or fail.
         """
         before = self.host.read(path)
         if before == content:
@@ -248,8 +252,18 @@ class Transaction:
         return True
 
     def check_kept(self, path):
-        """Refused C(root_is_overlay) if a change of C(path) would be in memory only."""
-        mount = memory_holding(self.host, path) if self._kept else None
+        """Refused C(root_is_overlay) if a change of C(path) would be in memory only, C(filesystem_read_only) if none is possible."""
+        if not self._kept:
+            return
+        mount = read_only_holding(self.host, path)
+        if mount is not None:
+            raise Refused(
+                "filesystem_read_only",
+                "%s cannot be changed: the filesystem at %s is mounted read-only." % (path, mount.place),
+                "Run: mount -o remount,rw %s. Then run the module again, and mount it read-only again afterwards. If the kernel made it "
+                "read-only because of an error (dmesg says so), check the filesystem first." % mount.place,
+            )
+        mount = memory_holding(self.host, path)
         if mount is not None:
             raise Refused(
                 "root_is_overlay",

@@ -20,13 +20,15 @@ OVERLAY_ARGUMENTS = re.compile(
 
 @dataclass(frozen=True)
 class Mount:
-    """A mount: C(root) is the directory of the filesystem that is at C(place), C(options) are those of the filesystem."""
+    """A mount: C(root) is the directory of the filesystem that is at C(place), C(options) are those of the filesystem. C(read_only): the
+    mount or the filesystem is."""
 
     root: str
     place: str
     kind: str
     device: str
     options: str
+    read_only: bool = False
 
 
 def mounts(host):
@@ -36,7 +38,8 @@ def mounts(host):
         words, _dash, rest = line.partition(" - ")
         fields, more = words.split(), rest.split()
         if len(fields) >= 6 and len(more) >= 3:
-            found.append(Mount(unescape(fields[3]), unescape(fields[4]), more[0], unescape(more[1]), more[2]))
+            read_only = "ro" in fields[5].split(",") + more[2].split(",")
+            found.append(Mount(unescape(fields[3]), unescape(fields[4]), more[0], unescape(more[1]), more[2], read_only))
     return found
 
 
@@ -77,6 +80,12 @@ def memory_holding(host, path):
     else:
         lost = mount.kind in IN_MEMORY
     return mount if lost else None
+
+
+def read_only_holding(host, path):
+    """The Mount that holds C(path) if nothing can be written there, or None."""
+    mount = holder(mounts(host), path)
+    return mount if mount is not None and mount.read_only else None
 
 
 def overlay_arguments(host):

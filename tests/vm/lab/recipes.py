@@ -61,16 +61,29 @@ RECIPES: dict[str, Recipe] = {
         extra=("fuse3", "liblzo2-2", "overlayroot", "python3-packaging", "python3-venv"),
     ),
     "debian13-fast-boot": Recipe(
-        suite="trixie", firmware="efi", initramfs="dracut", extra=("fuse3", "liblzo2-2", "python3-packaging", "python3-venv")
+        suite="trixie",
+        firmware="efi",
+        initramfs="dracut",
+        extra=("fuse3", "liblzo2-2", "python3-packaging", "python3-venv"),
     ),
     "debian13": Recipe(suite="trixie", firmware="efi", initramfs="dracut"),
     "debian13-systemd-boot": Recipe(suite="trixie", firmware="efi", initramfs="dracut", extra=("systemd-boot",)),
-    "debian12-systemd-boot": Recipe(suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("systemd-boot",)),
+    "debian12-systemd-boot": Recipe(
+        suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("systemd-boot",)
+    ),
     "debian12-refind": Recipe(suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("refind",)),
     # The newest kernel that Debian has for its next release.
     "debian14": Recipe(suite="forky", firmware="efi", initramfs="dracut"),
     "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),
     "debian13-initramfs-tools": Recipe(suite="trixie", firmware="efi", initramfs="initramfs-tools"),
+    # With what a root filesystem of another kind takes, and the tools that mount it in the initramfs.
+    "debian12-roots": Recipe(
+        suite="bookworm",
+        firmware="bios",
+        initramfs="initramfs-tools",
+        extra=("btrfs-progs", "cryptsetup-initramfs", "lvm2", "mdadm", "xfsprogs"),
+    ),
+    "debian11": Recipe(suite="bullseye", firmware="bios", initramfs="initramfs-tools"),
     "debian12-two-kernels": Recipe(
         suite="bookworm",
         firmware="bios",

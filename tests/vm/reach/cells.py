@@ -15,8 +15,9 @@ SCRIPTS = Path(__file__).parent / "prepare"
 
 @dataclass(frozen=True)
 class Cell:
-    """``recipe``: of the guest. ``bootloader``: its name in the results of modules. ``prepare``: the name of a script in prepare/ for
-    it, after which it is rebooted. ``variables``: for the role. ``nvdimm``, ``disk``: in MiB, of the machine; the disk is empty."""
+    """``recipe``: of the guest. ``bootloader``: its name in the results of modules. ``prepare``: a script in prepare/ for it,
+    and its arguments, after which it is rebooted. ``variables``: for the role. ``nvdimm``, ``disk``: in MiB, of the machine; the disk is
+    empty. ``before``: a command that has to be run before the configuration can be changed."""
 
     name: str
     recipe: str
@@ -25,10 +26,12 @@ class Cell:
     variables: Mapping[str, Any] = field(default_factory=dict)
     nvdimm: int = NVDIMM
     disk: int = 0
+    before: str = "true"
 
     @property
     def script(self) -> str:
-        return (SCRIPTS / f"{self.prepare}.sh").read_text() if self.prepare else ""
+        name, *arguments = self.prepare.split()
+        return f"set -- {' '.join(arguments)}\n" + (SCRIPTS / f"{name}.sh").read_text()
 
 
 CELLS = (
@@ -38,4 +41,10 @@ CELLS = (
     Cell("debian13-systemd-boot", "debian13-systemd-boot", "systemd-boot", "systemd-boot"),
     Cell("debian12-systemd-boot", "debian12-systemd-boot", "systemd-boot", "systemd-boot"),
     Cell("debian12-refind", "debian12-refind", "refind", "refind"),
+    Cell("debian11", "debian11"),
+    Cell("root-btrfs", "debian12-roots", prepare="root btrfs", disk=2560),
+    Cell("root-xfs", "debian12-roots", prepare="root xfs", disk=2560),
+    Cell("root-luks-lvm", "debian12-roots", prepare="root luks-lvm", disk=2560),
+    Cell("root-raid1", "debian12-roots", prepare="root raid1", disk=3584),
+    Cell("root-read-only", "debian12-roots", prepare="root read-only", disk=2560, before="mount -o remount,rw /"),
 )

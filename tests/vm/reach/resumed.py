@@ -44,7 +44,12 @@ def machine(cell: Cell, lab: Lab) -> Iterator[Machine]:
 
 def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) -> None:
     before = machine.ssh(CONFIGURATION)
-    made = play.play(lab, [machine], "nvm.fastboot.configure", {**cell.variables, "nvm_reboot": True}).ok().result("boot_resume")
+    machine.ssh(cell.before)
+    made = (
+        play.play(lab, [machine], "nvm.fastboot.configure", {**cell.variables, "nvm_reboot": True})
+        .ok()
+        .result("boot_resume")
+    )
     assert made["bootloader"] == cell.bootloader, made
     assert "resume=" in machine.ssh("cat /proc/cmdline")
     assert play.play(lab, [machine], "nvm.fastboot.configure", cell.variables).ok().changed == 0
@@ -52,6 +57,7 @@ def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) 
     hibernate(machine)
     wake(machine)
     evidence.same_memory(memory, machine, power_was_off=True)
+    machine.ssh(cell.before)
     play.play(lab, [machine], "nvm.fastboot.remove", cell.variables).ok()
     assert machine.ssh(CONFIGURATION) == before
     off(machine)

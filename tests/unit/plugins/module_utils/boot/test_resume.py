@@ -302,6 +302,27 @@ OVERLAY = """\
 
 
 @pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize("place", ["/", "/boot"])
+def test_on_a_read_only_filesystem_nothing_is_changed(machine: Machine, plant: Plant, check_mode: bool, place: str) -> None:
+    mounts, mounted = "/proc/self/mountinfo", "22 1 254:2 / / rw - ext4 /dev/vda2 rw\n25 22 254:1 / /boot rw - ext4 /dev/vda1 rw\n"
+    read_only = mounted.replace(f" {place} rw", f" {place} ro")
+    plant({mounts: read_only})
+    before = machine.state()
+    with pytest.raises(Refused) as refused:
+        machine.present(check_mode)
+    assert refused.value.code == "filesystem_read_only" and machine.state() == before
+    assert f"mount -o remount,rw {place}." in refused.value.remedy
+    plant({mounts: mounted})
+    machine.present()
+    plant({mounts: read_only})
+    assert machine.present(check_mode)[0] is False
+    before = machine.state()
+    with pytest.raises(Refused) as refused:
+        machine.absent(check_mode)
+    assert refused.value.code == "filesystem_read_only" and machine.state() == before
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
 def test_on_an_overlay_in_memory_nothing_is_changed(machine: Machine, plant: Plant, check_mode: bool) -> None:
     mounts = "/proc/self/mountinfo"
     plant({mounts: OVERLAY})
