@@ -231,6 +231,10 @@ vm-test-role: $(READY) ## the role fast_boot on real boots; about 40 minutes
 reach: $(READY) ## kinds of machines beyond those of make test, each hibernated and resumed (docs/reach.md); about 15 minutes each
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/resumed.py -v
 
+.PHONY: remedies
+remedies: $(READY) ## each blocker that a machine can be given, and that its remedy removes it; about 25 minutes
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/remedies.py -v
+
 .PHONY: vm-test-boot
 vm-test-boot: $(READY) ## more of snapshots and of the selection at boot: power cuts, Debian 14, twenty in a row; about 40 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/boot/by_hand.py -v

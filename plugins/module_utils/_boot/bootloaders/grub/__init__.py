@@ -161,10 +161,11 @@ class Grub(Bootloader):
     def next_boot(self):
         menu = Menu(self.host, self.configuration, self.host.read(self.configuration, ""))
         choices = [(entry[0], self._started(*entry)) for entry in menu.defaults()]
-        saved = Defaults(self.host).values.get("GRUB_DEFAULT") == "saved"
+        defaults = Defaults(self.host)
+        saved, file = defaults.values.get("GRUB_DEFAULT") == "saved", defaults.file("GRUB_DEFAULT")
 
         def remedy(kernel=None):
-            return menu.remedy(saved, lambda entry: any(kernel in (None, each.kernel) for each in self._started(*entry)))
+            return menu.remedy(saved, file, lambda entry: any(kernel in (None, each.kernel) for each in self._started(*entry)))
 
         return NextBoot(choices, menu.reason(), remedy)
 

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.defaults import FILE
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.program import Program
 
 NUMBER = re.compile(r"\s*(0[xX][0-9a-fA-F]+|\d+)")  # grub_strtoul: what follows the digits does not count
@@ -77,10 +78,11 @@ class Menu:
                 return "%s=%s in %s" % (name, self.environment[name], self._environment)
         return "GRUB's default=%s" % " or ".join(self._specs())
 
-    def remedy(self, saved, wanted):
+    def remedy(self, saved, file, wanted):
         """How to have an entry start next for which C(wanted((title, id, starts))) is true, as a sentence.
 
-        C(saved) is whether the configuration takes the default from C(grubenv) (C(GRUB_DEFAULT=saved)).
+        C(saved) is whether the configuration takes the default from C(grubenv) (C(GRUB_DEFAULT=saved)), C(file) the path of what sets
+        C(GRUB_DEFAULT), or None.
         """
         if self.environment.get("next_entry") in self._specs():
             return "Run: grub-editenv %s unset next_entry." % self._environment
@@ -89,7 +91,7 @@ class Menu:
             return "Run update-grub, so that the menu has an entry for it."
         if saved:
             return "Run: grub-editenv %s set saved_entry=%s." % (self._environment, shlex.quote(name))
-        return "Set GRUB_DEFAULT=%s in /etc/default/grub, and run update-grub." % shlex.quote(name)
+        return "Set GRUB_DEFAULT=%s in %s, and run update-grub." % (shlex.quote(name), file or FILE)
 
 
 def read_environment(host, path):

@@ -210,6 +210,13 @@ def test_the_remedy_helps(grub: Grub, host: Host, plant: Plant, default: str, va
     assert chosen(grub)[0][1] == ["vmlinuz-" + kernel]
 
 
+def test_the_remedy_names_the_file_that_counts(grub: Grub, plant: Plant) -> None:
+    plant({CONFIGURATION: menu_of_two("1>1"), "/etc/default/grub": "GRUB_DEFAULT=0\n"})
+    assert grub.next_boot().remedy("/boot/vmlinuz-" + NEW).endswith(" in /etc/default/grub, and run update-grub.")
+    plant({"/etc/default/grub.d/99-kiosk.cfg": "GRUB_DEFAULT='1>1'\n"})
+    assert grub.next_boot().remedy("/boot/vmlinuz-" + NEW).endswith(" in /etc/default/grub.d/99-kiosk.cfg, and run update-grub.")
+
+
 def test_entries_that_this_firmware_does_not_have_do_not_count(grub: Grub, plant: Plant) -> None:
     plant({CONFIGURATION: menu_of_two("2")})
     assert chosen(grub)[0][0] == "Windows Boot Manager (on /dev/sda1)"
