@@ -229,7 +229,7 @@ vm-test-role: $(READY) ## the role fast_boot on real boots; about 40 minutes
 
 .PHONY: reach
 reach: $(READY) ## kinds of machines beyond those of make test, each hibernated and resumed (docs/reach.md); about 15 minutes each
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/resumed.py -v
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/resumed.py tests/vm/reach/refused.py -v
 
 .PHONY: remedies
 remedies: $(READY) ## each blocker that a machine can be given, and that its remedy removes it; about 25 minutes

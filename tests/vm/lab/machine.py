@@ -40,6 +40,13 @@ CONSTANT = ("base.qcow2", "vmlinuz")  # parts of a machine that never change
 BOOT_SECONDS = 420  # a cold boot under software emulation on a busy machine
 OFF_SECONDS = 300
 SSH_ATTEMPTS = 5
+SECOND_NVDIMM = 256  # MiB
+# How a machine has its NVM: files and QEMU's devices for them.
+NVM = {
+    "nvdimm": {"nvdimm": "nvdimm,id=nv1"},
+    "two-nvdimms": {"nvdimm2": "nvdimm,id=nv2", "nvdimm": "nvdimm,id=nv1"},  # the first is too small to hibernate into
+    "virtio-pmem": {"nvdimm": "virtio-pmem-pci,id=nv1"},
+}
 # What ssh says before a command could have begun; a guest may give its network interface another name when it answers already.
 UNHEARD = (b"kex_exchange_identification", b"banner exchange", b"mux_client_request_session", b"to new control master")
 
@@ -67,7 +74,8 @@ class Settings:
     """What a machine is made of. Sizes in MiB; ``nvdimm`` or ``disk`` 0 means that there is none.
 
     ``port`` and ``http`` are the ports on the host's loopback that lead to the guest's SSH and HTTP servers. ``erst``: the firmware keeps
-    records of errors (ACPI ERST), where a kernel leaves its last words; ``watchdog``: an i6300esb, which resets the machine.
+    records of errors (ACPI ERST), where a kernel leaves its last words; ``watchdog``: an i6300esb, which resets the machine. ``nvm``: a
+    row of NVM. ``secure_boot``: the firmware starts what Microsoft has signed, from the next time on that it is switched on.
     """
 
     recipe: str
@@ -80,17 +88,25 @@ class Settings:
     http: int = 0
     erst: bool = False
     watchdog: bool = False
+    nvm: str = "nvdimm"
+    secure_boot: bool = False
 
 
 class Lab:
     """All machines below one folder. Those that are made here end with this process, unless ``keep`` (KEEP=1 is the default)."""
 
     def __init__(
-        self, folder: Path | str | None = None, say: Callable[[str], None] = lambda text: None, *, keep: bool | None = None
+        self,
+        folder: Path | str | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        *,
+        keep: bool | None = None,
     ) -> None:
         self.folder = Path(folder or os.environ.get("LAB_DIR") or REPOSITORY / ".lab").resolve()
         self.say = say
-        self._owner = "" if (os.environ.get("KEEP", "") not in ("", "0") if keep is None else keep) else lease.this_process()
+        self._owner = (
+            "" if (os.environ.get("KEEP", "") not in ("", "0") if keep is None else keep) else lease.this_process()
+        )
 
     def create(
         self,
@@ -104,6 +120,7 @@ class Lab:
         disk: int = 0,
         erst: bool = False,
         watchdog: bool = False,
+        nvm: str = "nvdimm",
         files: Mapping[str, str] | None = None,
     ) -> Machine:
         """A new machine, powered off. ``files`` (path → text) are laid down at its first boot. Raises LabError."""
@@ -116,16 +133,18 @@ class Lab:
         folder.mkdir(parents=True)
         self._key()
         port, http = _free_ports()
-        machine = Machine(folder, Settings(recipe, port, memory, cpus, nvdimm, labels, disk, http, erst, watchdog))
+        machine = Machine(folder, Settings(recipe, port, memory, cpus, nvdimm, labels, disk, http, erst, watchdog, nvm))
         for part in CONSTANT:
             _link_or_copy(image / part, folder / part)  # the cache may drop the image, the machine keeps it
         _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2", "disk.qcow2"], folder)
         if nvdimm:
             _make_hole(folder / "nvdimm.img", nvdimm)
+            if "nvdimm2" in NVM[nvm]:
+                _make_hole(folder / "nvdimm2.img", SECOND_NVDIMM)
         if disk:
             _make_hole(folder / "disk2.img", disk)
         if RECIPES[recipe].firmware == "efi":
-            shutil.copy(images.ovmf()[1], folder / "vars.fd")
+            shutil.copy(_firmware(False)[1], folder / "vars.fd")
         public_key = (self.folder / "key.pub").read_text()
         _write_seed(
             folder / "seed.tar",
@@ -182,7 +201,10 @@ class Lab:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (self.folder / "key.pub").exists():
                 (self.folder / "key").unlink(missing_ok=True)
-                _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(self.folder / "key")], self.folder)
+                _run(
+                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(self.folder / "key")],
+                    self.folder,
+                )
 
 
 class Machine:
@@ -204,7 +226,9 @@ class Machine:
             raise LabError(f"{self.name} is on already")
         owner = self._owner_file.read_text() if self._owner_file.exists() else ""
         if owner and not lease.lives(owner):
-            raise LabError(f"{self.name} was made for a process that has ended; 'lab on {self.name}' switches it on and keeps it")
+            raise LabError(
+                f"{self.name} was made for a process that has ended; 'lab on {self.name}' switches it on and keeps it"
+            )
         for stale in ("ssh.sock", "qmp.sock", "qemu.pid"):
             (self.folder / stale).unlink(missing_ok=True)
         console = self.folder / "console.log"
@@ -220,6 +244,13 @@ class Machine:
         except LabError as error:
             raise LabError(f"{self.name} does not start: {error}") from error
 
+    def secure_boot(self) -> Machine:
+        """This machine, which is off, with a firmware that starts only what Microsoft has signed."""
+        settings = replace(self.settings, secure_boot=True)
+        shutil.copy(_firmware(True)[1], self.folder / "vars.fd")
+        (self.folder / "machine.json").write_text(json.dumps(asdict(settings), indent=1) + "\n")
+        return Machine(self.folder, settings)
+
     def keep(self) -> None:
         """Let it outlive the process that it was made for, from the next time on that it is switched on."""
         self._owner_file.unlink(missing_ok=True)
@@ -230,7 +261,7 @@ class Machine:
         command = [
             "qemu-system-x86_64", "-name", self.name, "-daemonize", "-pidfile", str(self._pid_file),
             "-M", "q35,nvdimm=on,hpet=off", *accelerator.options(self.accelerator()),
-            "-smp", str(one.cpus), "-m", f"{one.memory}M,slots=2,maxmem={one.memory + one.nvdimm + 8192}M",
+            "-smp", str(one.cpus), "-m", f"{one.memory}M,slots=3,maxmem={one.memory + one.nvdimm + 8192}M",
             "-display", "none", "-qmp", "unix:qmp.sock,server=on,wait=off",
             "-chardev", "file,id=console,path=console.log", "-serial", "chardev:console",
             "-drive", "file=disk.qcow2,format=qcow2,if=none,id=root,cache=writeback,discard=unmap",
@@ -247,8 +278,9 @@ class Machine:
             "-device", "virtio-net-pci,netdev=net,romfile=",
         ]  # fmt: skip
         if RECIPES[one.recipe].firmware == "efi":
-            code, _variables = images.ovmf()
+            code, _variables = _firmware(one.secure_boot)
             command += [
+                "-global", f"driver=cfi.pflash01,property=secure,value={'on' if one.secure_boot else 'off'}",
                 "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}",
                 "-drive", "if=pflash,format=raw,unit=1,file=vars.fd",
             ]  # fmt: skip
@@ -260,10 +292,12 @@ class Machine:
             ]  # fmt: skip
         if one.nvdimm:
             label = f",label-size={LABEL_AREA}" if one.labels else ""
-            command += [
-                "-object", f"memory-backend-file,id=nvdimm1,share=on,mem-path=nvdimm.img,size={one.nvdimm}M",
-                "-device", f"nvdimm,id=nv1,memdev=nvdimm1{label}",
-            ]  # fmt: skip
+            for name, device in NVM[one.nvm].items():
+                size = one.nvdimm if name == "nvdimm" else SECOND_NVDIMM
+                command += [
+                    "-object", f"memory-backend-file,id={name}-file,share=on,mem-path={name}.img,size={size}M",
+                    "-device", f"{device},memdev={name}-file{label}",
+                ]  # fmt: skip
         if one.erst:
             command += [
                 "-object", f"memory-backend-file,id=erst1,share=on,mem-path=erst.img,size={ERST_SIZE}",
@@ -335,7 +369,9 @@ class Machine:
             time.sleep(1)  # a server that was just started, and has more connections than it takes
         output = done.stdout.decode(errors="replace")
         if check and done.returncode != 0:
-            raise LabError(f"{self.name}: '{command}' exited with {done.returncode}: {done.stderr.decode(errors='replace')}{output}")
+            raise LabError(
+                f"{self.name}: '{command}' exited with {done.returncode}: {done.stderr.decode(errors='replace')}{output}"
+            )
         return output
 
     def ssh_options(self) -> list[str]:
@@ -388,7 +424,9 @@ class Machine:
             if alive and not self.is_on():
                 raise LabError(f"{self.name} has gone off; its console is {self.folder}/console.log")
             if time.monotonic() - started > timeout:
-                raise LabError(f"{self.name} {complaint} after {timeout:.0f} s; its console is {self.folder}/console.log")
+                raise LabError(
+                    f"{self.name} {complaint} after {timeout:.0f} s; its console is {self.folder}/console.log"
+                )
             time.sleep(0.05)
         return time.monotonic() - started
 
@@ -464,6 +502,14 @@ def _unless_gone(_function: object, _path: str, error: tuple[type[BaseException]
         raise error[1]
 
 
+def _firmware(secure_boot: bool) -> tuple[Path, Path]:
+    """OVMF's code and variable store."""
+    code, variables = images.ovmf()
+    if not secure_boot:
+        return code, variables
+    return code.with_name("OVMF_CODE_4M.ms.fd"), variables.with_name("OVMF_VARS_4M.ms.fd")
+
+
 def _free_ports() -> tuple[int, int]:
     """Two ports that nobody uses. A machine keeps them while it is off, so they are not of those (32768 and above on Linux)
     that the kernel gives to connections; and chosen at random, as other laboratories choose here too."""
@@ -498,7 +544,13 @@ def _run(command: list[str], folder: Path, session: bool = False) -> None:
     """Run ``command`` in ``folder``, where ``session`` is set in a session of its own. Raises LabError."""
     try:
         done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True, start_new_session=session
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
+            start_new_session=session,
         )
     except FileNotFoundError as error:
         raise LabError(f"{command[0]} is not installed; 'make setup' installs what the laboratory needs") from error

@@ -83,6 +83,9 @@ RECIPES: dict[str, Recipe] = {
         initramfs="initramfs-tools",
         extra=("btrfs-progs", "cryptsetup-initramfs", "lvm2", "mdadm", "xfsprogs"),
     ),
+    "debian12-secure-boot": Recipe(
+        suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("grub-efi-amd64-signed", "shim-signed")
+    ),
     "debian11": Recipe(suite="bullseye", firmware="bios", initramfs="initramfs-tools"),
     "debian12-two-kernels": Recipe(
         suite="bookworm",

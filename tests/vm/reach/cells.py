@@ -15,15 +15,16 @@ SCRIPTS = Path(__file__).parent / "prepare"
 
 @dataclass(frozen=True)
 class Cell:
-    """``recipe``: of the guest. ``bootloader``: its name in the results of modules. ``prepare``: a script in prepare/ for it,
-    and its arguments, after which it is rebooted. ``variables``: for the role. ``nvdimm``, ``disk``: in MiB, of the machine; the disk is
-    empty. ``before``: a command that has to be run before the configuration can be changed."""
+    """``recipe``: of the guest. ``bootloader``: its name in the results of modules. ``prepare``: a script in prepare/ for it, and its
+    arguments, after which it is rebooted. ``variables``: for the role. ``nvm``: a row of lab.machine.NVM. ``nvdimm``, ``disk``: in MiB;
+    the disk is empty. ``before``: a command that has to be run before the configuration can be changed."""
 
     name: str
     recipe: str
     bootloader: str = "grub"
     prepare: str = ""
     variables: Mapping[str, Any] = field(default_factory=dict)
+    nvm: str = "nvdimm"
     nvdimm: int = NVDIMM
     disk: int = 0
     before: str = "true"
@@ -42,9 +43,17 @@ CELLS = (
     Cell("debian12-systemd-boot", "debian12-systemd-boot", "systemd-boot", "systemd-boot"),
     Cell("debian12-refind", "debian12-refind", "refind", "refind"),
     Cell("debian11", "debian11"),
+    Cell("virtio-pmem", "debian14", nvm="virtio-pmem"),
+    Cell("two-nvdimms", "debian12", nvm="two-nvdimms"),
     Cell("root-btrfs", "debian12-roots", prepare="root btrfs", disk=2560),
     Cell("root-xfs", "debian12-roots", prepare="root xfs", disk=2560),
     Cell("root-luks-lvm", "debian12-roots", prepare="root luks-lvm", disk=2560),
     Cell("root-raid1", "debian12-roots", prepare="root raid1", disk=3584),
     Cell("root-read-only", "debian12-roots", prepare="root read-only", disk=2560, before="mount -o remount,rw /"),
+)
+
+# Kinds that are refused: with the code of a blocker in place of the bootloader.
+REFUSED = (
+    Cell("secure-boot", "debian12-secure-boot", "lockdown", "shim"),
+    Cell("virtio-pmem-old", "debian12", "virtio_pmem", nvm="virtio-pmem"),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.vm.lab import Lab, Machine
 from tests.vm.reach.cells import CELLS, Cell
 from tests.vm.restoring import hibernate, wake
 
-WANTED = [cell for cell in CELLS if cell.name in os.environ.get("CELLS", "").split()] or list(CELLS)
+WANTED = [cell for cell in CELLS if not os.environ.get("CELLS") or cell.name in os.environ["CELLS"].split()]
 # What decides how the machine boots. Times and inodes do not count; the initramfs is built again.
 CONFIGURATION = (
     "cd / && for each in /boot/efi/loader /boot/refind_linux.conf /boot/grub/grub.cfg /boot/extlinux /etc; do"
@@ -32,14 +33,24 @@ def cell(request: pytest.FixtureRequest) -> Cell:
     return found
 
 
+def made(cell: Cell, lab: Lab) -> AbstractContextManager[Machine]:
+    return switched_on(
+        lab.create(cell.name, cell.recipe, memory=MEMORY, nvdimm=cell.nvdimm, disk=cell.disk, nvm=cell.nvm)
+    )
+
+
 @pytest.fixture(scope="module")
 def machine(cell: Cell, lab: Lab) -> Iterator[Machine]:
-    with switched_on(lab.create(cell.name, cell.recipe, memory=MEMORY, nvdimm=cell.nvdimm, disk=cell.disk)) as machine:
-        if cell.prepare:
-            machine.ssh("cat >/root/prepare && sh /root/prepare && rm /root/prepare", stdin=cell.script, timeout=900)
-            off(machine)
-            wake(machine)
+    with made(cell, lab) as machine:
+        prepare(cell, machine)
         yield machine
+
+
+def prepare(cell: Cell, machine: Machine) -> None:
+    if cell.prepare:
+        machine.ssh("cat >/root/prepare && sh /root/prepare && rm /root/prepare", stdin=cell.script, timeout=900)
+        off(machine)
+        wake(machine)
 
 
 def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) -> None:
