@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,14 @@ REFUSED = (
     Cell("secure-boot", "debian12-secure-boot", "lockdown", "shim"),
     Cell("virtio-pmem-old", "debian12", "virtio_pmem", nvm="virtio-pmem"),
 )
+
+
+def chosen(cells: Sequence[Cell]) -> list[Cell]:
+    """Those of ``cells`` that ``$CELLS`` names, or all. Raises SystemExit if it names one that is not there."""
+    names = os.environ.get("CELLS", "").split()
+    unknown = set(names) - {cell.name for cell in (*CELLS, *REFUSED)}
+    if unknown:
+        raise SystemExit(
+            f"there is no {', '.join(sorted(unknown))}; there are {', '.join(cell.name for cell in (*CELLS, *REFUSED))}"
+        )
+    return [cell for cell in cells if not names or cell.name in names]

@@ -6,21 +6,17 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.vm import play
 from tests.vm.conftest import off
 from tests.vm.lab import Lab
-from tests.vm.reach.cells import REFUSED, Cell
+from tests.vm.reach.cells import REFUSED, Cell, chosen
 from tests.vm.reach.resumed import CONFIGURATION, made, prepare
 from tests.vm.restoring import wake
 
-WANTED = [cell for cell in REFUSED if not os.environ.get("CELLS") or cell.name in os.environ["CELLS"].split()]
 
-
-@pytest.mark.parametrize("cell", WANTED, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", chosen(REFUSED), ids=lambda cell: cell.name)
 def test_it_is_refused(cell: Cell, lab: Lab) -> None:
     with made(cell, lab) as machine:
         prepare(cell, machine)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -15,10 +14,9 @@ import pytest
 from tests.vm import evidence, play
 from tests.vm.conftest import MEMORY, off, switched_on
 from tests.vm.lab import Lab, Machine
-from tests.vm.reach.cells import CELLS, Cell
+from tests.vm.reach.cells import CELLS, Cell, chosen
 from tests.vm.restoring import hibernate, wake
 
-WANTED = [cell for cell in CELLS if not os.environ.get("CELLS") or cell.name in os.environ["CELLS"].split()]
 # What decides how the machine boots. Times and inodes do not count; the initramfs is built again.
 CONFIGURATION = (
     "cd / && for each in /boot/efi/loader /boot/refind_linux.conf /boot/grub/grub.cfg /boot/extlinux /etc; do"
@@ -27,7 +25,7 @@ CONFIGURATION = (
 )
 
 
-@pytest.fixture(scope="module", params=WANTED, ids=lambda cell: cell.name)
+@pytest.fixture(scope="module", params=chosen(CELLS), ids=lambda cell: cell.name)
 def cell(request: pytest.FixtureRequest) -> Cell:
     found: Cell = request.param
     return found
