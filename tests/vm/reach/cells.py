@@ -61,7 +61,7 @@ REFUSED = (
 
 
 def chosen(cells: Sequence[Cell]) -> list[Cell]:
-    """Those of ``cells`` that ``$CELLS`` names, or all. Raises SystemExit if it names one that is not there."""
+    """Those of ``cells`` that ``$CELLS`` names, or all. Raises ValueError if it names one that is not there."""
     names = os.environ.get("CELLS", "").split()
     unknown = set(names) - {cell.name for cell in (*CELLS, *REFUSED)}
     if unknown:
