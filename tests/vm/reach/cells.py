@@ -65,7 +65,7 @@ def chosen(cells: Sequence[Cell]) -> list[Cell]:
     names = os.environ.get("CELLS", "").split()
     unknown = set(names) - {cell.name for cell in (*CELLS, *REFUSED)}
     if unknown:
-        raise SystemExit(
+        raise ValueError(
             f"there is no {', '.join(sorted(unknown))}; there are {', '.join(cell.name for cell in (*CELLS, *REFUSED))}"
         )
     return [cell for cell in cells if not names or cell.name in names]
