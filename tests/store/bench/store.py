@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The store against borg, restic and squashfs, on the same images in the same run; ``make bench`` runs it.
+"""The store against other programs (peers.py), on the same images in the same run; ``make bench`` runs it.
 
 Every step is done by all, one after the other, before the next one: so what the machine does besides hits all alike. Each
 runs as its users run it, as a command, when all that was written before is on the disk. What is compared are medians;
@@ -21,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.store.bench import corpus
+from tests.store.bench.peers import OURS, Programs, mounts, own_mounts, repositories
 
 REPORT = Path(__file__).resolve().parents[3] / "docs" / "benchmarks.md"
 CORPUS = REPORT.parents[1] / "build" / "corpus"  # of make bench-corpus
@@ -33,22 +34,31 @@ BEGIN, END = "<!-- make bench-store: begin -->\n", "<!-- make bench-store: end -
 RANDOM_READS = 2000
 LISTED = 10_000
 SPARSE = 64 << 30
-OURS = "fuse-store"
 
 
 @dataclass
-class Seconds:
-    """What each took at one step, and what is asked of the ratio to ours."""
+class Step:
+    """What each took: seconds of the clock, and of a processor. ``asked``: of the ratio of a program's seconds to ours, at least."""
 
-    step: str
-    peers: dict[str, float] = field(default_factory=dict)  # peer: at least so many times as long as ours
-    taken: dict[str, list[float]] = field(default_factory=dict)
+    title: str
+    asked: dict[str, float] = field(default_factory=dict)
+    wall: dict[str, list[float]] = field(default_factory=dict)
+    processor: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, name: str, seconds: float) -> None:
-        self.taken.setdefault(name, []).append(seconds)
+    def add(self, name: str, seconds: tuple[float, float]) -> None:
+        self.wall.setdefault(name, []).append(seconds[0])
+        self.processor.setdefault(name, []).append(seconds[1])
 
-    def median(self, name: str) -> float:
-        return statistics.median(self.taken[name]) if self.taken.get(name) else float("nan")
+    def ratio(self, name: str) -> float:
+        return statistics.median(self.wall[name]) / statistics.median(self.wall[OURS])
+
+    def cell(self, name: str) -> str:
+        if name not in self.wall:
+            return ""
+        return f"{statistics.median(self.wall[name]):.2f} ({statistics.median(self.processor[name]):.2f})"
+
+    def last(self) -> str:
+        return ", ".join(f"{name} {taken[-1]:.2f} s" for name, taken in self.wall.items())
 
 
 class Bench:
@@ -56,14 +66,17 @@ class Bench:
 
     def __init__(self, folder: Path, images: list[Path], rounds: int) -> None:
         self.folder, self.images, self.rounds = folder, images, rounds
-        self.steps = {
-            "first": Seconds("put, first version", {"borg": 3}),
-            "next": Seconds("put, next version", {"borg": 6}),
-            "get": Seconds("get to a file", {"borg": 5}),
-            "cold": Seconds("mount, sequential read, cold", {"borg": 5, "squashfs": 2.5}),
-            "hole": Seconds("the same, of a hole of that size"),
-            "again": Seconds("mount, sequential read, again"),
-            "random": Seconds(f"mount, {RANDOM_READS} random reads of 4 KiB, cold", {"borg": 3}),
+        self.kept = {
+            "first": Step("put, first version", {"borg 2": 3.5, "restic": 5}),
+            "next": Step("put, next version", {"borg 2": 5, "restic": 10}),
+            "get": Step("get to a file", {"borg 2": 4, "restic": 1.6}),
+            "verify": Step("verify one version"),
+        }
+        self.shown = {
+            "cold": Step("sequential read, cold", {"squashfuse": 1 / 0.85}),
+            "hole": Step("the same, of a hole of that size"),
+            "again": Step("sequential read, again"),
+            "random": Step(f"{RANDOM_READS} random reads of 4 KiB, cold", {"squashfuse": 1 / 0.6}),
         }
         self.sizes: dict[str, int] = {}
         self.others: list[tuple[str, str, str]] = []
@@ -71,116 +84,105 @@ class Bench:
         self.hole = folder / "hole"  # what nothing is opened for: the rest of a cold read is the mount and the kernel
         with open(self.hole, "wb") as file:
             file.truncate(images[-1].stat().st_size)
+        self.programs = Programs(folder)
         # Installed programs have their byte code; the checkout gets it by the first run.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of this fuse-store
         os.environ.update(
             XDG_CONFIG_HOME=str(folder / "config"), BORG_BASE_DIR=str(folder / "borg-base"), BORG_PASSPHRASE="bench",
-            RESTIC_PASSWORD="bench", RESTIC_CACHE_DIR=str(folder / "restic-cache"),
+            BORG_EXIT_CODES="modern", RESTIC_PASSWORD="bench", RESTIC_CACHE_DIR=str(folder / "restic-cache"), HOME=str(folder),
         )  # fmt: skip
-        borg = ["borg", "create", "--sparse", "--chunker-params", "fixed,65536", "-C", "zstd,1"]
-        restic = ["restic", "-q", "-r", str(folder / "restic")]
-        self.tools: dict[str, tuple[list[str], Callable[[int, Path], list[str]]]] = {
-            OURS: (["fuse-store", "--store", str(folder / "store"), "init"],
-                   lambda number, image: ["fuse-store", "--store", str(folder / "store"), "put", str(image), "--machine", "m"]),
-            "borg": (["borg", "init", "-e", "repokey-blake2", str(folder / "borg")],
-                     lambda number, image: [*borg, f"{folder}/borg::v{number}", str(image)]),
-            "restic": ([*restic, "init"], lambda number, image: [*restic, "backup", "--host", f"v{number}", str(image)]),
-        }  # fmt: skip
-        for name in list(self.tools):
-            if not shutil.which(self.tools[name][0][0]):
-                print(f"{name} is not installed; it is left out", flush=True)
-                del self.tools[name]
+        self.repositories = [each for each in repositories(folder) if self._is_there(each.name, each.put(0, folder)[0])]
+        self.versions = {each.package: self.programs.version(each.package) for each in self.repositories}
+
+    def _is_there(self, name: str, program: str) -> bool:
+        if self.programs.has(program):
+            return True
+        print(f"{name} is not installed; it is left out", flush=True)
+        return False
 
     def run(self) -> None:
-        for init, _put in self.tools.values():
-            _call(init)
+        for each in self.repositories:
+            self._call(each.init)
         for number, image in enumerate(self.images):
             _warm(image)
-            for name, (_init, put) in self.tools.items():
-                self.steps["next" if number else "first"].add(name, _timed(put(number, image)))
-            print(f"version {number}: " + self._last("next" if number else "first"), flush=True)
-        self._again_first()
-        for name, place in ((OURS, "store"), ("borg", "borg"), ("restic", "restic")):
-            if name in self.tools:
-                self.sizes[name] = _size(self.folder / place)
+            step = self.kept["next" if number else "first"]
+            for each in self.repositories:
+                step.add(each.name, self._timed(each.put(number, image)))
+            print(f"version {number}: {step.last()}", flush=True)
+        self._first_again()
+        self.sizes = {each.name: _size(self.folder / each.place) for each in self.repositories}
         self._get()
-        _call(["fuse-store", "--store", str(self.folder / "store"), "put", str(self.hole), "--machine", "hole"])
+        self._call(["fuse-store", "--store", str(self.folder / "store"), "put", str(self.hole), "--machine", "hole"])
         self._mounts()
         self._listing()
         self._memory()
 
-    def _again_first(self) -> None:
-        """The first version is put into new stores, so that there is more than one figure of it."""
-        for _round in range(1, self.rounds):
-            for name, place in ((OURS, "store"), ("borg", "borg"), ("restic", "restic")):
-                if name in self.tools:
-                    (self.folder / place).rename(self.folder / f"{place}.kept")
-                    init, put = self.tools[name]
-                    _call(init)
-                    self.steps["first"].add(name, _timed(put(0, self.images[0])))
-                    shutil.rmtree(self.folder / place)
-                    (self.folder / f"{place}.kept").rename(self.folder / place)
-            (self.folder / "config" / "fuse-store" / "stores").unlink()  # it knows another store there
-            print("first version again: " + self._last("first"), flush=True)
+    def _first_again(self) -> None:
+        """The first version is put into new repositories, so that there is more than one figure of it."""
+        for number in range(1, self.rounds):
+            folder = self.folder / f"again{number}"
+            folder.mkdir()
+            for each in repositories(folder):
+                if each.package in self.versions:
+                    self._call(each.init)
+                    self.kept["first"].add(each.name, self._timed(each.put(0, self.images[0])))
+            shutil.rmtree(folder)
+            print(f"first version again: {self.kept['first'].last()}", flush=True)
 
     def _get(self) -> None:
         last = len(self.images) - 1
         out = self.folder / "out"
-        commands = {
-            OURS: [["fuse-store", "--store", str(self.folder / "store"), "get", "m/system/latest", str(out / "image")]],
-            "borg": [["borg", "extract", "--sparse", f"{self.folder}/borg::v{last}"]],
-            "restic": [["restic", "-q", "-r", str(self.folder / "restic"), "restore", "latest", "--target", str(out)]],
-        }
+        verify = ["fuse-store", "--store", str(self.folder / "store"), "verify", "m/system/latest"]
         for _round in range(self.rounds):
-            for name in self.tools:
+            for each in self.repositories:
                 out.mkdir()
-                self.steps["get"].add(name, sum(_timed(command, cwd=out) for command in commands[name]))
+                self.kept["get"].add(each.name, self._timed(each.get(last, out), out))
                 shutil.rmtree(out)
-            print("get: " + self._last("get"), flush=True)
+            self.kept["verify"].add(OURS, self._timed(verify))
+            print(f"get: {self.kept['get'].last()}; verify: {self.kept['verify'].last()}", flush=True)
 
     def _mounts(self) -> None:
-        squash = self.folder / "squash.img"
-        if shutil.which("mksquashfs") and shutil.which("squashfuse"):
-            links = self.folder / "tree"
-            links.mkdir()
-            _call(["cp", "--sparse=always", str(self.images[-1]), str(links / "image")])
-            _call(["cp", "--sparse=always", str(self.hole), str(links / "hole")])
-            options = ["-comp", "zstd", "-Xcompression-level", "1", "-b", "128K", "-quiet", "-no-progress"]
-            _call(["mksquashfs", str(links), str(squash), *options])
-        else:
-            print("squashfs-tools or squashfuse is not installed; it is left out", flush=True)
-        where = self.folder / "mnt"
-        last = len(self.images) - 1
-        mounts = {
-            OURS: ["fuse-store", "--store", str(self.folder / "store"), "mount", "-f", str(where)],
-            "borg": ["borg", "mount", "-f", f"{self.folder}/borg::v{last}", str(where)],
-            "squashfs": ["squashfuse", "-f", str(squash), str(where)],
-        }
-        names = [name for name in mounts if name in self.tools or (name == "squashfs" and squash.exists())]
+        tree = self.folder / "tree"
+        tree.mkdir()
+        self._call(["cp", "--sparse=always", str(self.images[-1]), str(tree / "image")])
+        self._call(["cp", "--sparse=always", str(self.hole), str(tree / "hole")])
+        found = [each for each in mounts(self.folder, tree) if self._is_there(each.name, each.mount[0])]
+        for each in found:
+            self.versions[each.package] = self.programs.version(each.package)
+            if each.make:
+                self._call(each.make)
+        mountpoint = self.folder / "mnt"
+        mountpoint.mkdir()
         for _round in range(self.rounds):
-            for name in names:
-                with _mounted(mounts[name], where):
-                    image = _image_in(where, self.images[-1])
-                    self.steps["cold"].add(name, _timed(["dd", f"if={image}", "of=/dev/null", "bs=1M", "status=none"]))
-                    self.steps["again"].add(name, _timed(["dd", f"if={image}", "of=/dev/null", "bs=1M", "status=none"]))
-                if name != "borg":  # in a mount of its own: what the first one has in the page cache makes room for it
-                    with _mounted(mounts[name], where):
-                        hole = where / ("hole" if name == "squashfs" else "machines/hole/system/latest/image")
-                        self.steps["hole"].add(name, _timed(["dd", f"if={hole}", "of=/dev/null", "bs=1M", "status=none"]))
-                with _mounted(mounts[name], where):
-                    self.steps["random"].add(name, self._random_reads(_image_in(where, self.images[-1])))
-            print("mount: " + "; ".join(self._last(step) for step in ("cold", "hole", "again", "random")), flush=True)
+            for each in found:
+                where = self.programs.seen(mountpoint, each.mount[0])
+                hole = "machines/hole/system/latest/image" if each.name == OURS else "hole"
+                with self._mounted(each.mount, where) as process:
+                    for step in ("cold", "again"):
+                        self.shown[step].add(each.name, self._read(where / each.image, process.pid))
+                # In a mount of its own: what the first one has in the page cache makes room for it.
+                with self._mounted(each.mount, where) as process:
+                    self.shown["hole"].add(each.name, self._read(where / hole, process.pid))
+                with self._mounted(each.mount, where) as process:
+                    self.shown["random"].add(each.name, self._random_reads(where / each.image, process.pid))
+            print("mount: " + "; ".join(step.last() for step in self.shown.values()), flush=True)
 
-    def _random_reads(self, image: Path) -> float:
+    def _read(self, path: Path, daemon: int) -> tuple[float, float]:
+        """The seconds of a sequential read, and of the processor for it in the daemon and the reader."""
+        before = _processor(daemon)
+        wall, processor = self._timed(["dd", f"if={path}", "of=/dev/null", "bs=1M", "status=none"], outside=True)
+        return wall, processor + _processor(daemon) - before
+
+    def _random_reads(self, image: Path, daemon: int) -> tuple[float, float]:
         chance = random.Random(1)
         offsets = [chance.choice(self.data) + 4096 * chance.randrange(16) for _ in range(RANDOM_READS)]
-        started = time.monotonic()
+        before, own, started = _processor(daemon), time.process_time(), time.monotonic()
         with open(image, "rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             for offset in offsets:
                 os.pread(file.fileno(), 4096, offset)
-        return time.monotonic() - started
+        return time.monotonic() - started, time.process_time() - own + _processor(daemon) - before
 
     def _listing(self) -> None:
         """A store with so many versions is made of manifests alone."""
@@ -198,7 +200,7 @@ class Bench:
                 write_manifest(PosixBackend(place), head, [], store.aead, False)
             store.summaries()
         command = ["fuse-store", "--store", str(place), "list", "--json"]
-        seconds = statistics.median(_timed(command) for _ in range(5))
+        seconds = statistics.median(self._timed(command)[0] for _ in range(5))
         self.others.append((f"open and list a store of {LISTED:,} versions", f"{seconds:.2f} s", "under 0.5 s"))
 
     def _memory(self) -> None:
@@ -223,9 +225,6 @@ class Bench:
         path.unlink()
         self.others.append(("peak memory, sparse image of 64 GiB", ", ".join(peaks), "under 400 MiB"))
 
-    def _last(self, step: str) -> str:
-        return ", ".join(f"{name} {taken[-1]:.2f} s" for name, taken in self.steps[step].taken.items())
-
     @staticmethod
     def _filled(path: Path) -> list[int]:
         """Offsets, multiples of 64 KiB, at which a file holds data."""
@@ -242,88 +241,112 @@ class Bench:
                 at = (at & ~0xFFFF) + (1 << 16)
         return found
 
+    def _call(self, command: list[str]) -> None:
+        done = subprocess.run(
+            self.programs.command(command), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()}")
+
+    def _timed(self, command: list[str], where: Path = Path("/"), outside: bool = False) -> tuple[float, float]:
+        """Seconds of the clock and of a processor that a command takes."""
+        os.sync()  # nothing waits for what another one has left to be written
+        full = command if outside else self.programs.command(command, where)
+        started = time.monotonic()
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+            _pid, status, usage = os.wait4(process.pid, 0)
+            seconds = time.monotonic() - started
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                errors.seek(0)
+                raise SystemExit(f"{' '.join(command)} failed: {errors.read().decode(errors='replace').strip()}")
+        return seconds, usage.ru_utime + usage.ru_stime
+
+    @contextlib.contextmanager
+    def _mounted(self, command: list[str], where: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """Something mounted at ``where``, for the time of the block. Nothing of it is in the page cache yet."""
+        with mounted(self.programs.command(command), where) as process:
+            yield process
+
     def report(self, command: str, origin: str) -> str:
-        peers = [name for name in ("borg", "restic", "squashfs") if any(name in step.taken for step in self.steps.values())]
-        lines = ["| | " + " | ".join((OURS, *peers)) + " | as fast as borg | asked for |", "|---" * (len(peers) + 4) + "|"]
-        for step in self.steps.values():
-            cells = [f"{step.median(name):.2f} s" if name in step.taken else "" for name in (OURS, *peers)]
-            ratio = f"{step.median('borg') / step.median(OURS):.1f} ×" if "borg" in step.taken else ""
-            if "squashfs" in step.taken and step.peers:
-                ratio += f" ({step.median('squashfs') / step.median(OURS):.1f} × squashfs)"
-            asked = ", ".join(f"{factor:g} × {name}" for name, factor in step.peers.items())
-            if step is self.steps["again"]:
-                rate = self.images[-1].stat().st_size / step.median(OURS) / 1e9
-                ratio, asked = f"{rate:.1f} GB/s", "3 GB/s"
-            lines.append(f"| {step.step} | {' | '.join(cells)} | {ratio} | {asked} |")
-        sizes = [f"{self.sizes[name] / 1e6:.0f} MB" if name in self.sizes else "" for name in (OURS, *peers)]
-        share = f"{self.sizes[OURS] / self.sizes['borg']:.2f} of its size" if "borg" in self.sizes else ""
-        lines.append(f"| all {len(self.images)} versions in the store | {' | '.join(sizes)} | {share} | 0.72 |")
-        for what, value, asked in self.others:
-            lines.append(f"| {what} | {value} |{' |' * len(peers)} | {asked} |")
         size = self.images[-1].stat()
-        programs = (("borg", "--version"), ("restic", "version"), ("squashfuse", "--version"), ("fuse-store", "--version"))
-        versions = [_version(list(program)) for program in programs]
         cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         machine = f"{os.cpu_count()} processors of {cpu[1] if cpu else platform.machine()}, Linux {platform.release()}"
-        return "\n".join(
-            (
-                f"`{command}`, {len(self.images)} versions of {size.st_size >> 20} MiB, {origin}, {size.st_blocks >> 11} MiB of them "
-                f"allocated; medians, of {self.rounds} runs where it is not a run for each version. {machine}; "
-                f"{', '.join(filter(None, versions))}.",
-                "",
-                *lines,
-                "",
-            )
-        )
+        names = [each.name for each in self.repositories]
+        sizes = [f"{self.sizes[name] / 1e6:.0f} MB" for name in names]
+        share = f"{self.sizes[OURS] / self.sizes['borg 2']:.2f} of borg 2's" if "borg 2" in self.sizes else ""
+        lines = [
+            f"`{command}`, {len(self.images)} versions of {size.st_size >> 20} MiB, {origin}, {size.st_blocks >> 11} MiB of them "
+            f"allocated; seconds, and of a processor in brackets; medians, of {self.rounds} runs where it is not a run for each version. "
+            f"{machine}; {', '.join(self.versions.values())}.",
+            "",
+            *_table(self.kept, names),
+            f"| all {len(self.images)} versions in the store | {' | '.join(sizes)} | {share} (asked: at most 0.70) |",
+            "",
+            "Mounts of the newest version:",
+            "",
+            *_table(
+                self.shown,
+                [
+                    OURS,
+                    *(name for name in ("squashfuse", "squashfuse_ll", "erofsfuse") if name in self.shown["cold"].wall),
+                ],
+            ),
+            "",
+            "| | | asked for |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {what} | {value} | {asked} |" for what, value, asked in self.others]
+        return "\n".join((*lines, ""))
 
 
-def _version(command: list[str]) -> str:
-    if not shutil.which(command[0]):
-        return ""
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    number = re.search(r"\d+(\.\d+)+", found.stdout + found.stderr)
-    return f"{command[0]} {number[0] if number else '?'}"
+def _table(steps: dict[str, Step], names: list[str]) -> list[str]:
+    rows = ["| | " + " | ".join(names) + " | times as fast (asked for) |", "|---" * (len(names) + 2) + "|"]
+    for step in steps.values():
+        ratios = [
+            f"{step.ratio(name):.1f} × {name} ({factor:.1f})"
+            for name, factor in step.asked.items()
+            if name in step.wall
+        ]
+        rows.append(f"| {step.title} | {' | '.join(step.cell(name) for name in names)} | {', '.join(ratios)} |")
+    return rows
 
 
-def _call(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed: {done.stderr.strip()}")
+def _processor(pid: int) -> float:
+    """Seconds of a processor that a process and those that it started have taken."""
+    total, ticks = 0.0, os.sysconf("SC_CLK_TCK")
+    for each in _family(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            total += sum(int(fields[at]) for at in (11, 12, 13, 14)) / ticks
+    return total
 
 
-def _timed(command: list[str], cwd: Path | None = None) -> float:
-    os.sync()  # nobody waits for what another one has left to be written
-    started = time.monotonic()
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False, cwd=cwd)
-    seconds = time.monotonic() - started
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed: {done.stderr.strip()}")
-    return seconds
+def _family(pid: int) -> list[int]:
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in task.read_text().split():
+                found += _family(int(child))
+    return found
 
 
 @contextlib.contextmanager
-def _mounted(command: list[str], where: Path) -> Iterator[None]:
-    """Something mounted at ``where``, for the time of the block. Nothing of it is in the page cache yet."""
+def mounted(command: list[str], where: Path) -> Iterator[subprocess.Popen[bytes]]:
     where.mkdir(exist_ok=True)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     for _attempt in range(600):
         if os.path.ismount(where):
             break
         if process.poll() is not None:
-            raise SystemExit(f"{' '.join(command)} failed: {process.stderr.read() if process.stderr else ''}")
+            raise SystemExit(f"{' '.join(command)} failed: {process.stderr.read().decode() if process.stderr else ''}")
         time.sleep(0.05)
     try:
-        yield
+        yield process
     finally:
         subprocess.run(["fusermount3", "-u", str(where)], check=False)
         process.wait(60)
-
-
-def _image_in(where: Path, image: Path) -> Path:
-    for candidate in (where / "machines/m/system/latest/image", where / "image", where / str(image)[1:]):
-        if candidate.exists():
-            return candidate
-    raise SystemExit(f"the image is not to be found below {where}")
 
 
 def _warm(path: Path) -> None:
@@ -345,13 +368,20 @@ def _size(folder: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "images", nargs="*", type=Path, help="versions of one image, oldest first; by default those of make bench-corpus, else generated"
+        "images",
+        nargs="*",
+        type=Path,
+        help="versions of one image, oldest first; by default those of make bench-corpus, else generated",
     )
     parser.add_argument("--versions", type=int, default=8, help="how many are generated (default 8)")
     parser.add_argument("--size", type=int, default=2048, metavar="MIB", help="of what size (default 2048)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often a step is done that is not done for each version (default 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often a step is done that is not done for each version (default 3)"
+    )
     parser.add_argument("--folder", type=Path, help="where everything is put, and removed (default: in $TMPDIR)")
     parser.add_argument("--report", action="store_true", help=f"write the table into {REPORT.name}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
@@ -359,6 +389,7 @@ def main() -> int:
     for image in arguments.images:
         if not image.is_file():
             parser.error(f"image {image}: it does not exist, or is not a file")
+    own_mounts([sys.executable, "-m", "tests.store.bench.store", *sys.argv[1:]])
     with tempfile.TemporaryDirectory(prefix="fuse-store-bench-", dir=arguments.folder) as name:
         folder = Path(name)
         images, origin = arguments.images, "given"
@@ -374,7 +405,11 @@ def main() -> int:
         report = bench.report("make bench-store", origin)
     print("\n" + report)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"sizes": bench.sizes, "steps": {k: vars(v) for k, v in bench.steps.items()}}, indent=1))
+        arguments.json.write_text(
+            json.dumps(
+                {"sizes": bench.sizes, "steps": {k: vars(v) for k, v in (bench.kept | bench.shown).items()}}, indent=1
+            )
+        )
     if arguments.report:
         text = REPORT.read_text()
         head, _begin, rest = text.partition(BEGIN)

@@ -25,7 +25,7 @@ from fuse_store.formats.readable import File
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.store import Label, Store
 from tests.fuzz import swsusp_encoder as encoder
-from tests.store.bench.store import _mounted
+from tests.store.bench.store import mounted
 
 PAGE = 4096
 ENTRIES = PAGE // 8 - 1
@@ -100,7 +100,7 @@ def main() -> int:
             rates: dict[str, list[float]] = {"image": [], "memory.elf": []}
             for _round in range(ROUNDS):
                 for file, found in rates.items():
-                    with _mounted([*command, str(folder / "mnt")], folder / "mnt"):
+                    with mounted([*command, str(folder / "mnt")], folder / "mnt"):
                         path = folder / "mnt/machines/m/system/latest" / file
                         found.append(rate(path, path.stat().st_size))
             image, elf = (statistics.median(found) / 1e6 for found in rates.values())
