@@ -182,24 +182,12 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import resume
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import COMPRESSIONS
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_state
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import DEFAULT_DEVICE
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.resume import PART
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_part
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "device": {"type": "str", "default": DEFAULT_DEVICE},
-            "uuid": {"type": "str"},
-            "compression": {"type": "str", "choices": list(COMPRESSIONS)},
-            "force": {"type": "bool", "default": False},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        supports_check_mode=True,
-    )
-    carry_out_state(module, resume.present, resume.absent, absent_options=("device", "force"))
+    carry_out_part(AnsibleModule(argument_spec=PART.options, supports_check_mode=True), PART)
 
 
 if __name__ == "__main__":

@@ -125,24 +125,12 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_state
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import fstab
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import DEFAULT_DEVICE, DEFAULT_PRIORITY
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_part
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.fstab import PART
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "device": {"type": "str", "default": DEFAULT_DEVICE},
-            "uuid": {"type": "str"},
-            "options": {"type": "list", "elements": "str", "default": list(fstab.DEFAULT_OPTIONS)},
-            "priority": {"type": "int", "default": DEFAULT_PRIORITY},
-            "path": {"type": "path", "default": fstab.DEFAULT_PATH},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        supports_check_mode=True,
-    )
-    carry_out_state(module, fstab.present, fstab.absent, absent_options=("device", "uuid", "path"))
+    carry_out_part(AnsibleModule(argument_spec=PART.options, supports_check_mode=True), PART)
 
 
 if __name__ == "__main__":

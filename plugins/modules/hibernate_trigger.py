@@ -167,28 +167,12 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import answer
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import triggers
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_part
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers import PART
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "condition": {"type": "str", "choices": list(triggers.CONDITIONS)},
-            "name": {"type": "str"},
-            "schedule": {"type": "str"},
-            "idle": {"type": "str"},
-            "battery_percent": {"type": "int", "default": 10},
-            "ups": {"type": "str"},
-            "press": {"type": "str", "choices": ["short", "long"], "default": "short"},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        required_if=[("state", "present", ("condition",))],
-        supports_check_mode=True,
-    )
-    options = dict(module.params)
-    present = options.pop("state") == "present"
-    answer(module, lambda host: triggers.apply_all(host, options, present, module.check_mode))
+    carry_out_part(AnsibleModule(argument_spec=PART.options, required_if=PART.required_if, supports_check_mode=True), PART)
 
 
 if __name__ == "__main__":

@@ -226,28 +226,12 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out
-from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reservation
-
-STATES = {"present": reservation.present, "absent": reservation.absent}
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_part
+from ansible_collections.nvm.fastboot.plugins.module_utils._reservation.reservation import PART
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "default": "NVM_SWAP"},
-            "size": {"type": "str", "default": "auto"},
-            "dram_multiple": {"type": "int", "choices": [1, 2], "default": 1},
-            "method": {"type": "str", "choices": ["auto", "ndctl", "memmap"], "default": "auto"},
-            "mode": {"type": "str", "choices": ["raw", "sector"], "default": "raw"},
-            "volatile_ok": {"type": "bool", "default": False},
-            "force": {"type": "bool", "default": False},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        supports_check_mode=True,
-    )
-    change = STATES[module.params["state"]]
-    carry_out(module, lambda transaction: change(transaction, reservation.Options.of(module.params)))
+    carry_out_part(AnsibleModule(argument_spec=PART.options, supports_check_mode=True), PART)
 
 
 if __name__ == "__main__":

@@ -170,29 +170,12 @@ remedy:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_state
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import area
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import (
-    DEFAULT_DEVICE,
-    DEFAULT_LABEL,
-    DEFAULT_PRIORITY,
-)
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_part
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.area import PART
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "device": {"type": "str", "default": DEFAULT_DEVICE},
-            "uuid": {"type": "str"},
-            "label": {"type": "str", "default": DEFAULT_LABEL},
-            "priority": {"type": "int", "default": DEFAULT_PRIORITY},
-            "active": {"type": "bool", "default": True},
-            "force": {"type": "bool", "default": False},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        supports_check_mode=True,
-    )
-    carry_out_state(module, area.present, area.absent, absent_options=("device", "uuid", "force"))
+    carry_out_part(AnsibleModule(argument_spec=PART.options, supports_check_mode=True), PART)
 
 
 if __name__ == "__main__":

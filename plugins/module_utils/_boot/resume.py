@@ -16,10 +16,12 @@ import os
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted, bootloaders, files, kernel_config
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import initramfs as initramfs_tools
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import ARGUMENTS as COMPRESSION_ARGUMENTS
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import COMPRESSIONS
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import select as select_compression
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.drivers import ASSUMED, drivers_for
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import memory_holding, read_only_holding
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part, by_state
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers, identity
 
 PURPOSE = "resume"
@@ -243,3 +245,15 @@ def _owned(bootloader):
         return (bootloader.owned(PURPOSE) if bootloader else None) or []
     except Refused:
         return []  # changed by hand; removed anyway
+
+
+PART = Part(
+    {
+        "device": {"type": "str", "default": identity.DEFAULT_DEVICE},
+        "uuid": {"type": "str"},
+        "compression": {"type": "str", "choices": list(COMPRESSIONS)},
+        "force": {"type": "bool", "default": False},
+        "state": STATE,
+    },
+    by_state(present, absent, absent_options=("device", "force")),
+)

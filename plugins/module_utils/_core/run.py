@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How a module ends: with a result, or with an error that has a code, a message and a remedy.
 
-Every main() calls exactly one of carry_out(), carry_out_state() and answer(). None of them returns.
+Every main() calls exactly one of carry_out(), carry_out_part() and answer(). None of them returns.
 """
 
 from __future__ import annotations
@@ -10,36 +10,34 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Hos
 
 
 def carry_out(module, change):
-    """End C(module) with the dict that C(change(transaction)) returns; its C(warnings) become the module's.
-
-    If C(change) raises Refused or OSError, every file is restored and the module fails (C(not_writable) for OSError).
-    """
+    """End C(module) with what carried_out() returns, or fail it if that raises Refused. C(warnings) become the module's."""
     try:
-        with Transaction(Host.of(module), module.check_mode) as transaction:
-            result = change(transaction)
+        result = carried_out(Host.of(module), module.check_mode, change)
     except Refused as refused:
         refuse(module, refused)
+    _exit(module, result)
+
+
+def carry_out_part(module, part):
+    """carry_out() for a module that is one Part."""
+    carry_out(module, lambda transaction: part.change(transaction, module.params))
+
+
+def carried_out(host, check_mode, change):
+    """The dict that C(change(transaction)) returns, with C(changed) and C(diff).
+
+    If C(change) raises Refused or OSError, every file is restored. OSError becomes Refused C(not_writable).
+    """
+    try:
+        with Transaction(host, check_mode) as transaction:
+            result = change(transaction)
     except OSError as error:
-        refuse(module, Refused(
+        raise Refused(
             "not_writable",
             "%s: %s. All changes were undone." % (error.filename or "A file", error.strerror),
             "Run as root, with /boot and /etc mounted writable and not full.",
-        ))
-    _exit(module, dict(result, changed=transaction.changed, diff=transaction.diff))
-
-
-def carry_out_state(module, present, absent, absent_options):
-    """carry_out() for a module whose option C(state) is "present" or "absent".
-
-    Calls C(present(transaction, **options)) with all other options, or C(absent(transaction, **options)) with those
-    named in C(absent_options).
-    """
-    options = {name: value for name, value in module.params.items() if name != "state"}
-    if module.params["state"] == "present":
-        carry_out(module, lambda transaction: present(transaction, **options))
-    else:
-        chosen = {name: options[name] for name in absent_options}
-        carry_out(module, lambda transaction: absent(transaction, **chosen))
+        ) from error
+    return dict(result, changed=transaction.changed, diff=transaction.diff)
 
 
 def answer(module, call):

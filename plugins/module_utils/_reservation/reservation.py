@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import checks_device, nvm
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import method_memmap, method_ndctl, udev_rule
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation.context import (
@@ -17,7 +18,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._reservation.context 
 
 METHODS = {"ndctl": method_ndctl, "memmap": method_memmap}
 
-__all__ = ["Options", "absent", "present"]
+__all__ = ["PART", "Options", "absent", "present"]
 
 
 def present(tx, options, detect=None):
@@ -96,3 +97,22 @@ def _made_with(context):
         return "memmap" if method_memmap.own_range(context) else "ndctl"
     except Refused as refused:
         return "memmap" if refused.code == REMAIN else "ndctl"
+
+
+def _change(tx, params):
+    return {"present": present, "absent": absent}[params["state"]](tx, Options.of(params))
+
+
+PART = Part(
+    {
+        "name": {"type": "str", "default": "NVM_SWAP"},
+        "size": {"type": "str", "default": "auto"},
+        "dram_multiple": {"type": "int", "choices": [1, 2], "default": 1},
+        "method": {"type": "str", "choices": ["auto", "ndctl", "memmap"], "default": "auto"},
+        "mode": {"type": "str", "choices": ["raw", "sector"], "default": "raw"},
+        "volatile_ok": {"type": "bool", "default": False},
+        "force": {"type": "bool", "default": False},
+        "state": STATE,
+    },
+    _change,
+)

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part, by_state
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import active_swap, block_device, claimed
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import (
@@ -29,6 +30,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import 
     read_header,
 )
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import (
+    DEFAULT_DEVICE,
     DEFAULT_LABEL,
     DEFAULT_PRIORITY,
     LABEL_BYTES,
@@ -405,3 +407,17 @@ def _changed(block):
         "The contents of %s changed during the run." % block,
         "Run again when no other program writes to the device.",
     )
+
+
+PART = Part(
+    {
+        "device": {"type": "str", "default": DEFAULT_DEVICE},
+        "uuid": {"type": "str"},
+        "label": {"type": "str", "default": DEFAULT_LABEL},
+        "priority": {"type": "int", "default": DEFAULT_PRIORITY},
+        "active": {"type": "bool", "default": True},
+        "force": {"type": "bool", "default": False},
+        "state": STATE,
+    },
+    by_state(present, absent, absent_options=("device", "uuid", "force")),
+)

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, shown
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import unescape
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part, by_state
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import block_device
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import read_header
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import (
+    DEFAULT_DEVICE,
     DEFAULT_PRIORITY,
     check_priority,
     chosen_uuid,
@@ -314,3 +316,16 @@ def _reload(host, path):
     """Make systemd generate the swap unit from the new line; it reads fstab again only on request."""
     if path == DEFAULT_PATH and host.exists("/run/systemd/system"):
         host.run([host.tool("systemctl"), "daemon-reload"])
+
+
+PART = Part(
+    {
+        "device": {"type": "str", "default": DEFAULT_DEVICE},
+        "uuid": {"type": "str"},
+        "options": {"type": "list", "elements": "str", "default": list(DEFAULT_OPTIONS)},
+        "priority": {"type": "int", "default": DEFAULT_PRIORITY},
+        "path": {"type": "path", "default": DEFAULT_PATH},
+        "state": STATE,
+    },
+    by_state(present, absent, absent_options=("device", "uuid", "path")),
+)

@@ -31,21 +31,40 @@ from ansible.module_utils.basic import AnsibleModule
 name, directory = %(name)r, os.environ["ROLE_TEST"]
 module = AnsibleModule(dict.fromkeys(%(options)r, {"type": "raw"}), supports_check_mode=True)
 given = {option: value for option, value in module.params.items() if value is not None}
-with open(os.path.join(directory, "log"), "a+") as log:
-    log.seek(0)
-    calls = [json.loads(line) for line in log]
-    log.write(json.dumps([name, given, module.check_mode]) + "\\n")
 with open(os.path.join(directory, "answers")) as answers:
-    answer = json.load(answers)[name]
-boots = sum(call[0] == "reboot" for call in calls)
-answer = dict(answer[min(boots, len(answer) - 1)] if isinstance(answer, list) else answer)
-if name != "nvm_info":
-    done = any(call[0] == name and call[1] == given and not call[2] for call in calls)
-    answer["diff"] = [] if done else answer.get("diff", [])
-for fails in ("fails", "fails_really") if not module.check_mode else ("fails",):
-    if fails in answer:
-        module.fail_json(msg=answer[fails], code="test")
-module.exit_json(changed=bool(answer.get("diff")), **answer)
+    configured = json.load(answers)
+def call(name, given, check_mode):
+    with open(os.path.join(directory, "log"), "a+") as log:
+        log.seek(0)
+        calls = [json.loads(line) for line in log]
+        log.write(json.dumps([name, given, check_mode]) + "\\n")
+    boots, answer = sum(each[0] == "reboot" for each in calls), configured[name]
+    answer = dict(answer[min(boots, len(answer) - 1)] if isinstance(answer, list) else answer)
+    if name != "nvm_info":
+        done = any(each[0] == name and each[1] == given and not each[2] for each in calls)
+        answer["diff"] = [] if done else answer.get("diff", [])
+    for fails in ("fails", "fails_really") if not check_mode else ("fails",):
+        if fails in answer:
+            module.fail_json(msg=answer[fails], code="test")
+    return answer
+if name != "nvm_plan":
+    answer = call(name, given, module.check_mode)
+    module.exit_json(changed=bool(answer.get("diff")), **answer)
+parts, looks = {}, []
+for entry in given["parts"]:
+    ((name, options),) = entry.items()
+    found = [call(name, each, True) for each in (options if isinstance(options, list) else [options])]
+    parts[name] = found if isinstance(options, list) else found[0]
+    looks += [(name, look) for look in found]
+module.exit_json(
+    changed=module.check_mode and any(look["diff"] for _name, look in looks),
+    parts=parts,
+    would_change=[name for name, look in looks if look["diff"]],
+    diff=[each for _name, look in looks for each in look["diff"]],
+    reboot_required=any(look.get("reboot_required") for _name, look in looks),
+    reboot_in_vain=[look["reboot_in_vain"] for _name, look in looks if look.get("reboot_in_vain")],
+    blockers=call("nvm_info", {}, True)["blockers"] if "device" in given else [],
+)
 """
 # Reboots are recorded, too: the processes that run tasks have what the program has loaded.
 PROGRAM = """\
@@ -87,12 +106,12 @@ class Run:
 
     @property
     def done(self) -> list[str]:
-        """The modules that really ran, in order, without the look for blockers before."""
-        done = [module for module, _options, check_mode in self.calls if not check_mode]
-        return done[done[:1] == ["nvm_info"] :]
+        """The modules that really ran, in order."""
+        return [module for module, _options, check_mode in self.calls if not check_mode]
 
     @property
     def looked(self) -> list[str]:
+        """What was looked at, in order: by the plan, as if the modules had run in check mode; C(nvm_info) for the blockers."""
         return [module for module, _options, check_mode in self.calls if check_mode]
 
     @property
@@ -112,7 +131,7 @@ class Roles:
         collection = directory / "ansible_collections" / "nvm" / "fastboot"
         (collection / "plugins" / "modules").mkdir(parents=True)
         (collection / "roles").symlink_to(REPOSITORY / "roles")
-        for name in CONFIGURED:
+        for name in (*CONFIGURED, "nvm_plan"):
             (collection / "plugins" / "modules" / (name + ".py")).write_text(MODULE % {"options": _options(name), "name": name})
         (directory / "play.yml").write_text(json.dumps([PLAY]))
 
@@ -201,8 +220,9 @@ def test_triggers(role: Roles) -> None:
         {"condition": "power_key", "name": "power_key"},
         {"name": "away", "state": "absent"},
     ]
-    assert triggers(present) == triggers(present, check_mode=True) == wanted, "every option is passed on"
+    assert triggers(present) == wanted and triggers(present, check_mode=True) == TRIGGERS, "every option is passed on"
     assert triggers(absent) == [{"name": name, "state": "absent"} for name in ("night", "power_key", "away")], "and no other"
+    assert triggers(absent, check_mode=True) == [{**trigger, "state": "absent"} for trigger in TRIGGERS]
     assert absent.done[3:] == ["boot_resume", "nvm_info", "fstab_swap", "nvm_swap", "nvm_reservation"]
     assert triggers(without) == [] and without.done
     for run in wrong:  # without a name and a condition the module removes every trigger of the machine
@@ -215,8 +235,22 @@ def test_triggers(role: Roles) -> None:
 def test_a_run_without_changes_only_looks_and_once(role: Roles) -> None:
     present, absent = role(Run(nvm_reboot=True), Run(nvm_reboot=True, nvm_state="absent"))
     assert present.done == absent.done == [] and not present.failed and not absent.failed
-    assert present.looked == LOOKS and absent.looked == ["boot_resume", "fstab_swap", "nvm_swap", "nvm_reservation"]
+    assert present.looked == [*LOOKS, "nvm_info"] and absent.looked == ["boot_resume", "fstab_swap", "nvm_swap", "nvm_reservation"]
     assert present.recap["changed"] == absent.recap["changed"] == 0
+
+
+def test_a_run_without_changes_fails_where_the_machine_is_not_ready(role: Roles) -> None:
+    blocked, content, waiting, rebooting = role(
+        Run().answer("nvm_info", **info("logind_refuses")),
+        Run(nvm_ignore_blockers=["logind_refuses"]).answer("nvm_info", **info("logind_refuses")),
+        Run("nvm_swap").answer("nvm_info", **info("logind_refuses")),
+        Run().answer("nvm_info", **info("logind_refuses")).answer("boot_resume", reboot_required=True),
+    )
+    assert "not ready to hibernate. There is logind_refuses. Do away with logind_refuses. Nothing was changed." in blocked.message
+    assert blocked.done.count("nvm_info") > 3, "an inhibitor may end"
+    assert content.done == [] and not content.failed
+    assert waiting.failed and waiting.done[0] == "nvm_reservation", "what is changed next may help"
+    assert not rebooting.failed and "Reboot the machine" in rebooting.output
 
 
 def test_what_refuses_refuses_before_anything_is_changed(role: Roles) -> None:
@@ -263,7 +297,7 @@ def test_without_ndctl(role: Roles) -> None:
     )
     assert not present.failed and "The package ndctl would be installed" in present.output
     assert present.done == [] and present.looked == [*LOOKS, "nvm_info"]
-    assert present.recap["changed"] == 5 and present.diff == 8
+    assert present.recap["changed"] == 2 and present.diff == 8
     assert "Install the package ndctl" in absent.message and "Nothing was changed." in absent.message and absent.done == []
 
 

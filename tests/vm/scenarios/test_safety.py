@@ -55,7 +55,7 @@ def everything_refuses(lab: Lab, machine: Machine, device: str, code: str) -> No
         assert device in result["msg"] and result["remedy"], result
     played = play.play(lab, [machine], "nvm.fastboot.configure", {"nvm_reboot": True})
     assert played.code != 0 and played.changed == 0, played.output
-    assert played.result("nvm_reservation").get("code") == code, played.output
+    assert played.result("nvm_plan").get("code") == code, played.output
 
 
 def test_a_filesystem_is_not_touched(lab: Lab, machine: Machine, nvm: str) -> None:
@@ -103,8 +103,8 @@ def test_check_mode_changes_nothing(lab: Lab, machine: Machine, nvm: str) -> Non
     machine.ssh("sync")
     files, bytes_before = machine.ssh(_FILES), evidence.digest(machine)
     played = play.play(lab, [machine], "nvm.fastboot.configure", None, "--check", "--diff").ok()
-    for module in ("nvm_reservation", "nvm_swap", "fstab_swap", "boot_resume"):
-        assert played.result(module)["changed"], f"{module} does not say that it would change something:\n{played.output}"
+    plan = played.result("nvm_plan")
+    assert plan["changed"] and plan["would_change"] == ["nvm_reservation", "nvm_swap", "fstab_swap", "boot_resume"], played.output
     after = machine.ssh(_FILES)
     assert after == files, "\n".join(sorted(set(files.splitlines()) ^ set(after.splitlines())))
     assert evidence.digest(machine) == bytes_before, "bytes on the NVM changed"

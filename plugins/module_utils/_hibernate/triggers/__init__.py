@@ -8,7 +8,12 @@ machine, and C(state) the comparison with the machine and the changes. One run i
 from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.conditions import CONDITIONS, Trigger
-from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.state import Outcome, apply, apply_all
+from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.state import (
+    PART,
+    Outcome,
+    apply,
+    apply_all,
+)
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.units import installed
 
-__all__ = ["CONDITIONS", "Outcome", "Trigger", "apply", "apply_all", "installed"]
+__all__ = ["CONDITIONS", "PART", "Outcome", "Trigger", "apply", "apply_all", "installed"]

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import sleep_policy
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers import conditions, units
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate.triggers.conditions import Trigger
@@ -187,3 +188,27 @@ def _remove_if_empty(host, directory):
         os.rmdir(host.path(directory))
     except OSError:
         pass  # not empty
+
+
+def _part(transaction, params):
+    """apply_all() as a part: each trigger undoes its own changes, and C(transaction) is told of them."""
+    options = {name: value for name, value in params.items() if name != "state"}
+    result = apply_all(transaction.host, options, params["state"] == "present", transaction.check_mode)
+    transaction.diff.extend(result.pop("diff"))
+    return result
+
+
+PART = Part(
+    {
+        "condition": {"type": "str", "choices": list(conditions.CONDITIONS)},
+        "name": {"type": "str"},
+        "schedule": {"type": "str"},
+        "idle": {"type": "str"},
+        "battery_percent": {"type": "int", "default": 10},
+        "ups": {"type": "str"},
+        "press": {"type": "str", "choices": ["short", "long"], "default": "short"},
+        "state": STATE,
+    },
+    _part,
+    required_if=(("state", "present", ("condition",)),),
+)
