@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -60,6 +61,21 @@ def upper(mount):
     """Where an overlay has what is written to it, as a path of the mount namespace that mounted it, or None."""
     match = re.search(r"(?:^|,)upperdir=([^,]+)", mount.options)
     return unescape(match.group(1)) if match else None
+
+
+def local(host, beside, path):
+    """The path on this machine of C(path), which starts at the root of the filesystem that has C(beside), or None if it is not mounted.
+
+    Where the mounts are not known, the filesystem is the root or is mounted at /boot, whichever has the path.
+    """
+    path = os.path.normpath("/" + path.lstrip("/"))
+    mount = holder(mounts(host), beside)
+    if mount is None:
+        return next((each for each in (path, "/boot" + path) if host.exists(each)), path)
+    root = mount.root.rstrip("/")
+    if not path.startswith(root + "/"):
+        return None
+    return mount.place.rstrip("/") + path[len(root):]
 
 
 def memory_holding(host, path):

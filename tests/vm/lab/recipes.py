@@ -72,6 +72,10 @@ RECIPES: dict[str, Recipe] = {
         suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("systemd-boot",)
     ),
     "debian12-refind": Recipe(suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("refind",)),
+    # Syslinux is not what starts it, until prepare/extlinux.sh installs it.
+    "debian12-extlinux": Recipe(
+        suite="bookworm", firmware="bios", initramfs="initramfs-tools", extra=("extlinux", "syslinux-common", "u-boot-menu")
+    ),
     # The newest kernel that Debian has for its next release.
     "debian14": Recipe(suite="forky", firmware="efi", initramfs="dracut"),
     "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),

@@ -43,6 +43,8 @@ CELLS = (
     Cell("debian13-systemd-boot", "debian13-systemd-boot", "systemd-boot", "systemd-boot"),
     Cell("debian12-systemd-boot", "debian12-systemd-boot", "systemd-boot", "systemd-boot"),
     Cell("debian12-refind", "debian12-refind", "refind", "refind"),
+    Cell("debian12-extlinux", "debian12-extlinux", "extlinux", "extlinux"),
+    Cell("debian12-u-boot-menu", "debian12-extlinux", "extlinux", "u-boot-menu"),
     Cell("debian11", "debian11"),
     Cell("virtio-pmem", "debian14", nvm="virtio-pmem"),
     Cell("two-nvdimms", "debian12", nvm="two-nvdimms"),

@@ -14,10 +14,11 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.det
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.script import statements
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import mounts
 
+GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 TYPE = "/proc/sys/kernel/bootloader_type"
 KNOWN = ("/sys/firmware/efi", TYPE, "/proc/device-tree")  # one exists on every machine; without, nothing is known of the loader
-GRUB, KEXEC = 0x7, 0xD
-TYPES = {0x0: "LILO", 0x1: "Loadlin", 0x3: "Syslinux", 0x4: "iPXE", 0x5: "ELILO", 0x8: "U-Boot", 0x9: "Xen", 0xB: "QEMU (-kernel)"}
+LILO_TYPE, GRUB, KEXEC = 0x0, 0x7, 0xD
+TYPES = {LILO_TYPE: "LILO", 0x1: "Loadlin", 0x3: "Syslinux", 0x4: "iPXE", 0x5: "ELILO", 0x8: "U-Boot", 0x9: "Xen", 0xB: "QEMU (-kernel)"}
 STUB = "the kernel's own EFI stub"
 UKI = "a unified kernel image"
 # (pattern for the path of an EFI program, name)
@@ -31,15 +32,26 @@ PROGRAMS = (
     (re.compile(r"/(vmlinu|linux|bzimage)[^/]*$"), STUB),
 )
 FALLBACK = re.compile(r"/efi/boot/", re.I)  # a copy of any loader, mostly of the one that is installed
-FILES = (  # of loaders that start kernels by their EFI stub
+FILES = (  # of loaders that do not say what they are
     ("rEFInd", ("/boot/refind_linux.conf", "/boot/efi/EFI/refind/refind.conf", "/efi/EFI/refind/refind.conf",
                 "/boot/EFI/refind/refind.conf")),
+    ("Limine", ("/boot/limine.conf", "/boot/limine/limine.conf", "/boot/efi/limine.conf", "/boot/efi/limine/limine.conf",
+                "/efi/limine.conf", "/boot/limine.cfg", "/boot/limine/limine.cfg")),
 )  # fmt: skip
+# Firmware and loaders of machines without EFI and without a number of their loader, by what they leave there
+TREE = (
+    ("Petitboot", ("/sys/firmware/opal", "/proc/device-tree/ibm,opal")),
+    ("U-Boot", ("/proc/device-tree/chosen/u-boot,version", "/boot/extlinux/extlinux.conf", "/extlinux/extlinux.conf")),
+)
+LILO = "/etc/lilo.conf"
+IPL = "/sys/firmware/ipl"  # of s390x, where zipl writes what is started
 
 
 def other_loader(host):
     """C((name, sign)) of what started the running kernel, as phrases, or None if that was GRUB or is not known."""
     words = host.read("/proc/cmdline", "").split()
+    if host.exists(IPL):
+        return "zipl", "%s is there, as on s390x" % IPL
     if not words or not any(host.exists(path) for path in KNOWN):
         return None
     firmware, loader = Firmware(host), _type(host)
@@ -51,7 +63,7 @@ def other_loader(host):
     sign = "the firmware started %s, its boot option '%s'" % (current.path, current.title) if program else ""
     if program in (STUB, UKI):
         return program, sign
-    direct = _direct(words, program)
+    direct = _direct(words, program) or _numbered(host, loader)
     if not direct or loader in (GRUB, KEXEC):
         return None
     if host.attribute("/sys/hypervisor/type") == "xen":
@@ -120,14 +132,24 @@ def _direct(words, program):
     return "the kernel command line has %s" % copied[0] if copied and program != "GRUB" else None
 
 
+def _numbered(host, loader):
+    """As _direct, by the number of the loader. Nothing else has the one of LILO, but it may not be set."""
+    if loader in TYPES and (loader != LILO_TYPE or host.exists(LILO)):
+        return "%s is %s" % (TYPE, host.attribute(TYPE))
+    return None
+
+
 def _name(host, firmware, loader):
     info = firmware.text("LoaderInfo")
     if info and not info.startswith("GRUB"):
         return info
-    for name, paths in FILES:
+    if loader in TYPES:
+        return TYPES[loader]
+    bare = loader is None and not host.exists("/sys/firmware/efi")
+    for name, paths in (*(TREE if bare else ()), *FILES):
         if any(host.exists(path) for path in paths):
             return name
-    return TYPES.get(loader) or "another loader than GRUB"
+    return "another loader than GRUB"
 
 
 def _searched(words):

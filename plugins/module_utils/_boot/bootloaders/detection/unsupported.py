@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import (
+    GRUB_CONFIGURATIONS,
     other_configuration,
     other_loader,
 )
@@ -18,7 +19,6 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.gru
     scripts_mention,
 )
 
-GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 BLS_SETTING = "GRUB_ENABLE_BLSCFG"  # without an effect where no script in /etc/grub.d asks for it, as in Debian 12 and 13
 
 
@@ -38,7 +38,18 @@ def _other_grub(host):
 
 
 FIRMWARE = "To use GRUB, have the firmware start it (efibootmgr --bootorder, with the number of its entry first), and reboot."
+OTHER_MACHINE = "The collection cannot configure this machine; resume= is set by hand there, in %s."
+NAMED = {
+    "zipl": "Linux does not hibernate on s390x since 5.3. Remove the machine from the hosts of the collection.",
+    "Petitboot": OTHER_MACHINE % "the configuration that Petitboot reads",
+    "LILO": "Install GRUB (apt-get install grub-pc, grub-install DISK), take lilo off the machine, and reboot.",
+    "Limine": "Have the firmware start GRUB, systemd-boot or rEFInd (efibootmgr lists what is installed), and reboot.",
+    "Syslinux": "Have its menu in /boot/extlinux/extlinux.conf or /boot/syslinux/syslinux.cfg. With EFI or by network, where the menu is "
+                "elsewhere, have the firmware start GRUB (efibootmgr).",
+    "U-Boot": "Have U-Boot start the kernel by /boot/extlinux/extlinux.conf (apt-get install u-boot-menu writes it), and reboot.",
+}  # fmt: skip
 UNSUPPORTED = (
+    *((lambda host, name=name: _only(name, other_loader(host)), remedy) for name, remedy in NAMED.items()),
     (other_loader, FIRMWARE + " A virtual machine must not be given a kernel by its hypervisor (-kernel)."),
     (lambda host: _named("the GRUB of another system", _other_grub(host)),
      "Configure that system to start this one through this system's GRUB, or have the firmware start this one (efibootmgr)."),
@@ -49,3 +60,7 @@ UNSUPPORTED = (
 
 def _named(name, sign):
     return (name, sign) if sign else None
+
+
+def _only(name, found):
+    return found if found and found[0] == name else None
