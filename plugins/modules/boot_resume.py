@@ -15,15 +15,16 @@ description:
     built images. For NVM, the initramfs tools omit the drivers by default.
   - Writes files of its own in C(/etc/default/grub.d), C(/etc/initramfs-tools) or C(/etc/dracut.conf.d). Other files are
     not changed, except the entries of systemd-boot and C(/etc/kernel/cmdline), or C(/boot/refind_linux.conf), or
-    C(extlinux.conf), where the machine boots by these; O(state=absent) brings them back byte for byte.
+    C(extlinux.conf), or C(cmdline.txt) and C(/etc/default/raspi-extra-cmdline), where the
+    machine boots by these; O(state=absent) brings them back byte for byte.
   - While these settings exist, C(resume=) and C(resume_offset=) from other settings do not reach the kernel, from the
     bootloader's settings or from those of initramfs-tools. Other settings in a built image that keep it from resuming are
     refused with the name of the file (V(initramfs_overridden)).
   - Builds the images and the bootloader's configuration beside the old ones, verifies them, and renames them. If a later
     step fails, all changes are undone.
   - Supports GRUB with C(/etc/default/grub.d) (Debian, BIOS and EFI), systemd-boot with entries in C(loader/entries), rEFInd with
-    C(/boot/refind_linux.conf), Syslinux and U-Boot with C(extlinux.conf); initramfs-tools and
-    dracut. The bootloader is the one that started the running kernel.
+    C(/boot/refind_linux.conf), Syslinux and U-Boot with C(extlinux.conf), the firmware
+    of the Raspberry Pi with C(cmdline.txt); initramfs-tools and dracut. The bootloader is the one that started the running kernel.
 options:
   device:
     description:

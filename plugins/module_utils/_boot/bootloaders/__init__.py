@@ -11,6 +11,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.bas
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.unsupported import UNSUPPORTED
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.extlinux import Extlinux
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import Grub
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.raspberry import Raspberry
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.refind import Refind
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot import SystemdBoot
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
@@ -19,7 +20,7 @@ __all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect", "detect_for_removal
 
 # Those that are looked for before the unsupported ones are not mistaken for others; the files of GRUB are there on many machines that
 # something else starts.
-CERTAIN = (SystemdBoot, Refind, Extlinux)
+CERTAIN = (SystemdBoot, Refind, Extlinux, Raspberry)
 BY_FILES = (Grub,)
 SUPPORTED = (*CERTAIN, *BY_FILES)
 

@@ -38,10 +38,15 @@ FILES = (  # of loaders that do not say what they are
     ("Limine", ("/boot/limine.conf", "/boot/limine/limine.conf", "/boot/efi/limine.conf", "/boot/efi/limine/limine.conf",
                 "/efi/limine.conf", "/boot/limine.cfg", "/boot/limine/limine.cfg")),
 )  # fmt: skip
-# Firmware and loaders of machines without EFI and without a number of their loader, by what they leave there
+RASPBERRY = "the Raspberry Pi's firmware"
+# Firmware and loaders of machines without EFI and without a number of their loader: (name, file, text in it)
 TREE = (
-    ("Petitboot", ("/sys/firmware/opal", "/proc/device-tree/ibm,opal")),
-    ("U-Boot", ("/proc/device-tree/chosen/u-boot,version", "/boot/extlinux/extlinux.conf", "/extlinux/extlinux.conf")),
+    ("Petitboot", "/sys/firmware/opal", ""),
+    ("Petitboot", "/proc/device-tree/ibm,opal", ""),
+    ("U-Boot", "/proc/device-tree/chosen/u-boot,version", ""),
+    (RASPBERRY, "/proc/device-tree/model", "Raspberry Pi"),
+    ("U-Boot", "/boot/extlinux/extlinux.conf", ""),
+    ("U-Boot", "/extlinux/extlinux.conf", ""),
 )
 LILO = "/etc/lilo.conf"
 IPL = "/sys/firmware/ipl"  # of s390x, where zipl writes what is started
@@ -146,7 +151,10 @@ def _name(host, firmware, loader):
     if loader in TYPES:
         return TYPES[loader]
     bare = loader is None and not host.exists("/sys/firmware/efi")
-    for name, paths in (*(TREE if bare else ()), *FILES):
+    for name, path, text in TREE if bare else ():
+        if host.exists(path) and text in host.read(path, ""):
+            return name
+    for name, paths in FILES:
         if any(host.exists(path) for path in paths):
             return name
     return "another loader than GRUB"

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Raspberry Pi's firmware: cmdline.txt is changed in place and brought back, whether people or raspi-firmware wrote it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.raspberry import EXTRA, HOOK
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+
+if TYPE_CHECKING:
+    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.raspberry import Raspberry
+    from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
+
+RESUME = "resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
+DROP = ("resume", "resume_offset")
+VERSION = "6.12.48+deb13-arm64"
+CMDLINE, CONFIG = "/boot/firmware/cmdline.txt", "/boot/firmware/config.txt"
+FIRMWARE = {"/proc/cmdline": "coherent_pool=1M console=ttyS1,115200 root=/dev/mmcblk0p2 rw\n",
+            "/proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0", "/var/lib/dpkg/status": ""}  # fmt: skip
+# as raspi-firmware 1.20240424 writes them on Debian 13
+DEBIAN = {
+    **FIRMWARE,
+    CONFIG: """\
+# Do not modify this file!
+#
+# It is automatically generated upon install or update of either the
+# firmware or the Linux kernel.
+
+# Switch the CPU from ARMv7 into ARMv8 (aarch64) mode
+arm_64bit=1
+
+enable_uart=1
+upstream_kernel=1
+
+kernel=vmlinuz-%s
+# For details on the initramfs directive, see
+# https://www.raspberrypi.org/forums/viewtopic.php?f=63&t=10532
+initramfs initrd.img-%s
+""" % (VERSION, VERSION),
+    CMDLINE: "console=tty0 console=ttyS1,115200 root=/dev/mmcblk0p2 rw fsck.repair=yes net.ifnames=0  rootwait \n",
+    **{"%s/%s-%s" % (place, name, VERSION): name for place in ("/boot", "/boot/firmware") for name in ("vmlinuz", "initrd.img")},
+    HOOK: "#!/bin/sh\n",
+}
+# Raspberry Pi OS 12
+RPI = "6.6.31+rpt-rpi-v8"
+RASPBIAN = {
+    **FIRMWARE,
+    CONFIG: """\
+# For more options and information see
+# http://rptl.io/configtxt
+dtparam=audio=on
+auto_initramfs=1
+arm_64bit=1
+[cm4]
+otg_mode=1
+[none]
+kernel=broken.img
+[all]
+""",
+    CMDLINE: "console=serial0,115200 console=tty1 root=PARTUUID=4e639091-02 rootfstype=ext4 fsck.repair=yes rootwait quiet",
+    "/boot/firmware/kernel8.img": "kernel", "/boot/firmware/initramfs8": "image",
+    "/boot/vmlinuz-" + RPI: "kernel", "/boot/initrd.img-" + RPI: "image", "/boot/vmlinuz-6.6.31+rpt-rpi-2712": "other",
+}  # fmt: skip
+
+
+@pytest.fixture(params=[DEBIAN, RASPBIAN], ids=["debian", "raspbian"])
+def tree(request: pytest.FixtureRequest, host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setattr(Host, "flush_filesystem", lambda self, path: None)
+    plant(request.param)
+    return host
+
+
+@pytest.fixture
+def debian(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setattr(Host, "flush_filesystem", lambda self, path: None)
+    plant(DEBIAN)
+    return host
+
+
+def loader(host: Host) -> Raspberry:
+    found: Raspberry = bootloaders.detect(host)
+    assert found.name == "raspberry"
+    return found
+
+
+def change(host: Host, add: bool = True) -> bool:
+    with Transaction(host) as tx:
+        found = loader(host)
+        return bool(found.ensure(tx, "resume", [RESUME], DROP) if add else found.forget(tx, "resume"))
+
+
+def everything(host: Host) -> dict[str, bytes]:
+    found = {}
+    for directory, _directories, names in os.walk(host.path("/")):
+        for name in names:
+            with open(os.path.join(directory, name), "rb") as file:
+                found[os.path.join(directory, name)] = file.read()
+    return found
+
+
+def test_changed_and_brought_back(tree: Host) -> None:
+    before = everything(tree)
+    assert change(tree) and not change(tree)
+    [entry] = loader(tree).entries()
+    assert entry.kernel in ("/boot/vmlinuz-" + VERSION, "/boot/vmlinuz-" + RPI)
+    assert entry.arguments[-1] == RESUME and len(entry.initrds) == 1
+    assert loader(tree).check([entry], [RESUME], DROP) == []
+    assert tree.read(CMDLINE, "").count("\n") == before[tree.path(CMDLINE)].count(b"\n")
+    [(title, [choice])] = loader(tree).next_boot().choices
+    assert choice == entry and title.endswith("with cmdline.txt")
+    assert change(tree, add=False) and not change(tree, add=False)
+    assert everything(tree) == before
+
+
+def test_what_raspi_firmware_writes_again(debian: Host, plant: Plant) -> None:
+    """Its hook runs with each initramfs, and puts what is in a file of its own at the end."""
+    plant({EXTRA: "quiet\n"})
+    change(debian)
+    assert debian.read(EXTRA) == "quiet %s\n" % RESUME
+    plant({CMDLINE: DEBIAN[CMDLINE].rstrip() + " quiet %s\n" % RESUME})
+    assert not change(debian)
+    assert change(debian, add=False)
+    assert debian.read(EXTRA) == "quiet\n" and RESUME not in debian.read(CMDLINE, "")
+
+
+def test_the_end_of_the_command_line_is_no_file_before(debian: Host) -> None:
+    change(debian)
+    assert debian.read(EXTRA) == RESUME
+    change(debian, add=False)
+    assert not debian.exists(EXTRA)
+
+
+def test_the_hook_writes_what_was_brought_back(debian: Host, plant: Plant) -> None:
+    """The initramfs is built without our settings after the command line was brought back."""
+    plant({CMDLINE: DEBIAN[CMDLINE].rstrip() + " by-hand\n"})
+    change(debian)
+    with Transaction(debian) as tx:
+        found = loader(debian)
+        found.forget(tx, "resume")
+        plant({CMDLINE: DEBIAN[CMDLINE]})
+        found.after_hooks(tx)
+    assert debian.read(CMDLINE, "").endswith(" by-hand\n")
+
+
+def test_a_copy_that_is_out_of_date(debian: Host, plant: Plant, transcript: Transcript) -> None:
+    change(debian)
+    plant({"/boot/initrd.img-" + VERSION: "new"})
+    assert loader(debian).check(loader(debian).entries(), [RESUME], DROP) == [
+        "/boot/firmware/initrd.img-%s is not the same as /boot/initrd.img-%s" % (VERSION, VERSION)]
+    transcript.record(HOOK, effect=lambda: plant({"/boot/firmware/initrd.img-" + VERSION: "new", CMDLINE: DEBIAN[CMDLINE]}))
+    assert change(debian) and not change(debian)
+    assert loader(debian).check(loader(debian).entries(), [RESUME], DROP) == []
+
+
+def test_a_copy_that_nothing_here_makes(host: Host, plant: Plant) -> None:
+    plant({**RASPBIAN, "/boot/initrd.img-" + RPI: "new"})
+    with pytest.raises(Refused) as refused, Transaction(host) as tx:
+        loader(host).ensure(tx, "resume", [RESUME], DROP)
+    assert refused.value.code == "bootloader_incomplete"
+    assert refused.value.remedy == "Copy /boot/initrd.img-%s to /boot/firmware/initramfs8." % RPI
+
+
+@pytest.mark.parametrize(
+    ("config", "kernels", "lines"),
+    [
+        ("[pi4]\nkernel=a.img\n", ["kernel8.img", "a.img"], ["cmdline.txt"]),
+        ("kernel=a.img\n[pi4]\nkernel=b.img\n[all]\nkernel=kernel8.img\n", ["kernel8.img"], ["cmdline.txt"]),
+        ("[pi4]\ncmdline=other.txt\n[none]\ncmdline=x\n", ["kernel8.img"], ["cmdline.txt", "other.txt"]),
+        ("include more.txt\n", ["b.img"], ["other.txt"]),
+        ("include config.txt\nKERNEL\n[all\n=\n", ["kernel8.img"], ["cmdline.txt"]),
+    ],
+)
+def test_what_config_txt_may_start(host: Host, plant: Plant, config: str, kernels: list[str], lines: list[str]) -> None:
+    plant({**RASPBIAN, CONFIG: config, **{"/boot/firmware/%s" % name: name for name in ("a.img", "b.img", "more.txt", "other.txt")},
+           "/boot/firmware/more.txt": "kernel=b.img\r\ncmdline=other.txt\r\n"})  # fmt: skip
+    found = loader(host)
+    titles = [title for title, _entries in found.next_boot().choices]
+    assert titles == ["%s with %s" % (kernel, line) for line in lines for kernel in kernels]
+    assert [os.path.basename(place.path) for place in found.places()] == lines
+
+
+def test_another_system(debian: Host, plant: Plant) -> None:
+    plant({CMDLINE: "root=/dev/mmcblk1p2 rw\n", "/dev/mmcblk0p2": "", "/dev/mmcblk1p2": ""})
+    assert loader(debian).entries() == []
+    assert [entries for _title, entries in loader(debian).next_boot().choices] == [[]]
+
+
+def test_a_conflicting_setting(debian: Host, plant: Plant) -> None:
+    change(debian)
+    assert loader(debian).find_setting(("noresume",)) is None
+    plant({EXTRA: "noresume " + RESUME})
+    assert loader(debian).find_setting(("noresume",)) == (EXTRA, "noresume")
+
+
+def test_no_initramfs(host: Host, plant: Plant) -> None:
+    plant({**RASPBIAN, CONFIG: RASPBIAN[CONFIG].replace("auto_initramfs=1\n", "")})
+    change(host)
+    [problem] = loader(host).check(loader(host).entries(), [RESUME], DROP)
+    assert problem.endswith("starts the kernel without an initramfs")
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"/proc/device-tree/chosen/u-boot,version": "2025.01", "/boot/extlinux/extlinux.conf": ""}, "extlinux"),
+        ({"/sys/firmware/efi/fw_platform_size": "64\n", "/proc/cmdline": "BOOT_IMAGE=/boot/vmlinuz-1 root=/dev/mmcblk0p2\n",
+          "/usr/sbin/grub-mkconfig": "default/grub.d", "/boot/grub/grub.cfg": ""}, "grub"),
+    ],
+)  # fmt: skip
+def test_other_loaders_on_the_board(host: Host, plant: Plant, files: dict[str, Any], name: str) -> None:
+    plant({**DEBIAN, **files})
+    if "/usr/sbin/grub-mkconfig" in files:
+        os.chmod(host.path("/usr/sbin/grub-mkconfig"), 0o755)
+    assert bootloaders.detect(host).name == name
+
+
+def test_not_mounted(host: Host, plant: Plant) -> None:
+    plant(FIRMWARE)
+    with pytest.raises(Refused) as refused:
+        bootloaders.detect(host)
+    assert refused.value.code == "boot_not_mounted" and "/boot/firmware" in refused.value.remedy
