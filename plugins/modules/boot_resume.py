@@ -15,16 +15,17 @@ description:
     built images. For NVM, the initramfs tools omit the drivers by default.
   - Writes files of its own in C(/etc/default/grub.d), C(/etc/initramfs-tools) or C(/etc/dracut.conf.d). Other files are
     not changed, except the entries of systemd-boot and C(/etc/kernel/cmdline), or C(/boot/refind_linux.conf), or
-    C(extlinux.conf), or C(cmdline.txt) and C(/etc/default/raspi-extra-cmdline), where the
-    machine boots by these; O(state=absent) brings them back byte for byte.
+    C(extlinux.conf), or C(cmdline.txt) and C(/etc/default/raspi-extra-cmdline), or the boot options of the EFI firmware
+    that start a kernel, where the machine boots by these; O(state=absent) brings them back byte for byte.
   - While these settings exist, C(resume=) and C(resume_offset=) from other settings do not reach the kernel, from the
     bootloader's settings or from those of initramfs-tools. Other settings in a built image that keep it from resuming are
     refused with the name of the file (V(initramfs_overridden)).
   - Builds the images and the bootloader's configuration beside the old ones, verifies them, and renames them. If a later
     step fails, all changes are undone.
   - Supports GRUB with C(/etc/default/grub.d) (Debian, BIOS and EFI), systemd-boot with entries in C(loader/entries), rEFInd with
-    C(/boot/refind_linux.conf), Syslinux and U-Boot with C(extlinux.conf), the firmware
-    of the Raspberry Pi with C(cmdline.txt); initramfs-tools and dracut. The bootloader is the one that started the running kernel.
+    C(/boot/refind_linux.conf), Syslinux and U-Boot with C(extlinux.conf), the firmware of the Raspberry Pi with
+    C(cmdline.txt), and the kernel's EFI stub, started by a boot option of the firmware; initramfs-tools and dracut. The
+    bootloader is the one that started the running kernel.
 options:
   device:
     description:
@@ -71,7 +72,7 @@ notes:
     file, not removed.
   - On failure, RV(code) is one of V(device_missing), V(device_unreadable), V(not_block_device), V(not_swap),
     V(uuid_invalid), V(uuid_missing), V(uuid_mismatch), V(machine_id_missing), V(image_pending),
-    V(bootloader_unknown), V(bootloader_unsupported), V(bootloader_incomplete), V(settings_modified),
+    V(bootloader_unknown), V(bootloader_unsupported), V(bootloader_incomplete), V(firmware_refused), V(settings_modified),
     V(conflicting_argument), V(compressor_unsupported), V(initramfs_unknown), V(initramfs_ambiguous),
     V(initramfs_unreadable), V(initramfs_incomplete), V(initramfs_overridden), V(boot_not_mounted), V(boot_elsewhere),
     V(root_is_overlay), V(filesystem_read_only), V(kernel_missing), V(kernel_modules_missing), V(driver_missing), V(boot_full),

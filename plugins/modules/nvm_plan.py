@@ -36,7 +36,8 @@ attributes:
     details: In check mode, shows the differences of all parts, each with its file or device.
 notes:
   - Requires root on the machine.
-  - If a part would change something, the blockers V(initramfs_drivers) and V(initramfs_overridden) are not looked for.
+  - If a part would change something, the blockers V(initramfs_drivers), V(initramfs_outdated) and V(initramfs_overridden) are
+    not looked for.
 seealso:
   - module: nvm.fastboot.nvm_reservation
   - module: nvm.fastboot.nvm_swap

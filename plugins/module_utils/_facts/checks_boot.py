@@ -30,7 +30,7 @@ def bootloader(survey):
 
 def next_boot_elsewhere(survey):
     """The firmware or the bootloader starts another system next."""
-    return _firmware(survey) or _menu(survey)
+    return ([] if survey.bootloader.firmware else _firmware(survey)) or _menu(survey)
 
 
 def _firmware(survey):

@@ -196,6 +196,18 @@ def initramfs_drivers(survey):
     ]
 
 
+def initramfs_outdated(survey):
+    """Bootloaders that load a copy of the initramfs, or have one inside: what was checked is the image in /boot."""
+    problems = survey.bootloader.outdated() if survey.block is not None and _are_read(survey) else []
+    if not problems:
+        return []
+    return [Refused(
+        "initramfs_outdated",
+        "The next boot would not use the initramfs in /boot: %s." % "; ".join(problems),
+        "Run boot_resume for %s, which makes the copy again." % survey.device,
+    )]
+
+
 def initramfs_overridden(survey):
     """Settings of others in the initramfs, such as resume_offset= in /etc/initramfs-tools/conf.d/resume: init sources it, and the kernel
     then looks for the image at another place of the device (initramfs-tools, scripts/local-premount/resume)."""

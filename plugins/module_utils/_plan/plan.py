@@ -24,7 +24,7 @@ PARTS = {
     "boot_resume": resume.PART,
     "hibernate_trigger": triggers.PART,
 }
-BUILT_NEXT = ("initramfs_drivers", "initramfs_overridden")  # blockers of images that a change would build again
+BUILT_NEXT = ("initramfs_drivers", "initramfs_outdated", "initramfs_overridden")  # blockers of images that a change would build again
 
 
 def plan(host, wanted, device=None):

@@ -71,6 +71,13 @@ RECIPES: dict[str, Recipe] = {
     "debian12-systemd-boot": Recipe(
         suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("systemd-boot",)
     ),
+    "debian13-uki": Recipe(
+        suite="trixie",
+        firmware="efi",
+        initramfs="initramfs-tools",
+        extra=("systemd-boot", "systemd-boot-efi", "systemd-ukify", "efibootmgr"),
+    ),
+    "debian13-efi-stub": Recipe(suite="trixie", firmware="efi", initramfs="initramfs-tools", extra=("efibootmgr",)),
     "debian12-refind": Recipe(suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("refind",)),
     # Syslinux is not what starts it, until prepare/extlinux.sh installs it.
     "debian12-extlinux": Recipe(

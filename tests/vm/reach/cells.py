@@ -45,6 +45,7 @@ CELLS = (
     Cell("debian12-refind", "debian12-refind", "refind", "refind"),
     Cell("debian12-extlinux", "debian12-extlinux", "extlinux", "extlinux"),
     Cell("debian12-u-boot-menu", "debian12-extlinux", "extlinux", "u-boot-menu"),
+    Cell("debian13-efi-stub", "debian13-efi-stub", "efi-stub", "efi-stub"),
     Cell("debian11", "debian11"),
     Cell("virtio-pmem", "debian14", nvm="virtio-pmem"),
     Cell("two-nvdimms", "debian12", nvm="two-nvdimms"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, Bootloader
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.unsupported import UNSUPPORTED
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi_stub import EfiStub
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.extlinux import Extlinux
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import Grub
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.raspberry import Raspberry
@@ -20,7 +21,7 @@ __all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect", "detect_for_removal
 
 # Those that are looked for before the unsupported ones are not mistaken for others; the files of GRUB are there on many machines that
 # something else starts.
-CERTAIN = (SystemdBoot, Refind, Extlinux, Raspberry)
+CERTAIN = (EfiStub, SystemdBoot, Refind, Extlinux, Raspberry)
 BY_FILES = (Grub,)
 SUPPORTED = (*CERTAIN, *BY_FILES)
 

@@ -49,6 +49,7 @@ class Bootloader:
     name = ""
     title = ""
     update = ""  # the command that writes the configuration again, if there is one
+    firmware = False  # whether next_boot says what the firmware starts, and not only what a menu does
 
     @classmethod
     def find(cls, host):
@@ -130,7 +131,11 @@ class Bootloader:
                 problems.append("the entry '%s' lacks %s" % (entry.title, " ".join(lacking)))
             if surplus:
                 problems.append("the entry '%s' has %s" % (entry.title, " ".join(surplus)))
-        return problems
+        return problems + self.outdated()
+
+    def outdated(self):
+        """A phrase for each entry that loads a copy of an initramfs, or has one inside, that is not the same as the image in /boot."""
+        return []
 
     def ensure(self, tx, purpose, arguments, drop=()):
         """Have every entry pass C(arguments) and none of C(drop). Generates the configuration only if necessary.

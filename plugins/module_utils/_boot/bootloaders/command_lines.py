@@ -56,13 +56,30 @@ def rewritten(text, lines, purposes):
     return text
 
 
+class Files:
+    """Where command lines are: in files of one Host. A subclass may keep some of them elsewhere, under a path that names the place."""
+
+    def __init__(self, host):
+        self.host = host
+
+    def read(self, path):
+        """The text, or None if it is not there."""
+        return self.host.read(path)
+
+    def write(self, tx, path, text):
+        """As Transaction.write."""
+        return tx.write(path, text)
+
+
 class Record:
     """What was changed in which file of the bootloader C(name) on one Host: C({path: {bootloader, before, after, purposes}}), where
     C(purposes) is C({purpose: {arguments, drop}}) and C(before) None for a file that was not there."""
 
-    def __init__(self, host, name):
+    def __init__(self, host, name, texts=None):
+        """C(texts): the Files with the command lines, if they are not all in files."""
         self.host = host
         self.name = name
+        self.texts = texts or Files(host)
         self.files = self._load()
 
     def purposes(self, path):
@@ -78,7 +95,7 @@ class Record:
 
         C(lines_of(text)) finds them (see rewritten). A file that is not there begins as C(missing). Returns whether the file changes.
         """
-        current = self.host.read(path)
+        current = self.texts.read(path)
         before, purposes = self._base(path, current, lines_of), self.purposes(path)
         if change is None:
             purposes.pop(purpose, None)
@@ -92,7 +109,7 @@ class Record:
         entry = {"bootloader": self.name, "before": before, "after": after, "purposes": purposes} if purposes else None
         if entry and not tx.check_mode:
             self._keep(tx, path, entry)  # first, so that an interrupted run leaves no word that is not in the record
-        different = tx.write(path, after)
+        different = self.texts.write(tx, path, after)
         if not entry and not tx.check_mode:
             self._keep(tx, path, None)
         return different

@@ -29,11 +29,13 @@ class InPlace(Bootloader):
     """See Bootloader. C(configuration) is the main file."""
 
     configuration = ""
+    texts = command_lines.Files  # how the command lines are read and written
 
     def __init__(self, host):
         self.host = host
         self._system = System(host)
-        self._record = command_lines.Record(host, self.name)
+        self._texts = self.texts(host)
+        self._record = command_lines.Record(host, self.name, self._texts)
         self._without: dict = {}  # path: its command lines after forget
 
     def places(self):
@@ -68,10 +70,10 @@ class InPlace(Bootloader):
     def forget(self, tx, purpose, leftovers=()):
         changed = self.unset(tx, purpose)
         for place in self.places() if self._left_over(leftovers) else []:
-            text = self.host.read(place.path)
+            text = self._texts.read(place.path)
             if text is not None:
                 words = {"arguments": [], "drop": list(leftovers)}
-                changed = tx.write(place.path, command_lines.rewritten(text, place.lines(text), {"": words})) or changed
+                changed = self._texts.write(tx, place.path, command_lines.rewritten(text, place.lines(text), {"": words})) or changed
         if changed:
             self.regenerate(tx)
         self._without = {place.path: self._lines(place) for place in self.places()}
@@ -82,15 +84,18 @@ class InPlace(Bootloader):
             now, before = self._lines(place), self._without.get(place.path, [])
             if now == before or [len(line) for line in now] != [len(line) for line in before]:
                 continue
-            text = self.host.read(place.path, "")
+            text = self._text(place)
             parts = zip([span for line in place.lines(text) for span in line], [part for line in before for part in line])
             for (start, end), part in sorted(parts, reverse=True):
                 text = text[:start] + part + text[end:]
-            tx.write(place.path, text)
+            self._texts.write(tx, place.path, text)
+
+    def _text(self, place):
+        return self._texts.read(place.path) or ""
 
     def _lines(self, place):
         """The text of each command line in a Place."""
-        text = self.host.read(place.path, "")
+        text = self._text(place)
         return [[text[start:end] for start, end in line] for line in place.lines(text)]
 
     def regenerate(self, tx):
@@ -102,7 +107,7 @@ class InPlace(Bootloader):
     def find_setting(self, words):
         """Also in lines that were there before; what our purposes pass does not count."""
         for place in self.places():
-            text = self.host.read(place.path, "")
+            text = self._text(place)
             ours = {word for each in self._record.purposes(place.path).values() for word in each["arguments"]}
             spans = [span for line in place.lines(text) for span in line]
             for word in [word for start, end in spans for word in command_lines.words_of(text[start:end])]:

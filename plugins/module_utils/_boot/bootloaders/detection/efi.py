@@ -7,10 +7,13 @@ is None.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import uuid
 from dataclasses import dataclass
+
+from ansible_collections.nvm.fastboot.plugins.module_utils._core import mounts
 
 VARIABLES = "/sys/firmware/efi/efivars/%s-%s"
 GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -24,13 +27,15 @@ ESP = ("/boot/efi", "/efi", "/boot")  # where the EFI system partition is mounte
 
 @dataclass(frozen=True)
 class Option:
-    """A boot option: C(path) of the file with slashes, or None; C(partition) is the PARTUUID it is on, or None."""
+    """A boot option: C(path) of the file with slashes, or None; C(partition) is the PARTUUID it is on, or None; C(data) is
+    handed to the program."""
 
     number: int
     title: str
     path: str | None
     partition: str | None
     active: bool
+    data: bytes = b""
 
     def loads_as(self, other):
         return self.path is not None and (self.path.lower(), self.partition) == ((other.path or "").lower(), other.partition)
@@ -75,6 +80,23 @@ class Firmware:
         paths = ["%s%s/%s" % (place, directory, name) for place in ESP]
         return next((path for path in paths if self._host.exists(path)), None)
 
+    def options(self):
+        """Every Option, by its number."""
+        names = [os.path.basename(path).split("-")[0] for path in self._host.glob(VARIABLES % ("Boot[0-9A-F]*", GLOBAL))]
+        found = [self.option(int(name[4:], 16)) for name in names if re.match(r"Boot[0-9A-F]{4}$", name)]
+        return [option for option in found if option is not None]
+
+    def local(self, option):
+        """C((place, path)) of the file of C(option) on this machine: where its partition is mounted, and the path below; or None."""
+        places = [place for place in ESP if option.path and self._host.exists(place + option.path)]
+        link = "/dev/disk/by-partuuid/%s" % option.partition
+        found = mounts.mounts(self._host) if option.partition and self._host.exists(link) else []
+        for place in places:
+            mount = mounts.holder(found, place + option.path)
+            if mount is None or self._host.real(mount.device) == self._host.real(link):
+                return place, option.path
+        return None
+
     def _is_there(self, option):
         """Whether the firmware would find the file of C(option). An option without one (PXE, a drive) may be there or not: False."""
         links = "/dev/disk/by-partuuid"
@@ -98,15 +120,16 @@ def _option(number, content):
     if end is None:
         return None
     attributes, length = struct.unpack_from("<IH", content)
+    start = end + 2 + length
     path = partition = None
-    for kind, subtype, data in _nodes(content[end + 2 : end + 2 + length]):
+    for kind, subtype, data in _nodes(content[end + 2 : start]):
         if (kind, subtype) == (MEDIA, HARD_DRIVE) and len(data) >= 38 and data[37] == GUID_SIGNATURE:
             partition = str(uuid.UUID(bytes_le=data[20:36]))
         elif (kind, subtype) == (MEDIA, FILE):
             path = (path or "") + data.decode("utf-16-le", "replace").split("\0")[0]
     if path is not None:
         path = "/" + re.sub(r"[\\/]+", "/", path).lstrip("/")
-    return Option(number, content[6:end].decode("utf-16-le", "replace"), path, partition, bool(attributes & ACTIVE))
+    return Option(number, content[6:end].decode("utf-16-le", "replace"), path, partition, bool(attributes & ACTIVE), content[start:])
 
 
 def _nodes(content):

@@ -64,7 +64,7 @@ def other_loader(host):
     if stub:
         return UKI, "the EFI variable StubInfo is '%s'" % stub
     current = firmware.current()
-    program = _program(current)
+    program = program_of(current)
     sign = "the firmware started %s, its boot option '%s'" % (current.path, current.title) if program else ""
     if program in (STUB, UKI):
         return program, sign
@@ -82,7 +82,7 @@ def other_configuration(host, configuration):
     """A phrase if the GRUB that the firmware started reads another C(grub.cfg) than C(configuration), or None."""
     firmware = Firmware(host)
     current = firmware.current()
-    return _other_file(host, firmware, current, configuration) if _program(current) == "GRUB" else None
+    return _other_file(host, firmware, current, configuration) if program_of(current) == "GRUB" else None
 
 
 def leads_elsewhere(host, configuration, option):
@@ -91,7 +91,7 @@ def leads_elsewhere(host, configuration, option):
     current = firmware.current()
     if current is None or option.number == current.number or option.loads_as(current) or FALLBACK.match(option.path or ""):
         return False
-    if _program(option) != "GRUB":
+    if program_of(option) != "GRUB":
         return True
     if firmware.file(option, "grub.cfg"):
         return _other_file(host, firmware, option, configuration) is not None
@@ -123,7 +123,7 @@ def _type(host):
     return int(text) >> 4 if text.isdigit() else None
 
 
-def _program(option):
+def program_of(option):
     """The name for the file of a boot option, or an empty string."""
     path = (option.path or "").lower() if option else ""
     return next((name for pattern, name in PROGRAMS if pattern.search(path)), "")

@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import kernel_config
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import copies
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, NextBoot, incomplete
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.command_lines import (
     running,
@@ -30,8 +31,6 @@ CMDLINE = "/etc/kernel/cmdline"
 FALLBACK = "/usr/lib/kernel/cmdline"
 OPTIONS = re.compile(r"(?m)^[ \t]*options[ \t]+(.*?)[ \t]*$")
 TRIES = re.compile(r"\+\d+(-\d+)?\.conf$")
-IMAGES = ("/boot/initrd.img-%s", "/boot/initramfs-%s.img")
-STEP = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -145,32 +144,16 @@ class SystemdBoot(InPlace):
 
     # copies ----------------------------------------------------------------------------------------------------------
 
-    def check(self, entries, present, absent=()):
-        problems = super().check(entries, present, absent)
-        return problems + ["the entry '%s' loads %s, which is not the same as %s" % (entry.title, copy, image)
-                           for entry, copy, image in self._outdated()]
+    def outdated(self):
+        return ["the entry '%s' loads %s, which is not the same as %s" % (entry.title, copy, image)
+                for entry, copy, image in self._outdated()]
 
     def _outdated(self):
         """Entries whose copy of an initramfs is another one than the image in /boot, as C((entry, copy, image))."""
         for entry in self._own():
-            image = next((path for path in (name % entry.version for name in IMAGES) if self.host.exists(path)), None)
-            copies = [entry.root + path for path in entry.initrds if self.host.exists(entry.root + path)]
-            if entry.version and image and copies and not any(self._same(copy, image) for copy in copies):
-                yield entry, copies[-1], image
-
-    def _same(self, one, other):
-        one, other = self.host.path(one), self.host.path(other)
-        if os.path.realpath(one) == os.path.realpath(other):
-            return True
-        with open(one, "rb") as first, open(other, "rb") as second:
-            if os.fstat(first.fileno()).st_size != os.fstat(second.fileno()).st_size:
-                return False
-            while True:
-                part = first.read(STEP)
-                if part != second.read(STEP):
-                    return False
-                if not part:
-                    return True
+            found = copies.outdated(self.host, entry.version, [entry.root + path for path in entry.initrds])
+            if found:
+                yield (entry, *found)
 
     def ensure(self, tx, purpose, arguments, drop=()):
         changed = super().ensure(tx, purpose, arguments, drop)

@@ -69,7 +69,7 @@ def test_started_by_grub(installed: Host, plant: Plant, files: dict[str, Any]) -
     [
         ({"/proc/cmdline": BY_STUB, **booted("\\" + KERNEL, "Debian by stub")}, "EFI stub", "Debian by stub"),
         ({"/proc/cmdline": "BOOT_IMAGE=/vmlinuz-linux root=UUID=1 rw initrd=/initramfs-linux.img\n",
-          **booted("\\EFI\\debian\\vmlinuz.efi")}, "EFI stub", "vmlinuz.efi"),
+          **booted("\\EFI\\debian\\vmlinuz.efi"), "/boot/efi/EFI/debian/vmlinuz.efi": ""}, "EFI stub", "vmlinuz.efi"),
         ({"/proc/cmdline": "root=UUID=1 ro\n", **booted("\\EFI\\Linux\\debian-6.1.efi")}, "unified kernel image", "debian-6.1.efi"),
         ({"/proc/cmdline": "root=UUID=1 ro\n", **booted(SHIM), **text("StubInfo", "systemd-stub 257.13")}, "unified", "StubInfo"),
         ({"/proc/cmdline": "initrd=\\a root=UUID=1\n", **booted("\\EFI\\systemd\\systemd-bootx64.efi")}, "systemd-boot", "BOOT_IMAGE"),

@@ -103,6 +103,8 @@ class Boot:
     """A bootloader and an initramfs tool whose work was done."""
 
     name: str = "grub"
+    firmware: bool = False
+    copies: list[str] = field(default_factory=list)
     lists: list[BootEntry] = field(default_factory=lambda: [
         BootEntry("Debian GNU/Linux", "/boot/vmlinuz-6.1.0-56-amd64",
                   ["root=UUID=0b4c", "ro", "quiet", "resume=UUID=" + UUID]),
@@ -115,6 +117,9 @@ class Boot:
 
     def entries(self) -> list[BootEntry]:
         return self.lists
+
+    def outdated(self) -> list[str]:
+        return self.copies
 
     def next_boot(self) -> NextBoot:
         return NextBoot([(self.lists[0].title, self.lists[:1])] if self.lists else [], "GRUB's default=0", str)
@@ -546,6 +551,13 @@ def test_other_swap_first(machine: SimpleNamespace, resume: str, others: str, co
 
 
 # the initramfs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_the_initramfs_that_is_out_of_date(machine: SimpleNamespace) -> None:
+    machine.boot.copies = ["the entry 'Debian' loads /efi/initrd.img, which is not the same as /boot/initrd.img-6.1.0-56-amd64"]
+    (blocker,) = machine.blockers()
+    assert blocker["code"] == "initramfs_outdated" and "/efi/initrd.img" in blocker["message"]
+    assert "boot_resume" in blocker["remedy"]
 
 
 def test_initramfs_drivers(machine: SimpleNamespace) -> None:

@@ -94,7 +94,7 @@ def test_blockers(machine: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ansible_collections.nvm.fastboot.plugins.module_utils._facts.readiness.blockers", blockers)
     for priority in (10, 20):
         assert plan(machine, [fstab(priority=priority)], "/dev/pmem1")["blockers"] == ["one"]
-    assert asked == [("/dev/pmem1", ()), ("/dev/pmem1", ("initramfs_drivers", "initramfs_overridden"))]
+    assert asked == [("/dev/pmem1", ()), ("/dev/pmem1", ("initramfs_drivers", "initramfs_outdated", "initramfs_overridden"))]
 
 
 def test_every_part_has_both_states() -> None:
