@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import repeat
 from typing import NamedTuple, TypeVar
 
@@ -29,6 +29,7 @@ _COMPUTED = b"computed"  # before the digest of a computed block
 
 BlockPlace = tuple[bytes, int, int]  # pack id, offset, length stored
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Opened(NamedTuple):
@@ -48,7 +49,7 @@ class BlockCache:
         self._size = 0
         self._opening: dict[bytes, Future[Pages]] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, "open")
+        self._pool, self._threads = ThreadPoolExecutor(threads, "open"), threads
         self._compute_pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "compute")  # its jobs wait for blocks
 
     def has(self, digest: bytes, computed: bool = False) -> bool:
@@ -75,10 +76,21 @@ class BlockCache:
                 job = self._opening[name] = pool.submit(self._make, name, make)
             return job
 
-    def each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
-        """Do ``work``, which opens blocks, with every item, in threads. Raises what it raises."""
-        for _done in self._pool.map(work, items):
-            pass
+    def each(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Do ``work``, which opens blocks, with every item, in threads; what it returns, in order. Raises what it raises. When this ends,
+        however it does, no work goes on."""
+        jobs: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                jobs.append(self._pool.submit(work, item))
+                if len(jobs) > 2 * self._threads:
+                    yield jobs.popleft().result()
+            while jobs:
+                yield jobs.popleft().result()
+        finally:
+            for job in jobs:
+                job.cancel()
+            wait(jobs)
 
     def computed(self, digest: bytes, compute: Callable[[], bytes]) -> Pages:
         """A computed block: from the cache, from a thread that is at it, or computed in this thread. Raises what ``compute``
@@ -137,7 +149,7 @@ class BlockCache:
                 except Damaged as error:
                     pages = error.with_traceback(None)  # else it would keep this frame, which keeps it, and all that was read
                 if keep and block is None and not isinstance(pages, Damaged):
-                    opened.append((digest, pages))
+                    opened.append((digest, bytes(pages)))  # no copy of what is bytes already
                 yield pages
         finally:
             self._keep(opened)
@@ -148,7 +160,8 @@ class BlockCache:
                 yield opened if isinstance(opened, Damaged) else opened.pages
 
     def neighbours(self, digests: Sequence[bytes], located: Located, rows: Sequence[int]) -> Iterator[Opened | Damaged]:
-        """Blocks that ``neighbours`` gave, opened in this thread one after the other, or what is wrong with one. They are not kept."""
+        """Blocks that ``neighbours`` gave, opened in this thread one after the other, or what is wrong with one. They are not kept,
+        and valid until the next one."""
         number = int(located.pack[rows[0]])
         places = list(zip(digests, located.offset[rows].tolist(), located.stored[rows].tolist(), strict=True))
         pack = located.packs[number] if number >= 0 and places[0][2] <= MAX_STORED else None

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Pages of an image, compared with a file or device and written to it.
 
-Pages are read block by block, in the order of the packs, and written in the order of the image, a large part at once. Pages
-that are there already, because a ``get`` was interrupted or an older version is on the device, are recognised by their digests
-without opening a block. For one thread; it has others for reading and writing.
+Pages are read block by block, in the order of the packs, and written in large pieces. Pages that are there already, because a
+``get`` was interrupted or an older version is on the device, are recognised by their digests without opening a block. For one
+thread; it has others for reading and writing.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.columns import I64, runs
+from fuse_store.columns import I64, joint_runs, runs
 from fuse_store.errors import Damaged
 from fuse_store.image import devices
 from fuse_store.image.reader import Image, zeros
@@ -29,7 +31,9 @@ from fuse_store.repository.block import split
 from fuse_store.repository.manifest import ImageFile
 
 COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
-MAX_GATHERED = 16 << 20  # bytes of pages that are gathered before they are written; twice that is in memory
+DIRECT = 8  # pages that are worth a write of their own
+MAX_GATHERED = 32 << 20  # bytes of other pages that are gathered before they are written
+_GATHERED = 1 << 40  # a page of a file that no file has: those from here on are gathered
 ZEROS = zeros(COMPARE_WINDOW)
 
 Stretch = tuple[int, list[Place], list[tuple[int, int]]]
@@ -154,34 +158,54 @@ def _gaps(page: I64, low: int, high: int, first: int, size: int, most: int) -> l
 
 
 def scatter(image: Image, file: ImageFile, place: Place, descriptor: int) -> Iterator[int]:
-    """Write pages where they belong, MAX_GATHERED bytes of them at once, while the next are gathered; the bytes written each
-    time."""
+    """Write pages where they belong in a file; the bytes written each time. Pieces of DIRECT pages or more are written from the block that
+    has them. A write for each of the smaller ones would take longer than copying them: MAX_GATHERED of those are gathered first. No thread
+    is at work when this has ended."""
     size = image.head.page_size
-    step = MAX_GATHERED // size
-    buffers = deque(np.empty((min(step, len(place.page)), size), np.uint8) for _buffer in range(2))
-    with ThreadPoolExecutor(1, "write") as pool:
-        writing: Future[int] | None = None
-        for start in range(0, len(place.page), step):
-            part = place.select(np.arange(start, min(start + step, len(place.page))))
-            image.read_places(part, buffers[0], np.arange(len(part.page)), threads=True)
-            if writing is not None:
-                yield writing.result()
-            writing = pool.submit(_write_rows, file, part.page, buffers[0], descriptor)
-            buffers.rotate()
-        if writing is not None:
-            yield writing.result()
+    rows = place.page - file.offset // size
+    small = np.flatnonzero(_in_small_pieces(place))
+    parts = np.split(small, range(MAX_GATHERED // size, len(small), MAX_GATHERED // size))
+    ends = [int(part[-1]) + 1 for part in parts[:-1]] + [len(rows)]
+    gathered = np.empty(len(parts[0]) * size, np.uint8).data
+    write = functools.partial(_write_pieces, descriptor, file.size, gathered, _GATHERED * size)
+    for begin, end, part in zip([0, *ends], ends, parts, strict=False):
+        targets = rows[begin:end].copy()
+        targets[part - begin] = _GATHERED + np.arange(len(part))
+        with closing(image.visit(place.select(np.arange(begin, end)), targets, write, threads=True)) as visited:
+            yield from visited
+        _write_gathered(descriptor, file.size, gathered, rows[part], size)
+    yield min(0, file.size - (int(rows[-1]) + 1) * size)  # what the last page has beyond the end
 
 
-def _write_rows(file: ImageFile, page: I64, rows: NDArray[np.uint8], descriptor: int) -> int:
-    """Write pages, which are the first rows of a buffer, where they belong in a file; how many bytes."""
-    size = rows.shape[1]
-    written = at = 0
-    for first, end in runs(page):
-        offset = first * size - file.offset
-        length = min((end - first) * size, file.size - offset)
-        devices.write_at(descriptor, rows[at : at + end - first].reshape(-1).data[:length], offset)
-        at, written = at + end - first, written + length
-    return written
+def _in_small_pieces(place: Place) -> NDArray[np.bool_]:
+    """Whether each page stands, together with less than DIRECT - 1 others that follow each other in the image, in a block."""
+    order = np.argsort(place.block, kind="stable")
+    count = joint_runs(place.page[order], place.block[order], place.slot[order])[1]
+    small = np.empty(len(order), bool)
+    small[order] = np.repeat(count < DIRECT, count)
+    return small
+
+
+def _write_pieces(
+    descriptor: int, size: int, gathered: memoryview, beyond: int, content: memoryview, targets: Sequence[slice], sources: Sequence[slice]
+) -> None:
+    """A ``Handler``: write pieces of a block into a file of ``size`` bytes; those from ``beyond`` on belong into ``gathered``."""
+    for target, source in zip(targets, sources, strict=True):
+        if target.start >= beyond:
+            gathered[target.start - beyond : target.stop - beyond] = content[source]
+        elif target.stop <= size:
+            devices.write_at(descriptor, content[source], target.start)
+        else:
+            devices.write_at(descriptor, content[source][: size - target.start], target.start)
+
+
+def _write_gathered(descriptor: int, size: int, gathered: memoryview, rows: I64, page_size: int) -> None:
+    """Write pages that stand one after the other in ``gathered`` to these pages of a file of ``size`` bytes."""
+    at = 0
+    for first, end in runs(rows):
+        length = (end - first) * page_size
+        devices.write_at(descriptor, gathered[at : at + min(length, size - first * page_size)], first * page_size)
+        at += length
 
 
 def read_back(image: Image, descriptor: int, path: Path, progress: Progress) -> None:

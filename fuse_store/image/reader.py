@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import cast
 
@@ -31,6 +31,7 @@ from fuse_store.repository.index import Located
 from fuse_store.repository.manifest import Head, ImageFile, read_head, summary
 
 GROUP = 8  # computed blocks that a thread computes and copies from in one go
+Handler = Callable[[memoryview, Sequence[slice], Sequence[slice]], None]  # the pages of a block, targets, sources
 MOST = 0.75  # of a block: what is left of it will hardly be needed soon, so it is not kept
 
 
@@ -116,13 +117,25 @@ class Image:
         return np.zeros((count, self.head.page_size), np.uint8) if rows is None else rows
 
     def read_places(self, place: Place, out: NDArray[np.uint8], rows: I64, *, threads: bool) -> None:
-        """Copy the pages of ``place`` into ``rows`` of ``out``: each block once, in the order of the packs. ``threads``: in
-        several threads, to read much; the readers of a mount are many already. Raises Damaged."""
+        """Copy the pages of ``place`` into ``rows`` of ``out``. ``threads``: as of ``visit``. Raises Damaged."""
+        flat = out.data.cast("B")  # numpy takes twice as long to begin, and each piece is a few pages only
+
+        def copy(content: memoryview, targets: Sequence[slice], sources: Sequence[slice]) -> None:
+            for target, source in zip(targets, sources, strict=True):
+                flat[target] = content[source]
+
+        for _bytes in self.visit(place, rows, copy, threads=threads):
+            pass
+
+    def visit(self, place: Place, rows: I64, handle: Handler, *, threads: bool) -> Generator[int, None, None]:
+        """Have ``handle`` called for each block of ``place``, once, in the order of the packs, with its pages and pieces of them:
+        page n belongs to row ``rows[n]``, rows of a page each follow each other, and ``targets`` are bytes of them. How many bytes
+        were handled since the last time. ``threads``: in several threads, to read much; the readers of a mount are many already; none
+        is at work when this has ended. Raises Damaged, and what ``handle`` does."""
         segment = place.segment
         order = np.argsort(place.block, kind="stable")
         row, count, block, slot = joint_runs(rows[order], place.block[order], place.slot[order])
-        # Slices of memoryviews: each piece is a few pages only, and numpy takes twice as long to begin.
-        flat, size = out.data.cast("B"), self.head.page_size
+        size = self.head.page_size
         targets, sources = (
             list(map(slice, (first * size).tolist(), ((first + count) * size).tolist())) for first in (row, slot)
         )
@@ -135,31 +148,34 @@ class Image:
             for column in (begins, np.append(begins[1:], len(block)), np.maximum.reduceat(slot + count - 1, begins))
         )
         stored = int((used < segment.extents.stored).sum())  # computed blocks are the last
-        needed = np.add.reduceat(count, begins)[in_packs][:stored] * size
-        keep = (needed < segment.located.length[used[:stored]] * MOST).tolist()
+        bytes_needed = np.add.reduceat(count, begins)[in_packs] * size
+        needed = bytes_needed.tolist()
+        keep = (bytes_needed[:stored] < segment.located.length[used[:stored]] * MOST).tolist()
 
-        def copy(at: int, pages: Pages | Damaged) -> None:
+        def handle_block(at: int, pages: Pages | Damaged) -> None:
             try:
                 content = self._content(pages, highest[at])
             except Damaged as error:
                 raise self.damaged(error, int(place.page[place.block == blocks[at]][0])) from None
-            for piece in range(begin[at], end[at]):
-                flat[targets[piece]] = content[sources[piece]]
+            pieces = slice(begin[at], end[at])
+            handle(content, targets[pieces], sources[pieces])
 
-        def copy_neighbours(part: slice) -> None:
+        def handle_neighbours(part: slice) -> int:
             digests = [segment.extents.digest(block) for block in blocks[part]]
             for at, opened in enumerate(self._blocks.neighbours(digests, segment.located, blocks[part]), part.start):
-                copy(at, opened if isinstance(opened, Damaged) else opened.pages)
+                handle_block(at, opened if isinstance(opened, Damaged) else opened.pages)
+            return sum(needed[part])
 
-        def copy_group(part: slice) -> None:
+        def handle_group(part: slice) -> int:
             for at, pages in enumerate(self._pages(segment, blocks[part], keep[part]), part.start):
-                copy(at, pages)
+                handle_block(at, pages)
+            return sum(needed[part])
 
         if threads:
-            self._blocks.each(copy_neighbours, neighbours(segment.located, used[:stored]))
-            self._blocks.each(copy_group, [slice(at, at + GROUP) for at in range(stored, len(blocks), GROUP)])
+            yield from self._blocks.each(handle_neighbours, neighbours(segment.located, used[:stored]))
+            yield from self._blocks.each(handle_group, [slice(at, at + GROUP) for at in range(stored, len(blocks), GROUP)])
         else:
-            copy_group(slice(0, len(blocks)))
+            yield handle_group(slice(0, len(blocks)))
 
     def prefetch(self, offset: int, length: int) -> None:
         """Have the blocks of a range opened in the background. Raises Damaged."""
@@ -314,5 +330,6 @@ class Image:
             each = self.aead.page_digests([pages[page] for page in slot.tolist()])
             digests[rows] = np.frombuffer(each, "<u8").reshape(-1, 2)
 
-        self._blocks.each(digest, np.split(by_block, group_starts(place.block[by_block])[1:]))
+        for _done in self._blocks.each(digest, np.split(by_block, group_starts(place.block[by_block])[1:])):
+            pass
         return digests

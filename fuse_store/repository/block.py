@@ -119,7 +119,23 @@ def in_units(aead: Aead, *content: bytes | memoryview) -> bytes:
 
 def unpack_block(body: bytes | memoryview, digest: bytes, aead: Aead) -> Pages:
     """The pages of the block ``digest``, compared with it. Raises ValueError, which names the damage."""
-    content = memoryview(aead.decrypt(b"block" + digest, memoryview(body)))
+    return _pages(memoryview(aead.decrypt(b"block" + digest, memoryview(body))), digest, aead)
+
+
+def open_block(body: memoryview, digest: bytes, aead: Aead) -> Pages:
+    """The same, for pages that are used at once: what is not ``bytes`` is valid until this thread opens the next block."""
+    return _pages(_decrypted(body, digest, aead), digest, aead)
+
+
+def _decrypted(body: memoryview, digest: bytes, aead: Aead) -> memoryview:
+    """The content of a block, until this thread decrypts the next one. Raises ValueError."""
+    if not hasattr(_local, "content"):
+        _local.content = memoryview(bytearray(MAX_STORED))
+    content: memoryview = _local.content
+    return content[: aead.decrypt_into(b"block" + digest, body, content)]
+
+
+def _pages(content: memoryview, digest: bytes, aead: Aead) -> Pages:
     if len(content) < BODY.size:
         raise ValueError("truncated")
     code, length, compressed = BODY.unpack_from(content)
@@ -144,10 +160,8 @@ def authenticate(stored: memoryview, digest: bytes, length: int, aead: Aead) -> 
     named, body = parse_header(stored[:HEADER_SIZE], aead)
     if named != digest or body != len(stored) - HEADER_SIZE:
         raise ValueError("its header and the pack table contradict each other")
-    if not hasattr(_local, "content"):
-        _local.content = memoryview(bytearray(MAX_STORED))
-    size = aead.decrypt_into(b"block" + digest, stored[HEADER_SIZE:], _local.content)
-    if size < BODY.size or BODY.unpack_from(_local.content)[1] != length:
+    content = _decrypted(stored[HEADER_SIZE:], digest, aead)
+    if len(content) < BODY.size or BODY.unpack_from(content)[1] != length:
         raise ValueError("it has other pages than the pack table says")
 
 

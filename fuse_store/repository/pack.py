@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import struct
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from fuse_store.repository.block import (
     Pages,
     authenticate,
     encrypt_units,
+    open_block,
     parse_header,
     split,
     unpack_block,
@@ -245,6 +247,7 @@ class PackReader:
     def __init__(self, backend: Backend, aead: Aead) -> None:
         self._backend, self._aead = backend, aead
         self._have_tables: set[bytes] = set()  # packs whose table was read once
+        self._local = threading.local()
 
     def read(self, digest: bytes, pack: bytes, offset: int, stored: int) -> Pages:
         """The pages of a block, verified. Raises FileNotFoundError if the pack does not exist, Damaged."""
@@ -255,19 +258,28 @@ class PackReader:
 
     def read_neighbours(self, pack: bytes, blocks: Sequence[tuple[bytes, int, int]]) -> Iterator[tuple[memoryview, Pages] | None]:
         """(encrypted header, pages) of blocks which stand near each other in a pack, each (digest, offset, bytes stored), in the order
-        of their offsets; with one read. None for one that cannot be had like this: ``read`` tells why."""
+        of their offsets; with one read of at most NEAR bytes. None for one that cannot be had like this: ``read`` tells why. Pages and
+        headers are valid until this thread asks for the next one; pages that are ``bytes`` can be kept."""
         begin = blocks[0][1]
+        space = self._space()[: sum(blocks[-1][1:]) - begin]
         try:
-            content = memoryview(self._backend.read_range(pack_name(pack), begin, sum(blocks[-1][1:]) - begin, trashed=True))
+            content = space[: self._backend.read_into(pack_name(pack), begin, space)]
         except (OSError, OverflowError):
-            content = memoryview(b"")
+            content = space[:0]
         for digest, offset, stored in blocks:
             at = offset - begin
             header = content[at : at + HEADER_SIZE]
             try:
-                yield header, unpack_block(content[at + HEADER_SIZE : at + stored], digest, self._aead)
+                yield header, open_block(content[at + HEADER_SIZE : at + stored], digest, self._aead)
             except ValueError:
                 yield None
+
+    def _space(self) -> memoryview:
+        """Memory of this thread for what is read at once: new memory costs more than what is copied into it."""
+        if not hasattr(self._local, "space"):
+            self._local.space = memoryview(bytearray(NEAR))
+        space: memoryview = self._local.space
+        return space
 
     def exists(self, pack: bytes) -> bool:
         """Whether there is such a pack, and not only in the trash or in a local cache. Raises StoreError."""

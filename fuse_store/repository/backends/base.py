@@ -92,6 +92,10 @@ class Backend(Protocol):
         before it was removed."""
         ...
 
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        """Have bytes of a pack, which may be in the trash, in ``out``; how many: fewer at the end of the file."""
+        ...
+
     def size(self, name: str) -> int:
         """Bytes of a file; a file in the trash is a missing one."""
         ...

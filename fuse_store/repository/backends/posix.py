@@ -175,6 +175,9 @@ class PosixBackend:
             file.seek(offset)
             return file.read(length)
 
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        return os.preadv(self._file(name).descriptor, [out], offset)
+
     def size(self, name: str) -> int:
         return os.stat(self.local_dir / name).st_size
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from fuse_store.image.block_cache import MAX_GAP, MAX_NEIGHBOURS, NEIGHBOURS_SIZ
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
 from fuse_store.repository import pack
-from fuse_store.repository.aead import DIGEST
-from fuse_store.repository.block import BLOCK_SIZE, HEADER_SIZE, MAX_STORED
+from fuse_store.repository.aead import DIGEST, Aead
+from fuse_store.repository.block import BLOCK_SIZE, HEADER_SIZE, MAX_STORED, Pages, open_block
 from fuse_store.repository.index import Located
 from fuse_store.repository.pack import pack_name
 from fuse_store.store import Label, Store
@@ -56,7 +57,8 @@ def test_which_blocks_are_read_at_once(places: list[tuple[int, int, int]], wante
 
 def test_no_memory_is_taken_for_an_impossible_length(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of the index are not checked before they are used."""
-    monkeypatch.setattr(store.backend, "read_range", lambda *_arguments, **_keywords: pytest.fail("read"))
+    for method in ("read_range", "read_into"):
+        monkeypatch.setattr(store.backend, method, lambda *_arguments, **_keywords: pytest.fail("read"))
     blocks = BlockCache(store.index, store.reader, 1)
     for places in (((0, 64, MAX_STORED + HEADER_SIZE + 1),), ((0, 64, 2**32 - 1),), ((-1, 0, 0),)):
         (found,) = blocks.neighbours([b"d" * DIGEST], located(*places), [0])
@@ -90,13 +92,13 @@ def test_a_get_reads_many_blocks_at_once(filled: tuple[Store, str], tmp_path: Pa
     image = store.open_image(image_id)
     assert len(next(image.blocks())[1].packs) > 3
     reads: list[int] = []
-    read_range = store.backend.read_range
+    read_into = store.backend.read_into
 
-    def counted(name: str, offset: int, length: int, **keywords: Any) -> bytes:
-        reads.append(length)
-        return read_range(name, offset, length, **keywords)
+    def counted(name: str, offset: int, out: memoryview) -> int:
+        reads.append(len(out))
+        return read_into(name, offset, out)
 
-    monkeypatch.setattr(store.backend, "read_range", counted)
+    monkeypatch.setattr(store.backend, "read_into", counted)
     assert restore.get(image, str(tmp_path / "out"), SILENT) == len(DATA)
     assert (tmp_path / "out").read_bytes() == DATA
     large = [length for length in reads if length > BLOCK_SIZE + PAGE]
@@ -223,3 +225,61 @@ def test_an_image_in_order_up_to_what_is_damaged(filled: tuple[Store, str], monk
         for part in page_io.in_order(store.open_image(image_id)):
             parts.append(bytes(part))
     assert b"".join(parts) == DATA[: 1 << 20]
+
+
+def test_a_get_opens_each_block_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far from each other in the image its pages are, and how many of them."""
+    order = np.random.default_rng(7).permutation(len(DATA) // PAGE)
+    pages = np.frombuffer(DATA, np.uint8).reshape(-1, PAGE)
+    (tmp_path / "one").write_bytes(DATA)
+    (tmp_path / "two").write_bytes(pages[order].tobytes() + b"end")
+    store.put(str(tmp_path / "one"), Label("m"))
+    image = store.open_image(store.put(str(tmp_path / "two"), Label("m")).id)
+    opened: list[bytes] = []
+
+    def counted(body: memoryview, digest: bytes, aead: Aead) -> Pages:
+        opened.append(digest)
+        return open_block(body, digest, aead)
+
+    monkeypatch.setattr(pack, "open_block", counted)
+    assert restore.get(image, str(tmp_path / "out"), SILENT) == image.size
+    assert (tmp_path / "out").read_bytes() == pages[order].tobytes() + b"end"
+    assert len(opened) == len(set(opened)) == BLOCKS + 1
+
+
+def test_pages_that_were_stored_uncompressed_are_kept_as_they_are(filled: tuple[Store, str]) -> None:
+    """Memory in which blocks are decrypted is used again for the next one."""
+    store, image_id = filled
+    image = store.open_image(image_id)
+    ((digests, places, _first),) = image.blocks()
+    wanted = [(digests[at * DIGEST : (at + 1) * DIGEST], at, True) for at in range(12)]
+    for _time in range(2):  # the second time from the cache
+        for at, opened in enumerate(list(store.blocks.open(wanted, places))):
+            assert not isinstance(opened, Damaged)
+            if _time:
+                assert bytes(opened) == DATA[at * BLOCK_SIZE : (at + 1) * BLOCK_SIZE]
+
+
+def test_nothing_is_written_after_an_error(filled: tuple[Store, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that went on would write to a descriptor that belongs to another file by then."""
+    store, image_id = filled
+    damage(store, image_id, 1)
+    image = store.open_image(image_id)
+    handled: list[int] = []
+    began = threading.Event()
+
+    def slow(content: memoryview, targets: Sequence[slice], sources: Sequence[slice]) -> None:
+        if targets[0].start >= 2 * BLOCK_SIZE:
+            began.set()
+            time.sleep(0.1)
+        elif not targets[0].start:
+            began.wait(10)  # the other thread is at work when this one meets the damage
+        handled.append(targets[0].start)
+
+    (place,) = image.places(0, BLOCKS * BLOCK_SIZE // PAGE)
+    with pytest.raises(Damaged), contextlib.closing(image.visit(place, place.page, slow, threads=True)) as visited:
+        list(visited)
+    count = len(handled)
+    assert began.is_set() and 1 < count < BLOCKS - 2
+    time.sleep(0.3)
+    assert len(handled) == count
