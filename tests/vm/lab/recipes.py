@@ -92,7 +92,7 @@ RECIPES: dict[str, Recipe] = {
         suite="bookworm",
         firmware="bios",
         initramfs="initramfs-tools",
-        extra=("btrfs-progs", "cryptsetup-initramfs", "lvm2", "mdadm", "xfsprogs"),
+        extra=("btrfs-progs", "cryptsetup-initramfs", "fdisk", "lvm2", "mdadm", "xfsprogs"),
     ),
     "debian12-secure-boot": Recipe(
         suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("grub-efi-amd64-signed", "shim-signed")
