@@ -29,7 +29,11 @@ description:
 options:
   device:
     description:
-      - Path of the device with the swap area.
+      - Path of the device with the swap area, or of a swap file (any path that is not below C(/dev), see
+        M(nvm.fastboot.swap_file)).
+      - For a swap file, C(resume=) names its filesystem, and C(resume_offset=) the page of its first block, see RV(offset). If the file
+        is moved, defragmented or created again, run the module again; until then, M(nvm.fastboot.nvm_info) has the blocker
+        C(swap_file_moved), and M(nvm.fastboot.hibernate) refuses.
     type: str
     default: /dev/NVM_SWAP
   uuid:
@@ -70,7 +74,8 @@ notes:
   - The running kernel uses the configuration only after the next boot, see RV(reboot_required).
   - Kernel arguments that prevent resuming (C(nohibernate), C(noresume), C(hibernate=no)) are refused with the name of the
     file, not removed.
-  - On failure, RV(code) is one of V(device_missing), V(device_unreadable), V(not_block_device), V(not_swap),
+  - On failure, RV(code) is one of V(swap_file_missing), V(swap_file_invalid), V(swap_file_unusable), V(filesystem_unsupported),
+    V(device_missing), V(device_unreadable), V(not_block_device), V(not_swap),
     V(uuid_invalid), V(uuid_missing), V(uuid_mismatch), V(machine_id_missing), V(image_pending),
     V(bootloader_unknown), V(bootloader_unsupported), V(bootloader_incomplete), V(firmware_refused), V(settings_modified),
     V(conflicting_argument), V(compressor_unsupported), V(initramfs_unknown), V(initramfs_ambiguous),
@@ -113,6 +118,11 @@ resume:
   returned: success
   type: str
   sample: UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4
+offset:
+  description: For a swap file, the page of the device at which it begins; null for a device, or while the file does not exist.
+  returned: success
+  type: int
+  sample: 3471360
 arguments:
   description: Kernel arguments in the bootloader's settings; empty with O(state=absent).
   returned: success

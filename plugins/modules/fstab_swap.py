@@ -16,11 +16,12 @@ description:
     another order or other white space, is kept. Further lines of the swap area are removed.
   - A line that the module wrote under another machine id, before the system was cloned, belongs to it as well. Such a line has
     a UUID of version 8 that no other device has, and that is not derived from the present machine id.
+  - The line for a swap file has its path, because a UUID leads to devices only.
   - The file is replaced atomically, and verified.
 options:
   device:
     description:
-      - Path of the device with the swap area.
+      - Path of the device with the swap area, or of a swap file.
     type: str
     default: /dev/NVM_SWAP
   uuid:
@@ -62,7 +63,8 @@ attributes:
     details: Shows the file.
 notes:
   - Requires root on the machine. Does not activate or deactivate the swap area, see M(nvm.fastboot.nvm_swap).
-  - On failure, RV(code) is one of V(not_swap), V(device_unreadable), V(device_ephemeral), V(device_claimed), V(uuid_invalid),
+  - On failure, RV(code) is one of V(not_swap), V(device_unreadable), V(device_ephemeral), V(device_claimed),
+    V(swap_file_unusable), V(uuid_invalid),
     V(machine_id_missing), V(options_invalid), V(priority_invalid), V(file_unreadable), V(file_not_writable), V(root_is_overlay),
     V(filesystem_read_only),
     V(verify_failed) and V(command_failed).

@@ -19,7 +19,7 @@ description:
   - A failed task returns a verdict, a code, a message with the cause, and a remedy.
 options:
   device:
-    description: Device for the hibernation image, to check for blockers.
+    description: Device for the hibernation image, or path of the swap file, to check for blockers.
     type: path
     default: /dev/NVM_SWAP
   hibernate_timeout:

@@ -17,7 +17,7 @@ description:
 options:
   device:
     description:
-      - The swap device for hibernation.
+      - The swap device for hibernation, or the path of a swap file.
     type: path
     default: /dev/NVM_SWAP
   dram_multiple:
@@ -198,6 +198,15 @@ resume:
     configured: [UUID=1b6e1c4e-7b0f-8e3f-9c41-2c9a3de0f3a5]
     running: "259:0"
     cmdline: UUID=1b6e1c4e-7b0f-8e3f-9c41-2c9a3de0f3a5
+swap_file:
+  description:
+    - Where the swap file in O(device) is; null for a device, or if the kernel cannot use the file.
+    - C(block_device) - kernel name of the device of its filesystem.
+    - C(offset) - page of the device at which it begins.
+    - C(running) - where the running kernel looks for the image, C(/sys/power/resume_offset).
+  returned: success
+  type: dict
+  sample: {block_device: /dev/vda1, offset: 3471360, running: 3471360}
 pending_image:
   description: The pending hibernation image on O(device); null if there is none.
   returned: success

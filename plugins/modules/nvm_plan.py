@@ -19,7 +19,7 @@ options:
     description:
       - The parts, in the order in which they would be changed. Each entry is a dictionary with one key, the name of a module without
         C(nvm.fastboot), and as its value the options of that module, or a list of options for several uses.
-      - The modules are V(nvm_reservation), V(nvm_swap), V(fstab_swap), V(boot_resume) and V(hibernate_trigger).
+      - The modules are V(nvm_reservation), V(nvm_swap), V(swap_file), V(fstab_swap), V(boot_resume) and V(hibernate_trigger).
     type: list
     elements: dict
     required: true
@@ -41,6 +41,7 @@ notes:
 seealso:
   - module: nvm.fastboot.nvm_reservation
   - module: nvm.fastboot.nvm_swap
+  - module: nvm.fastboot.swap_file
   - module: nvm.fastboot.fstab_swap
   - module: nvm.fastboot.boot_resume
   - module: nvm.fastboot.hibernate_trigger

@@ -7,7 +7,6 @@ import os
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modules import name_of
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices
 
 # Modules that the path of a device in /sys/devices implies, without a link to the driver: (pattern, module)
 BY_PATH = (
@@ -18,14 +17,14 @@ BY_PATH = (
 ASSUMED = ("libnvdimm", "nd_pmem")  # in check mode, for a reservation that does not exist yet
 
 
-def drivers_for(host, device):
-    """The names of the modules for C(device): its own driver, and those of its parents up to the bus.
+def drivers_for(host, block):
+    """The names of the modules for the devices.Block C(block): its own driver, and those of its parents up to the bus.
 
     The path of the device in C(/sys/devices) links to the driver of each parent (C(driver/module)); for device mapper and
     RAID, the devices below them are included. Modules that are built into the kernel are omitted.
     """
     modules = []
-    waiting = [devices.block_device(host, device).name]
+    waiting = [block.name]
     seen = set()
     while waiting:
         name = waiting.pop()

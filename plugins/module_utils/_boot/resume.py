@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Configure all installed kernels to resume from a device, and remove this configuration.
+"""Configure all installed kernels to resume from a device or a swap file, and remove this configuration.
 
 The order matters. C(resume=) for a device that the initramfs cannot reach makes a boot wait for the device. So the
 initramfs is built and verified before the bootloader gets C(resume=), and on removal the bootloader comes first. All
@@ -22,11 +22,12 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.drivers import 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import memory_holding, read_only_holding
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part, by_state
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, headers, identity
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers, identity, target
 
 PURPOSE = "resume"
 # Arguments of other settings that would select another device (kernel/power/hibernate.c, setup functions)
 DROP = ("resume", "resume_offset")
+UNKNOWN = "unknown"  # in check mode, the resume_offset of a swap file that an earlier task would create
 # Arguments that prevent hibernation: reported, never overridden
 CONFLICTS = ("nohibernate", "noresume", "hibernate=no", "hibernate=noresume")
 
@@ -38,38 +39,42 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
     """
     host = tx.host
     files.check(host)
-    header = _header(tx, device)
-    resume = "UUID=%s" % _uuid(tx, device, uuid, header)
+    place = _place(tx, device)
+    header = _header(tx, device, place)
+    resume = "UUID=%s" % _uuid(tx, device, uuid, place, header)
     bootloader, initramfs = bootloaders.detect(host), initramfs_tools.detect(host)
     _check_conflicts(bootloader)
     kernels = _kernels(initramfs)
     words, algorithms = select_compression(host, kernels, compression)
-    arguments = ["resume=" + resume] + words
+    arguments = ["resume=" + resume] + _offset(place) + words
     drop = DROP + (COMPRESSION_ARGUMENTS if compression else ())
-    drivers = drivers_for(host, device) if header is not None else list(ASSUMED)
+    drivers = drivers_for(host, place.block) if place else list(ASSUMED)
     modules = drivers + [name for name in algorithms if name not in drivers]
+
+    built = initramfs.value(resume, target.is_file(device))
 
     def change(transaction):
         # With other settings than these, every image is built again, and none has to be read, which takes seconds.
-        other = initramfs.configure(transaction, resume, modules)
-        stale = [kernel for kernel in kernels if other or not initramfs.complete(kernel, resume, modules)]
-        initramfs.rebuild(transaction, stale, resume, modules)
+        other = initramfs.configure(transaction, built, modules)
+        stale = [kernel for kernel in kernels if other or not initramfs.complete(kernel, built, modules)]
+        initramfs.rebuild(transaction, stale, built, modules)
         bootloader.ensure(transaction, PURPOSE, arguments, drop)
 
     _guard(tx, device, header, force, change)
     change(tx)
     if not (tx.check_mode and tx.changed):  # the machine is as it will be
-        _check_all(bootloader, initramfs, kernels, resume, modules, arguments, drop)
+        _check_all(bootloader, initramfs, kernels, built, modules, arguments, drop)
     if not tx.check_mode:
         initramfs.finish()
-    lacking = _lacking(host, device, header, arguments)
+    lacking = _lacking(host, place, arguments)
     in_vain = booted.reboot_in_vain(tx, PURPOSE, lacking)
     return {
         "resume": resume,
+        "offset": place.offset if place and place.file else None,
         "arguments": arguments,
         "bootloader": bootloader.name,
         "initramfs": initramfs.name,
-        "kernels": [_kernel(initramfs, kernel, _resumes(initramfs, kernel, resume, modules)) for kernel in kernels],
+        "kernels": [_kernel(initramfs, kernel, _resumes(initramfs, kernel, built, modules)) for kernel in kernels],
         "drivers": drivers,
         "reboot_required": lacking is not None,
         "reboot_in_vain": in_vain,
@@ -82,10 +87,11 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
     host = tx.host
     files.check(host)
     try:
-        header = headers.read_header(host, device)
+        place = _find(host, device)
+        header = place.header(host)
     except Refused:
-        header = None  # also removes the configuration for a device that is missing or unreadable
-    passed = _passed(host, device, header)
+        place = header = None  # also removes the configuration for a device that is missing or unreadable
+    passed = _passed(host, device, place, header)
     bootloader = bootloaders.detect_for_removal(host, PURPOSE, passed)
     initramfs = initramfs_tools.detect_for_removal(host)
     arguments = _owned(bootloader)
@@ -107,6 +113,7 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
     booted.forget(tx, PURPOSE)
     return {
         "resume": None,
+        "offset": None,
         "arguments": [],
         "bootloader": bootloader and bootloader.name,
         "initramfs": initramfs and initramfs.name,
@@ -117,42 +124,70 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
     }
 
 
-def _header(tx, device):
-    """The swap header on C(device). In check mode, None if the device or the swap area does not exist yet."""
+def _find(host, device):
+    """The Target that C(device) names; where a swap file is not there yet, the one that it would be."""
     try:
-        header = headers.read_header(tx.host, device)
+        return target.find(host, device)
+    except Refused as refused:
+        if refused.code != "swap_file_missing":
+            raise
+        return target.expected(host, device)
+
+
+def _place(tx, device):
+    """The Target to resume from. In check mode, None if the device does not exist yet."""
+    try:
+        return _find(tx.host, device) if tx.check_mode else target.find(tx.host, device)
     except Refused as refused:
         if refused.code == "device_missing" and tx.check_mode:
             return None
         raise
+
+
+def _header(tx, device, place):
+    """The swap header there. In check mode, None if the device, the swap file or the swap area does not exist yet."""
+    header = place.header(tx.host) if place else None
     if header is not None and header.type in ("swap", "swsuspend"):
         return header
-    if tx.check_mode and headers.contents(tx.host, device) is None:
+    if tx.check_mode and (place is None or place.file or headers.contents(tx.host, device) is None):
         return None
     raise Refused(
         "not_swap",
         "%s holds no swap area to resume from." % device,
-        "Create the swap area with nvm_swap, or set device to the device with the swap area.",
+        "Create the swap area with %s, or set device to the device with the swap area." % ("swap_file" if place.file else "nvm_swap"),
     )
 
 
-def _uuid(tx, device, uuid, header):
+def _uuid(tx, device, uuid, place, header):
+    """What C(resume=UUID=) says."""
     given = identity.chosen_uuid(tx.host, device, uuid) if uuid is not None else None
-    if header is None:
-        return given or identity.swap_uuid(tx.host, os.path.basename(device))
-    if not header.uuid:
-        raise Refused(
-            "uuid_missing",
-            "The swap area on %s has no UUID." % device,
-            "Run nvm_swap to set one, or: swapoff %s; swaplabel --uuid UUID %s; swapon %s." % (device, device, device),
-        )
-    if given and given != header.uuid:
+    if header is not None and given and given != header.uuid:
         raise Refused(
             "uuid_mismatch",
             "The swap area on %s has the UUID %s, not %s." % (device, header.uuid, given),
             "Omit uuid, or set device to the device with this UUID.",
         )
-    return header.uuid
+    found = place.uuid(tx.host, header) if place else None
+    if not found and header is None and not (place and place.file):
+        return given or identity.swap_uuid(tx.host, os.path.basename(device))
+    if found:
+        return found
+    raise Refused(
+        "uuid_missing",
+        "The filesystem that has %s, on %s, has no UUID." % (device, place.block),
+        "Give it one (tune2fs -U random, xfs_admin -U generate, btrfstune -u), or move the swap file.",
+    ) if place.file else Refused(
+        "uuid_missing",
+        "The swap area on %s has no UUID." % device,
+        "Run nvm_swap to set one, or: swapoff %s; swaplabel --uuid UUID %s; swapon %s." % (device, device, device),
+    )
+
+
+def _offset(place):
+    """The argument that says where the swap file begins, in a list; empty for a device."""
+    if not place or not place.file:
+        return []
+    return ["resume_offset=%s" % (UNKNOWN if place.offset is None else place.offset)]
 
 
 def _kernels(initramfs):
@@ -206,19 +241,19 @@ def _check_all(bootloader, initramfs, kernels, resume, modules, arguments, drop)
         )
 
 
-def _lacking(host, device, header, arguments):
-    """What the running kernel lacks to resume from C(device), and what to look at; None if no reboot is required."""
+def _lacking(host, place, arguments):
+    """What the running kernel lacks to resume from there, and what to look at; None if no reboot is required."""
     running = host.read("/proc/cmdline", "").split()
     words = [word for word in arguments if word not in running]
     if words:
         return "lacks %s on its command line" % " ".join(words), booted.OTHER_BOOTLOADER
     chosen = host.attribute("/sys/power/resume")
-    number = devices.block_device(host, device).devno if header is not None else chosen
-    if chosen in (None, number):
+    if place is None or chosen in (None, place.block.devno):
         return None
     return (
-        "does not resume from %s: /sys/power/resume is %s, and the device is %s" % (device, chosen, number),
-        "Its initramfs did not look for the device or did not find it: journalctl -b shows why (search for pmem and resume).",
+        "does not resume from %s: /sys/power/resume is %s, and the device is %s" % (place.given, chosen, place.block.devno),
+        "Its initramfs did not look for the device or did not find it: journalctl -b shows why (search for %s and resume)."
+        % ("the device" if place.file else "pmem"),
     )
 
 
@@ -231,8 +266,10 @@ def _kernel(initramfs, kernel, verified):
     return {"kernel": kernel, "initramfs": initramfs.image(kernel), "verified": verified}
 
 
-def _passed(host, device, header):
-    """What our settings passed for C(device), if they were there and are known no more: C(resume=) with its UUID."""
+def _passed(host, device, place, header):
+    """What our settings passed for C(device), if they were there and are known no more: C(resume=) with its UUID, and the offset."""
+    if target.is_file(device):
+        return ["resume=UUID=%s" % place.uuid(host, header)] + (_offset(place) if header else []) if place else []
     try:
         uuid = header.uuid if header else identity.swap_uuid(host, os.path.basename(device))
     except Refused:

@@ -10,7 +10,7 @@ import re
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers, target
 
 SWAP_SHARE = 0.98  # systemd, src/shared/hibernate-util.c: HIBERNATION_SWAP_THRESHOLD
 PAGES_FOR_IO = 4 << 20  # kernel/power/power.h: PAGES_FOR_IO, in bytes
@@ -19,7 +19,7 @@ VIRTIO_PMEM_SINCE = (6, 18)
 
 def no_nvm(survey):
     """Neither the device nor any NVM region exists."""
-    if survey.block is not None or survey.regions:
+    if survey.is_file or survey.block is not None or survey.regions:
         return []
     undriven = nvm.missing_driver(survey.host)
     if undriven:
@@ -30,6 +30,21 @@ def no_nvm(survey):
         % survey.device,
         "Install NVDIMMs, or add one to the virtual machine. To try hibernation on ordinary memory, which loses its "
         "contents at power-off, use nvm_reservation with method=memmap and volatile_ok=true.",
+    )]
+
+
+def swap_file(survey):
+    """A swap file that is not there, or that the kernel cannot use: raises what target.find raises; and what else is in its place."""
+    if not survey.is_file:
+        return []
+    found = target.find(survey.host, survey.device)
+    found.check(survey.host)
+    if survey.header is not None or survey.swap is not None:
+        return []
+    return [Refused(
+        "not_swap",
+        "%s is a file that is no swap area." % survey.device,
+        "Give another path, or remove the file, if it is not needed. Then run swap_file.",
     )]
 
 
@@ -124,17 +139,17 @@ def nvm_volatile(survey):
 
 def device_ephemeral(survey):
     """The device, or one below it, is memory, or encrypted with a key that is lost."""
-    return claims.ephemeral(survey.host, survey.block) if survey.block else []
+    return claims.ephemeral(survey.host, survey.block) if survey.block and not survey.is_file else []
 
 
 def device_claimed(survey):
     """Configuration that gives the device to another program at the next boot, before or after the resume."""
-    return claims.claimed_by_others(survey.host, survey.block) if survey.block else []
+    return claims.claimed_by_others(survey.host, survey.block) if survey.block and not survey.is_file else []
 
 
 def device_in_use(survey):
     """Another use, which keeps the device from being swap. A device in use as swap has no other exclusive user."""
-    if survey.block is None or survey.swap is not None:
+    if survey.block is None or survey.swap is not None or survey.is_file:
         return []
     uses = devices.users(survey.host, survey.block)
     return [devices.device_in_use(survey.block, ", ".join(uses))] if uses else []
@@ -142,7 +157,7 @@ def device_in_use(survey):
 
 def holds_other(survey):
     """Contents that udev knows (ID_FS_TYPE in its database): a filesystem, or a member of LVM, RAID, ZFS, bcache, multipath, LUKS."""
-    if survey.block is None or survey.swap is not None or survey.header is not None:
+    if survey.block is None or survey.swap is not None or survey.header is not None or survey.is_file:
         return []
     kind = re.search(r"^E:ID_FS_TYPE=(.+)$", survey.host.read("/run/udev/data/b%s" % survey.block.devno, ""), re.MULTILINE)
     if kind is None:
@@ -161,10 +176,11 @@ def uuid_elsewhere(survey):
     libblkid, ambivalent probing: of a device with signatures of several kinds (a RAID member with its metadata at the end, which
     mkswap leaves there) udev makes no link by UUID.
     """
-    directory = "/dev/disk/by-uuid"
-    if survey.block is None or survey.header is None or not survey.header.uuid or not survey.host.exists(directory):
+    if not survey.resume_uuid or not survey.host.exists(target.BY_UUID):
         return []
-    link = "%s/%s" % (directory, survey.header.uuid)
+    if survey.is_file:
+        return []  # its UUID was read from the link
+    link = "%s/%s" % (target.BY_UUID, survey.resume_uuid)
     if survey.host.real(link) == survey.block.path:
         return []
     if survey.host.exists(link):
@@ -212,8 +228,8 @@ def memory_map_changed(survey):
 
 def swap_inactive(survey):
     """kernel/power/swap.c, swsusp_swap_check(): the image is written to an active swap area."""
-    if survey.swap is not None:
-        return []
+    if survey.swap is not None or (survey.is_file and survey.header is None):
+        return []  # swap_file() says it
     if survey.block is None:
         return [Refused(
             "swap_inactive",
@@ -224,17 +240,17 @@ def swap_inactive(survey):
     return [Refused(
         "swap_inactive",
         "%s is not in use as swap (/proc/swaps), so the kernel cannot write an image to it." % survey.device,
-        "Run nvm_swap with state=present, or swapon %s." % survey.device,
+        "Run %s with state=present, or swapon %s." % ("swap_file" if survey.is_file else "nvm_swap", survey.device),
     )]
 
 
 def nvm_too_small(survey):
     """Even an empty swap area as large as the device would fail swap_too_small(). Without the device, the largest
     region counts."""
-    if survey.block is None and not survey.regions:
+    if survey.block is None and (survey.is_file or not survey.regions):
         return []
     if survey.block:
-        name, size = survey.device, survey.block.size
+        name, size = survey.device, survey.target.size
     else:
         largest = max(survey.regions, key=lambda region: region.size)
         name, size = largest.dev, largest.size
@@ -243,11 +259,11 @@ def nvm_too_small(survey):
     if need <= usable:
         return []
     return [Refused(
-        "nvm_too_small",
+        "swap_too_small" if survey.is_file else "nvm_too_small",
         "%s has %s, of which %s are usable; %s are needed: %s."
         % (name, format_size(size), format_size(usable), format_size(need), why),
-        "Enlarge the reservation (nvm_reservation with size=auto reserves the size of the ordinary memory), or stop "
-        "programs that use much memory.",
+        "Enlarge the %s the size of the ordinary memory), or stop programs that use much memory." % (
+            "swap file (swap_file with size=auto gives it" if survey.is_file else "reservation (nvm_reservation with size=auto reserves"),
     )]
 
 
@@ -269,7 +285,7 @@ def swap_too_small(survey):
         % (survey.device, format_size(survey.swap.free), format_size(survey.swap.size), format_size(survey.swap.used),
            format_size(usable), format_size(need), why),
         "Stop programs that use much memory, move swapped-out pages back to memory (swapoff and swapon of the device), "
-        "or enlarge the swap area (nvm_reservation with a larger size).",
+        "or enlarge the swap area (%s with a larger size)." % ("swap_file" if survey.is_file else "nvm_reservation"),
     )]
 
 

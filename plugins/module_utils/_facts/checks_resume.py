@@ -71,8 +71,11 @@ def resume_running(survey):
 def _resume_offset(survey):
     """kernel/power/swap.c, swsusp_swap_check(): a swap area at another offset is a different swap area."""
     offset = survey.host.attribute("/sys/power/resume_offset") or "0"
-    if offset == "0":
+    if offset == str(survey.target.offset):
         return []
+    if survey.is_file:
+        return [_moved(survey, "The running kernel looks for the image at page %s of %s (/sys/power/resume_offset)" % (
+            offset, survey.block), " and reboot")]
     return [Refused(
         "resume_elsewhere",
         "/sys/power/resume_offset is %s, as for a swap file, but the swap area is the whole device %s."
@@ -80,6 +83,16 @@ def _resume_offset(survey):
         "Run boot_resume for %s, which keeps resume_offset= of other settings out of the kernel command line and of the "
         "initramfs, and reboot." % survey.device,
     )]
+
+
+def _moved(survey, where, more=""):
+    """The error Refused C(swap_file_moved): the place of a swap file is another one than that on a kernel command line."""
+    return Refused(
+        "swap_file_moved",
+        "%s, and %s begins at page %d: no resume_offset= was set, or the file was moved, defragmented or created again since."
+        % (where, survey.device, survey.target.offset),
+        "Run boot_resume for %s%s." % (survey.device, more),
+    )
 
 
 def resume_configured(survey):
@@ -96,8 +109,9 @@ def resume_configured(survey):
             "The boot configuration of %s has no entry that boots Linux." % survey.bootloader.name,
             "Generate the boot configuration with the bootloader's own tool.",
         )]
-    unset, disabled, elsewhere = _sort_entries(survey, entries)
-    blockers = []
+    unset, disabled, elsewhere, moved = _sort_entries(survey, entries)
+    blockers = [_moved(survey, "The next boot would look for the image at another page of %s: %s" % (survey.block, _some(moved)))] \
+        if moved else []
     if unset:
         blockers.append(Refused(
             "resume_unset",
@@ -120,8 +134,10 @@ def resume_configured(survey):
 
 
 def _sort_entries(survey, entries):
-    """Titles of entries without C(resume=), with resuming disabled, and with another device: three lists."""
+    """Titles of entries without C(resume=), with resuming disabled, with another device, and with another place of the swap file: four
+    lists."""
     unset, disabled, elsewhere = [], [], []
+    moved: list[str] = []
     for entry in entries:
         values = _values(entry.arguments, "resume=")
         words = [word for word in entry.arguments if word in NO_RESUME]
@@ -129,9 +145,12 @@ def _sort_entries(survey, entries):
             disabled.append("%s (%s)" % (entry.title, " ".join(words)))
         elif not values:
             unset.append(entry.title)
-        elif not _is_device(survey, values[-1]) or _values(entry.arguments, "resume_offset=")[-1:] not in ([], ["0"]):
+        elif not _is_device(survey, values[-1]):
             elsewhere.append("%s (resume=%s)" % (entry.title, values[-1]))
-    return unset, disabled, elsewhere
+        elif (_values(entry.arguments, "resume_offset=")[-1:] or ["0"]) != [str(survey.target.offset)]:
+            offset = (_values(entry.arguments, "resume_offset=")[-1:] or ["0"])[0]
+            (moved if survey.is_file else elsewhere).append("%s (resume=%s resume_offset=%s)" % (entry.title, values[-1], offset))
+    return unset, disabled, elsewhere, moved
 
 
 def _values(arguments, prefix):
@@ -151,7 +170,9 @@ def _is_device(survey, value):
     rest = rest.strip('"')
     if not equals:
         return value == survey.block.devno or survey.host.real(value) == survey.block.path
-    if survey.header is not None and tag in ("UUID", "LABEL"):
+    if survey.is_file and tag == "UUID":
+        return rest == survey.resume_uuid
+    if survey.header is not None and not survey.is_file and tag in ("UUID", "LABEL"):
         return rest == (survey.header.uuid if tag == "UUID" else survey.header.label)
     return tag in BY_TAG and survey.host.real("%s/%s" % (BY_TAG[tag], rest)) == survey.block.path
 
@@ -211,14 +232,14 @@ def initramfs_outdated(survey):
 def initramfs_overridden(survey):
     """Settings of others in the initramfs, such as resume_offset= in /etc/initramfs-tools/conf.d/resume: init sources it, and the kernel
     then looks for the image at another place of the device (initramfs-tools, scripts/local-premount/resume)."""
-    if survey.block is None or survey.resume is None or survey.header is None or not survey.header.uuid or not _are_read(survey):
+    if survey.resume is None or not survey.resume_uuid or not _are_read(survey):
         return []
-    tool, resume = survey.initramfs, "UUID=%s" % survey.header.uuid
+    tool, built = survey.initramfs, survey.built_for
     return [
         Refused(
             "initramfs_overridden",
             "The initramfs of kernel %s would not resume from %s: %s." % (kernel, survey.device, override),
             tool.remedy(override),
         )
-        for kernel in tool.kernels() for override in tool.overrides(kernel, resume, survey.modules)
+        for kernel in tool.kernels() for override in tool.overrides(kernel, built, survey.modules)
     ]

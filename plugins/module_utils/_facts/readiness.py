@@ -38,6 +38,7 @@ STARTED = ("bootloader", "no_initramfs")
 CHECKS = (  # causes before their consequences
     Check("not_root", checks_system.not_root),
     Check("no_nvm", checks_device.no_nvm),
+    Check("swap_file", checks_device.swap_file, root=True),
     Check("no_hibernation", checks_system.no_hibernation),
     Check("hibernation_disabled", checks_system.hibernation_disabled, root=True),
     Check("noresume", checks_system.noresume),

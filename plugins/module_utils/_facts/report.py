@@ -34,6 +34,7 @@ def report(host, device, dram_multiple=1, skip=(), euid=None):
             "running": survey.resume,
             "cmdline": survey.cmdline_resume,
         },
+        "swap_file": _known(lambda: _swap_file(survey)),
         "pending_image": _known(lambda: _pending(survey)),
         "boot": {"efi": survey.efi, "secure_boot": survey.secure_boot, "lockdown": survey.lockdown},
         "kernel": survey.release,
@@ -56,6 +57,14 @@ def _configured(entries):
     """The values of C(resume=) in the boot entries, each once, in order."""
     values = [word[len("resume="):] for entry in entries for word in entry.arguments if word.startswith("resume=")]
     return list(dict.fromkeys(values))
+
+
+def _swap_file(survey):
+    """Where the swap file is, and where the running kernel takes it to be; None for a device."""
+    if not survey.is_file or survey.target is None:
+        return None
+    running = survey.host.attribute("/sys/power/resume_offset")
+    return {"block_device": survey.block.path, "offset": survey.target.offset, "running": int(running) if running else None}
 
 
 def _pending(survey):

@@ -17,7 +17,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import sizing
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import inhibitors, memmap, nvm, sleep_policy
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, target
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 UNSET = "0:0"  # /sys/power/resume while no device is set (kernel/power/hibernate.c, resume_show)
@@ -38,7 +38,7 @@ X86_64_MAGIC = 0x23456789ABCDEF02  # arch/x86/power/hibernate.c, RESTORE_MAGIC o
 
 
 class Survey:
-    """The machine C(host), with C(device) as the swap device for hibernation."""
+    """The machine C(host), with C(device), a swap device or a swap file, to hibernate to."""
 
     def __init__(self, host, device, euid=None):
         self.host = host
@@ -47,18 +47,33 @@ class Survey:
 
     # the device ------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_file(self):
+        """Whether the device is a swap file."""
+        return target.is_file(self.device)
+
     @cached_property
-    def block(self):
-        """The devices.Block of the device, or None if it does not exist."""
+    def target(self):
+        """The target.Target, or None if the device does not exist, or the kernel cannot use the swap file."""
         try:
-            return devices.block_device(self.host, self.device)
+            return target.find(self.host, self.device)
         except Refused:
             return None
 
+    @property
+    def block(self):
+        """The devices.Block of the device, or of the filesystem with the swap file; None without a target."""
+        return self.target and self.target.block
+
     @cached_property
     def header(self):
-        """The headers.Signature of the device's swap or suspend header, or None."""
-        return headers.read_header(self.host, self.device) if self.block else None
+        """The headers.Signature of the swap or suspend header, or None."""
+        return self.target.header(self.host) if self.target else None
+
+    @cached_property
+    def resume_uuid(self):
+        """What C(resume=UUID=) has to say to resume from the device, or None."""
+        return self.target.uuid(self.host, self.header) if self.target and (self.header or self.is_file) else None
 
     @cached_property
     def image_pending(self):
@@ -102,7 +117,7 @@ class Survey:
     @cached_property
     def swap(self):
         """The devices.ActiveSwap on the device, or None."""
-        return devices.active_swap(self.host, self.block) if self.block else None
+        return self.target.swap(self.host) if self.target else None
 
     # memory ----------------------------------------------------------------------------------------------------------
 
@@ -283,22 +298,27 @@ class Survey:
         kernel/power/hibernate.c, hibernate(): the parameter sets the compressor of the image. If the resuming kernel
         lacks it, the image is lost, because the kernel removes the signature before it looks for the compressor.
         """
-        modules = drivers.drivers_for(self.host, self.device)
+        modules = drivers.drivers_for(self.host, self.block)
         name = self.host.attribute(compression.COMPRESSOR_PARAMETER)
         if name is None or "hibernate=nocompress" in self.cmdline:
             return modules
         loadable = self.host.glob("/lib/modules/%s/kernel/crypto/%s.ko*" % (self.release, name))
         return modules + [name] if loadable else modules
 
+    @property
+    def built_for(self):
+        """What images of the initramfs are built for (Initramfs.value)."""
+        return self.initramfs.value("UUID=%s" % self.resume_uuid, self.is_file)
+
     def initramfs_missing(self):
         """Files and settings missing in the initramfs: [(kernel, [missing])], for installed kernels that lack any.
 
         An initramfs that C(boot_resume) verified and that did not change since is not read again.
         """
-        if self.header is None or not self.header.uuid:
+        if not self.resume_uuid:
             return []
-        tool, resume = self.initramfs, "UUID=%s" % self.header.uuid
-        results = [(kernel, tool.missing(kernel, resume, self.modules)) for kernel in tool.kernels()]
+        tool, built = self.initramfs, self.built_for
+        results = [(kernel, tool.missing(kernel, built, self.modules)) for kernel in tool.kernels()]
         return [(kernel, missing) for kernel, missing in results if missing]
 
 
@@ -326,7 +346,7 @@ def read_image_info(host, block, header):
             "image_unreadable",
             "%s has the signature of a hibernation image, but the image cannot be read: %s." % (block, error),
             "Writing the image was interrupted, or the device failed (see the kernel log). To discard the image, run "
-            "nvm_swap with force=true.",
+            "nvm_swap with force=true, or swap_file for a swap file.",
         ) from error
     (pages,) = struct.unpack_from("=Q", info, 400)
     magic, checksum = struct.unpack_from("=QQ", info, 24)

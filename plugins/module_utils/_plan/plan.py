@@ -14,12 +14,13 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carr
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import readiness
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import triggers
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reservation
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import area, fstab
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import area, file_area, fstab
 
 # By the name of the module that changes it.
 PARTS = {
     "nvm_reservation": reservation.PART,
     "nvm_swap": area.PART,
+    "swap_file": file_area.PART,
     "fstab_swap": fstab.PART,
     "boot_resume": resume.PART,
     "hibernate_trigger": triggers.PART,

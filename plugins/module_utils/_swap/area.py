@@ -9,12 +9,11 @@ before it writes, and verifies the result.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part, by_state
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, switch
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import active_swap, block_device, claimed
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import (
     LEAST_PAGES,
@@ -70,7 +69,7 @@ def present(tx, device, uuid=None, label=DEFAULT_LABEL, priority=DEFAULT_PRIORIT
 
     A correct header is not written again; a header with another UUID or label is renamed, not formatted.
     """
-    _check_options(label, priority)
+    check_options(label, priority)
     wanted = Wanted(chosen_uuid(tx.host, device, uuid), label, priority, active, force)
     try:
         block = block_device(tx.host, device)
@@ -91,7 +90,7 @@ def present(tx, device, uuid=None, label=DEFAULT_LABEL, priority=DEFAULT_PRIORIT
         "label": label,
         "size": pages * page_size(),
         "active": active,
-        "priority": _shown_priority(None if plan.off else swap, wanted),
+        "priority": shown_priority(None if plan.off else swap, wanted),
         "signature": plan.signature,
         "warnings": [] if plan.format else _smaller(block, header),
     }
@@ -99,8 +98,8 @@ def present(tx, device, uuid=None, label=DEFAULT_LABEL, priority=DEFAULT_PRIORIT
         return result
     tx.note(
         "swap area %s" % device,
-        _describe(plan.signature, header.uuid, header.label, header.size, swap is not None, swap and swap.priority),
-        _describe("swap", wanted.uuid, label, result["size"], active, result["priority"]),
+        describe(plan.signature, header.uuid, header.label, header.size, swap is not None, swap and swap.priority),
+        describe("swap", wanted.uuid, label, result["size"], active, result["priority"]),
     )
     if not tx.check_mode:
         _apply(tx, block, header, swap, wanted, plan)
@@ -133,10 +132,10 @@ def absent(tx, device, uuid=None, force=False):
     if not force:
         _check_ours(host, block, header, device, uuid)
     if swap:
-        _check_memory(host, block, swap)
+        switch.check_memory(host, block, swap)
     tx.note(
         "swap area %s" % device,
-        _describe(header.type, header.uuid, header.label, header.size, swap is not None, swap and swap.priority),
+        describe(header.type, header.uuid, header.label, header.size, swap is not None, swap and swap.priority),
         "",
     )
     if not tx.check_mode:
@@ -149,7 +148,8 @@ def absent(tx, device, uuid=None, force=False):
 # checks --------------------------------------------------------------------------------------------------------------
 
 
-def _check_options(label, priority):
+def check_options(label, priority):
+    """Refused C(label_invalid) or C(priority_invalid)."""
     if len(label.encode("utf-8")) > LABEL_BYTES or not label.isprintable():
         raise Refused(
             "label_invalid",
@@ -170,11 +170,11 @@ def _check(block, header, swap, force):
     _check_overwritten(block, header, swap)
     if header.type == "swsuspend" and not force:
         raise image_pending(block)
-    misfit = _misfit(header, block)
-    if misfit and not force:
+    problem = misfit(header, block)
+    if problem and not force:
         raise Refused(
             "header_mismatch",
-            "The swap header on %s %s." % (block, misfit),
+            "The swap header on %s %s." % (block, problem),
             "Check whether that swap area is still needed. To format the device, set force=true.",
         )
 
@@ -201,19 +201,6 @@ def _check_ours(host, block, header, device, uuid):
         raise image_pending(block)
 
 
-def _check_memory(host, block, swap):
-    """Refused C(swap_needed) unless the pages swapped out to C(swap) fit into memory."""
-    match = re.search(r"^MemAvailable:\s*(\d+) kB$", host.read("/proc/meminfo", ""), re.MULTILINE)
-    available = int(match.group(1)) * 1024 if match else 0
-    if swap.used > available:
-        raise Refused(
-            "swap_needed",
-            "%s cannot be deactivated: %d bytes are swapped out to it, and %d bytes of memory are available."
-            % (block, swap.used, available),
-            "Stop programs that use much memory, or add another swap area first.",
-        )
-
-
 def _check_contents(host, block, header, force):
     """The type of contents on C(block) other than C(header), which the device holds unchanged; None if there are none.
 
@@ -234,8 +221,8 @@ def _check_contents(host, block, header, force):
     return other
 
 
-def _misfit(header, block):
-    """Why this kernel cannot use the swap header on C(block) (C(read_swap_header)), as a predicate, or None."""
+def misfit(header, block):
+    """Why this kernel cannot use the swap header on C(block), which has a size (C(read_swap_header)), as a predicate, or None."""
     if header.type != "swap":
         return None
     whole = (header.last_page + 1) * header.page_size
@@ -266,9 +253,9 @@ def _smaller(block, header):
 def _plan(host, block, header, swap, wanted):
     """The Plan from the current state of C(block) to C(wanted). Refused where a step is not allowed."""
     signature = header.type
-    mkswap = header.type != "swap" or _misfit(header, block) is not None
+    mkswap = header.type != "swap" or misfit(header, block) is not None
     rename = not mkswap and (header.uuid, header.label) != (wanted.uuid, wanted.label)
-    off = swap is not None and (mkswap or rename or not wanted.active or not _priority_is(swap, wanted.priority))
+    off = swap is not None and (mkswap or rename or not wanted.active or not priority_is(swap, wanted.priority))
     on = wanted.active and (swap is None or off)
     if (mkswap or rename or on) and block.read_only:
         raise Refused("device_read_only", "%s is read-only." % block, "Make it writable (blockdev --setrw).")
@@ -277,7 +264,7 @@ def _plan(host, block, header, swap, wanted):
         if other:
             mkswap, rename, signature = True, False, other
     if off:
-        _check_memory(host, block, swap)
+        switch.check_memory(host, block, swap)
     return Plan(mkswap, rename, off, on, signature)
 
 
@@ -297,9 +284,9 @@ def _apply(tx, block, header, swap, wanted, plan):
     # also right before swapon(8), which would turn the signature of a pending image into a plain one
     _verify(host, block, wanted)
     if plan.on:
-        host.run(_swapon(host, block, wanted.priority))
+        switch.on(host, block.path, wanted.priority)
         swap = active_swap(host, block)
-        if swap is None or not _priority_is(swap, wanted.priority):
+        if swap is None or not priority_is(swap, wanted.priority):
             raise Refused(
                 "verify_failed",
                 "swapon succeeded, but /proc/swaps does not list %s with the wanted priority." % block,
@@ -308,17 +295,7 @@ def _apply(tx, block, header, swap, wanted, plan):
 
 
 def _switch_off(tx, block, swap):
-    tx.host.run([tx.host.tool("swapoff"), block.path])
-    tx.on_failure(lambda: _switch_on_again(tx.host, block, swap.priority))
-
-
-def _switch_on_again(host, block, priority):
-    if not pending_image(host, block.path):
-        host.run(_swapon(host, block, priority), ok=None)
-
-
-def _swapon(host, block, priority):
-    return [host.tool("swapon")] + (["-p", str(priority)] if priority >= 0 else []) + [block.path]
+    switch.off(tx, block.path, swap, lambda: pending_image(tx.host, block.path))
 
 
 def _format(host, block, wanted, over):
@@ -344,12 +321,12 @@ def _erase(host, block, header):
 
 def _verify(host, block, wanted):
     header = read_header(host, block.path, page_size()) or Signature()
-    misfit = _misfit(header, block)
-    if (header.type, header.uuid, header.label) != ("swap", wanted.uuid, wanted.label) or misfit:
+    problem = misfit(header, block)
+    if (header.type, header.uuid, header.label) != ("swap", wanted.uuid, wanted.label) or problem:
         raise Refused(
             "verify_failed",
             "%s does not hold the wanted swap header: found %s, UUID %s, label %r%s."
-            % (block, header.type or "nothing", header.uuid, header.label, ", which %s" % misfit if misfit else ""),
+            % (block, header.type or "nothing", header.uuid, header.label, ", which %s" % problem if problem else ""),
             "Check that no other program writes to the device, and check the kernel log for errors of the device.",
         )
 
@@ -365,8 +342,8 @@ def _settle(host):
 
 def _assumed(tx, device, wanted):
     """The result in check mode where C(device) does not exist yet and an earlier task of the run would create it."""
-    priority = _shown_priority(None, wanted)
-    tx.note("swap area %s" % device, "", _describe("swap", wanted.uuid, wanted.label, None, wanted.active, priority))
+    priority = shown_priority(None, wanted)
+    tx.note("swap area %s" % device, "", describe("swap", wanted.uuid, wanted.label, None, wanted.active, priority))
     return {
         "device": device,
         "block_device": None,
@@ -380,18 +357,20 @@ def _assumed(tx, device, wanted):
     }
 
 
-def _priority_is(swap, priority):
+def priority_is(swap, priority):
+    """Whether the ActiveSwap C(swap) has the wanted priority."""
     return swap.priority == priority if priority >= 0 else swap.priority < 0
 
 
-def _shown_priority(swap, wanted):
+def shown_priority(swap, wanted):
     """The priority in use; -1 where the kernel will choose it."""
     if not wanted.active:
         return None
     return swap.priority if swap else wanted.priority
 
 
-def _describe(kind, uuid, label, size, active, priority):
+def describe(kind, uuid, label, size, active, priority):
+    """A swap area as text, for a diff."""
     lines = ["type: %s" % (kind or "nothing")]
     if uuid or kind in ("swap", "swsuspend"):
         lines += ["uuid: %s" % uuid, "label: %s" % label]

@@ -96,6 +96,11 @@ def active_swap(host, block):
     return None
 
 
+def active_swap_file(host, path):
+    """The ActiveSwap in the file C(path), without links, or None."""
+    return next((swap for swap in active_swaps(host) if swap.kind == "file" and swap.path == path), None)
+
+
 def users(host, block):
     """Uses of C(block) or a partition of it other than swap: one phrase for each mount, mapping, loop and zram device."""
     names = [block.name] + [

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, shown
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import unescape
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part, by_state
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import block_device
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import target
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import read_header
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import (
     DEFAULT_DEVICE,
@@ -86,9 +85,9 @@ def parse_line(line):
     return FstabEntry(unescape(fields[0]), unescape(fields[1]), *fields[2:6])
 
 
-def render(uuid, options):
+def render(spec, options):
     """Our line, without a newline."""
-    return "UUID=%s swap swap %s 0 0" % (uuid, ",".join(options))
+    return "%s swap swap %s 0 0" % (spec, ",".join(options))
 
 
 def same(line, other):
@@ -138,12 +137,12 @@ def _meaning(line):
 def present(tx, device, uuid=None, options=DEFAULT_OPTIONS, priority=DEFAULT_PRIORITY, path=DEFAULT_PATH):
     """Keep exactly one line for the swap area on C(device) in C(path). Returns what C(fstab_swap) returns."""
     host = tx.host
-    header = _header(host, device)
-    block = _block(host, device)
-    if block is not None:
-        claims.check(host, block)
+    place = _place(host, device)
+    if place is not None:
+        place.check(host)
+    header = _header(host, device, place)
     uuid = _line_uuid(tx, device, uuid, header)
-    line = render(uuid, _options(options, priority))
+    line = render(_spec(device, uuid), _options(options, priority))
     before = _read(host, path)
     text = before or ""
     identity, former = _identity(host, device, uuid, header, text)
@@ -170,7 +169,7 @@ def present(tx, device, uuid=None, options=DEFAULT_OPTIONS, priority=DEFAULT_PRI
 def absent(tx, device, uuid=None, path=DEFAULT_PATH):
     """Remove all lines for the swap area on C(device) from C(path). Returns what C(fstab_swap) returns."""
     host = tx.host
-    header = _header(host, device)
+    header = _header(host, device, _place(host, device))
     if uuid is not None:
         uuid = chosen_uuid(host, device, uuid)
     elif header is not None:
@@ -184,22 +183,26 @@ def absent(tx, device, uuid=None, path=DEFAULT_PATH):
     return result
 
 
-def _header(host, device):
-    """The header on C(device), or None where the device or a swap header is missing."""
+def _place(host, device):
+    """The Target that C(device) names, or None where there is no block device and no swap file."""
     try:
-        return read_header(host, device)
-    except Refused as refused:
-        if refused.code == "device_missing":
-            return None
-        raise
-
-
-def _block(host, device):
-    """The Block that C(device) names, or None where there is no block device."""
-    try:
-        return block_device(host, device)
+        return target.find(host, device)
     except Refused:
         return None
+
+
+def _header(host, device, place):
+    """The header on C(device), or None where the device or a swap header is missing."""
+    if place is None and (target.is_file(device) or not os.path.exists(host.path(device))):
+        return None
+    return place.header(host) if place else read_header(host, device)
+
+
+def _spec(device, uuid):
+    """How a line names the swap area. A UUID leads to devices alone."""
+    if not target.is_file(device):
+        return "UUID=%s" % uuid
+    return "".join("\\%03o" % ord(letter) if letter in " \t\n\\#" else letter for letter in device)
 
 
 def _line_uuid(tx, device, uuid, header):
@@ -213,7 +216,7 @@ def _line_uuid(tx, device, uuid, header):
     raise Refused(
         "not_swap",
         "%s holds no swap area with a UUID, which its line in fstab needs." % device,
-        "Create the swap area with nvm_swap first, or set the option uuid.",
+        "Create the swap area with %s first, or set the option uuid." % ("swap_file" if target.is_file(device) else "nvm_swap"),
     )
 
 
@@ -278,12 +281,12 @@ def _line_of(text, identity):
 def _warnings(host, device, text, identity):
     """One warning for each other line that activates the same device a second time."""
     warnings = []
-    target = host.real(device)
+    own = host.real(device)
     for number, each in enumerate(split(text), 1):
         entry = parse_line(each)
         if entry is None or entry.vfstype != "swap" or identity.owns(each) or not entry.spec.startswith("/"):
             continue
-        if host.real(entry.spec) == target:
+        if host.real(entry.spec) == own:
             warnings.append("Line %d uses the same device: %s" % (number, shown(each.strip())))
     return warnings
 

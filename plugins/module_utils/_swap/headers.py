@@ -31,7 +31,7 @@ SUSPEND = {
 SLOTS = b"fuse-store-slots "  # how a device with slots begins: docs/slots.md, "The layout"
 IMAGE_REMEDY = (
     "To keep the image, copy it off the device first. Do not resume it now: the machine was started without it, and "
-    "resuming would damage every filesystem written to since. To discard it, run nvm_swap with force=true."
+    "resuming would damage every filesystem written to since. To discard it, run %s with force=true."
 )
 
 
@@ -117,6 +117,32 @@ def read_header(host, device, size=None):
     return parse(content, size) if size else parse_any(content)
 
 
+def read_header_at(host, device, page):
+    """The Signature in the page number C(page) of the block device C(device), for the running kernel's page size, or None.
+
+    Past the kernel's cache of the device, in which a page that a filesystem has written may be an old one. Refused C(device_unreadable).
+    """
+    size = page_size()
+    try:
+        content = _read_direct(host.path(device), page * size, size)
+    except OSError as error:
+        raise Refused(
+            "device_unreadable",
+            "Page %d of %s cannot be read: %s." % (page, device, error.strerror),
+            "Run as root (become: true). As root, check the kernel log for errors of the device.",
+        ) from error
+    return parse(content, size)
+
+
+def _read_direct(path, offset, size):
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(handle, offset, size, os.POSIX_FADV_DONTNEED)
+        return os.pread(handle, size, offset)
+    finally:
+        os.close(handle)
+
+
 def pending_image(host, device):
     """Whether C(device) holds a hibernation image that was not resumed."""
     header = read_header(host, device)
@@ -126,7 +152,7 @@ def pending_image(host, device):
 def image_pending(device, consequence=""):
     """The error Refused C(image_pending): C(device) holds an image. C(consequence) is added to the message."""
     message = "%s holds a hibernation image that was not resumed%s." % (device, "; %s" % consequence if consequence else "")
-    return Refused("image_pending", message, IMAGE_REMEDY)
+    return Refused("image_pending", message, IMAGE_REMEDY % ("nvm_swap" if str(device).startswith("/dev/") else "swap_file"))
 
 
 def contents(host, device):

@@ -51,6 +51,12 @@ class Initramfs:
 
     # implemented by subclasses ---------------------------------------------------------------------------------------
 
+    def value(self, resume, file):
+        """What images are built for, as all methods have it for C(resume): C(resume=) of the kernel command line ("UUID=..."). C(file): it
+        is for a swap file."""
+        del file
+        return resume
+
     def settings(self, resume, modules):
         """Our files for C(resume) ("UUID=...") and C(modules), as C({path: (content, mode)})."""
         raise NotImplementedError

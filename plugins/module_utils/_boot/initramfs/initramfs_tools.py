@@ -85,6 +85,11 @@ class InitramfsTools(Initramfs):
     kernel_hooks = ("/etc/kernel/postinst.d/initramfs-tools",)
     image_names = ("initrd.img-%s",)
 
+    def value(self, resume, file):
+        """hooks/resume takes a filesystem for no resume device, and would choose another; C(none) keeps it from that. init then has both
+        from the kernel command line: the filesystem, and C(resume_offset)."""
+        return "none" if file else resume
+
     def settings(self, resume, modules):
         return {
             CONF + _suffix(resume): (NOTE + "RESUME=%s\nresume_offset=\n" % resume, 0o644),

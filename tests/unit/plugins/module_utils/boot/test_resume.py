@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import compression as image_compression
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import drivers, resume
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import devices, extents
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot import cpio
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Machine:
     def mkconfig(self, option: str, target: str) -> str:
         arguments = self.foreign
         settings = self.host.read(SETTINGS, "")
-        if RESUME in settings:
+        if "resume=UUID=" in settings:
             line = next(line for line in settings.splitlines() if line.startswith("GRUB_CMDLINE_LINUX=\"${"))
             arguments = "console=ttyS0 " + line.split("'")[1]
         text = "".join(
@@ -212,6 +213,7 @@ def test_configuration_and_removal(machine: Machine, host: Host) -> None:
     assert changed
     assert result == {
         "resume": "UUID=" + UUID,
+        "offset": None,
         "arguments": [RESUME],
         "bootloader": "grub",
         "initramfs": "initramfs-tools",
@@ -619,7 +621,7 @@ def test_kernels_without_their_configuration_are_known_by_version(machine: Machi
 
 
 def test_drivers_of_an_nfit_namespace(machine: Machine, host: Host) -> None:
-    assert drivers.drivers_for(host, "/dev/NVM_SWAP") == ["nd_pmem", "libnvdimm", "nfit"]
+    assert drivers.drivers_for(host, devices.block_device(host, "/dev/NVM_SWAP")) == ["nd_pmem", "libnvdimm", "nfit"]
 
 
 def test_drivers_of_a_sector_namespace_on_memmap(
@@ -631,7 +633,7 @@ def test_drivers_of_a_sector_namespace_on_memmap(
     bind(path + "/ndbus1/region1/btt1.0", "nd_pmem")
     (Path(host.path("/sys/module/nd_btt"))).mkdir()
     (Path(host.path("/sys/module/nd_btt/initstate"))).write_text("live\n")
-    assert drivers.drivers_for(host, "/dev/pmem1s") == ["nd_btt", "nd_pmem", "nd_e820"]
+    assert drivers.drivers_for(host, devices.block_device(host, "/dev/pmem1s")) == ["nd_btt", "nd_pmem", "nd_e820"]
 
 
 def test_drivers_of_a_mapping_are_those_below_it(
@@ -643,4 +645,82 @@ def test_drivers_of_a_mapping_are_those_below_it(
     Path(host.path("/sys/class/block/dm-0/slaves/vda2")).mkdir(parents=True)
     bind(path, "virtio_pci", loadable=False)
     bind(path + "/virtio1", "virtio_blk")
-    assert drivers.drivers_for(host, "/dev/dm-0") == ["virtio_blk"]
+    assert drivers.drivers_for(host, devices.block_device(host, "/dev/dm-0")) == ["virtio_blk"]
+
+
+# a swap file ----------------------------------------------------------------------------------------------------------
+
+FILE = "/swapfile"
+ROOT = "0b4c6c2e-5a0d-4e8f-8a7e-8c1f6a2d9e34"
+
+
+def place(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch, page: int, signature: bytes = b"SWAPSPACE2") -> None:
+    """The swap file begins at a page of /dev/sda1."""
+    plant({"/dev/sda1": bytes(page * 4096) + header(signature)})
+    found = [extents.Extent(0, page * 4096, 1 << 20)]
+    monkeypatch.setattr(extents, "of_file", lambda handle, kind, size, page: found)
+
+
+@pytest.fixture
+def filed(machine: Machine, host: Host, plant: Plant, block: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The machine with a swap file at page 700 of its root filesystem."""
+    block("sda1", "/sys/devices/pci0000:00/0000:00:05.0/virtio2/block/sda/sda1")
+    plant({"/proc/self/mountinfo": "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n", FILE: bytes(1 << 20)})
+    os.makedirs(host.path("/dev/disk/by-uuid"))
+    os.symlink("../../sda1", host.path("/dev/disk/by-uuid/" + ROOT))
+    place(host, plant, monkeypatch, 700)
+    return machine
+
+
+def test_a_swap_file_is_configured_and_removed(filed: Machine, host: Host) -> None:
+    before = filed.state()
+    changed, result = filed.present(device=FILE)
+    assert changed and (result["resume"], result["offset"]) == ("UUID=" + ROOT, 700)
+    assert result["arguments"] == ["resume=UUID=" + ROOT, "resume_offset=700"] and result["reboot_required"]
+    assert host.read(CONFIGURATION).count("resume=UUID=%s resume_offset=700" % ROOT) == len(KERNELS)
+    assert "/dev/sda5" not in host.read(CONFIGURATION)
+    conf = host.glob("/etc/initramfs-tools/conf.d/zz-nvm-fastboot-resume-*")
+    assert host.read(conf[0]).endswith("RESUME=none\nresume_offset=\n")
+    assert filed.present(device=FILE)[0] is False
+    filed.absent(device=FILE)
+    assert filed.state() == before
+
+
+def test_a_swap_file_that_was_moved_is_configured_again(
+    filed: Machine, host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filed.present(device=FILE)
+    plant({"/proc/cmdline": "root=/dev/sda1 resume=UUID=%s resume_offset=700\n" % ROOT})
+    assert not filed.present(device=FILE)[1]["reboot_required"]
+    place(host, plant, monkeypatch, 800)
+    changed, result = filed.present(device=FILE)
+    assert changed and result["offset"] == 800 and result["reboot_required"]
+    assert "resume_offset=700" not in host.read(CONFIGURATION)
+    assert host.read(CONFIGURATION).count("resume_offset=800") == len(KERNELS)
+    assert not any("mkinitramfs" in call for call in filed.calls), "the initramfs has no offset"
+
+
+def test_a_swap_file_that_does_not_exist_yet(filed: Machine, host: Host) -> None:
+    os.unlink(host.path(FILE))
+    changed, result = filed.present(check_mode=True, device=FILE)
+    assert changed and result["arguments"] == ["resume=UUID=" + ROOT, "resume_offset=unknown"] and result["offset"] is None
+    with pytest.raises(Refused) as caught:
+        filed.present(device=FILE)
+    assert caught.value.code == "swap_file_missing"
+    before = filed.state()
+    filed.absent(device=FILE)
+    assert filed.state() == before
+
+
+def test_a_swap_file_with_an_image(filed: Machine, host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(host, plant, monkeypatch, 700, b"S1SUSPEND")
+    with pytest.raises(Refused) as caught:
+        filed.present(device=FILE)
+    assert caught.value.code == "image_pending"
+
+
+def test_a_swap_file_without_a_swap_area(filed: Machine, plant: Plant) -> None:
+    plant({"/dev/sda1": bytes(701 * 4096)})
+    with pytest.raises(Refused) as caught:
+        filed.present(device=FILE)
+    assert caught.value.code == "not_swap" and "swap_file" in caught.value.remedy

@@ -21,6 +21,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Hos
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import nvm, readiness, report, survey
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.inhibitors import LOGIND
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts.nvm import Namespace, Region
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import extents
 
 if TYPE_CHECKING:
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
@@ -123,6 +124,9 @@ class Boot:
 
     def next_boot(self) -> NextBoot:
         return NextBoot([(self.lists[0].title, self.lists[:1])] if self.lists else [], "GRUB's default=0", str)
+
+    def value(self, resume: str, file: bool) -> str:
+        return "none" if file else resume
 
     def kernels(self) -> list[str]:
         return ["6.1.0-56-amd64"]
@@ -754,7 +758,7 @@ def test_report(machine: SimpleNamespace, transcript: Transcript) -> None:
     assert found["memory"] == {"active_anon": 640 << 10, "image": (987432 - 702312) << 10}
     assert (found["bootloader"], found["initramfs"], found["kernels"]) == ("grub", "grub", ["6.1.0-56-amd64"])
     assert found["resume"] == {"configured": ["UUID=" + UUID], "running": "259:0", "cmdline": "UUID=" + UUID}
-    assert found["pending_image"] is None
+    assert found["pending_image"] is None and found["swap_file"] is None
     assert found["boot"] == {"efi": False, "secure_boot": None, "lockdown": "none"}
     assert (found["kernel"], found["systemd"], found["ndctl_installed"]) == ("6.1.0-56-amd64", 252, False)
 
@@ -778,6 +782,112 @@ def test_report_of_a_machine_that_lacks_everything(host: Host, plant: Plant, mon
     found = report.report(host, DEVICE, euid=0)
     assert not found["ready"] and found["bootloader"] is None and found["kernels"] == [] and found["nvm"] == 0
     assert [blocker["code"] for blocker in found["blockers"]] == ["no_nvm", "no_hibernation", "swap_inactive", "unknown"]
+
+
+# a swap file ----------------------------------------------------------------------------------------------------------
+
+FILE = "/swapfile"
+ROOT = "0b4c6c2e-5a0d-4e8f-8a7e-8c1f6a2d9e34"
+PLACE = 5000  # the page of /dev/vda1 at which the file begins
+
+
+@pytest.fixture
+def with_file(machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The machine without NVM, whose swap file on its root filesystem is ready."""
+    machine.regions.clear()
+    os.unlink(machine.host.path(DEVICE))
+    machine.plant({
+        "/dev/vda1": bytes(PLACE * PAGE) + swap_header() + bytes(PAGE),
+        "/sys/class/block/vda1/dev": "254:1\n",
+        "/sys/class/block/vda1/size": "%d\n" % (20 << 21),
+        "/proc/self/mountinfo": "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n",
+        "/etc/fstab": "UUID=%s / ext4 defaults 0 1\n/swapfile swap swap defaults 0 0\n" % ROOT,
+        "/proc/swaps": SWAPS.splitlines()[0] + "\n/swapfile file 2097148 0 10\n",
+        "/sys/power/resume": "254:1\n",
+        "/sys/power/resume_offset": "%d\n" % PLACE,
+        FILE: "",
+    })
+    os.truncate(machine.host.path(FILE), 2048 * MIB)
+    os.makedirs(machine.host.path("/dev/disk/by-uuid"), exist_ok=True)
+    os.symlink("../../vda1", machine.host.path("/dev/disk/by-uuid/" + ROOT))
+    machine.place = [extents.Extent(0, PLACE * PAGE, 2048 * MIB)]
+    monkeypatch.setattr(extents, "of_file", lambda handle, kind, size, page: machine.place)
+    machine.boot.lists[0].arguments[3:] = ["resume=UUID=" + ROOT, "resume_offset=%d" % PLACE]
+    machine.plant({"/proc/cmdline": "root=UUID=%s ro quiet resume=UUID=%s resume_offset=%d\n" % (ROOT, ROOT, PLACE)})
+    return machine
+
+
+def test_a_swap_file_is_ready(with_file: SimpleNamespace, transcript: Transcript) -> None:
+    assert with_file.blockers(device=FILE) == []
+    assert [look[1] for look in with_file.boot.looks] == ["none"], "hooks/resume takes a filesystem for no resume device"
+    found = report.report(with_file.host, FILE, euid=0)
+    assert found["ready"] and found["swap_file"] == {"block_device": "/dev/vda1", "offset": PLACE, "running": PLACE}
+    assert transcript.calls == []
+
+
+@pytest.mark.parametrize(("change", "code", "said"), [
+    ({"/sys/power/resume_offset": "4000\n"}, "swap_file_moved", "page 4000 of /dev/vda1"),
+    ({"/sys/power/resume_offset": "0\n"}, "swap_file_moved", "page 0"),
+    ({"/sys/power/resume": "254:2\n"}, "resume_elsewhere", "254:2"),
+    ({"/sys/power/resume": "0:0\n"}, "resume_unset", "0:0"),
+    ({"/proc/swaps": NO_SWAPS}, "swap_inactive", "/swapfile"),
+    ({"/proc/meminfo": MEMINFO.replace("Active(anon):", "Active(anon):   9999999 kB\nOther:")}, "swap_too_small", "/swapfile"),
+    ({"/proc/self/mountinfo": "22 1 0:9 / / rw - overlay overlay rw,upperdir=/run/x\n"}, "filesystem_unsupported", "overlay"),
+    ({"/dev/vda1": bytes(PLACE * PAGE) + swap_header(b"S1SUSPEND\0", image=PLACE + 1) + bytes(PAGE)}, "image_pending", "/swapfile"),
+])  # fmt: skip
+def test_what_blocks_a_swap_file(with_file: SimpleNamespace, change: dict[str, Any], code: str, said: str) -> None:
+    with_file.plant(change)
+    found = {blocker["code"]: blocker for blocker in with_file.blockers(device=FILE)}
+    assert code in found and said in found[code]["message"], found
+    assert "nvm_" not in found[code]["remedy"]
+
+
+def test_a_swap_file_that_was_moved_since_it_was_configured(with_file: SimpleNamespace) -> None:
+    with_file.place[0] = extents.Extent(0, (PLACE + 1) * PAGE, 2048 * MIB)
+    with_file.plant({"/dev/vda1": bytes((PLACE + 1) * PAGE) + swap_header() + bytes(PAGE)})
+    found = with_file.blockers(device=FILE)
+    assert [blocker["code"] for blocker in found] == ["swap_file_moved", "swap_file_moved"]
+    running, configured = (blocker["message"] for blocker in found)
+    assert "The running kernel" in running and "The next boot" in configured and "page %d" % (PLACE + 1) in running
+    assert all("boot_resume for /swapfile" in blocker["remedy"] for blocker in found)
+
+
+def test_a_swap_file_whose_place_no_entry_has(with_file: SimpleNamespace) -> None:
+    with_file.boot.lists[0].arguments.pop()
+    assert with_file.codes(device=FILE) == ["swap_file_moved"]
+
+
+def test_a_swap_file_that_is_missing(with_file: SimpleNamespace) -> None:
+    os.unlink(with_file.host.path(FILE))
+    assert with_file.codes(device=FILE) == ["swap_file_missing"]
+
+
+def test_a_file_that_is_no_swap_area(with_file: SimpleNamespace) -> None:
+    with_file.plant({"/dev/vda1": bytes((PLACE + 1) * PAGE), "/proc/swaps": NO_SWAPS})
+    assert with_file.codes(device=FILE) == ["not_swap"], "resume= leads to it"
+
+
+def test_a_swap_file_that_the_kernel_cannot_use(with_file: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _hole(*_arguments: object) -> None:
+        raise extents.Unusable("has a hole at byte 0")
+
+    monkeypatch.setattr(extents, "of_file", _hole)
+    assert with_file.codes(device=FILE) == ["swap_file_unusable"]
+
+
+@pytest.mark.parametrize(("root", "codes"), [(True, []), (False, ["swap_file_unusable"])])
+def test_a_swap_file_on_an_encrypted_filesystem(with_file: SimpleNamespace, root: bool, codes: list[str]) -> None:
+    """The initramfs unlocks the root filesystem before it resumes, and no other."""
+    path = FILE if root else "/srv" + FILE
+    with_file.plant({
+        "/sys/class/block/vda1/dm/uuid": "CRYPT-LUKS2-0b4c-root\n",
+        "/etc/crypttab": "root UUID=1234 none luks\n",
+        "/sys/class/block/vda2/dev": "254:2\n", "/dev/vda2": "", path: bytes(MIB),
+        "/proc/self/mountinfo": "22 1 254:1 / / rw - ext4 /dev/%s rw\n" % ("vda1" if root else "vda2")
+        + ("" if root else "23 1 254:1 / /srv rw - ext4 /dev/vda1 rw\n"),
+        "/proc/swaps": SWAPS.splitlines()[0] + "\n%s file 2097148 0 10\n" % path,
+    })
+    assert with_file.codes(device=path, skip=("swap_too_small",)) == codes
 
 
 def test_report_of_a_pending_image(machine: SimpleNamespace) -> None:
