@@ -27,6 +27,10 @@ options:
     description:
       - The swap device for hibernation. Without it, RV(blockers) are not looked for.
     type: path
+  passphrase:
+    description:
+      - The option C(passphrase) of M(nvm.fastboot.nvm_swap), which is refused in O(parts) (V(part_invalid)), because those are logged.
+    type: str
 extends_documentation_fragment:
   - nvm.fastboot.attributes
 attributes:
@@ -134,12 +138,13 @@ def main():
         argument_spec={
             "parts": {"type": "list", "elements": "dict", "required": True},
             "device": {"type": "path"},
+            "passphrase": {"type": "str", "no_log": True},
         },
         supports_check_mode=True,
     )
 
     def look(host):
-        found = plan(host, module.params["parts"], module.params["device"])
+        found = plan(host, module.params["parts"], module.params["device"], module.params["passphrase"])
         return dict(found, changed=module.check_mode and bool(found["would_change"]))
 
     answer(module, look)

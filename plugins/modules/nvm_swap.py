@@ -17,12 +17,47 @@ description:
     refused without O(force=true). A device that is mounted or in other use is always refused, and so is one that cannot keep
     an image over a power cycle (zram, a loop device, dm-crypt with a random key), or that C(crypttab), C(zram-generator.conf) or a
     mount in C(fstab) gives to another use.
+  - With O(encryption=luks), the device holds LUKS2, and the swap area is in the mapping C(/dev/mapper/NAME), with the last part of
+    O(device) as name. The mapping has a line in C(/etc/crypttab), and is opened by the initramfs before the machine resumes. All
+    other modules may be given O(device) or the mapping.
+  - LUKS that this module did not make is never written to, also with O(force=true).
 options:
   device:
     description:
       - Path of the block device, or of a symbolic link to it.
     type: str
     default: /dev/NVM_SWAP
+  encryption:
+    description:
+      - V(luks) encrypts the swap area, and with it the hibernation image. V(none) does not, and is refused where the device is
+        encrypted (V(encrypted)).
+      - A swap area in the clear is replaced by an encrypted one if it is that of this machine and holds no image.
+    type: str
+    choices: [none, luks]
+    default: none
+  unlock:
+    description:
+      - What opens the mapping at boot.
+      - V(passphrase) asks a person at the console. The machine resumes when it was entered.
+      - V(key_file) uses the file O(key_file), of which the initramfs has a copy. Only root can read the initramfs then. Who has the disk
+        with C(/boot) has the key; the NVM alone cannot be read.
+      - V(tpm2) has the machine's TPM 2.0 give the key, as long as the state of Secure Boot is the same (PCR 7). O(passphrase) opens the
+        mapping if the TPM does not. It needs dracut.
+    type: str
+    choices: [passphrase, key_file, tpm2]
+    default: passphrase
+  passphrase:
+    description:
+      - A passphrase that opens the device. It is needed to encrypt a device, except with O(unlock=key_file), and to open one that is
+        closed. It is given to commands on standard input only.
+      - An encrypted device that is open is not compared with it, and its passphrase is not changed.
+    type: str
+  key_file:
+    description:
+      - Path of the key file on the machine, with O(unlock=key_file). Only root may be able to read it.
+      - If it does not exist, it is made of 64 random bytes. A file that was made is removed with O(state=absent).
+      - The default is C(/etc/cryptsetup-keys.d/NAME.key).
+    type: path
   uuid:
     description:
       - UUID of the swap area.
@@ -60,6 +95,8 @@ options:
   state:
     description:
       - V(present) creates the swap area. V(absent) deactivates it and erases its signature, and nothing else.
+      - Of an encrypted device, V(absent) also closes the mapping, removes its line from C(/etc/crypttab), and erases the LUKS header with
+        all keys, after the same checks. What was on the device cannot be read again.
     type: str
     choices: [present, absent]
     default: present
@@ -69,15 +106,19 @@ attributes:
   check_mode:
     details: If the device does not exist, assumes that an earlier task would create it.
   diff_mode:
-    details: Shows type, UUID, label, size and priority of the swap area.
+    details: Shows type, UUID, label, size and priority of the swap area, the LUKS header and C(/etc/crypttab). No key or passphrase.
 notes:
   - Requires root on the machine, and C(mkswap), C(swaplabel), C(blkid), C(wipefs), C(swapon) and C(swapoff) of
     util-linux. No command runs if nothing has to change.
+  - With O(encryption=luks), requires the packages in RV(packages_missing), and at least 32 MiB. The LUKS header takes 16 MiB.
   - On failure, RV(code) is one of V(device_missing), V(not_block_device), V(device_invalid),
     V(device_too_small), V(device_read_only), V(device_unreadable), V(device_in_use), V(device_changed),
     V(device_ephemeral), V(device_claimed),
     V(holds_filesystem), V(header_mismatch), V(image_pending), V(not_ours), V(swap_needed), V(machine_id_missing),
-    V(uuid_invalid), V(label_invalid), V(priority_invalid), V(verify_failed) and V(command_failed).
+    V(uuid_invalid), V(label_invalid), V(priority_invalid), V(verify_failed), V(command_failed), and, for encryption,
+    V(encrypted), V(cryptsetup_missing), V(passphrase_missing), V(passphrase_invalid), V(passphrase_wrong), V(key_missing), V(key_wrong),
+    V(key_file_invalid), V(key_exposed), V(tpm2_unsupported), V(header_damaged), V(mapping_elsewhere), V(mapping_closed),
+    V(initramfs_unknown), V(initramfs_ambiguous) and V(root_is_overlay).
 seealso:
   - module: nvm.fastboot.nvm_reservation
   - module: nvm.fastboot.fstab_swap
@@ -103,6 +144,12 @@ EXAMPLES = r"""
     uuid: 6f1c1e1e-9d4b-4a57-9f0e-2f6d0a6f2b11
     label: FAST
 
+- name: Encrypt the swap area with a key file, and a passphrase in case it is lost
+  nvm.fastboot.nvm_swap:
+    encryption: luks
+    unlock: key_file
+    passphrase: "{{ vault_nvm_passphrase }}"
+
 - name: Deactivate and remove the swap area
   nvm.fastboot.nvm_swap:
     state: absent
@@ -119,6 +166,27 @@ block_device:
   returned: success
   type: str
   sample: /dev/pmem0
+swap_device:
+  description: The device with the swap area, which is O(device), or the mapping over it; null if an encrypted one was removed.
+  returned: success
+  type: str
+  sample: /dev/mapper/NVM_SWAP
+luks_uuid:
+  description: UUID of the LUKS header; null without encryption.
+  returned: success
+  type: str
+  sample: 9a0c7d0e-2c1b-8f52-8f63-1d9a4c1c8b1f
+key_file:
+  description: Path of the key file; null without one.
+  returned: success
+  type: str
+  sample: /etc/cryptsetup-keys.d/NVM_SWAP.key
+packages_missing:
+  description: Debian packages that are to be installed for O(encryption=luks). Not empty in check mode only.
+  returned: success
+  type: list
+  elements: str
+  sample: [cryptsetup-bin, cryptsetup-initramfs]
 uuid:
   description: UUID of the swap area; null with O(state=absent).
   returned: success
@@ -171,7 +239,7 @@ remedy:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carry_out_part
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap.area import PART
+from ansible_collections.nvm.fastboot.plugins.module_utils._encrypted.area import PART
 
 
 def main():

@@ -60,10 +60,11 @@ class Host:
     def of(cls, module):
         """The host an C(AnsibleModule) runs on: its own command runner and its C(atomic_move) (owner, mode, SELinux)."""
         module.run_command_environ_update = {"LC_ALL": "C", "LANGUAGE": "C"}
-        return cls(lambda argv, data: module.run_command(argv, data=data), module.atomic_move)
+        return cls(lambda argv, data: module.run_command(argv, data=data, binary_data=isinstance(data, bytes)), module.atomic_move)
 
     def run(self, argv, data=None, ok=(0,)):
-        """Run C(argv) (a list; no shell) in the C locale and return its Result.
+        """Run C(argv) (a list; no shell) in the C locale and return its Result. C(data) is its input: a text, to which a newline is
+        added, or bytes as they are.
 
         Raises Refused C(command_failed) when the exit code is not in C(ok); C(ok=None) accepts any.
         """

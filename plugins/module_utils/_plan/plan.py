@@ -11,10 +11,11 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import resume
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.run import carried_out
+from ansible_collections.nvm.fastboot.plugins.module_utils._encrypted import area
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import readiness
 from ansible_collections.nvm.fastboot.plugins.module_utils._hibernate import triggers
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reservation
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import area, file_area, fstab
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import file_area, fstab
 
 # By the name of the module that changes it.
 PARTS = {
@@ -28,13 +29,18 @@ PARTS = {
 BUILT_NEXT = ("initramfs_drivers", "initramfs_outdated", "initramfs_overridden")  # blockers of images that a change would build again
 
 
-def plan(host, wanted, device=None):
+def plan(host, wanted, device=None, passphrase=None):
     """Look at the parts C(wanted), C([{module: options, or a list of options}]), in order. Returns what C(nvm_plan) returns.
 
-    With C(device), also the blockers of a hibernation into it. Raises Refused as the first part does that would.
+    With C(device), also the blockers of a hibernation into it. C(passphrase) is the option of nvm_swap: those in parts are logged.
+    Raises Refused as the first part does that would.
     """
     # All options are checked before the first look: a mistake is no news about the machine.
     asked = [(name, options, isinstance(given, list)) for name, given in _named(wanted) for options in [_checked(name, given)]]
+    for options in (each for name, several, _list in asked if name == "nvm_swap" for each in several):
+        if options["passphrase"] is not None:
+            raise Refused("part_invalid", "nvm_swap has a passphrase in parts, which are logged.", "Give it as the option passphrase.")
+        options["passphrase"] = passphrase
     parts, done = {}, []
     for name, options, several in asked:
         looks = [_look(host, PARTS[name], each) for each in options]

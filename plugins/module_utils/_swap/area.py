@@ -12,7 +12,6 @@ import os
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part, by_state
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, switch
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.devices import active_swap, block_device, claimed
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import (
@@ -29,7 +28,6 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import 
     read_header,
 )
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.identity import (
-    DEFAULT_DEVICE,
     DEFAULT_LABEL,
     DEFAULT_PRIORITY,
     LABEL_BYTES,
@@ -201,7 +199,7 @@ def _check_ours(host, block, header, device, uuid):
         raise image_pending(block)
 
 
-def _check_contents(host, block, header, force):
+def check_contents(host, block, header, force):
     """The type of contents on C(block) other than C(header), which the device holds unchanged; None if there are none.
 
     Claims the device meanwhile. Refused C(holds_filesystem) unless C(force), C(device_changed), C(device_in_use).
@@ -260,7 +258,7 @@ def _plan(host, block, header, swap, wanted):
     if (mkswap or rename or on) and block.read_only:
         raise Refused("device_read_only", "%s is read-only." % block, "Make it writable (blockdev --setrw).")
     if (mkswap or rename or on) and swap is None:
-        other = _check_contents(host, block, header, wanted.force)
+        other = check_contents(host, block, header, wanted.force)
         if other:
             mkswap, rename, signature = True, False, other
     if off:
@@ -275,12 +273,12 @@ def _apply(tx, block, header, swap, wanted, plan):
         _switch_off(tx, block, swap)
     if plan.format or plan.rename:
         if plan.off:
-            _check_contents(host, block, header, wanted.force)
+            check_contents(host, block, header, wanted.force)
         if plan.format:
             _format(host, block, wanted, over=plan.signature is not None)
         else:
             host.run([host.tool("swaplabel"), "-U", wanted.uuid, "-L", wanted.label, block.path])
-        _settle(host)
+        settle(host)
     # also right before swapon(8), which would turn the signature of a pending image into a plain one
     _verify(host, block, wanted)
     if plan.on:
@@ -316,7 +314,7 @@ def _erase(host, block, header):
             raise _changed(block)
         os.pwrite(handle, b"\0" * MAGIC_BYTES, header.page_size - MAGIC_BYTES)
         os.fsync(handle)
-    _settle(host)
+    settle(host)
 
 
 def _verify(host, block, wanted):
@@ -331,7 +329,7 @@ def _verify(host, block, wanted):
         )
 
 
-def _settle(host):
+def settle(host):
     """Wait until udev knows the new UUID, so that /dev/disk/by-uuid is correct for later tasks."""
     if host.exists("/run/udev/control"):
         host.run([host.tool("udevadm"), "settle", "--timeout=30"], ok=None)
@@ -386,17 +384,3 @@ def _changed(block):
         "The contents of %s changed during the run." % block,
         "Run again when no other program writes to the device.",
     )
-
-
-PART = Part(
-    {
-        "device": {"type": "str", "default": DEFAULT_DEVICE},
-        "uuid": {"type": "str"},
-        "label": {"type": "str", "default": DEFAULT_LABEL},
-        "priority": {"type": "int", "default": DEFAULT_PRIORITY},
-        "active": {"type": "bool", "default": True},
-        "force": {"type": "bool", "default": False},
-        "state": STATE,
-    },
-    by_state(present, absent, absent_options=("device", "uuid", "force")),
-)

@@ -68,9 +68,10 @@ class CryptLine:
         return "%s, line %d (%s)" % (CRYPTTAB, self.number, " ".join(word for word in words if word))
 
 
-def check(host, block):
-    """Refused C(device_ephemeral) or C(device_claimed) where C(block) cannot keep an image. Force does not override this."""
-    refusals = ephemeral(host, block) + claimed_by_others(host, block)
+def check(host, block, mapping=""):
+    """Refused C(device_ephemeral) or C(device_claimed) where C(block) cannot keep an image. Force does not override this. The line of
+    crypttab for C(mapping) is ours."""
+    refusals = ephemeral(host, block) + claimed_by_others(host, block, mapping)
     if refusals:
         raise refusals[0]
 
@@ -90,12 +91,12 @@ def ephemeral(host, block):
     return []
 
 
-def claimed_by_others(host, block):
+def claimed_by_others(host, block, mapping=""):
     """A Refused C(device_claimed) for each line of configuration that gives C(block) to another program."""
     refusals = [
         _claimed(block, line.text, "which maps it at the next boot" + (" and overwrites it" if line.ephemeral else ""))
         for line in crypttab(host)
-        if _names(host, line.source, block)
+        if _names(host, line.source, block) and (not mapping or line.name != mapping or line.ephemeral)
     ]
     refusals += [
         _claimed(block, place, "which mounts it at the next boot: as a swap area, it would make that boot fail")

@@ -83,6 +83,11 @@ RECIPES: dict[str, Recipe] = {
     "debian12-extlinux": Recipe(
         suite="bookworm", firmware="bios", initramfs="initramfs-tools", extra=("extlinux", "syslinux-common", "u-boot-menu")
     ),
+    # With what the role asks apt for where the swap area is encrypted: with a key file, and with the key in a TPM.
+    "debian12-luks": Recipe(suite="bookworm", firmware="bios", initramfs="initramfs-tools", extra=("cryptsetup-initramfs",)),
+    "debian13-luks": Recipe(
+        suite="trixie", firmware="efi", initramfs="dracut", extra=("cryptsetup-bin", "systemd-cryptsetup", "tpm2-tools")
+    ),
     # The newest kernel that Debian has for its next release.
     "debian14": Recipe(suite="forky", firmware="efi", initramfs="dracut"),
     "debian12-dracut": Recipe(suite="bookworm", firmware="bios", initramfs="dracut"),

@@ -100,3 +100,10 @@ def test_blockers(machine: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_part_has_both_states() -> None:
     for part in PARTS.values():
         assert part.options["state"]["choices"] == ["present", "absent"]
+
+
+def test_a_passphrase_is_not_among_what_is_logged(machine: Host) -> None:
+    with pytest.raises(Refused) as refused:
+        plan(machine, [{"nvm_swap": {"encryption": "luks", "passphrase": "secret"}}])
+    assert refused.value.code == "part_invalid" and "secret" not in refused.value.message
+    assert "no_log" in PARTS["nvm_swap"].options["passphrase"]
