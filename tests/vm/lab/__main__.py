@@ -99,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def machine_verb(
-        name: str, run: Callable[[Machine, argparse.Namespace], None], text: str
-    ) -> argparse.ArgumentParser:
+    def machine_verb(name: str, run: Callable[[Machine, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         sub = verb(name, lambda lab, arguments: run(lab.machine(arguments.name), arguments), text)
         sub.add_argument("name")
         return sub
@@ -115,9 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--memory", type=int, default=1024, metavar="MIB")
     sub.add_argument("--cpus", type=int, default=1)
     sub.add_argument("--nvdimm", type=int, default=2048, metavar="MIB", help="size of the NVDIMM; 0: none")
-    sub.add_argument(
-        "--labels", action="store_true", help="give the NVDIMM a label area, so that namespaces can be made on it"
-    )
+    sub.add_argument("--labels", action="store_true", help="give the NVDIMM a label area, so that namespaces can be made on it")
     sub.add_argument("--disk", type=int, default=0, metavar="MIB", help="size of a second, ordinary disk")
     sub = machine_verb("on", _on, "switch it on, through its firmware and bootloader; it then stays on")
     sub.add_argument("--wait", action="store_true", help="until SSH answers")

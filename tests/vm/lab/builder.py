@@ -182,13 +182,9 @@ def _run(command: list[str], folder: Path, stdin: str = "") -> None:
         log.write("$ " + " ".join(map(shlex.quote, command)) + "\n")
         log.flush()
         try:
-            subprocess.run(
-                command, cwd=folder, input=stdin, text=True, stdout=log, stderr=subprocess.STDOUT, check=True
-            )
+            subprocess.run(command, cwd=folder, input=stdin, text=True, stdout=log, stderr=subprocess.STDOUT, check=True)
         except FileNotFoundError as error:
-            raise BuildError(
-                f"{command[0]} is not installed; 'make setup' installs what the laboratory needs"
-            ) from error
+            raise BuildError(f"{command[0]} is not installed; 'make setup' installs what the laboratory needs") from error
         except subprocess.CalledProcessError as error:
             raise BuildError(f"{command[0]} exited with {error.returncode}; see {folder}/build.log") from error
 

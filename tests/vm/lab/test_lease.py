@@ -62,11 +62,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         image.mkdir(parents=True)
         for part in ("base.qcow2", "vmlinuz"):
             (image / part).touch()
-    mine = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("KEEP", "LAB_PARENT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    }
+    mine = {name: value for name, value in os.environ.items() if name not in ("KEEP", "LAB_PARENT", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     return {
         **mine,
         "PATH": f"{programs}:{os.environ['PATH']}",
@@ -106,17 +102,10 @@ def demo(environment: dict[str, str], lab: Lab, *variables: str) -> Iterator[tup
     output = lab.folder.parent / "output"
     with open(output, "wb") as file:
         process = subprocess.Popen(
-            ["make", "demo", *variables],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
+            ["make", "demo", *variables], cwd=REPOSITORY, env=environment, stdout=file, stderr=file, start_new_session=True
         )
     try:
-        until(
-            lambda: len(lab.machines()) == 2 and all(machine.is_on() for machine in lab.machines()), output.read_text()
-        )
+        until(lambda: len(lab.machines()) == 2 and all(machine.is_on() for machine in lab.machines()), output.read_text())
         pids = [machine.pid() or 0 for machine in lab.machines()]
         owner = int((lab.folder / "demo" / "owner").read_text().partition(" ")[0]) if not variables else 0
         yield process, [*pids, owner]
@@ -175,9 +164,7 @@ def test_a_process_that_uses_the_laboratory(environment: dict[str, str], lab: La
     until(lambda: not machine.is_on(), "is still on")
     wake = [sys.executable, "-m", "tests.vm.lab", "--lab", str(lab.folder), "wake", "one"]
     done = subprocess.run(wake, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "'lab on one' switches it on and keeps it" in done.stderr, (
-        "a wake_command outlives its playbook"
-    )
+    assert done.returncode == 1 and "'lab on one' switches it on and keeps it" in done.stderr, "a wake_command outlives its playbook"
     on = [sys.executable, "-m", "tests.vm.lab", "--lab", str(lab.folder), "on", "one"]
     subprocess.run(on, env=environment, check=True)
     assert machine.is_on(), "switched on by hand"
