@@ -44,6 +44,7 @@ CELLS = (
     Cell("debian12-systemd-boot", "debian12-systemd-boot", "systemd-boot", "systemd-boot"),
     Cell("debian12-refind", "debian12-refind", "refind", "refind"),
     Cell("debian12-extlinux", "debian12-extlinux", "extlinux", "extlinux"),
+    Cell("debian14-blscfg", "debian14", "grub-bls", "blscfg"),
     Cell("debian12-u-boot-menu", "debian12-extlinux", "extlinux", "u-boot-menu"),
     Cell("debian13-efi-stub", "debian13-efi-stub", "efi-stub", "efi-stub"),
     Cell("debian11", "debian11"),

@@ -19,7 +19,7 @@ from tests.vm.restoring import hibernate, wake
 
 # What decides how the machine boots. Times and inodes do not count; the initramfs is built again.
 CONFIGURATION = (
-    "cd / && for each in /boot/efi/loader /boot/refind_linux.conf /boot/grub/grub.cfg /boot/extlinux /etc"
+    "cd / && for each in /boot/efi/loader /boot/refind_linux.conf /boot/grub/grub.cfg /boot/loader /boot/extlinux /etc"
     " /sys/firmware/efi/efivars/Boot0*; do"
     " [ ! -e $each ] || find $each -type f ! -path '/etc/ld.so.cache' ! -path '/etc/machine-id' ! -path '*random-seed' ! -path '*/grubenv'"
     " -exec sha256sum {} +; done | sort -k 2; ls /var/lib/nvm-fastboot 2>/dev/null || true"

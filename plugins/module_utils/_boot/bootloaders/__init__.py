@@ -12,6 +12,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.det
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi_stub import EfiStub
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.extlinux import Extlinux
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import Grub
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.loader_entries import GrubBls
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.raspberry import Raspberry
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.refind import Refind
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot import SystemdBoot
@@ -22,7 +23,7 @@ __all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect", "detect_for_removal
 # Those that are looked for before the unsupported ones are not mistaken for others; the files of GRUB are there on many machines that
 # something else starts.
 CERTAIN = (EfiStub, SystemdBoot, Refind, Extlinux, Raspberry)
-BY_FILES = (Grub,)
+BY_FILES = (GrubBls, Grub)
 SUPPORTED = (*CERTAIN, *BY_FILES)
 
 

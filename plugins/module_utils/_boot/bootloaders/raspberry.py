@@ -9,11 +9,11 @@ Settings of config.txt may be for some boards only (C([pi4])). Which filter hold
 
 from __future__ import annotations
 
-import filecmp
 import os
 import re
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, NextBoot, incomplete
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import copies
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, NextBoot
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.command_lines import Record, words_of
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import (
     RASPBERRY,
@@ -113,7 +113,7 @@ class Raspberry(InPlace):
         """The kernel in /boot that C(path) is a copy of, by its name or its content, or C(path)."""
         found = self.host.glob(INSTALLED + "*")
         named = [each for each in found if os.path.basename(each) == os.path.basename(path)]
-        return next((each for each in named or found if named or same(self.host, each, path)), path)
+        return next((each for each in named or found if named or copies.same(self.host, each, path)), path)
 
     def _initrds(self, settings, kernel):
         names = [value.split()[0] for value in settings.get("initramfs", []) + settings.get("ramfsfile", []) if value.strip()]
@@ -132,30 +132,28 @@ class Raspberry(InPlace):
 
     # copies ----------------------------------------------------------------------------------------------------------
 
-    def check(self, entries, present, absent=()):
-        return super().check(entries, present, absent) + ["%s is not the same as %s" % each for each in self._outdated()]
+    def outdated(self):
+        return ["%s is not the same as %s" % each for each in self._outdated()]
 
     def _outdated(self):
         """Copies of an initramfs that are not the same as the image in /boot, as C((copy, image))."""
         for entry in self.entries():
-            image = "/boot/initrd.img-" + entry.kernel[len(INSTALLED):]
-            known = entry.kernel.startswith(INSTALLED) and entry.initrds and self.host.exists(image)
-            if known and not any(same(self.host, image, copy) for copy in entry.initrds):
-                yield entry.initrds[-1], image
+            found = entry.kernel.startswith(INSTALLED) and copies.outdated(self.host, entry.kernel[len(INSTALLED):], entry.initrds)
+            if found:
+                yield found
 
     def ensure(self, tx, purpose, arguments, drop=()):
         copied = self._copy(tx)
         return super().ensure(tx, purpose, arguments, drop) or copied
 
     def _copy(self, tx):
-        """Have the hook of raspi-firmware copy images that were built since. Returns whether there were any."""
+        """Copy images that were built since, with the hook of raspi-firmware if it is there. Returns whether there were any."""
         outdated = list(self._outdated())
         for copy, image in outdated:
             tx.note(copy, "an earlier copy of %s" % image, "a copy of %s" % image)
-            if not self.host.exists(HOOK):
-                raise incomplete("%s is a copy of %s that is out of date" % (copy, image), ["nothing here copies it"],
-                                 "Copy %s to %s." % (image, copy))
-        if outdated and not tx.check_mode:
+            if not tx.check_mode and not self.host.exists(HOOK):
+                copies.replace(self.host, image, copy)
+        if outdated and not tx.check_mode and self.host.exists(HOOK):
             self.host.run([HOOK])
         return bool(outdated)
 
@@ -177,11 +175,3 @@ def _settings(host, path, values, depth):
         elif applies:
             values[name] = [value] if every else values.get(name, [""]) + [value]
     return values
-
-
-def same(host, one, other):
-    """Whether two files are the same, byte for byte."""
-    try:
-        return filecmp.cmp(host.path(one), host.path(other), shallow=False)
-    except OSError:
-        return False

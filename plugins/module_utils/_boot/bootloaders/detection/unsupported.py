@@ -23,10 +23,9 @@ BLS_SETTING = "GRUB_ENABLE_BLSCFG"  # without an effect where no script in /etc/
 
 
 def _boot_loader_specification(host):
-    """grubby and blscfg: the arguments are in the entries, which grub-mkconfig does not change."""
-    for path in GRUB_CONFIGURATIONS:
-        if re.search(r"^\s*blscfg\b", host.read(path, ""), re.M):
-            return "%s reads its entries from /boot/loader/entries with blscfg" % path
+    """A setting that grub-mkconfig has not acted on yet: the next one replaces the entries that are there."""
+    if any(re.search(r"^\s*blscfg\b", host.read(path, ""), re.M) for path in GRUB_CONFIGURATIONS):
+        return None
     defaults = Defaults(host)
     if defaults.true(BLS_SETTING) and scripts_mention(host, "blscfg"):
         return "%s has %s=true" % (defaults.file(BLS_SETTING), BLS_SETTING)
@@ -53,8 +52,8 @@ UNSUPPORTED = (
     (other_loader, FIRMWARE + " A virtual machine must not be given a kernel by its hypervisor (-kernel)."),
     (lambda host: _named("the GRUB of another system", _other_grub(host)),
      "Configure that system to start this one through this system's GRUB, or have the firmware start this one (efibootmgr)."),
-    (lambda host: _named("GRUB with Boot Loader Specification entries", _boot_loader_specification(host)),
-     "Where grub-mkconfig reads /etc/default/grub.d, set %s=false, run update-grub, and run the module again." % BLS_SETTING),
+    (lambda host: _named("a GRUB menu that was not generated since its settings were changed", _boot_loader_specification(host)),
+     "Run update-grub (or grub2-mkconfig -o /boot/grub2/grub.cfg), or set %s=false, and run the module again." % BLS_SETTING),
 )
 
 

@@ -29,6 +29,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.gru
     LINUX_COMMANDS,
     statements,
 )
+from ansible_collections.nvm.fastboot.plugins.module_utils._core import mounts
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 # (command, file that it generates)
@@ -175,12 +176,30 @@ class Grub(Bootloader):
             return []
         own = [start for start in starts if start is not None and self._system.starts(start.arguments, start.loop)]
         return [
-            BootEntry(title, self._kernel(start.kernel), list(start.arguments),
-                      tuple(path for path in start.initrds if os.path.basename(path) not in MICROCODE))
-            for start in own if self._kernel(start.kernel)
+            BootEntry(title, self._kernel(start), list(start.arguments),
+                      tuple(path for path in self._initrds(start) if os.path.basename(path) not in MICROCODE))
+            for start in own if self._kernel(start)
         ]
 
-    def _kernel(self, path):
+    def _initrds(self, start):
+        """What C(start) loads as initramfs; of an entry from a file, what is there on this machine."""
+        if start.beside is None:
+            return start.initrds
+        paths = (mounts.local(self.host, start.beside, path) for path in start.initrds)
+        return [path for path in paths if path and self.host.exists(path)]
+
+    def _kernel(self, start):
+        """The file on this machine for the kernel of C(start), or None. kernel-install has copies of those in /boot, below their
+        versions."""
+        if start.beside is None:
+            return self._named(start.kernel)
+        copy = mounts.local(self.host, start.beside, start.kernel)
+        if not copy or not self.host.exists(copy):
+            return None
+        installed = "/boot/vmlinuz-" + os.path.basename(os.path.dirname(copy))
+        return installed if self.host.exists(installed) else copy
+
+    def _named(self, path):
         """The file on this machine for C(path) in grub.cfg, or None.
 
         Paths in grub.cfg start at the root of a filesystem: C(/vmlinuz-6.1) if /boot is a filesystem,

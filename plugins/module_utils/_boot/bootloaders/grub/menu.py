@@ -11,8 +11,11 @@ import os
 import re
 import shlex
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.efi import ESP
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import bls
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.defaults import FILE
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.program import Program
+from ansible_collections.nvm.fastboot.plugins.module_utils._core import mounts
 
 NUMBER = re.compile(r"\s*(0[xX][0-9a-fA-F]+|\d+)")  # grub_strtoul: what follows the digits does not count
 HEADER = "# GRUB Environment Block"
@@ -24,6 +27,9 @@ class Menu:
 
     def __init__(self, host, configuration, text):
         self._host = host
+        self._configuration = configuration
+        self.files: list = []  # with an entry each, as bls.Snippets
+        self.asks = False  # for files with entries, by a command that this GRUB has
         directory = os.path.dirname(configuration)
         self._environment = directory + "/grubenv"
         self.environment = read_environment(host, self._environment)
@@ -47,6 +53,47 @@ class Menu:
 
     def text(self, path):
         return self._host.read(path)
+
+    def snippets(self, command, roots, directory):
+        """The bls.Snippets of the files in C(directory) on the filesystems C(roots), possible values of C($root)."""
+        if not self._has(command):
+            return []
+        self.asks = True
+        suffix = bls.DIRECTORIES[command][1]
+        found = []
+        for place in self._directories(roots, directory):
+            for path in self._host.glob("%s/*%s" % (place, suffix)):
+                found.append(bls.snippet(path, self._host.read(path, "") if suffix == ".conf" else ""))
+        self.files += [each for each in found if each is not None]
+        return [each for each in found if each is not None]
+
+    def _has(self, command):
+        """Whether this GRUB has C(command); True where its modules are inside its program."""
+        lists = self._host.glob(os.path.dirname(self._configuration) + "/*/command.lst")
+        return not lists or any(re.search(r"(?m)^\*?%s:" % command, self._host.read(path, "")) for path in lists)
+
+    def _directories(self, roots, directory):
+        """Where C(directory) may be on this machine, as paths."""
+        device, _parenthesis, path = directory[1:].partition(")") if directory.startswith("(") else ("", "", directory)
+        known = [self._mounted(root) for root in ([device] if device else roots)]
+        if not known:
+            known = [self._configuration]
+        elif None in known:
+            known = [self._configuration] + [each for each in ESP if self._host.exists(each + path)]
+        found: dict = {}
+        for beside in known:
+            local = mounts.local(self._host, beside, path)
+            if local is not None and self._host.exists(local):
+                found.setdefault(self._host.real(local), local)
+        return list(found.values())
+
+    def _mounted(self, root):
+        """A path on the filesystem C(root), a value of C($root), or None if it is not known."""
+        link = "/dev/disk/by-uuid/" + root[len("UUID="):]
+        if not root.startswith("UUID=") or not self._host.exists(link):
+            return None
+        device = self._host.real(link)
+        return next((mount.place for mount in mounts.mounts(self._host) if self._host.real(mount.device) == device), None)
 
     def entries(self):
         """Every entry, as C((title, id, [Start or None])); None stands for something that is not Linux."""

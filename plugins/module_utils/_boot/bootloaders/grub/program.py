@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import bls
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.script import (
     LINUX_COMMANDS,
     identifier,
@@ -31,12 +32,14 @@ DEEPEST = 8  # files that source one another
 
 @dataclass(frozen=True)
 class Start:
-    """One way in which an entry starts Linux. C(loop) is whether the kernel is in an image file (C(loopback))."""
+    """One way in which an entry starts Linux. C(loop) is whether the kernel is in an image file (C(loopback)). C(beside) is the file on
+    this machine that names the kernel, on the same filesystem, for an entry that C(blscfg) makes."""
 
     kernel: str
     arguments: tuple
     initrds: tuple = ()
     loop: bool = False
+    beside: str | None = None
 
 
 @dataclass
@@ -47,11 +50,13 @@ class Item:
     identifier: str
     submenu: bool
     body: list
+    beside: str | None = None
 
 
 @dataclass
 class Program:
-    """One run. C(files) answers for files: C(files.size(path)) in bytes or None, C(files.text(path)).
+    """One run. C(files) answers for files: C(files.size(path)) in bytes or None, C(files.text(path)), and C(files.snippets(command, roots,
+    directory)) as bls.Snippets.
 
     C(variables) is C({name: possible values}), C(items) the menu, C(starts) what the commands themselves start, without None for
     what is not Linux. C(environment) is what C(load_env) reads.
@@ -64,6 +69,7 @@ class Program:
     starts: list = field(default_factory=list)
     loops: set = field(default_factory=set)
     depth: int = 0
+    beside: str | None = None
 
     def run(self, text):
         self.execute(_tree(text))
@@ -71,7 +77,7 @@ class Program:
 
     def inside(self, item):
         """The Program after the commands of C(item), which begin with the variables of now."""
-        inner = Program(self.files, self.environment, dict(self.variables), loops=set(self.loops), depth=self.depth)
+        inner = Program(self.files, self.environment, dict(self.variables), loops=set(self.loops), depth=self.depth, beside=item.beside)
         inner.execute(item.body)
         return inner
 
@@ -114,7 +120,12 @@ class Program:
             wanted = [name for name in self.environment if name in words[1:] or len(words) == 1]
             self.variables.update({name: frozenset([self.environment[name]]) for name in wanted})
         elif words[0] == "search":
-            self.variables.update({word[len("--set=") :] or "root": FOUND for word in words if word.startswith("--set=")})
+            found = frozenset(["UUID=" + words[-1]]) if {"--fs-uuid", "-u"} & set(words) else FOUND
+            self.variables.update({word[len("--set=") :] or "root": found for word in words if word.startswith("--set=")})
+        elif words[0] in bls.COMMANDS:
+            snippets = self.files.snippets(words[0], self.variables.get("root", ()), bls.directory(words))
+            self.items += [Item(each.title, each.identifier, False, _tree(each.commands), each.path)
+                           for each in bls.selected(words, snippets, self.variables.get("default", ()))]
         elif words[0] == "loopback":
             self.loops.update(word for word in words[1:-1] if not word.startswith("-"))
         elif words[0] in ("source", ".") and len(words) > 1 and self.depth < DEEPEST:
@@ -126,14 +137,14 @@ class Program:
             self.starts = [self._start(words[1], self._arguments(words[2:]))]
         elif words[0] in INITRD_COMMANDS:
             initrds = tuple(_path(word)[1] for word in self._arguments(words[1:]))
-            self.starts = [start and Start(start.kernel, start.arguments, initrds, start.loop) for start in self.starts]
+            self.starts = [start and Start(start.kernel, start.arguments, initrds, start.loop, start.beside) for start in self.starts]
         elif words[0] in ELSEWHERE:
             self.starts = [None]
 
     def _start(self, word, arguments):
         device, path = _path(self._first(word))
         devices = [device] if device else [each.strip("()") for each in self.variables.get("root", ())]
-        return Start(path, arguments, loop=any(each in self.loops for each in devices))
+        return Start(path, arguments, loop=any(each in self.loops for each in devices), beside=self.beside)
 
     # values ------------------------------------------------------------------------------------------------------------
 

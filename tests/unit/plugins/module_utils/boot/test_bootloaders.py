@@ -303,7 +303,6 @@ LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        ({"/boot/grub2/grub.cfg": "insmod blscfg\nblscfg\n"}, "/boot/loader/entries"),
         ({"/etc/default/grub": "GRUB_ENABLE_BLSCFG=true\n", "/etc/grub.d/10_linux": "echo blscfg\n"}, "GRUB_ENABLE_BLSCFG"),
     ],
 )
