@@ -14,7 +14,7 @@ description:
   - Includes the device's drivers in the initramfs of all current and future kernels, and verifies the content of the
     built images. For NVM, the initramfs tools omit the drivers by default.
   - Writes files of its own in C(/etc/default/grub.d), C(/etc/initramfs-tools) or C(/etc/dracut.conf.d). Other files are
-    not changed, except the entries of systemd-boot and C(/etc/kernel/cmdline), or C(/boot/refind_linux.conf), or
+    not changed, except the entries of systemd-boot or of C(blscfg) and C(/etc/kernel/cmdline), or C(/boot/refind_linux.conf), or
     C(extlinux.conf), or C(cmdline.txt) and C(/etc/default/raspi-extra-cmdline), or the boot options of the EFI firmware
     that start a kernel, where the machine boots by these; O(state=absent) brings them back byte for byte.
   - While these settings exist, C(resume=) and C(resume_offset=) from other settings do not reach the kernel, from the
@@ -22,10 +22,10 @@ description:
     refused with the name of the file (V(initramfs_overridden)).
   - Builds the images and the bootloader's configuration beside the old ones, verifies them, and renames them. If a later
     step fails, all changes are undone.
-  - Supports GRUB with C(/etc/default/grub.d) (Debian, BIOS and EFI), systemd-boot with entries in C(loader/entries), rEFInd with
-    C(/boot/refind_linux.conf), Syslinux and U-Boot with C(extlinux.conf), the firmware of the Raspberry Pi with
-    C(cmdline.txt), and the kernel's EFI stub, started by a boot option of the firmware; initramfs-tools and dracut. The
-    bootloader is the one that started the running kernel.
+  - Supports GRUB with C(/etc/default/grub.d) (Debian, BIOS and EFI) and with C(blscfg), systemd-boot with entries in
+    C(loader/entries), rEFInd with C(/boot/refind_linux.conf), Syslinux and U-Boot with C(extlinux.conf), the firmware
+    of the Raspberry Pi with C(cmdline.txt), and the kernel's EFI stub, started by a boot option of the firmware;
+    initramfs-tools and dracut. The bootloader is the one that started the running kernel.
 options:
   device:
     description:
