@@ -236,8 +236,8 @@ remedies: $(READY) ## each blocker that a machine can be given, and that its rem
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/remedies.py -v
 
 .PHONY: vm-test-boot
-vm-test-boot: $(READY) ## more of snapshots and of the selection at boot: power cuts, Debian 14, twenty in a row; about 40 minutes
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/boot/by_hand.py -v
+vm-test-boot: $(READY) ## more of snapshots and of the selection at boot: power cuts, Debian 13 and 14, twenty in a row; about 50 minutes
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/boot/by_hand.py tests/vm/boot/debian13.py -v
 
 # -- set-up ------------------------------------------------------------------------------------------------------------
 .PHONY: tree

@@ -2,7 +2,7 @@
 """A machine that selects at boot, by itself, which of its snapshots it resumes, and goes on with all that ran on it.
 
 One machine, on Debian 12 with initramfs-tools and a kernel for any hardware: its firmware keeps the last words of a kernel, it has a
-watchdog, and PostgreSQL counts in memory. test_debian13.py has dracut, tests/vm/boot/by_hand.py what takes longer.
+watchdog, and PostgreSQL counts in memory. tests/vm/boot has dracut, and what takes longer.
 """
 
 from __future__ import annotations
