@@ -30,10 +30,10 @@ class Case:
 
 
 def hibernate(machine: Machine) -> None:
-    """Send the machine to sleep, and wait until it is off with an image on its NVDIMM."""
+    """Send the machine to sleep, and wait until it is off, with an image on its NVDIMM if it has one."""
     machine.ssh("systemd-run -q --on-active=1s systemctl hibernate")
     machine.wait_off()
-    assert evidence.signature(machine) == evidence.IMAGE, "no image was written"
+    assert not machine.settings.nvdimm or evidence.signature(machine) == evidence.IMAGE, "no image was written"
 
 
 def wake(machine: Machine) -> None:

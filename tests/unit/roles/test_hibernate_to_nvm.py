@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIGURED: dict[str, Any] = {
     "nvm_reservation": {"reboot_required": False, "reboot_in_vain": None, "ndctl_missing": False},
     "nvm_swap": {},
+    "swap_file": {},
     "fstab_swap": {"uuid": "6d9bd8a5"},
     "boot_resume": {"reboot_required": False, "reboot_in_vain": None},
     "hibernate_trigger": {},
@@ -283,6 +284,30 @@ def test_absent_keeps_what_the_next_boot_still_resumes_from(role: Roles) -> None
     for run, name in zip(runs, named):
         assert "resume=" + name in run.message and "UUID=other" not in run.message and "/etc/default/grub" in run.message
         assert run.done == ["boot_resume", "nvm_info"]
+
+
+# a swap file ----------------------------------------------------------------------------------------------------------
+
+FILE_LOOKS = ["swap_file", "fstab_swap", "boot_resume"]
+
+
+def test_a_swap_file_in_place_of_nvm(role: Roles) -> None:
+    made, removed, same, failing, named = role(
+        Run(*FILE_LOOKS, nvm_method="file", nvm_size="2G"),
+        Run(*FILE_LOOKS, nvm_method="file", nvm_state="absent", nvm_swap_file="/srv/swap"),
+        Run(nvm_method="file"),
+        Run(*FILE_LOOKS, nvm_method="file").answer("boot_resume", fails_really="/boot is full."),
+        Run(*FILE_LOOKS, nvm_method="file", nvm_state="absent").answer("nvm_info", resume={"configured": ["UUID=6d9bd8a5"]}),
+    )
+    assert made.looked == [*FILE_LOOKS, "nvm_info"] and made.done == [*FILE_LOOKS, "nvm_info"] and not made.failed
+    options = {module: given for module, given, check_mode in made.calls if not check_mode}
+    assert options["swap_file"] == {"path": "/swapfile", "size": "2G", "dram_multiple": 1, "priority": 10, "force": False}
+    assert options["fstab_swap"]["device"] == options["boot_resume"]["device"] == options["nvm_info"]["device"] == "/swapfile"
+    assert removed.done == ["boot_resume", "nvm_info", "fstab_swap", "swap_file"] and not removed.failed
+    assert all(given.get("device", given.get("path")) == "/srv/swap" for _module, given, _check in removed.calls)
+    assert same.done == [] and not same.failed and same.recap["changed"] == 0
+    assert "made or activated the swap file /swapfile" in failing.message and "reserved" not in failing.message
+    assert not named.failed, "the filesystem is there without the file"
 
 
 # ndctl ---------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot impor
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.nvm_tree import GIB, Tree
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-MODULES = ("boot_resume", "fstab_swap", "hibernate_trigger", "nvm_info", "nvm_plan", "nvm_reservation", "nvm_swap")
+MODULES = ("boot_resume", "fstab_swap", "hibernate_trigger", "nvm_info", "nvm_plan", "nvm_reservation", "nvm_swap", "swap_file")
 KERNEL = "6.1.0-49-amd64"
 UUID = "6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
 # In a module: the machine is the recorded one, which has no commands but these.

@@ -99,6 +99,8 @@ RECIPES: dict[str, Recipe] = {
         initramfs="initramfs-tools",
         extra=("btrfs-progs", "cryptsetup-initramfs", "fdisk", "lvm2", "mdadm", "xfsprogs"),
     ),
+    # With what a filesystem for data may be made with.
+    "debian13-data": Recipe(suite="trixie", firmware="efi", initramfs="dracut", extra=("btrfs-progs", "xfsprogs")),
     "debian12-secure-boot": Recipe(
         suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("grub-efi-amd64-signed", "shim-signed")
     ),

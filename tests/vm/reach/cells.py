@@ -36,6 +36,9 @@ class Cell:
         return f"set -- {' '.join(arguments)}\n" + (SCRIPTS / f"{name}.sh").read_text()
 
 
+FILE = {"nvm_method": "file"}  # at /swapfile, on the root filesystem
+ON_DATA = {**FILE, "nvm_swap_file": "/srv/swapfile"}
+
 CELLS = (
     Cell("debian12-dracut", "debian12-dracut"),
     Cell("debian13-initramfs-tools", "debian13-initramfs-tools"),
@@ -55,6 +58,9 @@ CELLS = (
     Cell("root-luks-lvm", "debian12-roots", prepare="root luks-lvm", disk=2560),
     Cell("root-raid1", "debian12-roots", prepare="root raid1", disk=3584),
     Cell("root-read-only", "debian12-roots", prepare="root read-only", disk=2560, before="mount -o remount,rw /"),
+    Cell("debian12-swap-file", "debian12", variables=FILE, nvdimm=0),
+    Cell("debian13-swap-file-xfs", "debian13-data", prepare="data xfs", variables=ON_DATA, nvdimm=0, disk=1280),
+    Cell("debian13-swap-file-btrfs", "debian13-data", prepare="data btrfs", variables=ON_DATA, nvdimm=0, disk=1280),
 )
 
 # Kinds that are refused: with the code of a blocker in place of the bootloader.
