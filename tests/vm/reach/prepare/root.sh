@@ -75,7 +75,7 @@ if [ "$boot" ]; then
     mkdir "$new/boot"
     mount "$boot" "$new/boot"
 fi
-cp -ax / "$new"
+cp -ax /. "$new"
 {
     echo "UUID=$(blkid -s UUID -o value "$root") / $type ${options#,} 0 1"
     [ ! "$boot" ] || echo "UUID=$(blkid -s UUID -o value "$boot") /boot ext4 defaults 0 2"
