@@ -14,6 +14,9 @@ BY_PATH = (
     (re.compile(r"/block/dm-\d+$"), "dm_mod"),
     (re.compile(r"/block/md\d+$"), "md_mod"),
 )
+# What decrypts in a LUKS mapping (drivers/md/dm-crypt.c, and what it asks the crypto API for), as far as it is loaded, and how keys are
+# unlocked.
+BY_CRYPT = ("dm_crypt", "xts", "ecb", "cbc", "essiv", "aesni_intel", "algif_skcipher")
 ASSUMED = ("libnvdimm", "nd_pmem")  # in check mode, for a reservation that does not exist yet
 
 
@@ -32,11 +35,16 @@ def drivers_for(host, block):
             continue
         seen.add(name)
         # initstate exists for a loaded module, not for a built-in one (kernel/module/sysfs.c)
-        for module in _modules_of(host, host.real("/sys/class/block/%s" % name)):
+        for module in _modules_of(host, host.real("/sys/class/block/%s" % name)) + _crypt_modules(host, name):
             if module not in modules and host.exists("/sys/module/%s/initstate" % module):
                 modules.append(module)
         waiting += [os.path.basename(slave) for slave in host.glob("/sys/class/block/%s/slaves/*" % name)]
     return modules
+
+
+def _crypt_modules(host, name):
+    encrypted = (host.attribute("/sys/class/block/%s/dm/uuid" % name) or "").startswith("CRYPT-")
+    return list(BY_CRYPT) if encrypted else []
 
 
 def _modules_of(host, path):

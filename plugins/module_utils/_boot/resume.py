@@ -22,7 +22,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.drivers import 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import memory_holding, read_only_holding
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part, by_state
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers, identity, target
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers, identity, luks, target
 
 PURPOSE = "resume"
 # Arguments of other settings that would select another device (kernel/power/hibernate.c, setup functions)
@@ -43,10 +43,11 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
     header = _header(tx, device, place)
     resume = "UUID=%s" % _uuid(tx, device, uuid, place, header)
     bootloader, initramfs = bootloaders.detect(host), initramfs_tools.detect(host)
+    initramfs.unlock(luks.below(host, place.block.path) if place else [])
     _check_conflicts(bootloader)
     kernels = _kernels(initramfs)
     words, algorithms = select_compression(host, kernels, compression)
-    arguments = ["resume=" + resume] + _offset(place) + words
+    arguments = ["resume=" + resume] + _offset(place) + words + initramfs.unlock_arguments()
     drop = DROP + (COMPRESSION_ARGUMENTS if compression else ())
     drivers = drivers_for(host, place.block) if place else list(ASSUMED)
     modules = drivers + [name for name in algorithms if name not in drivers]

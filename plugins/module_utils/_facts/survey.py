@@ -17,7 +17,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import sizing
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import inhibitors, memmap, nvm, sleep_policy
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, target
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, luks, target
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 UNSET = "0:0"  # /sys/power/resume while no device is set (kernel/power/hibernate.c, resume_show)
@@ -288,8 +288,15 @@ class Survey:
         return [entry for _title, entries in self.next_boot.choices for entry in entries]
 
     @cached_property
+    def mappings(self):
+        """The LUKS mappings that the device is on (luks.Mapping)."""
+        return luks.below(self.host, self.block.path) if self.block else []
+
+    @cached_property
     def initramfs(self):
-        return initramfs.detect(self.host)
+        tool = initramfs.detect(self.host)
+        tool.unlock(self.mappings)
+        return tool
 
     @cached_property
     def modules(self):

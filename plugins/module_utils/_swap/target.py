@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import mounts
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, extents, headers
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, extents, headers, luks
 
 BY_UUID = "/dev/disk/by-uuid"
 
@@ -68,12 +68,13 @@ def is_file(device):
 
 
 def find(host, device):
-    """The Target that C(device) names.
+    """The Target that C(device) names: where a LUKS mapping is open over it, the mapping.
 
     Refused as C(devices.block_device); for a swap file also C(swap_file_missing), C(swap_file_invalid), C(filesystem_unsupported) and
     C(swap_file_unusable).
     """
     if not is_file(device):
+        device = luks.swap_device(host, device)
         block = devices.block_device(host, device)
         return Target(device, block, block.size)
     path = host.path(device)

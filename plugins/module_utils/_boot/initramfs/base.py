@@ -18,6 +18,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modul
     KernelModules,
     name_of,
 )
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.unlocking import Programs, Unlocking
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.verified import Verified
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
@@ -38,9 +39,11 @@ class Initramfs:
     files: tuple[str, ...] = ()  # all exist if the tool is installed
     kernel_hooks: tuple[str, ...] = ()  # one exists if new kernels call the tool
     image_names: tuple[str, ...] = ()  # with %s for the kernel; the usual name first
+    programs = Programs("", (), "")  # what opens LUKS mappings in an image
 
     def __init__(self, host):
         self.host = host
+        self.unlocking = Unlocking(host)
         self._verified = Verified(host)
         self._listed: dict = {}
         self._files: dict = {}
@@ -48,6 +51,14 @@ class Initramfs:
     @classmethod
     def present(cls, host):
         return all(host.exists(path) for path in cls.files)
+
+    def unlock(self, mappings):
+        """Have images open the LUKS C(mappings) that the resume device is on, and be verified to."""
+        self.unlocking = Unlocking(self.host, mappings)
+
+    def unlock_arguments(self):
+        """The kernel arguments without which images would not open the LUKS mappings."""
+        return []
 
     # implemented by subclasses ---------------------------------------------------------------------------------------
 
@@ -160,17 +171,17 @@ class Initramfs:
         image = self.image(kernel)
         if not self.host.exists(image):
             return ["%s does not exist" % image]
-        if self._verified.holds(image, resume, modules):
+        if self._verified.holds(image, resume, modules, self.unlocking.record):
             return []
         problems = self._problems(kernel, image, resume, modules)
         if not problems and not self._overrides(kernel, image, modules):
-            self._verified.learn(image, resume, modules)
+            self._verified.learn(image, resume, modules, self.unlocking.record)
         return problems
 
     def overrides(self, kernel, resume, modules):
         """The Overrides in the image of C(kernel): settings of others with which it would not resume from C(resume). Reads it."""
         image = self.image(kernel)
-        if not self.host.exists(image) or self._verified.holds(image, resume, modules):
+        if not self.host.exists(image) or self._verified.holds(image, resume, modules, self.unlocking.record):
             return []
         return self._overrides(kernel, image, modules)
 
@@ -207,7 +218,16 @@ class Initramfs:
                 problems.append("module %s, which this kernel does not have" % module)
             elif any(not self._inside(names, kernel, path) for path in available.files(module)):
                 problems.append("module %s" % module)
-        return problems
+        return problems + self._locked(names, image)
+
+    def _locked(self, names, image):
+        """What C(image) lacks to open the LUKS mappings."""
+        problems = self.unlocking.lacking(names, self.programs)
+        if not self.unlocking.mappings or problems:
+            return problems
+        contents = archive.contents(self.host, image, lambda name: self.unlocking.reads(name, self.programs))
+        words = self.host.read("/proc/cmdline", "").split()
+        return self.unlocking.unopened(contents, self.programs, self._mode(image), words)
 
     def _names(self, image):
         """The C(listing), cached per file because it takes seconds."""
@@ -331,7 +351,7 @@ class Initramfs:
         tx.on_failure(lambda: host.rename(image + OLD, image) if existed else host.remove(image))
         host.rename(image + NEW, image)
         if resume is not None:
-            self._verified.learn(image, resume, modules)
+            self._verified.learn(image, resume, modules, self.unlocking.record)
         else:
             self._verified.forget(image)
             self._verified.store()
@@ -352,6 +372,7 @@ class Initramfs:
         """Create the file for the new C(image) where not all users may read the old one: it may hold keys, and so may the new one, which
         the tools write into an existing file without changing its mode."""
         mode = os.stat(self.host.path(image)).st_mode & 0o666 if self.host.exists(image) else 0o644
+        mode = mode & 0o600 if self.unlocking.keys else mode
         if mode & 0o044 != 0o044:
             handle = os.open(self.host.path(image + NEW), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             os.fchmod(handle, mode)

@@ -5,15 +5,20 @@ Host-only images omit C(resume) while neither the running kernel's command line 
 (modules.d/95resume, later 74resume), as before the first reboot. They may omit drivers too. Our file configures both. The
 device itself comes from C(resume=) on the kernel command line. dracut copies a finished image over the old one, so images
 are built under another name.
+
+A LUKS mapping is opened by systemd in the image, from a crypttab of the image. dracut takes in the lines of devices that it knows to be
+needed, and those with the option C(force), since 060 C(x-initrd.attach); a key file has to be named.
 """
 
 from __future__ import annotations
 
 import re
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs import unlocking
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.archive import plain
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.overrides import Override, module_overrides
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.unlocking import Programs
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 CONF = "/etc/dracut.conf.d/99-nvm-fastboot.conf"
@@ -23,6 +28,8 @@ TEXT = """\
 add_dracutmodules+=" resume "
 force_drivers+=" %(modules)s "
 """
+UNLOCK = 'add_dracutmodules+=" %s "\n'
+KEYS = 'install_items+=" %s "\n'
 # A line of cpio --list --verbose: mode, links, owner, group, size (two numbers for a device), date, name [-> target]
 LINE = re.compile(
     r"^[-dlcbps][-rwxsStT]{9}\s+\d+\s+\S+\s+\S+\s+\d+(?:,\s*\d+)?\s+\S+\s+\d+\s+[\d:]+\s+(.+?)(?: -> .*)?$"
@@ -56,8 +63,22 @@ class Dracut(Initramfs):
     kernel_hooks = ("/etc/kernel/postinst.d/dracut", "/usr/lib/kernel/install.d/50-dracut.install")
     image_names = ("initrd.img-%s", "initramfs-%s.img")
 
+    programs = Programs(
+        "etc/crypttab",
+        (("lib/systemd/systemd-cryptsetup", "bin/systemd-cryptsetup"), "lib/systemd/system-generators/systemd-cryptsetup-generator"),
+        "package systemd-cryptsetup, and systemd in the image",
+    )
+
     def settings(self, resume, modules):
-        return {CONF: (TEXT % {"resume": resume, "modules": " ".join(modules)}, 0o644)}
+        text = TEXT % {"resume": resume, "modules": " ".join(modules)}
+        if self.unlocking.mappings:
+            text += UNLOCK % ("crypt tpm2-tss" if self.unlocking.by_tpm2 else "crypt")
+        if self.unlocking.keys:
+            text += KEYS % " ".join(mapping.key_file for mapping in self.unlocking.keys)
+        return {CONF: (text, 0o644)}
+
+    def unlock_arguments(self):
+        return unlocking.arguments(self.host, self.unlocking.mappings)
 
     def own_files(self):
         return [CONF] if self.host.exists(CONF) else []

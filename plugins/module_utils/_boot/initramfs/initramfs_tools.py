@@ -7,11 +7,15 @@ ours. The image sources them in the same order, and then reads the kernel comman
 C(RESUME), but there is no C(resume_offset=) to replace one in a file, so ours empties it. hooks/resume overrides C(RESUME)
 with C(zz-resume-auto) if the device's type is not swap when the image is built, as while the device holds a hibernation
 image.
+
+A LUKS mapping is opened by the package cryptsetup-initramfs, from a crypttab of the image. It takes in key files that a pattern in
+C(/etc/cryptsetup-initramfs/conf-hook) names, a file of that package; a hook of ours does the same for ours.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.archive import plain
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs
@@ -21,10 +25,12 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.overr
     module_overrides,
     script_overrides,
 )
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.unlocking import Programs
 
 DIRECTORY = "/etc/initramfs-tools"
 CONF = DIRECTORY + "/conf.d/zz-nvm-fastboot-resume-"
 HOOK = DIRECTORY + "/hooks/nvm-fastboot"
+UNLOCK = DIRECTORY + "/hooks/nvm-fastboot-luks"
 EARLY = DIRECTORY + "/scripts/init-top/nvm-fastboot"
 MAIN, CONFS, PARAMETERS = "conf/initramfs.conf", "conf/conf.d/", "conf/param.conf"  # sourced by init
 MODPROBE = ("etc/modprobe.d/", "lib/modprobe.d/")
@@ -47,6 +53,26 @@ for module in %(modules)s; do
     force_load "$module"
 done
 """
+# Hooks here run after those in /usr/share, of which cryptroot has made the crypttab of the image.
+UNLOCK_SCRIPT = """\
+#!/bin/sh
+%(note)s# Takes in the key files of the encrypted resume device.
+case "$1" in
+prereqs)
+    echo
+    exit 0
+    ;;
+esac
+. /usr/share/initramfs-tools/hook-functions
+umask 0077
+mkdir -p "$DESTDIR/cryptroot/keyfiles"
+%(lines)s"""
+UNLOCK_LINES = """\
+cp %(file)s "$DESTDIR/cryptroot/keyfiles/"%(name)s.key
+[ ! -e "$DESTDIR/cryptroot/crypttab" ] || sed -i %(pattern)s "$DESTDIR/cryptroot/crypttab"
+echo %(line)s >>"$DESTDIR/cryptroot/crypttab"
+"""
+PRIVATE = "# The image has a key.\nUMASK=0077\n"
 # Its commands are in every image: modprobe (kmod), blkid (hooks/udev), resume (klibc).
 EARLY_SCRIPT = """\
 #!/bin/sh
@@ -84,6 +110,9 @@ class InitramfsTools(Initramfs):
     files = ("/usr/sbin/mkinitramfs", "/usr/share/initramfs-tools/hook-functions")
     kernel_hooks = ("/etc/kernel/postinst.d/initramfs-tools",)
     image_names = ("initrd.img-%s",)
+    programs = Programs(
+        "cryptroot/crypttab", ("scripts/local-top/cryptroot", "sbin/cryptsetup"), "package cryptsetup-initramfs"
+    )
 
     def value(self, resume, file):
         """hooks/resume takes a filesystem for no resume device, and would choose another; C(none) keeps it from that. init then has both
@@ -91,14 +120,17 @@ class InitramfsTools(Initramfs):
         return "none" if file else resume
 
     def settings(self, resume, modules):
+        keys = self.unlocking.keys
+        unlock = {"note": NOTE, "lines": "".join(_unlock_lines(mapping) for mapping in keys)}
         return {
-            CONF + _suffix(resume): (NOTE + "RESUME=%s\nresume_offset=\n" % resume, 0o644),
+            CONF + _suffix(resume): (NOTE + "RESUME=%s\nresume_offset=\n" % resume + (PRIVATE if keys else ""), 0o644),
+            **({UNLOCK: (UNLOCK_SCRIPT % unlock, 0o755)} if keys else {}),
             HOOK: (SCRIPT % {"note": NOTE, "modules": " ".join(modules)}, 0o755),
             EARLY: (EARLY_SCRIPT % {"note": NOTE, "modules": " ".join(modules)}, 0o755),
         }
 
     def own_files(self):
-        return self.host.glob(CONF + "*") + [path for path in (HOOK, EARLY) if self.host.exists(path)]
+        return self.host.glob(CONF + "*") + [path for path in (HOOK, UNLOCK, EARLY) if self.host.exists(path)]
 
     def command(self, kernel, target):
         # The same as update-initramfs, but without replacing the image. The post-update hooks are run later.
@@ -146,6 +178,17 @@ class InitramfsTools(Initramfs):
             return ["/%s" % name, "/usr/%s" % name]
         path = name[len("conf/"):] if name.startswith("conf/") else name
         return ["%s/%s" % (DIRECTORY, path), "/usr/share/initramfs-tools/%s" % path]
+
+
+def _unlock_lines(mapping):
+    """Shell commands that put the key file of C(mapping) and its line into an image."""
+    name, options = mapping.name, ",".join(mapping.line.options)
+    return UNLOCK_LINES % {
+        "file": shlex.quote(mapping.key_file),
+        "name": shlex.quote(name),
+        "pattern": shlex.quote("/^%s[[:space:]]/d" % name.replace(".", "[.]")),
+        "line": shlex.quote("%s UUID=%s /cryptroot/keyfiles/%s.key %s" % (name, mapping.uuid, name, options)),
+    }
 
 
 def _suffix(resume):

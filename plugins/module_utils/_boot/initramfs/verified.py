@@ -24,23 +24,26 @@ class Verified:
         self.known = self._load()
         self._stored = json.dumps(self.known, sort_keys=True)
 
-    def holds(self, image, resume, modules):
-        """Whether C(image) was verified with the settings for C(resume) and all of C(modules)."""
+    def holds(self, image, resume, modules, unlocking=()):
+        """Whether C(image) was verified with the settings for C(resume), all of C(modules), and C(unlocking) (Unlocking.record)."""
         entry = self.known.get(image)
         return (
             entry is not None
             and entry["stat"] is not None
             and entry["stat"] == self._stat(image)
             and entry["resume"] == resume
+            and entry["unlocking"] == list(unlocking)
             and set(modules) <= set(entry["modules"])
         )
 
-    def learn(self, image, resume, modules):
-        self.known[image] = {"stat": self._stat(image), "resume": resume, "modules": sorted(modules)}
+    def learn(self, image, resume, modules, unlocking=()):
+        self.known[image] = {
+            "stat": self._stat(image), "resume": resume, "modules": sorted(modules), "unlocking": list(unlocking)
+        }
 
     def expect(self, image):
         """Record that C(image) may contain settings of ours, without details."""
-        self.known[image] = {"stat": None, "resume": None, "modules": []}
+        self.known[image] = {"stat": None, "resume": None, "modules": [], "unlocking": []}
 
     def forget(self, image):
         self.known.pop(image, None)
@@ -58,7 +61,12 @@ class Verified:
             images = found.get("images", {})
             current = found.get("version") == VERSION
             return {
-                path: {"stat": entry["stat"] if current else None, "resume": entry["resume"], "modules": list(entry["modules"])}
+                path: {
+                    "stat": entry["stat"] if current else None,
+                    "resume": entry["resume"],
+                    "modules": list(entry["modules"]),
+                    "unlocking": list(entry.get("unlocking", ())),
+                }
                 for path, entry in images.items()
             }
         except (AttributeError, KeyError, TypeError):
