@@ -14,6 +14,7 @@ import stat
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import records
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._encrypted.cryptsetup import Key
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import luks
 
 RECORD = "luks"
 DIRECTORY = "/etc/cryptsetup-keys.d"  # where systemd-cryptsetup(8) looks for NAME.key
@@ -61,25 +62,10 @@ def file_key(host, path, made):
             "key_file_invalid", "%s is not a file with a key: it is empty, or not a regular file." % path,
             "Restore it from a copy, or give another path.",
         )
-    problem = exposed(host, path)
+    problem = luks.exposed(host, path)
     if problem:
         raise problem
     return Key(file=path, random=made)
-
-
-def exposed(host, path):
-    """A Refused C(key_exposed) if other users than root can read the key file C(path), or None."""
-    try:
-        status = os.stat(host.path(path))
-    except OSError:
-        return None
-    if not status.st_mode & 0o077:
-        return None
-    return Refused(
-        "key_exposed",
-        "Other users than root can read the key file %s (mode %04o)." % (path, stat.S_IMODE(status.st_mode)),
-        "Run: chmod 0600 %s. If they may have read it, change the key: cryptsetup luksChangeKey." % path,
-    )
 
 
 def make_file(host, path):

@@ -10,7 +10,8 @@ import re
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers, target
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers, luks, target
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.luks import header as luks_header
 
 SWAP_SHARE = 0.98  # systemd, src/shared/hibernate-util.c: HIBERNATION_SWAP_THRESHOLD
 PAGES_FOR_IO = 4 << 20  # kernel/power/power.h: PAGES_FOR_IO, in bytes
@@ -144,7 +145,9 @@ def device_ephemeral(survey):
 
 def device_claimed(survey):
     """Configuration that gives the device to another program at the next boot, before or after the resume."""
-    return claims.claimed_by_others(survey.host, survey.block) if survey.block and not survey.is_file else []
+    if survey.block is None or survey.is_file:
+        return []
+    return claims.claimed_by_others(survey.host, survey.block, luks.opening_line(survey.host, survey.block))
 
 
 def device_in_use(survey):
@@ -153,6 +156,37 @@ def device_in_use(survey):
         return []
     uses = devices.users(survey.host, survey.block)
     return [devices.device_in_use(survey.block, ", ".join(uses))] if uses else []
+
+
+def mapping_closed(survey):
+    """An encrypted swap area that is not open: nothing can be written to it, and not be seen what is in it."""
+    if survey.block is None or survey.mappings or survey.header is not None or luks_header.read(survey.host, survey.block.path) is None:
+        return []
+    return [Refused(
+        "mapping_closed",
+        "%s is encrypted (LUKS), and not open." % survey.device,
+        "If it is to be the swap area of this machine, run nvm_swap with encryption=luks and the passphrase. Else give another device.",
+    )]
+
+
+def not_in_crypttab(survey):
+    """A LUKS mapping that was opened by hand: the initramfs does not open it before it looks for the image."""
+    return [
+        Refused(
+            "not_in_crypttab",
+            "%s is on the LUKS mapping %s, which no line of %s opens at the next boot."
+            % (survey.device, mapping.name, claims.CRYPTTAB),
+            "Run nvm_swap with encryption=luks for the device that it made; for one of another program, add the line: %s UUID=%s none "
+            "luks,initramfs (with dracut: luks,force,x-initrd.attach), and run boot_resume." % (mapping.name, mapping.uuid),
+        )
+        for mapping in survey.mappings if mapping.line is None and not luks.opened_by_argument(mapping, survey.cmdline)
+    ]
+
+
+def key_exposed(survey):
+    """A key file that others than root can read. Who can read the NVM, too, has the image."""
+    problems = [luks.exposed(survey.host, mapping.key_file) for mapping in survey.mappings if mapping.key_file]
+    return [problem for problem in problems if problem]
 
 
 def holds_other(survey):

@@ -54,11 +54,14 @@ CHECKS = (  # causes before their consequences
     Check("device_ephemeral", checks_device.device_ephemeral),
     Check("device_claimed", checks_device.device_claimed),
     Check("device_in_use", checks_device.device_in_use),
-    Check("holds_filesystem", checks_device.holds_other, root=True),
+    Check("mapping_closed", checks_device.mapping_closed, root=True),
+    Check("not_in_crypttab", checks_device.not_in_crypttab),
+    Check("key_exposed", checks_device.key_exposed),
+    Check("holds_filesystem", checks_device.holds_other, root=True, unless=("mapping_closed",)),
     Check("image_pending", checks_device.image_pending, root=True),
     Check("memory_map_changed", checks_device.memory_map_changed, root=True),
     Check("uuid_elsewhere", checks_device.uuid_elsewhere, root=True),
-    Check("swap_inactive", checks_device.swap_inactive),
+    Check("swap_inactive", checks_device.swap_inactive, unless=("mapping_closed",)),
     Check("nvm_too_small", checks_device.nvm_too_small),
     Check("swap_too_small", checks_device.swap_too_small),
     Check("boot_files", checks_resume.boot_files),
@@ -79,8 +82,8 @@ CHECKS = (  # causes before their consequences
 # Blockers of which logind's refusal is a consequence: where one of them is skipped, logind is not asked.
 JUDGED_BY_LOGIND = {
     "no_hibernation", "hibernation_disabled", "nohibernate", "lockdown", "memfd_secret", "cxl", "noresume", "sleep_disallowed",
-    "sleep_mode", "swap_inactive", "nvm_too_small", "swap_too_small", "resume_running", "resume_unset", "resume_elsewhere",
-    "other_swap_first", "sleep_inhibited",
+    "sleep_mode", "swap_inactive", "mapping_closed", "nvm_too_small", "swap_too_small", "resume_running", "resume_unset",
+    "resume_elsewhere", "other_swap_first", "sleep_inhibited",
 }
 
 

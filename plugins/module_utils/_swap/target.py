@@ -46,7 +46,7 @@ class Target:
     def check(self, host):
         """Refused where an image here would be lost: C(device_ephemeral), C(device_claimed), and for a swap file C(swap_file_unusable)."""
         if not self.file:
-            claims.check(host, self.block)
+            claims.check(host, self.block, luks.opening_line(host, self.block))
             return
         for refused in claims.ephemeral(host, self.block):
             raise refused

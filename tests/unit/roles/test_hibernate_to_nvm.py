@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 # The answers of each module on a configured machine. A list: by the number of reboots, the last one stays.
 CONFIGURED: dict[str, Any] = {
     "nvm_reservation": {"reboot_required": False, "reboot_in_vain": None, "ndctl_missing": False},
-    "nvm_swap": {},
+    "nvm_swap": {"packages_missing": []},
     "swap_file": {},
     "fstab_swap": {"uuid": "6d9bd8a5"},
     "boot_resume": {"reboot_required": False, "reboot_in_vain": None},
@@ -324,6 +324,33 @@ def test_without_ndctl(role: Roles) -> None:
     assert present.done == [] and present.looked == [*LOOKS, "nvm_info"]
     assert present.recap["changed"] == 2 and present.diff == 8
     assert "Install the package ndctl" in absent.message and "Nothing was changed." in absent.message and absent.done == []
+
+
+# encryption ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_encrypted_swap_area(role: Roles) -> None:
+    encrypted = {"nvm_encryption": "luks", "nvm_unlock": "key_file", "nvm_passphrase": "s3cret", "nvm_reboot": True}
+    configured, plain = role(Run(*LOOKS, **encrypted), Run(*LOOKS, nvm_reboot=True))
+    looked, made = (
+        {name: options for name, options, checked in configured.calls if checked == check_mode} for check_mode in (True, False)
+    )
+    swap = {"device": "/dev/NVM_SWAP", "encryption": "luks", "unlock": "key_file"}
+    assert swap.items() <= looked["nvm_swap"].items() and swap.items() <= made["nvm_swap"].items()
+    assert "passphrase" not in looked["nvm_swap"], "it would be logged with the other options of parts"
+    assert made["nvm_swap"]["passphrase"] == "s3cret" and "key_file" not in made["nvm_swap"]
+    for calls in (looked, made):
+        assert calls["fstab_swap"]["device"] == calls["boot_resume"]["device"] == "/dev/mapper/NVM_SWAP"
+    assert all("s3cret" not in str(options) for name, options, _checked in configured.calls if name != "nvm_swap")
+    assert {options["device"] for name, options, _checked in plain.calls if name in LOOKS[1:]} == {"/dev/NVM_SWAP"}
+
+
+def test_packages_for_encryption(role: Roles) -> None:
+    (run,) = role(
+        Run(*LOOKS, nvm_encryption="luks").answer("nvm_swap", packages_missing=["cryptsetup-bin", "cryptsetup-initramfs"]),
+        flags=("--check",),
+    )
+    assert not run.failed and "The packages cryptsetup-bin, cryptsetup-initramfs would be installed." in run.output
 
 
 # blockers ------------------------------------------------------------------------------------------------------------

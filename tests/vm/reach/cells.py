@@ -31,6 +31,10 @@ class Cell:
     before: str = "true"
 
     @property
+    def encrypted(self) -> bool:
+        return self.variables.get("nvm_encryption") == "luks"
+
+    @property
     def script(self) -> str:
         name, *arguments = self.prepare.split()
         return f"set -- {' '.join(arguments)}\n" + (SCRIPTS / f"{name}.sh").read_text()
@@ -38,7 +42,7 @@ class Cell:
 
 FILE = {"nvm_method": "file"}  # at /swapfile, on the root filesystem
 ON_DATA = {**FILE, "nvm_swap_file": "/srv/swapfile"}
-
+BY_KEY_FILE = {"nvm_encryption": "luks", "nvm_unlock": "key_file"}
 CELLS = (
     Cell("debian12-dracut", "debian12-dracut"),
     Cell("debian13-initramfs-tools", "debian13-initramfs-tools"),
@@ -50,6 +54,8 @@ CELLS = (
     Cell("debian14-blscfg", "debian14", "grub-bls", "blscfg"),
     Cell("debian12-u-boot-menu", "debian12-extlinux", "extlinux", "u-boot-menu"),
     Cell("debian13-efi-stub", "debian13-efi-stub", "efi-stub", "efi-stub"),
+    Cell("debian12-luks", "debian12-luks", variables=BY_KEY_FILE),
+    Cell("debian13-luks", "debian13-luks", variables=BY_KEY_FILE),
     Cell("debian11", "debian11"),
     Cell("virtio-pmem", "debian14", nvm="virtio-pmem"),
     Cell("two-nvdimms", "debian12", nvm="two-nvdimms"),

@@ -14,6 +14,7 @@ import pytest
 from tests.vm import evidence, play
 from tests.vm.conftest import MEMORY, off, switched_on
 from tests.vm.lab import Lab, Machine
+from tests.vm.reach import encrypted
 from tests.vm.reach.cells import CELLS, Cell, chosen
 from tests.vm.restoring import hibernate, wake
 
@@ -64,9 +65,15 @@ def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) 
     assert "resume=" in machine.ssh("cat /proc/cmdline")
     assert play.play(lab, [machine], "nvm.fastboot.configure", cell.variables).ok().changed == 0
     memory = evidence.remember(machine)
-    hibernate(machine)
+    marker = ""
+    if cell.encrypted:
+        marker = encrypted.hibernate(machine)
+    else:
+        hibernate(machine)
     wake(machine)
     evidence.same_memory(memory, machine, power_was_off=True)
+    if marker:
+        encrypted.holds(machine, marker)
     machine.ssh(cell.before)
     play.play(lab, [machine], "nvm.fastboot.remove", cell.variables).ok()
     assert machine.ssh(CONFIGURATION) == before

@@ -84,7 +84,7 @@ class Unlocking:
         for mapping in self.mappings:
             fields = table.get(mapping.name)
             if fields is None:
-                if not opened_by_argument(mapping, arguments):
+                if not luks.opened_by_argument(mapping, arguments):
                     problems.append("a line for %s in its %s" % (mapping.name, programs.table))
             elif mapping.key_file:
                 problems += self._key_problems(mapping, fields[2], contents)
@@ -100,17 +100,12 @@ class Unlocking:
         return [] if content == inside else ["the key of %s: it has another one than %s" % (mapping.name, mapping.key_file)]
 
 
-def opened_by_argument(mapping, arguments):
-    """Whether the kernel command line names C(mapping) to be opened."""
-    return any(word.startswith(luks.OPENED_BY_ARGUMENT) and mapping.uuid in word for word in arguments)
-
-
 def arguments(host, mappings):
     """The kernel arguments that C(mappings) need: where others say which devices are opened, systemd opens those of crypttab no more."""
     words = host.read("/proc/cmdline", "").split()
     ours = {"rd.luks.uuid=%s" % mapping.uuid for mapping in mappings}
     others = [word for word in words if word.startswith(luks.OPENED_BY_ARGUMENT) and word not in ours]
-    return sorted(ours) if others and not all(opened_by_argument(mapping, others) for mapping in mappings) else []
+    return sorted(ours) if others and not all(luks.opened_by_argument(mapping, others) for mapping in mappings) else []
 
 
 def _places(mapping):

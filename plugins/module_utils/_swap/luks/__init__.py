@@ -7,10 +7,12 @@ A device is encrypted if one LUKS mapping is open over it. The swap area is then
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, identity
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.luks import header
 
 DIRECTORY = "/dev/mapper"
 OPENED_BY_ARGUMENT = ("rd.luks.uuid=", "rd.luks.name=", "luks.uuid=", "luks.name=")  # systemd-cryptsetup-generator(8)
@@ -73,6 +75,33 @@ def below(host, device):
     except Refused:
         return []
     return [mapping for mapping in (_mapping(host, name) for name in claims.stack(host, block.name)) if mapping]
+
+
+def opening_line(host, block):
+    """The name of the line of crypttab that opens the LUKS that is on C(block), or "": it gives the device to no other use."""
+    found = header.read(host, block.path)
+    wanted = ("UUID=%s" % found.uuid, "/dev/disk/by-uuid/%s" % found.uuid) if found and found.uuid else ()
+    return next((line.name for line in claims.crypttab(host) if line.source in wanted), "")
+
+
+def opened_by_argument(mapping, arguments):
+    """Whether the kernel command line, C(arguments), names C(mapping) to be opened."""
+    return any(word.startswith(OPENED_BY_ARGUMENT) and mapping.uuid in word for word in arguments)
+
+
+def exposed(host, path):
+    """A Refused C(key_exposed) if other users than root can read the key file C(path), or None."""
+    try:
+        status = os.stat(host.path(path))
+    except OSError:
+        return None
+    if not status.st_mode & 0o077:
+        return None
+    return Refused(
+        "key_exposed",
+        "Other users than root can read the key file %s (mode %04o)." % (path, stat.S_IMODE(status.st_mode)),
+        "Run: chmod 0600 %s. If they may have read it, change the key: cryptsetup luksChangeKey." % path,
+    )
 
 
 def _mapping(host, kernel):

@@ -125,6 +125,9 @@ class Boot:
     def next_boot(self) -> NextBoot:
         return NextBoot([(self.lists[0].title, self.lists[:1])] if self.lists else [], "GRUB's default=0", str)
 
+    def unlock(self, mappings: list[Any]) -> None:
+        assert mappings == []
+
     def value(self, resume: str, file: bool) -> str:
         return "none" if file else resume
 
