@@ -17,6 +17,8 @@ description:
     not changed, except the entries of systemd-boot or of C(blscfg) and C(/etc/kernel/cmdline), or C(/boot/refind_linux.conf), or
     C(extlinux.conf), or C(cmdline.txt) and C(/etc/default/raspi-extra-cmdline), or the boot options of the EFI firmware
     that start a kernel, where the machine boots by these; O(state=absent) brings them back byte for byte.
+  - If the swap area is encrypted (LUKS), the images also open its mapping, with the line in C(/etc/crypttab) and its key file. Programs,
+    line and key are verified in the built images. An image with a key can be read by root only.
   - While these settings exist, C(resume=) and C(resume_offset=) from other settings do not reach the kernel, from the
     bootloader's settings or from those of initramfs-tools. Other settings in a built image that keep it from resuming are
     refused with the name of the file (V(initramfs_overridden)).
@@ -29,8 +31,8 @@ description:
 options:
   device:
     description:
-      - Path of the device with the swap area, or of a swap file (any path that is not below C(/dev), see
-        M(nvm.fastboot.swap_file)).
+      - Path of the device with the swap area, or with a LUKS mapping that has it, or of a swap file (any path that is not below
+        C(/dev), see M(nvm.fastboot.swap_file)).
       - For a swap file, C(resume=) names its filesystem, and C(resume_offset=) the page of its first block, see RV(offset). If the file
         is moved, defragmented or created again, run the module again; until then, M(nvm.fastboot.nvm_info) has the blocker
         C(swap_file_moved), and M(nvm.fastboot.hibernate) refuses.
