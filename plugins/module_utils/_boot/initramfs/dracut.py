@@ -28,6 +28,7 @@ TEXT = """\
 add_dracutmodules+=" resume "
 force_drivers+=" %(modules)s "
 """
+MODULES = "/usr/lib/dracut/modules.d"
 UNLOCK = 'add_dracutmodules+=" %s "\n'
 KEYS = 'install_items+=" %s "\n'
 # A line of cpio --list --verbose: mode, links, owner, group, size (two numbers for a device), date, name [-> target]
@@ -72,10 +73,15 @@ class Dracut(Initramfs):
     def settings(self, resume, modules):
         text = TEXT % {"resume": resume, "modules": " ".join(modules)}
         if self.unlocking.mappings:
-            text += UNLOCK % ("crypt tpm2-tss" if self.unlocking.by_tpm2 else "crypt")
+            text += UNLOCK % " ".join(self._unlock_modules())
         if self.unlocking.keys:
             text += KEYS % " ".join(mapping.key_file for mapping in self.unlocking.keys)
         return {CONF: (text, 0o644)}
+
+    def _unlock_modules(self):
+        """The modules of dracut that open LUKS mappings. Up to 102, crypt had what is in systemd-cryptsetup since."""
+        own = ["systemd-cryptsetup"] if self.host.glob(MODULES + "/*systemd-cryptsetup") else []
+        return ["crypt"] + own + (["tpm2-tss"] if self.unlocking.by_tpm2 else [])
 
     def unlock_arguments(self):
         return unlocking.arguments(self.host, self.unlocking.mappings)

@@ -140,6 +140,17 @@ def test_a_passphrase_needs_no_private_image(case: Case) -> None:
     assert case.missing() == []
 
 
+def test_modules_of_newer_dracut(tmp_path: Path) -> None:
+    """Debian 13: the module crypt leaves systemd-cryptsetup to another one."""
+    case = Case(tmp_path, "dracut")
+    case.machine.write("/usr/lib/dracut/modules.d/01systemd-cryptsetup/module-setup.sh", b"")
+    case.machine.write("/etc/crypttab", b"NVM_SWAP UUID=%s none luks,tpm2-device=auto\n" % case.machine.luks_uuid.encode())
+    with Transaction(case.host) as tx:
+        case.tool().configure(tx, RESUME, ["nd_pmem"])
+    text = str(case.host.read("/etc/dracut.conf.d/99-nvm-fastboot.conf"))
+    assert 'add_dracutmodules+=" crypt systemd-cryptsetup tpm2-tss "\n' in text and "install_items" not in text
+
+
 def test_libraries_for_the_tpm(tmp_path: Path) -> None:
     case = Case(tmp_path, "dracut")
     case.machine.write("/etc/crypttab", b"NVM_SWAP UUID=%s none luks,tpm2-device=auto\n" % case.machine.luks_uuid.encode())
