@@ -331,7 +331,10 @@ def test_without_ndctl(role: Roles) -> None:
 
 def test_an_encrypted_swap_area(role: Roles) -> None:
     encrypted = {"nvm_encryption": "luks", "nvm_unlock": "key_file", "nvm_passphrase": "s3cret", "nvm_reboot": True}
-    configured, plain = role(Run(*LOOKS, **encrypted), Run(*LOOKS, nvm_reboot=True))
+    configured, plain, file = role(
+        Run(*LOOKS, **encrypted), Run(*LOOKS, nvm_reboot=True), Run(*LOOKS, **encrypted, nvm_method="file")
+    )
+    assert "not a swap file" in file.message and file.calls == []
     looked, made = (
         {name: options for name, options, checked in configured.calls if checked == check_mode} for check_mode in (True, False)
     )
