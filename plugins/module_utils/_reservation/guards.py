@@ -10,7 +10,8 @@ import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import BY_TAG
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers, identity
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers, identity, luks
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap.luks import header
 
 
 def check_unused(host, path, swap=True):
@@ -27,6 +28,12 @@ def check_unused(host, path, swap=True):
         raise devices.device_in_use(path, ", ".join(users))
 
 
+def is_encrypted(host, path, name):
+    """Whether C(path) has the LUKS header that nvm_swap makes for C(name): what it holds is checked by nvm_swap alone."""
+    found = header.read(host, path)
+    return found is not None and found.uuid == luks.luks_uuid(host, name)
+
+
 def check_no_image(host, path, force):
     """Refused C(image_pending) if C(path) holds a hibernation image, unless forced."""
     if not force and headers.pending_image(host, path):
@@ -41,10 +48,10 @@ def check_contents(host, path, force, own_label=None):
     if force:
         return
     check_no_image(host, path, force)
-    header = headers.read_header(host, path)
-    if header is not None and own_label in (True, header.label):
+    swap = headers.read_header(host, path)
+    if swap is not None and own_label in (True, swap.label):
         return
-    contents = header.type if header else headers.contents(host, path)
+    contents = swap.type if swap else headers.contents(host, path)
     if contents:
         raise Refused(
             "holds_filesystem",
@@ -59,8 +66,10 @@ def check_takeover(host, path, name, force):
     A swap area labelled C(name) is ours, active or not: only the udev rule is missing. Any inactive swap area may be
     taken over, because that does not change it.
     """
-    header = headers.read_header(host, path)
-    if header is not None and header.label and header.label == name[: identity.LABEL_BYTES]:
+    swap = headers.read_header(host, path)
+    if swap is not None and swap.label and swap.label == name[: identity.LABEL_BYTES]:
+        return
+    if is_encrypted(host, path, name):
         return
     check_unused(host, path)
     claims.check(host, devices.block_device(host, path))

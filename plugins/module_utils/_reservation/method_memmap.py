@@ -40,7 +40,7 @@ def absent(context):
     own = own_range(context)
     pair = _at(context, own.start) if own else context.own()
     path = pair and pair[1].path
-    if path:
+    if path and not (context.tx.check_mode and guards.is_encrypted(context.host, path, context.options.name)):
         guards.check_unused(context.host, path, swap=not context.tx.check_mode)
         guards.check_no_image(context.host, path, context.options.force)
     if own and not context.options.force:

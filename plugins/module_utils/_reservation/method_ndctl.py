@@ -231,6 +231,8 @@ def _check_destroy(context, namespace, swap=True):
                 "Check it with ndctl list. To discard its contents, set force=true.",
             )
         return
+    if not swap and guards.is_encrypted(context.host, namespace.path, context.options.name):
+        return
     guards.check_unused(context.host, namespace.path, swap)
     guards.check_contents(context.host, namespace.path, context.options.force, own_label=True)
 

@@ -16,7 +16,10 @@ import pytest
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import settings as grub_settings
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._reservation import reservation, udev_rule
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import headers, luks
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.encrypted.encrypted_machine import (
+    luks_header,
+)
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.nvm_tree import (
     DRAM,
     FIRMWARE_1G,
@@ -413,6 +416,20 @@ def test_absent_in_check_mode(labelled: Machine) -> None:
     calls = list(labelled.calls)
     assert labelled.absent(check_mode=True).changed
     assert labelled.host.exists(RULES) and [c for c in labelled.calls if not c.startswith("blkid")] == calls
+
+
+def test_an_encrypted_swap_area_is_the_matter_of_nvm_swap(labelled: Machine) -> None:
+    """In check mode, it would have been removed; really, it is in use as long as it is there."""
+    labelled.present()
+    labelled.tree.write("/etc/machine-id", "8e7b3b3f2c0d4c2f9a52f0f4f8a3c1d6\n")
+    labelled.tree.write("/dev/pmem0", luks_header(luks.luks_uuid(labelled.host, "NVM_SWAP")))
+    labelled.tree.write("/sys/class/block/pmem0/holders/dm-0/x", "")
+    assert labelled.absent(check_mode=True).changed and not labelled.present().changed
+    assert "dm-0" in labelled.refused("device_in_use", act=labelled.absent).message
+    labelled.tree.write("/dev/pmem0", luks_header(OTHER))
+    with pytest.raises(Refused) as caught:
+        labelled.absent(check_mode=True)
+    assert caught.value.code == "device_in_use"
 
 
 @pytest.mark.parametrize("force", [False, True])
