@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).parent / "prepare"
 class Cell:
     """``recipe``: of the guest. ``bootloader``: its name in the results of modules. ``prepare``: a script in prepare/ for it, and its
     arguments, after which it is rebooted. ``variables``: for the role. ``nvm``: a row of lab.machine.NVM. ``nvdimm``, ``disk``: in MiB;
-    the disk is empty. ``before``: a command that has to be run before the configuration can be changed."""
+    the disk is empty. ``before``: a command that has to be run before the configuration can be changed. ``tpm``: it has a TPM 2.0."""
 
     name: str
     recipe: str
@@ -29,6 +29,7 @@ class Cell:
     nvdimm: int = NVDIMM
     disk: int = 0
     before: str = "true"
+    tpm: bool = False
 
     @property
     def encrypted(self) -> bool:
@@ -43,6 +44,7 @@ class Cell:
 FILE = {"nvm_method": "file"}  # at /swapfile, on the root filesystem
 ON_DATA = {**FILE, "nvm_swap_file": "/srv/swapfile"}
 BY_KEY_FILE = {"nvm_encryption": "luks", "nvm_unlock": "key_file"}
+BY_TPM2 = {"nvm_encryption": "luks", "nvm_unlock": "tpm2", "nvm_passphrase": "if the TPM does not"}
 CELLS = (
     Cell("debian12-dracut", "debian12-dracut"),
     Cell("debian13-initramfs-tools", "debian13-initramfs-tools"),
@@ -56,6 +58,7 @@ CELLS = (
     Cell("debian13-efi-stub", "debian13-efi-stub", "efi-stub", "efi-stub"),
     Cell("debian12-luks", "debian12-luks", variables=BY_KEY_FILE),
     Cell("debian13-luks", "debian13-luks", variables=BY_KEY_FILE),
+    Cell("debian13-luks-tpm2", "debian13-luks", variables=BY_TPM2, tpm=True),
     Cell("debian11", "debian11"),
     Cell("virtio-pmem", "debian14", nvm="virtio-pmem"),
     Cell("two-nvdimms", "debian12", nvm="two-nvdimms"),

@@ -16,6 +16,7 @@ from tests.vm.conftest import MEMORY, off, switched_on
 from tests.vm.lab import Lab, Machine
 from tests.vm.reach import encrypted
 from tests.vm.reach.cells import CELLS, Cell, chosen
+from tests.vm.reach.tpm import WithTpm
 from tests.vm.restoring import hibernate, wake
 
 # What decides how the machine boots. Times and inodes do not count; the initramfs is built again.
@@ -34,9 +35,8 @@ def cell(request: pytest.FixtureRequest) -> Cell:
 
 
 def made(cell: Cell, lab: Lab) -> AbstractContextManager[Machine]:
-    return switched_on(
-        lab.create(cell.name, cell.recipe, memory=MEMORY, nvdimm=cell.nvdimm, disk=cell.disk, nvm=cell.nvm)
-    )
+    machine = lab.create(cell.name, cell.recipe, memory=MEMORY, nvdimm=cell.nvdimm, disk=cell.disk, nvm=cell.nvm)
+    return switched_on(WithTpm(machine.folder, machine.settings) if cell.tpm else machine)
 
 
 @pytest.fixture(scope="module")
