@@ -81,7 +81,7 @@ RECIPES: dict[str, Recipe] = {
     "debian12-refind": Recipe(suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("refind",)),
     # Syslinux is not what starts it, until prepare/extlinux.sh installs it.
     "debian12-extlinux": Recipe(
-        suite="bookworm", firmware="bios", initramfs="initramfs-tools", extra=("extlinux", "syslinux-common", "u-boot-menu")
+        suite="bookworm", firmware="bios", initramfs="initramfs-tools", extra=("extlinux", "fdisk", "syslinux-common", "u-boot-menu")
     ),
     # With what the role asks apt for where the swap area is encrypted: with a key file, and with the key in a TPM.
     "debian12-luks": Recipe(suite="bookworm", firmware="bios", initramfs="initramfs-tools", extra=("cryptsetup-initramfs",)),

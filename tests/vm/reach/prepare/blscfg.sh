@@ -11,7 +11,7 @@ title    Debian with Linux $version
 version  $version
 linux    /boot/vmlinuz-$version
 initrd   /boot/initrd.img-$version
-options  $(sed -e 's/BOOT_IMAGE=[^ ]* *//' /proc/cmdline) resume=/dev/vda9
+options  $(sed -e 's/BOOT_IMAGE=[^ ]* *//' /proc/cmdline) resume_offset=0
 ENTRY
 done
 printf '#!/bin/sh\necho blscfg --path /boot/loader/entries\n' >/etc/grub.d/09_blscfg

@@ -12,7 +12,7 @@ PROMPT 0
 DEFAULT linux
 LABEL linux
 	LINUX /boot/vmlinuz-$version
-	APPEND $words resume=/dev/vda9  initrd=/boot/initrd.img-$version
+	APPEND $words resume_offset=0  initrd=/boot/initrd.img-$version
 LABEL rescue
 	LINUX ../vmlinuz-$version
 	INITRD ../initrd.img-$version
