@@ -18,7 +18,8 @@ SCRIPTS = Path(__file__).parent / "prepare"
 class Cell:
     """``recipe``: of the guest. ``bootloader``: its name in the results of modules. ``prepare``: a script in prepare/ for it, and its
     arguments, after which it is rebooted. ``variables``: for the role. ``nvm``: a row of lab.machine.NVM. ``nvdimm``, ``disk``: in MiB;
-    the disk is empty. ``before``: a command that has to be run before the configuration can be changed. ``tpm``: it has a TPM 2.0."""
+    the disk is empty. ``before``: a command that has to be run before the configuration can be changed. ``again``: one that writes the
+    bootloader's configuration, as the system does by itself now and then. ``tpm``: it has a TPM 2.0."""
 
     name: str
     recipe: str
@@ -29,6 +30,7 @@ class Cell:
     nvdimm: int = NVDIMM
     disk: int = 0
     before: str = "true"
+    again: str = "true"
     tpm: bool = False
 
     @property
@@ -53,8 +55,8 @@ CELLS = (
     Cell("debian12-systemd-boot", "debian12-systemd-boot", "systemd-boot", "systemd-boot"),
     Cell("debian12-refind", "debian12-refind", "refind", "refind"),
     Cell("debian12-extlinux", "debian12-extlinux", "extlinux", "extlinux"),
-    Cell("debian14-blscfg", "debian14", "grub-bls", "blscfg"),
-    Cell("debian12-u-boot-menu", "debian12-extlinux", "extlinux", "u-boot-menu"),
+    Cell("debian14-blscfg", "debian14", "grub-bls", "blscfg", again="update-grub"),
+    Cell("debian12-u-boot-menu", "debian12-extlinux", "extlinux", "u-boot-menu", again="u-boot-update"),
     Cell("debian13-efi-stub", "debian13-efi-stub", "efi-stub", "efi-stub"),
     Cell("debian12-luks", "debian12-luks", variables=BY_KEY_FILE),
     Cell("debian13-luks", "debian13-luks", variables=BY_KEY_FILE),

@@ -63,6 +63,7 @@ def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) 
     )
     assert made["bootloader"] == cell.bootloader, made
     assert "resume=" in machine.ssh("cat /proc/cmdline")
+    machine.ssh(cell.again)
     assert play.play(lab, [machine], "nvm.fastboot.configure", cell.variables).ok().changed == 0
     memory = evidence.remember(machine)
     marker = ""
