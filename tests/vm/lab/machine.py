@@ -288,7 +288,7 @@ class Machine:
             # Past the host's page cache, which would make a disk as fast as memory.
             command += [
                 "-drive", "file=disk2.img,format=raw,if=none,id=disk2,cache=none",
-                "-device", "virtio-blk-pci,drive=disk2,serial=lab-disk",
+                "-device", "virtio-blk-pci,drive=disk2,serial=lab-disk,bootindex=2",  # SeaBIOS shows GRUB no disk without one
             ]  # fmt: skip
         if one.nvdimm:
             label = f",label-size={LABEL_AREA}" if one.labels else ""
