@@ -26,8 +26,9 @@ description:
     step fails, all changes are undone.
   - Supports GRUB with C(/etc/default/grub.d) (Debian, BIOS and EFI) and with C(blscfg), systemd-boot with entries in
     C(loader/entries), rEFInd with C(/boot/refind_linux.conf), Syslinux and U-Boot with C(extlinux.conf), the firmware
-    of the Raspberry Pi with C(cmdline.txt), and the kernel's EFI stub, started by a boot option of the firmware;
-    initramfs-tools and dracut. The bootloader is the one that started the running kernel.
+    of the Raspberry Pi with C(cmdline.txt), the kernel's EFI stub, started by a boot option of the firmware, and unified
+    kernel images that kernel-install makes, started by systemd-boot or the firmware; initramfs-tools and dracut. The
+    bootloader is the one that started the running kernel.
 options:
   device:
     description:

@@ -58,6 +58,8 @@ CELLS = (
     Cell("debian14-blscfg", "debian14", "grub-bls", "blscfg", again="update-grub"),
     Cell("debian12-u-boot-menu", "debian12-extlinux", "extlinux", "u-boot-menu", again="u-boot-update"),
     Cell("debian13-efi-stub", "debian13-efi-stub", "efi-stub", "efi-stub"),
+    Cell("debian13-uki", "debian13-uki", "uki", "uki menu"),
+    Cell("debian13-uki-firmware", "debian13-uki", "uki", "uki firmware"),
     Cell("debian12-luks", "debian12-luks", variables=BY_KEY_FILE),
     Cell("debian13-luks", "debian13-luks", variables=BY_KEY_FILE),
     Cell("debian13-luks-tpm2", "debian13-luks", variables=BY_TPM2, tpm=True),

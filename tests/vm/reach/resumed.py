@@ -24,7 +24,9 @@ CONFIGURATION = (
     "cd / && for each in /boot/efi/loader /boot/refind_linux.conf /boot/grub/grub.cfg /boot/loader /boot/extlinux /etc"
     " /sys/firmware/efi/efivars/Boot0*; do"
     " [ ! -e $each ] || find $each -type f ! -path '/etc/ld.so.cache' ! -path '/etc/machine-id' ! -path '*random-seed' ! -path '*/grubenv'"
-    " -exec sha256sum {} +; done | sort -k 2; ls /var/lib/nvm-fastboot 2>/dev/null || true"
+    " -exec sha256sum {} +; done | sort -k 2; ls /var/lib/nvm-fastboot 2>/dev/null;"
+    " for each in /boot/efi/EFI/Linux/*.efi; do [ ! -e $each ] || ukify inspect $each --section=.cmdline:text; done;"
+    " ls -R /boot/efi || true"
 )
 
 

@@ -16,13 +16,14 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.gru
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.raspberry import Raspberry
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.refind import Refind
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot import SystemdBoot
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot.uki import Uki
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 __all__ = ["SUPPORTED", "BootEntry", "Bootloader", "detect", "detect_for_removal"]
 
 # Those that are looked for before the unsupported ones are not mistaken for others; the files of GRUB are there on many machines that
 # something else starts.
-CERTAIN = (EfiStub, SystemdBoot, Refind, Extlinux, Raspberry)
+CERTAIN = (EfiStub, Uki, SystemdBoot, Refind, Extlinux, Raspberry)
 BY_FILES = (GrubBls, Grub)
 SUPPORTED = (*CERTAIN, *BY_FILES)
 

@@ -7,6 +7,7 @@ file back byte for byte. If the file was changed since, only our words are taken
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import matches
@@ -107,12 +108,26 @@ class Record:
         else:
             after = before
         entry = {"bootloader": self.name, "before": before, "after": after, "purposes": purposes} if purposes else None
+        if entry and before is None:
+            entry["missing"] = missing
         if entry and not tx.check_mode:
             self._keep(tx, path, entry)  # first, so that an interrupted run leaves no word that is not in the record
         different = self.texts.write(tx, path, after)
         if not entry and not tx.check_mode:
             self._keep(tx, path, None)
         return different
+
+    @contextlib.contextmanager
+    def lent(self, path, text):
+        """Have C(text) in the file C(path), which is not there, for a while. If this is interrupted, the next change removes it."""
+        old = self.files
+        self._store({**old, path: {"bootloader": self.name, "before": None, "after": text, "purposes": {}}})
+        try:
+            self.host.replace(path, text)
+            yield
+        finally:
+            self.host.remove(path)
+            self._store(old)
 
     def forget_missing(self, tx):
         """Remove what is known of files that are gone."""

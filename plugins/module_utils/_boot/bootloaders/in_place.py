@@ -30,12 +30,13 @@ class InPlace(Bootloader):
 
     configuration = ""
     texts = command_lines.Files  # how the command lines are read and written
+    recorded = ""  # the name in the record, if it is another one
 
     def __init__(self, host):
         self.host = host
         self._system = System(host)
         self._texts = self.texts(host)
-        self._record = command_lines.Record(host, self.name, self._texts)
+        self._record = command_lines.Record(host, self.recorded or self.name, self._texts)
         self._without: dict = {}  # path: its command lines after forget
 
     def places(self):
@@ -45,11 +46,11 @@ class InPlace(Bootloader):
     @classmethod
     def find_for_removal(cls, host):
         found = cls.find(host)
-        return cls(host) if found is None and command_lines.Record(host, cls.name).files else found
+        return cls(host) if found is None and command_lines.Record(host, cls.recorded or cls.name).files else found
 
     @classmethod
     def remains(cls, host, purpose, leftovers=()):
-        files = command_lines.Record(host, cls.name).files
+        files = command_lines.Record(host, cls.recorded or cls.name).files
         return [path for path, each in files.items() if purpose in each["purposes"] and host.exists(path)]
 
     def owned(self, purpose):

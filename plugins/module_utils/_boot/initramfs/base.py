@@ -348,15 +348,26 @@ class Initramfs:
             host.remove(image + NEW)
             raise
         # Restored in reverse order: first the image, then the settings.
-        tx.on_failure(lambda: host.rename(image + OLD, image) if existed else host.remove(image))
+        tx.on_failure(lambda: self._restore(kernel, image, existed))
         host.rename(image + NEW, image)
         if resume is not None:
             self._verified.learn(image, resume, modules, self.unlocking.record)
         else:
             self._verified.forget(image)
             self._verified.store()
-        if host.glob(POST_UPDATE + "/*"):
-            host.run(["run-parts", "--arg=" + kernel, "--arg=" + image, POST_UPDATE])
+        self._run_hooks(kernel, image)
+
+    def _run_hooks(self, kernel, image, ok=(0,)):
+        if self.host.glob(POST_UPDATE + "/*"):
+            self.host.run(["run-parts", "--arg=" + kernel, "--arg=" + image, POST_UPDATE], ok=ok)
+
+    def _restore(self, kernel, image, existed):
+        """Put the earlier image back, and have the hooks copy it again."""
+        if not existed:
+            self.host.remove(image)
+            return
+        self.host.rename(image + OLD, image)
+        self._run_hooks(kernel, image, ok=None)
 
     def _check_overrides(self, kernel, image, modules):
         found = self._overrides(kernel, image, modules)

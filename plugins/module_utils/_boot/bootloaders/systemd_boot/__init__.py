@@ -8,12 +8,10 @@ of the running kernel. Both are changed in place: the file for kernels to come, 
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 from dataclasses import dataclass
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import kernel_config
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import copies
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, NextBoot, incomplete
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.command_lines import (
@@ -23,6 +21,8 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.com
 )
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.in_place import InPlace, Place
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot import menu
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot.images import Images
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 
 PLACES = ("/efi", "/boot/efi", "/boot")  # where systemd-boot's partitions are mounted (bootctl)
@@ -30,7 +30,6 @@ GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 CMDLINE = "/etc/kernel/cmdline"
 FALLBACK = "/usr/lib/kernel/cmdline"
 OPTIONS = re.compile(r"(?m)^[ \t]*options[ \t]+(.*?)[ \t]*$")
-TRIES = re.compile(r"\+\d+(-\d+)?\.conf$")
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,10 @@ class Entry:
     initrds: tuple
     arguments: tuple
 
-    @property
-    def identifier(self):
-        return TRIES.sub(".conf", os.path.basename(self.path))
+    def item(self, started):
+        """Its Item of the menu, with the BootEntry C(started)."""
+        identifier, left, done = menu.named(os.path.basename(self.path))
+        return menu.Item(identifier, self.title, self.version, self.machine, self.sort_key, left, done, started)
 
 
 class SystemdBoot(InPlace):
@@ -62,8 +62,8 @@ class SystemdBoot(InPlace):
     def find(cls, host):
         firmware = Firmware(host)
         started = firmware.text("LoaderInfo").startswith("systemd-boot")
-        if started and firmware.text("StubInfo"):
-            return None  # it started a unified kernel image
+        if firmware.text("StubInfo"):
+            return None  # a unified kernel image was started
         found = [root for root in PLACES if host.exists(root + "/loader/loader.conf") or host.exists(root + "/loader/entries")]
         if not started and (not found or any(host.exists(path) for path in GRUB_CONFIGURATIONS)):
             return None
@@ -83,6 +83,7 @@ class SystemdBoot(InPlace):
         super().__init__(host)
         paths = ["%s/loader/loader.conf" % root for root in PLACES]
         self.configuration = next((path for path in paths if host.exists(path)), "")
+        self._images = Images(host, PLACES, self._system)
 
     def places(self):
         entries = [Place(entry.path, _options) for entry in self._own()]
@@ -188,35 +189,33 @@ class SystemdBoot(InPlace):
     # the next boot ---------------------------------------------------------------------------------------------------
 
     def next_boot(self):
-        firmware = Firmware(self.host)
-        own, ordered = self._own(), sorted(self._all(), key=_order)
+        firmware, items = Firmware(self.host), self._menu()
         once, chosen = firmware.text("LoaderEntryOneShot"), firmware.text("LoaderEntryDefault")
         last = firmware.text("LoaderEntryLastBooted") or firmware.text("LoaderEntrySelected")
         configured = _default_of(self.host.read(self.configuration, ""))
         for pattern, reason in ((once, "LoaderEntryOneShot"), (chosen, "LoaderEntryDefault"), (configured, "default in loader.conf")):
             pattern = last if pattern == "@saved" else pattern
-            if not pattern:
-                continue
-            matching = [entry for entry in ordered if fnmatch.fnmatchcase(entry.identifier.lower(), pattern.lower())]
-            if matching:
-                return self._next(matching[:1], own, "%s=%s" % (reason, pattern))
-            if pattern.startswith("auto-") or self.host.exists("%s/EFI/Linux/%s" % (self._root(), pattern)):
-                return NextBoot([(pattern, [])], "%s=%s" % (reason, pattern), self._remedy(own))
-        images = [path for root in PLACES for path in self.host.glob(root + "/EFI/Linux/*.efi")]
-        choice = self._next(ordered[:1], own, "the first entry of the menu")
-        more: list = [(os.path.basename(path), []) for path in dict.fromkeys(images)]
-        return NextBoot(choice.choices + more, choice.reason, choice.remedy)
+            item = menu.matching(items, pattern)
+            if pattern and item is not None:
+                return self._next(items, [item], "%s=%s" % (reason, pattern))
+            if pattern.startswith("auto-"):
+                return NextBoot([(pattern, [])], "%s=%s" % (reason, pattern), self._remedy(items))
+        return self._next(items, items[:1], "the first entry of the menu")
 
-    def _root(self):
-        return self.configuration[: -len("/loader/loader.conf")]
+    def _menu(self):
+        """The Items of the menu, in their order."""
+        own = self._own()
+        entries = [each.item(self._started(each) if each in own else None) for each in self._all()]
+        mine = self._images.own()
+        return menu.ordered(entries + [image.item(image in mine) for image in self._images.all() if image.content])
 
-    def _next(self, entries, own, reason):
-        choices = [(entry.title, [self._started(entry)] if entry in own else []) for entry in entries]
-        return NextBoot(choices, reason, self._remedy(own))
+    def _next(self, items, chosen, reason):
+        choices = [(item.title, [item.entry] if item.entry else []) for item in chosen]
+        return NextBoot(choices, reason, self._remedy(items))
 
-    def _remedy(self, own):
+    def _remedy(self, items):
         def remedy(kernel=None):
-            name = next((entry.identifier for entry in sorted(own, key=_order) if kernel in (None, self._kernel(entry))), None)
+            name = next((item.identifier for item in items if item.entry and kernel in (None, item.entry.kernel)), None)
             return "Run: bootctl set-default %s." % name if name else "Run: kernel-install add, so that the menu has an entry for it."
 
         return remedy
@@ -236,11 +235,3 @@ def _default_of(text):
     """The pattern of C(default) in loader.conf."""
     found = re.findall(r"(?m)^[ \t]*default[ \t]+(\S+)", text)
     return found[-1] if found else ""
-
-
-def _order(entry):
-    """As boot_entry_compare() of systemd-boot: with a sort key first, these by key, machine and descending version; others by name."""
-    version = tuple(-number for number in kernel_config.version(entry.version))
-    if entry.sort_key:
-        return 0, entry.sort_key, entry.machine, version, ""
-    return 1, "", "", tuple(-number for number in kernel_config.version(entry.identifier)), entry.identifier

@@ -630,6 +630,20 @@ def test_hooks_of_bootloaders_run_with_the_image_at_its_final_path(
     assert seen == ["new"]
 
 
+def test_hooks_copy_the_earlier_image_again_after_a_failure(
+    tools: InitramfsTools, host: Host, plant: Plant, built: Built, transcript: Transcript
+) -> None:
+    plant({"/etc/initramfs/post-update.d/systemd-boot": ""})
+    before = contents(host)["initrd.img-" + NEW]
+    built(NEW, tools_listing(NEW))
+    hooks = "run-parts --arg=%s --arg=/boot/initrd.img-%s /etc/initramfs/post-update.d" % (NEW, NEW)
+    transcript.record(hooks, rc=1, effect=lambda: seen.append(contents(host)["initrd.img-" + NEW]))
+    seen: list[Any] = []
+    with pytest.raises(Refused), Transaction(host) as tx:
+        tools.rebuild(tx, [NEW], RESUME, MODULES)
+    assert seen == ["new", before] and contents(host)["initrd.img-" + NEW] == before
+
+
 def test_removal_is_completed_after_a_power_cut(tools: InitramfsTools, host: Host, built: Built) -> None:
     with Transaction(host) as tx:
         tools.configure(tx, RESUME, MODULES)

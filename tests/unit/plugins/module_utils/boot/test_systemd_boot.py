@@ -14,6 +14,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import command_lines
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import records
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.uki_tree import uki
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.firmware_tree import text
 
 if TYPE_CHECKING:
@@ -261,8 +262,9 @@ def test_what_starts_next(tree: Host, plant: Plant, files: dict[str, Any], title
 def test_another_system_starts_next(tree: Host, plant: Plant) -> None:
     plant(text("LoaderEntryOneShot", "auto-windows"))
     assert loader(tree).next_boot().choices == [("auto-windows", [])]
-    plant({**text("LoaderEntryOneShot", ""), "/boot/efi/EFI/Linux/other.efi": ""})
-    assert loader(tree).next_boot().choices[-1] == ("other.efi", [])
+    other = uki("7.0", "root=UUID=other", b"", osrel="ID=arch\nNAME=Arch\n")
+    plant({**text("LoaderEntryOneShot", ""), "/boot/efi/EFI/Linux/other.efi": other})
+    assert loader(tree).next_boot().choices == [("other.efi (7.0)", [])]
 
 
 def test_its_partition_must_be_mounted(host: Host, plant: Plant) -> None:
