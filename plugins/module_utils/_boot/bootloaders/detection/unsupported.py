@@ -43,8 +43,8 @@ NAMED = {
     "Petitboot": OTHER_MACHINE % "the configuration that Petitboot reads",
     "LILO": "Install GRUB (apt-get install grub-pc, grub-install DISK), take lilo off the machine, and reboot.",
     "Limine": "Have the firmware start GRUB, systemd-boot or rEFInd (efibootmgr lists what is installed), and reboot.",
-    "Syslinux": "Have its menu in /boot/extlinux/extlinux.conf or /boot/syslinux/syslinux.cfg. With EFI or by network, where the menu is "
-                "elsewhere, have the firmware start GRUB (efibootmgr).",
+    "Syslinux": "Install it beside its menu, in /boot/extlinux or /boot/syslinux (extlinux --install DIRECTORY). With EFI or by network, "
+                "where the menu is elsewhere, have the firmware start GRUB (efibootmgr).",
     "U-Boot": "Have U-Boot start the kernel by /boot/extlinux/extlinux.conf (apt-get install u-boot-menu writes it), and reboot.",
 }  # fmt: skip
 UNSUPPORTED = (

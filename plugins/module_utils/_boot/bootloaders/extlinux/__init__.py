@@ -126,10 +126,17 @@ class Extlinux(InPlace):
 
 
 def _configuration(host, started):
-    """The configuration that the loader C(started) reads, or None. Syslinux reads one in the directory that it was installed to first."""
+    """The configuration that the loader C(started) reads, or None.
+
+    Syslinux is installed in a directory, where it looks first. With EFI, by network or on another filesystem it reads another file, and
+    one that is here is only left over.
+    """
+    paths = ["%s/%s" % (directory, name) for directory in DIRECTORIES for name in FILES]
+    installed = [host.exists(os.path.join(os.path.dirname(path), LOADER)) for path in paths]
     if started == "U-Boot":
         paths = list(U_BOOT)
+    elif started and (host.exists("/sys/firmware/efi") or not any(installed)):
+        return None
     else:
-        paths = ["%s/%s" % (directory, name) for directory in DIRECTORIES for name in FILES]
-        paths.sort(key=lambda path: not host.exists(os.path.join(os.path.dirname(path), LOADER)))
+        paths = [path for wanted in (True, False) for path, there in zip(paths, installed) if there is wanted]
     return next((path for path in paths if host.exists(path)), None)

@@ -92,7 +92,7 @@ label l0r
 def tree(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(Host, "flush_filesystem", lambda self, path: None)
     plant({**SYSLINUX, **KERNELS, "/proc/self/mountinfo": MOUNTS, FILE: BY_HAND, "/boot/extlinux/rescue.conf": RESCUE,
-           "/boot/memtest.bin": ""})  # fmt: skip
+           "/boot/memtest.bin": "", "/boot/extlinux/ldlinux.sys": ""})  # fmt: skip
     return host
 
 
@@ -333,6 +333,7 @@ def test_grub_starts_a_machine_with_a_menu_of_u_boot(generated: Host, plant: Pla
 
 
 def test_the_menu_beside_the_loader(tree: Host, plant: Plant) -> None:
+    os.remove(tree.path("/boot/extlinux/ldlinux.sys"))
     plant({"/boot/syslinux/ldlinux.sys": b"", "/boot/syslinux/syslinux.cfg": BY_HAND})
     assert loader(tree).configuration == "/boot/syslinux/syslinux.cfg"
 
@@ -340,14 +341,16 @@ def test_the_menu_beside_the_loader(tree: Host, plant: Plant) -> None:
 @pytest.mark.parametrize(
     ("files", "name", "remedy"),
     [
-        ({TYPE: "50\n", "/proc/cmdline": "BOOT_IMAGE=vmlinuz root=/dev/sda1\n"}, "Syslinux", "/boot/extlinux/extlinux.conf"),
+        ({TYPE: "50\n", "/proc/cmdline": "BOOT_IMAGE=vmlinuz root=/dev/sda1\n"}, "Syslinux", "extlinux --install"),
+        ({TYPE: "50\n", "/proc/cmdline": "BOOT_IMAGE=vmlinuz root=/dev/sda1\n", FILE: GENERATED}, "Syslinux", "extlinux --install"),
         ({"/proc/cmdline": "root=/dev/sda1\n", "/proc/device-tree/chosen/u-boot,version": "2025.01"}, "U-Boot", "u-boot-menu"),
         ({"/proc/cmdline": "auto BOOT_IMAGE=Linux ro root=801\n", TYPE: "2\n", "/etc/lilo.conf": ""}, "LILO", "grub-install"),
         ({"/proc/cmdline": "root=/dev/sda1\n", TYPE: "255\n", "/boot/limine.conf": ""}, "Limine", "efibootmgr"),
         ({"/proc/cmdline": "root=/dev/dasda1 BOOT_IMAGE=0\n", "/sys/firmware/ipl/ipl_type": "ccw\n"}, "zipl", "s390x"),
         ({"/proc/cmdline": "root=/dev/sda1\n", "/proc/device-tree/ibm,opal/compatible": "ibm,opal-v3"}, "Petitboot", "by hand"),
         ({"/proc/cmdline": "root=/dev/sda1\n", "/sys/firmware/efi/fw_platform_size": "64\n", **numbers("BootCurrent", 1),
-          **option(1, "Syslinux", "\\EFI\\syslinux\\syslinux.efi")}, "Syslinux", "With EFI"),
+          **option(1, "Syslinux", "\\EFI\\syslinux\\syslinux.efi"), FILE: GENERATED, "/boot/extlinux/ldlinux.sys": ""},
+         "Syslinux", "With EFI"),
     ],
 )  # fmt: skip
 def test_refused_by_name(host: Host, plant: Plant, files: dict[str, Any], name: str, remedy: str) -> None:
