@@ -14,6 +14,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, UsageError, advice, failed
 from fuse_store.formats.readable import Readable
@@ -117,7 +118,7 @@ class SwapDevice:
             os.close(self.direct)
         os.close(self.descriptor)
 
-    def __enter__(self) -> SwapDevice:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -9,7 +9,7 @@ from fuse_store.cli import values
 from fuse_store.cli.parser import IMAGE_HELP, Verb, argument
 from fuse_store.cli.verbs.preflight import DISK, ROOT, target_machine
 from fuse_store.cli.verbs.slots import slot_number
-from fuse_store.cli.verbs.stage import DEVICE
+from fuse_store.cli.verbs.stage import DEVICE, SWAP_FILE
 from fuse_store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +24,12 @@ def run(context: Context) -> int:
     for code in options.force:
         if code not in CODES:
             raise UsageError(f"--force {code}", "no such code.", f"Choose one of {', '.join(CODES)}.")
+    if options.slot is not None and options.swap_file:
+        raise UsageError("--swap-file", "not possible with --slot.", "Omit one of the two.")
     if options.slot is not None:
         return _run_slot(context)
+    if options.swap_file:
+        return _run_swap_file(context)
     with context.open_store() as store:
         armed = arm(
             store, options.device, target_machine(context, options.device), reference=options.image or "", force=tuple(options.force),
@@ -41,6 +45,29 @@ def run(context: Context) -> int:
         context.warn(f"refusals overridden: {', '.join(armed.forced)}")
     state = "armed: the next boot resumes it" if armed.changed else "already armed"
     context.remark(f"{armed.device}: version {armed.id[:12]} {state}")
+    return 0
+
+
+def _run_swap_file(context: Context) -> int:
+    options = context.options
+    from fuse_store.hibernation.swap_files.arm import arm
+
+    with context.open_store() as store:
+        armed = arm(
+            store, options.device, target_machine(context, None), reference=options.image or "", force=tuple(options.force),
+            progress=context.progress,
+        )  # fmt: skip
+        context.done = f"{armed.name} is armed."
+    parameters = f"resume={armed.device} resume_offset={armed.offset}"
+    record = {
+        "id": armed.id, "device": armed.name, "changed": armed.changed, "forced": list(armed.forced), "slot": None,
+        "resume_offset": armed.offset, "parameters": parameters, "disarmed": [],
+    }  # fmt: skip
+    context.emit(record, parameters)
+    if armed.forced:
+        context.warn(f"refusals overridden: {', '.join(armed.forced)}")
+    state = "armed: a boot with these parameters resumes it" if armed.changed else "already armed"
+    context.remark(f"{armed.name}: version {armed.id[:12]} {state}")
     return 0
 
 
@@ -76,7 +103,8 @@ VERB = Verb(
     summary="make the next boot resume the version staged on a device",
     description="Runs the checks of preflight and refuses if one fails; --force CODE overrides one refusal. Compares the device with "
     "the store first. A version that may have been resumed before is refused. With --slot, arms that slot, disarms all others of the "
-    "device, and prints the kernel parameters that resume it.",
+    "device, and prints the kernel parameters that resume it. With --swap-file, arms the version staged in a swap file of this system, and "
+    "prints them.",
     run=run,
     arguments=(
         DEVICE,
@@ -85,6 +113,7 @@ VERB = Verb(
             "--force", metavar="CODE", action="append", default=[], complete="code",
             help="override the refusal with this code; may be repeated",
         ),
+        SWAP_FILE,
         argument("--slot", metavar="N", type=values.number, help="slot of the device to arm"),
         ROOT,
         DISK,
@@ -95,7 +124,7 @@ VERB = Verb(
         "changed": "false if the device was already armed",
         "forced": "codes of the overridden refusals",
         "slot": "number of the slot; null without --slot",
-        "resume_offset": "for the kernel's resume_offset=; 0 without --slot",
+        "resume_offset": "for the kernel's resume_offset=; 0 without --slot and --swap-file",
         "parameters": "kernel parameters that resume it",
         "disarmed": "numbers of the slots that were armed before",
     },

@@ -20,13 +20,30 @@ DEVICE = argument(
 )  # fmt: skip
 
 
+SWAP_FILE = argument(
+    "--swap-file", action="store_true",
+    help="DEVICE is a swap file of this system, on a mounted ext4, XFS or btrfs; the kernel finds it with resume= and resume_offset=",
+)  # fmt: skip
+
+
 def run(context: Context) -> int:
     options = context.options
+    if options.slot and options.swap_file:
+        raise UsageError("--swap-file", "not possible with --slot.", "Omit one of the two.")
     if options.slot:
         return _run_slot(context)
     for flag in ("golden", "replace"):
         if getattr(options, flag):
             raise UsageError(f"--{flag}", "only possible with --slot.", "Add --slot; 'fuse-store slots init' prepares the device.")
+    from fuse_store.hibernation.swap_files.stage import named_in_fstab
+
+    if options.swap_file:
+        return _run_swap_file(context)
+    if named_in_fstab(options.device):
+        raise UsageError(
+            f"file {options.device}", "a swap file of this system (/etc/fstab): the kernel would not find an image in it as in a device.",
+            "Add --swap-file.",
+        )  # fmt: skip
     started = time.monotonic()
     with context.open_store() as store:
         from fuse_store.hibernation.history import newest_on
@@ -49,6 +66,31 @@ def run(context: Context) -> int:
     )
     if staged.uuid_before not in (None, staged.uuid):
         context.warn(f"UUID of the swap area changed from {staged.uuid_before} to {staged.uuid}")
+    return 0
+
+
+def _run_swap_file(context: Context) -> int:
+    options = context.options
+    started = time.monotonic()
+    with context.open_store() as store:
+        from fuse_store.hibernation.history import newest_on
+        from fuse_store.hibernation.swap_files.stage import stage
+
+        version = context.find(store, options.image)
+        staged = stage(store.open_image(version.id), options.device, force=options.force, progress=context.progress)
+        context.done = f"The version was staged in {staged.name}, which is not armed."
+        recorded = context.record(store, [version.id], "staged", after=newest_on(store, staged.name), device=staged.name)
+    seconds = time.monotonic() - started
+    record = {
+        "id": version.id, "device": staged.name, "size": version.size, "written": staged.written, "held": staged.held,
+        "uuid": staged.uuid, "uuid_before": staged.uuid, "recorded": recorded, "seconds": round(seconds, 3),
+        "slot": None, "resume_offset": staged.offset, "dropped": [],
+    }  # fmt: skip
+    context.emit(record, "")
+    context.remark(
+        f"{label(version)} staged in {staged.name} (page {staged.offset} of {staged.device}), not armed: {text.size(staged.written)} "
+        f"in {seconds:.1f} s"
+    )
     return 0
 
 
@@ -86,15 +128,18 @@ VERB = Verb(
     description="Writes and reads back only pages that differ from the content of the device, the header last. Refuses a device or "
     "file that is in use and, without --force, one that contains an armed image, a filesystem or anything but a swap area. Then run arm. "
     "With --slot, writes the image beside others into a free slot of a device that 'slots init' has prepared; if there is no space, the "
-    "oldest replaceable image that is in a store goes, then others, but not the last good one of an application.",
+    "oldest replaceable image that is in a store goes, then others, but not the last good one of an application. With --swap-file, writes "
+    "the image into a swap file of this system that is not in use, and keeps its own UUID.",
     run=run,
     arguments=(
         IMAGE,
         DEVICE,
         argument(
             "--force", action="store_true",
-            help="overwrite existing data on the device; with --slot: even if it is not known whether pages were swapped out",
+            help="overwrite existing data on the device; with --slot or --swap-file: even if it is not known whether pages were swapped "
+            "out",
         ),
+        SWAP_FILE,
         argument("--slot", action="store_true", help="write to a slot of the device, beside other images"),
         argument("--golden", action="store_true", help="with --slot: never drop this image for another one"),
         argument(
@@ -104,7 +149,7 @@ VERB = Verb(
     ),
     keys={
         "id": "version id",
-        "device": "persistent name of the device",
+        "device": "persistent name of the device, or path of the swap file",
         "size": "bytes of the version",
         "written": "bytes that differed and were written",
         "held": "content of the device before",
@@ -113,12 +158,13 @@ VERB = Verb(
         "recorded": "whether the store has recorded the version as staged",
         "seconds": "elapsed time",
         "slot": "number of the slot; null without --slot",
-        "resume_offset": "for the kernel's resume_offset=; 0 without --slot",
+        "resume_offset": "for the kernel's resume_offset=; 0 without --slot and --swap-file",
         "dropped": "numbers of the slots that were dropped for it",
     },
     examples=(
         ("fuse-store stage web01/system/latest /dev/pmem0", "stage the newest image of a machine"),
         ("fuse-store stage web01/shop/latest /dev/pmem1 --slot", "stage it beside other images"),
+        ("fuse-store stage kiosk/system/latest /srv/swapfile --swap-file", "stage it in a swap file of this system"),
     ),
     interrupted="The device is not armed; its content is the previous one or an empty swap area. Other slots are as before. Run it again.",
 )

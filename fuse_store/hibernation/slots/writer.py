@@ -22,11 +22,12 @@ PART_SIZE = 4 << 20  # bytes of a stream that are read and written at once
 
 
 class SlotWriter:
-    """``header``: the header page of the image, with flags and checksum, whatever swap map it leads to."""
+    """``header``: the header page of the image, with flags and checksum, whatever swap map it leads to. ``empty``: what is in its place
+    until the image is complete; zeros by default."""
 
-    def __init__(self, device: SwapDevice, place: Placement, header: bytes) -> None:
+    def __init__(self, device: SwapDevice, place: Placement, header: bytes, empty: bytes = b"") -> None:
         """Raises Damaged if the header is not that of a swap area."""
-        self._device, self._place = device, place
+        self._device, self._place, self._empty = device, place, empty or bytes(place.page_size)
         self._header, self._map = leading_to(header, place.first_map), place.map()
         self._sums = Checksums()
         self._sums.update(self._header + self._map)
@@ -34,7 +35,7 @@ class SlotWriter:
 
     def begin(self) -> None:
         """Make sure that no header is there, and write the swap map. Raises StoreError, Damaged, Refused."""
-        self._device.write_checked(self._place.header * self._place.page_size, bytes(self._place.page_size))
+        self._device.write_checked(self._place.header * self._place.page_size, self._empty)
         fault_point("slots header off")
         self._write(1, self._map)
 
@@ -80,10 +81,11 @@ def digest(device: SwapDevice, place: Placement, header: bytes, progress: Progre
     return found.hexdigest()
 
 
-def compare(device: SwapDevice, place: Placement, image: HibernationImage, progress: Progress) -> str:
-    """Compare a slot with the image, but for the signature; its SHA-256. Raises Damaged, StoreError."""
+def compare(device: SwapDevice, place: Placement, image: HibernationImage, progress: Progress, header: bytes = b"") -> str:
+    """Compare a slot with the image, but for the signature; its SHA-256. ``header``: its header page, if it is not that of the image.
+    Raises Damaged, StoreError."""
     size = place.page_size
-    header, expected = leading_to(image.header.block, place.first_map), place.map()
+    header, expected = leading_to(header or image.header.block, place.first_map), place.map()
     progress.start("compare", place.blocks * size)
     device.drop_cache()
     if leading_to(device.read(place.header * size, size), place.first_map) != header:
@@ -114,5 +116,5 @@ def _parts(device: SwapDevice, place: Placement) -> Iterator[tuple[int, bytes]]:
 def _changed(device: SwapDevice, offset: int) -> Damaged:
     return Damaged(
         f"device {device.path}", f"data near {offset:#x} differs from the staged version: overwritten since, or not kept by the device.",
-        "The slot was not armed. Remove it, and stage the version again.",
+        "It was not armed. Stage the version again; a slot has to be removed first.",
     )  # fmt: skip
