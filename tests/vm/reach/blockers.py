@@ -27,7 +27,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Spoiled:
-    """``code``: of the blocker. ``spoil``: a script; ``reboot``: it takes effect at the next boot. ``clean``: a script for afterwards."""
+    """``code``: of the blocker. ``spoil``: a script; ``reboot``: it takes effect at the next boot. ``clean``: a script for afterwards.
+    ``leads_to``: codes of blockers that the remedy leads to, each of which has a case of its own."""
 
     name: str
     code: str
@@ -36,6 +37,7 @@ class Spoiled:
     reboot: bool = False
     clean: str = "true"
     become: bool = True
+    leads_to: tuple[str, ...] = ()
 
 
 def _sleep_conf(text: str) -> str:
@@ -51,6 +53,11 @@ REBOOT = Step("eboot", reboot=True)
 NO_ARGUMENT = Step("Remove it from the bootloader's configuration", f"rm {GRUB_SETTING} && update-grub")
 NO_SLEEP_CONF = Step("emove that line", "rm /etc/systemd/sleep.conf.d/zz.conf")
 NO_CONFIGURATION = "rm /etc/default/grub.d/*nvm-fastboot* && update-grub"
+NO_RESUME = (  # initramfs-tools looks for a swap area by itself, unless it is told not to
+    NO_CONFIGURATION
+    + " && rm /etc/initramfs-tools/conf.d/*nvm* && echo RESUME=none >/etc/initramfs-tools/conf.d/resume && update-initramfs -u"
+)
+NO_FILE = "rm /etc/initramfs-tools/conf.d/resume"
 NO_MENU = f"rm -f {MENU} {GRUB_SETTING} && update-grub"
 
 SECRET = """
@@ -68,10 +75,10 @@ OTHER_KERNEL = """
 set -e
 running=$(uname -r)
 cp /boot/vmlinuz-$running /boot/vmlinuz-5.0.0-spoiled
-cp /boot/initrd.img-$running /boot/initrd.img-5.0.0-spoiled
 sed 's/^CONFIG_HIBERNATION=y/# CONFIG_HIBERNATION is not set/' /boot/config-$running >/boot/config-5.0.0-spoiled
-mkdir -p /lib/modules/5.0.0-spoiled
-cp /lib/modules/$running/modules.builtin* /lib/modules/$running/modules.order /lib/modules/5.0.0-spoiled
+cp -a /lib/modules/$running /lib/modules/5.0.0-spoiled
+depmod 5.0.0-spoiled
+update-initramfs -c -k 5.0.0-spoiled
 echo "GRUB_DEFAULT='1>2'" >/etc/default/grub.d/zz-spoiled.cfg
 update-grub
 """
@@ -115,7 +122,6 @@ echo "UUID=$(blkid -s UUID -o value {disk}) /boot ext4 noauto 0 0" >>/etc/fstab
 
 SPOILED = (
     Spoiled("not_root", "not_root", "true", (Step("become: true", "true"),), become=False),
-    Spoiled("pm_test", "pm_test", "echo freezer >/sys/power/pm_test", (Step("echo none > /sys/power/pm_test"),)),
     Spoiled("masked", "sleep_masked", "systemctl mask hibernate.target", (Step("systemctl unmask hibernate.target"),)),
     Spoiled("masked_sleep", "sleep_masked", "systemctl mask sleep.target", (Step("systemctl unmask sleep.target"),)),
     Spoiled("disallowed", "sleep_disallowed", _sleep_conf("AllowHibernation=no"), (NO_SLEEP_CONF,)),
@@ -159,7 +165,7 @@ SPOILED = (
         "in_use",
         "device_in_use",
         "swapoff {device} && losetup /dev/loop7 {device}",
-        (Step("losetup -d /dev/loop7"), Step("", module="nvm_swap")),
+        (Step("losetup", "losetup -d /dev/loop7"), Step("", module="nvm_swap")),
     ),
     Spoiled(
         "link",
@@ -187,7 +193,7 @@ SPOILED = (
         (Step("Stop programs that use much memory", "systemctl stop hog"),),
     ),
     Spoiled("entries_unset", "resume_unset", NO_CONFIGURATION, (BOOT_RESUME,)),
-    Spoiled("unset", "resume_unset", NO_CONFIGURATION, (BOOT_RESUME, REBOOT), reboot=True),
+    Spoiled("unset", "resume_unset", NO_RESUME, (BOOT_RESUME, REBOOT), reboot=True, clean=NO_FILE),
     Spoiled(
         "entries_elsewhere",
         "resume_elsewhere",
@@ -197,11 +203,11 @@ SPOILED = (
     Spoiled(
         "other_swap",
         "other_swap_first",
-        NO_CONFIGURATION
+        NO_RESUME
         + " && mkswap -q {disk} && echo 'UUID='$(blkid -p -s UUID -o value {disk})' none swap pri=100 0 0' >>/etc/fstab",
         (BOOT_RESUME, REBOOT),
         reboot=True,
-        clean="swapoff {disk}; sed -i /pri=100/d /etc/fstab; wipefs -q -a {disk}",
+        clean=NO_FILE + "; swapoff {disk}; sed -i /pri=100/d /etc/fstab; wipefs -q -a {disk}",
     ),
     Spoiled(
         "no_entries",
@@ -220,9 +226,9 @@ SPOILED = (
     Spoiled(
         "overridden",
         "initramfs_overridden",
-        "echo 'resume_offset=34816' >/etc/initramfs-tools/conf.d/zz-file && update-initramfs -u",
+        "echo 'resume_offset=34816' >/etc/initramfs-tools/conf.d/zzzz-file && update-initramfs -u",
         (
-            Step("Remove it from /etc/initramfs-tools/conf.d/zz-file", "rm /etc/initramfs-tools/conf.d/zz-file"),
+            Step("Remove it from /etc/initramfs-tools/conf.d/zzzz-file", "rm /etc/initramfs-tools/conf.d/zzzz-file"),
             Step("run boot_resume", module="boot_resume", options={"device": NVM}),
         ),
     ),
@@ -243,12 +249,8 @@ SPOILED = (
     Spoiled(
         "no_initramfs",
         "no_initramfs",
-        f"echo GRUB_FORCE_PARTUUID=$(blkid -s PARTUUID -o value /dev/vda2) >{GRUB_SETTING} && update-grub",
-        (
-            Step(f"Remove GRUB_FORCE_PARTUUID from {GRUB_SETTING}", f"rm {GRUB_SETTING}"),
-            Step("run update-grub", "update-grub"),
-            REBOOT,
-        ),
+        "rm /boot/initrd.img-* && update-grub",
+        (Step("update-initramfs -u"), Step("run update-grub", "update-grub"), REBOOT),
     ),
     # The last two belong together: the files of /boot move to a filesystem of their own.
     Spoiled(
