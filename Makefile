@@ -149,7 +149,7 @@ types: tree ## type checks: strict for the store, the tools and all tests
 	cd build && MYPYPATH=. mypy --strict --allow-untyped-calls --follow-imports=silent --config-file ../pyproject.toml \
 	  --cache-dir ../.mypy_cache/units -p ansible_collections.nvm.fastboot.tests.unit
 	mypy --strict --cache-dir .mypy_cache/strict -p fuse_store
-	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict -p tests.store -p tests.docs -p tests.vm -p tests.fuzz
+	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict -p tests.store -p tests.docs -p tests.vm -p tests.containers -p tests.fuzz
 	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict tools
 
 .PHONY: unit
@@ -192,6 +192,10 @@ ansible-versions: sanity units ## sanity and units with every ansible-core from 
 .PHONY: ansible-newest
 ansible-newest: $(READY) ## sanity and units with the newest ansible-core
 	$(PYTHON) tools/ansible_versions.py $(lastword $(NEWER_ANSIBLE))
+
+.PHONY: containers
+containers: tree ## twenty containers behind SSH, with Python 3.9 to 3.14, sudo, su and doas; needs root; about 10 minutes
+	$(PYTHON) -m pytest tests/containers -v -s
 
 .PHONY: molecule
 molecule: $(SCENARIOS:%=molecule-%) ## all Molecule scenarios; one of them: make molecule-default

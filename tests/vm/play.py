@@ -15,11 +15,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.vm.lab import Lab, Machine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Inventory(Protocol):
+    """Knows how Ansible reaches its machines."""
+
+    def inventory(self, *machines: Any) -> str: ...
 
 
 @dataclass
@@ -72,8 +78,8 @@ def sync() -> None:
 
 
 def play(
-    lab: Lab,
-    machines: Iterable[Machine],
+    lab: Inventory,
+    machines: Iterable[Any],
     playbook: str,
     variables: Mapping[str, Any] | None = None,
     *options: str,
@@ -97,7 +103,7 @@ def play(
             TASK_RESULTS=str(results),
         )
         started = time.monotonic()
-        tasks = []
+        tasks, line = [], ""
         with open(Path(folder) / "output", "w+") as output, open(results) as records:
             process = subprocess.Popen(
                 [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(inventory), *extra, *options],
@@ -106,8 +112,11 @@ def play(
             try:
                 while True:
                     ended = process.poll() is not None
-                    for line in records:
-                        event = json.loads(line)
+                    for part in records:
+                        line += part
+                        if not line.endswith("\n"):
+                            continue  # of a line that is still being written
+                        event, line = json.loads(line), ""
                         if on_event:
                             on_event(event)
                         if event["event"] == "end":

@@ -233,7 +233,10 @@ class Transaction:
         return False
 
     def note(self, header, before, after):
-        """Add a change that is not to a file (to a namespace, a swap area) to the diff. Changes nothing."""
+        """Add a change that is described (of a namespace, a swap area, an image) to the diff, in lines. Changes nothing."""
+        self._note(header, *(text + "\n" if text and not text.endswith("\n") else text for text in (before, after)))
+
+    def _note(self, header, before, after):
         self.diff.append({"before_header": header, "after_header": header, "before": before, "after": after})
 
     def write(self, path, content, mode=0o644):
@@ -245,7 +248,7 @@ class Transaction:
         if before == content:
             return False
         self.check_kept(path)
-        self.note(path, shown(before or ""), shown(content or ""))
+        self._note(path, shown(before or ""), shown(content or ""))
         if self.check_mode:
             return True
         self.on_failure(lambda: self._restore(path, before, mode))

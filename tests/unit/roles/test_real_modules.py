@@ -18,7 +18,10 @@ from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot impor
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.nvm_tree import GIB, Tree
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-MODULES = ("boot_resume", "fstab_swap", "hibernate_trigger", "nvm_info", "nvm_plan", "nvm_reservation", "nvm_swap", "swap_file")
+MODULES = (
+    "boot_image", "boot_resume", "boot_root", "boot_slots", "boot_snapshot", "fstab_swap", "hibernate_trigger", "nvm_info",
+    "nvm_plan", "nvm_reservation", "nvm_swap", "swap_file",
+)  # fmt: skip
 KERNEL = "6.1.0-49-amd64"
 UUID = "6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
 # In a module: the machine is the recorded one, which has no commands but these.
@@ -82,7 +85,9 @@ class Machine:
         return {str(path): path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file() and "/sys/" not in str(path)}
 
 
-def play(directory: Path, machines: dict[str, Machine], variables: dict[str, Any], *flags: str) -> dict[str, dict[str, int]]:
+def play(
+    directory: Path, machines: dict[str, Machine], variables: dict[str, Any], *flags: str, content: dict[str, Any] = PLAY
+) -> dict[str, dict[str, int]]:
     """Plays the role on the machines, and returns Ansible's counts for each; what was said about it is in its C(output)."""
     collection = directory / "ansible_collections" / "nvm" / "fastboot"
     if not collection.exists():
@@ -96,7 +101,7 @@ def play(directory: Path, machines: dict[str, Machine], variables: dict[str, Any
     own = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     hosts = {name: {**own, **variables, "test_directory": str(machine.root)} for name, machine in machines.items()}
     (directory / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
-    (directory / "play.yml").write_text(json.dumps([PLAY]))
+    (directory / "play.yml").write_text(json.dumps([content]))
     environment = dict(
         os.environ,
         ANSIBLE_COLLECTIONS_PATH=str(directory),
