@@ -49,7 +49,7 @@ def present(tx, device=identity.DEFAULT_DEVICE, uuid=None, compression=None, for
     words, algorithms = select_compression(host, kernels, compression)
     arguments = ["resume=" + resume] + _offset(place) + words + initramfs.unlock_arguments()
     drop = DROP + (COMPRESSION_ARGUMENTS if compression else ())
-    drivers = drivers_for(host, place.block) if place else list(ASSUMED)
+    drivers = drivers_for(host, place.block) + place.modules(host) if place else list(ASSUMED)
     modules = drivers + [name for name in algorithms if name not in drivers]
 
     built = initramfs.value(resume, target.is_file(device))

@@ -305,7 +305,7 @@ class Survey:
         kernel/power/hibernate.c, hibernate(): the parameter sets the compressor of the image. If the resuming kernel
         lacks it, the image is lost, because the kernel removes the signature before it looks for the compressor.
         """
-        modules = drivers.drivers_for(self.host, self.block)
+        modules = drivers.drivers_for(self.host, self.block) + self.target.modules(self.host)
         name = self.host.attribute(compression.COMPRESSOR_PARAMETER)
         if name is None or "hibernate=nocompress" in self.cmdline:
             return modules

@@ -21,13 +21,15 @@ BY_UUID = "/dev/disk/by-uuid"
 @dataclass(frozen=True)
 class Target:
     """C(given): the path as configured. C(block): the devices.Block that the kernel resumes from. C(size): bytes of the device or the
-    file. C(file): the path of the swap file, without links, or "". C(offset): the page of its first block; None while it is not there."""
+    file. C(file): the path of the swap file, without links, or "". C(offset): the page of its first block; None while it is not there.
+    C(kind): of the filesystem with the swap file."""
 
     given: str
     block: devices.Block
     size: int
     file: str = ""
     offset: int | None = 0
+    kind: str = ""
 
     def header(self, host):
         """The headers.Signature of the swap area or the image, or None. Refused C(device_unreadable)."""
@@ -42,6 +44,14 @@ class Target:
     def uuid(self, host, header):
         """What C(resume=UUID=) has to say, or None: the UUID of the swap area, or of the filesystem that has the swap file."""
         return filesystem_uuid(host, self.block) if self.file else header and header.uuid
+
+    def modules(self, host):
+        """The kernel modules without which the initramfs waits for the device, beside those that drive it.
+
+        64-btrfs.rules of udev asks C(/dev/btrfs-control) whether a btrfs is complete. Without the module there is no such device, and
+        systemd in the initramfs waits for the filesystem without end.
+        """
+        return ["btrfs"] if self.kind == "btrfs" and host.exists("/sys/module/btrfs/initstate") else []
 
     def check(self, host):
         """Refused where an image here would be lost: C(device_ephemeral), C(device_claimed), and for a swap file C(swap_file_unusable)."""
@@ -91,7 +101,7 @@ def find(host, device):
         if not stat.S_ISREG(status.st_mode):
             raise not_plain(device, "not a regular file")
         wanted = expected(host, device)
-        return replace(wanted, size=status.st_size, offset=_offset(handle, wanted, _kind(host, wanted.file), status.st_size))
+        return replace(wanted, size=status.st_size, offset=_offset(handle, wanted, status.st_size))
     finally:
         os.close(handle)
 
@@ -110,7 +120,7 @@ def expected(host, device):
             "%s is on %s%s, from which the kernel cannot resume." % (device, kind, " (%s)" % source if source else ""),
             "Give a path on an ext4, XFS or btrfs filesystem that is on a block device.",
         )
-    return Target(device, devices.block_device(host, source), 0, file, None)
+    return Target(device, devices.block_device(host, source), 0, file, None, kind)
 
 
 def real_file(host, path):
@@ -145,16 +155,12 @@ def unusable(device, why):
     )
 
 
-def _kind(host, path):
-    return mounts.holder(mounts.mounts(host), path).kind
-
-
-def _offset(handle, target, kind, size):
+def _offset(handle, target, size):
     page = headers.page_size()
     if size < headers.LEAST_PAGES * page:
         raise unusable(target.given, "has %d bytes, and a swap area needs %d" % (size, headers.LEAST_PAGES * page))
     try:
-        found = extents.of_file(handle, kind, size // page * page, page)
+        found = extents.of_file(handle, target.kind, size // page * page, page)
     except extents.Unusable as reason:
         raise unusable(target.given, str(reason)) from reason
     except OSError as error:

@@ -724,3 +724,12 @@ def test_a_swap_file_without_a_swap_area(filed: Machine, plant: Plant) -> None:
     with pytest.raises(Refused) as caught:
         filed.present(device=FILE)
     assert caught.value.code == "not_swap" and "swap_file" in caught.value.remedy
+
+
+def test_a_swap_file_on_btrfs_needs_its_module_in_the_initramfs(filed: Machine, plant: Plant) -> None:
+    """Without it, udev calls the device not ready, and systemd in the initramfs waits for it without end."""
+    btrfs = {"/proc/self/mountinfo": "22 1 0:27 / / rw,relatime shared:1 - btrfs /dev/sda1 rw\n", "/sys/module/btrfs/initstate": "live\n"}
+    assert "btrfs" not in filed.present(check_mode=True, device=FILE)[1]["drivers"]
+    plant(btrfs)
+    plant({"/lib/modules/%s/modules.dep" % kernel: DEPENDENCIES + "kernel/fs/btrfs/btrfs.ko:\n" for kernel in KERNELS})
+    assert "btrfs" in filed.present(check_mode=True, device=FILE)[1]["drivers"]
