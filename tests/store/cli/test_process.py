@@ -305,3 +305,23 @@ def test_a_put_imports_nothing_that_it_does_not_need(store: Path, tmp_path: Path
     for _put in range(2):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_numpy_is_loaded_without_its_docstrings() -> None:
+    """By the program; a program that uses the package has them. All else is as it is."""
+    load = "import numpy; print(len(numpy.ndarray.sum.__doc__ or ''), numpy.add(1, 2), numpy.arange(3).sum())"
+    program = "from fuse_store.cli.process import prepare; prepare(); "
+    for before, wanted in (("", False), (program, True), ("import fuse_store.store; ", False)):
+        done = subprocess.run([sys.executable, "-c", before + load], capture_output=True, text=True, check=True)
+        length, *sums = map(int, done.stdout.split())
+        assert (not length) == wanted and sums == [3, 3]
+
+
+def test_the_collector_of_cycles_waits_until_modules_are_loaded() -> None:
+    """And then runs as often as ever: an error that nothing holds would else keep what was read."""
+    program = (
+        "import gc; before = gc.get_threshold(); from fuse_store.cli.process import LOADED, prepare; prepare(); "
+        "print(gc.get_threshold()[0] == LOADED); kept = [[] for _number in range(LOADED)]; print(gc.get_threshold() == before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
