@@ -90,11 +90,12 @@ class Image:
         length = max(0, min(length, self.size - offset))
         page_size = self.head.page_size
         first, last = offset // page_size, -(-(offset + length) // page_size)
-        rows = self._rows(first, last) if length else None
-        if rows is None:
-            return zeros(length)
         begin = offset - first * page_size
-        return rows.reshape(-1).data[begin : begin + length]
+        if last - first == 1:
+            page = self._page(first)
+            return zeros(length) if page is None else page[begin : begin + length]
+        rows = self._rows(first, last) if length else None
+        return zeros(length) if rows is None else rows.reshape(-1).data[begin : begin + length]
 
     def read_into(self, offset: int, out: NDArray[np.uint8], *, threads: bool = False) -> bool:
         """Have the bytes from ``offset`` in ``out``, both of whole pages, and zeros after the end of the image. False if all are
@@ -257,12 +258,10 @@ class Image:
 
     def _rows(self, first: int, last: int) -> NDArray[np.uint8] | None:
         """The pages first..last (exclusive) of the address space, a row each; None if all are zeros. Raises Damaged."""
-        if last - first == 1:
-            return self._row(first)
         out = np.empty((last - first, self.head.page_size), np.uint8)
         return out if self.read_into(first * self.head.page_size, out) else None
 
-    def _row(self, page: int) -> NDArray[np.uint8] | None:
+    def _page(self, page: int) -> memoryview | None:
         """The same for one page, which is what random reads ask for: columns of one element cost more than opening its block."""
         segment = self._segments.at(page)
         where = segment.extents.at(page) if segment is not None else None
@@ -270,7 +269,7 @@ class Image:
             return None
         block, slot = where
         size = self.head.page_size
-        return np.frombuffer(self._content_for(segment, block, slot, page), np.uint8, size, slot * size).reshape(1, size)
+        return self._content_for(segment, block, slot, page)[slot * size : (slot + 1) * size]
 
     def _content_for(self, segment: OpenSegment, block: int, highest: int, page: int) -> memoryview:
         """The pages of a block that is first needed for ``page``. Raises Damaged."""

@@ -24,7 +24,6 @@ from hashlib import blake2b
 from typing import Any, ParamSpec, TypeVar
 
 import mfusepy
-import numpy as np
 
 from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, UsageError
 from fuse_store.mount.content import MAX_CACHED_WINDOWS, READ_AHEAD_WINDOW, Content, offset_of
@@ -394,7 +393,8 @@ class Fuse(mfusepy.FUSE):  # type: ignore[misc]
         data = self.operations.read(fip.contents.fh, size, offset)
         length = min(len(data), size)
         if length:
-            ctypes.memmove(buffer, np.frombuffer(data, np.uint8).ctypes.data, length)
+            there = (ctypes.c_char * length).from_address(ctypes.addressof(buffer.contents))
+            memoryview(there).cast("B")[:] = memoryview(data)[:length]  # memmove takes no memoryview
         return length
 
     def lseek(self, path: bytes | None, offset: int, whence: int, fip: Any) -> int:
