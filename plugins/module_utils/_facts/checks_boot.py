@@ -63,16 +63,18 @@ def _menu(survey):
 
 def no_initramfs(survey):
     """An entry that starts the kernel alone: C(resume=UUID=) means nothing to it, and the drivers are missing."""
-    entries = list(dict.fromkeys(entry.title for entry in survey.next_entries if not entry.initrds))
+    entries = [entry for entry in survey.next_entries if not entry.initrds]
     if not entries:
         return []
+    kernel = release(survey.host, entries[0].kernel)
     setting = survey.bootloader.find_initrdless()
     return [Refused(
         "no_initramfs",
-        "The entry '%s', which starts next, starts the kernel without an initramfs, which would resume the image." % entries[0],
+        "The entry '%s', which starts next, starts the kernel without an initramfs, which would resume the image."
+        % entries[0].title,
         "Remove %s from %s, run update-grub, and reboot." % (setting[1], setting[0]) if setting else
-        "Build an initramfs for the kernel (update-initramfs -u, or dracut -f), %s, and reboot." % (
-            "run " + survey.bootloader.update if survey.bootloader.update else "have that entry load it"),
+        "Build an initramfs for the kernel (update-initramfs -c -k %s, or dracut --force --kver %s), %s, and reboot." % (
+            kernel, kernel, "run " + survey.bootloader.update if survey.bootloader.update else "have that entry load it"),
     )]
 
 

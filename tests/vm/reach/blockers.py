@@ -250,7 +250,7 @@ SPOILED = (
         "no_initramfs",
         "no_initramfs",
         "rm /boot/initrd.img-* && update-grub",
-        (Step("update-initramfs -u"), Step("run update-grub", "update-grub"), REBOOT),
+        (Step("update-initramfs -c -k {kernel}"), Step("run update-grub", "update-grub"), REBOOT),
     ),
     # The last two belong together: the files of /boot move to a filesystem of their own.
     Spoiled(
@@ -258,6 +258,7 @@ SPOILED = (
         "boot_not_mounted",
         BOOT_APART,
         (Step("mount /boot", "sed -i s/noauto/defaults/ /etc/fstab && mount /boot"),),
+        leads_to=("boot_elsewhere",),
     ),
     Spoiled(
         "boot_moved",

@@ -99,8 +99,8 @@ def test_the_remedy_helps(bench: Bench, spoiled: Spoiled) -> None:
 
 
 def _try(bench: Bench, spoiled: Spoiled) -> None:
-    names = bench.machine.ssh(f"readlink -f {NVM} && blkid -p -s UUID -o value {NVM} && readlink -f {DISK}").split()
-    values = dict(zip(("real", "uuid", "disk"), names, strict=True), device=NVM)
+    names = bench.machine.ssh(f"readlink -f {NVM} && blkid -p -s UUID -o value {NVM} && readlink -f {DISK} && uname -r").split()
+    values = dict(zip(("real", "uuid", "disk", "kernel"), names, strict=True), device=NVM)
     bench.shell(spoiled.spoil, values)
     if spoiled.reboot:
         bench.reboot()
