@@ -64,13 +64,14 @@ def plan(host, wanted, device=None, passphrase=None):
 def _named(wanted):
     """C(wanted) as pairs of a module's name and what is given for it. Refused C(part_invalid)."""
     for entry in wanted:
-        if len(entry) != 1 or next(iter(entry)) not in PARTS:
+        names = list(entry)
+        if len(names) != 1 or names[0] not in PARTS:
             raise Refused(
                 "part_invalid",
-                "An entry of parts has %s, not one module." % (", ".join(map(str, entry)) or "nothing"),
+                "An entry of parts has %s, not one module." % (", ".join(map(str, names)) or "nothing"),
                 "Give one of %s, with its options." % ", ".join(PARTS),
             )
-        yield next(iter(entry.items()))
+        yield names[0], entry[names[0]]
 
 
 def _checked(name, given):

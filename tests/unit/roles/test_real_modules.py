@@ -86,7 +86,7 @@ class Machine:
 
 
 def play(
-    directory: Path, machines: dict[str, Machine], variables: dict[str, Any], *flags: str, content: dict[str, Any] = PLAY
+    directory: Path, machines: dict[str, Machine], variables: dict[str, Any], *flags: str, content: dict[str, Any] | None = None
 ) -> dict[str, dict[str, int]]:
     """Plays the role on the machines, and returns Ansible's counts for each; what was said about it is in its C(output)."""
     collection = directory / "ansible_collections" / "nvm" / "fastboot"
@@ -101,7 +101,7 @@ def play(
     own = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     hosts = {name: {**own, **variables, "test_directory": str(machine.root)} for name, machine in machines.items()}
     (directory / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
-    (directory / "play.yml").write_text(json.dumps([content]))
+    (directory / "play.yml").write_text(json.dumps([content or PLAY]))
     environment = dict(
         os.environ,
         ANSIBLE_COLLECTIONS_PATH=str(directory),

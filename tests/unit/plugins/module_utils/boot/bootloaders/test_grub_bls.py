@@ -46,9 +46,9 @@ fi
 """
 GENERATED = """\
 menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simple' {
-	search --no-floppy --fs-uuid --set=root %s
-	linux	/boot/vmlinuz-%s root=UUID=%s ro  quiet
-	initrd	/boot/initrd.img-%s
+\tsearch --no-floppy --fs-uuid --set=root %s
+\tlinux\t/boot/vmlinuz-%s root=UUID=%s ro  quiet
+\tinitrd\t/boot/initrd.img-%s
 }
 """ % (ROOT, VERSION, ROOT, VERSION)
 BY_HAND = """\
