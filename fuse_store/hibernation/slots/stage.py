@@ -98,11 +98,7 @@ def _checked_swap(version: Image, image: HibernationImage, slots: Slots, force: 
             name, "the machine used this device as its swap area; resumed, it would swap into the slots.",
             "Have the machine use another device for swap, or none, when it makes the image.",
         )  # fmt: skip
-    if swap.state == "unknown" and not force:
-        raise Refused(
-            name, "it is not known whether pages of the machine were swapped out; they would be missing.",
-            "If none were, use --force. Otherwise stage the version on a device of its own.",
-        )  # fmt: skip
+    swap.check_known(name, force)
     return swap.state
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fuse_store.errors import Refused
 from fuse_store.formats.swsusp import HibernationImage
 from fuse_store.formats.swsusp.kernel import find_kernel
 from fuse_store.formats.swsusp.kernel.symbols import read_longs
@@ -26,6 +27,14 @@ class SwapUse:
 
     used: int | None
     state: str
+
+    def check_known(self, name: str, force: bool) -> None:
+        """Raises Refused, about the image ``name``, if it is not known whether pages were swapped out; with ``force`` it may be so."""
+        if self.state == "unknown" and not force:
+            raise Refused(
+                name, "it is not known whether pages of the machine were swapped out; they would be missing.",
+                "If none were, use --force. Otherwise stage the version on a device of its own.",
+            )  # fmt: skip
 
 
 def swap_use(version: Image, image: HibernationImage) -> SwapUse:

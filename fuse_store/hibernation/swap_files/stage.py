@@ -104,11 +104,7 @@ def _check_machine(version: Image, image: HibernationImage, target: SwapFile, sw
             name, "the machine has the filesystem of the swap file mounted, which is changed by staging.",
             "Have the machine unmount it before the image is made, or choose a swap file on another filesystem.",
         )  # fmt: skip
-    if swap.state == "unknown" and not force:
-        raise Refused(
-            name, "it is not known whether pages of the machine were swapped out; they would be missing.",
-            "If none were, use --force. Otherwise stage the version on a device of its own.",
-        )  # fmt: skip
+    swap.check_known(name, force)
 
 
 def _uuids_of(target: SwapFile) -> list[str]:

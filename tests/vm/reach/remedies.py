@@ -52,10 +52,10 @@ class Bench:
             self._machine.power_cut()
             self._machine = None
 
-    def blockers(self, **options: bool) -> list[dict[str, str]]:
+    def blockers(self, *options: str) -> list[dict[str, str]]:
         task = {"nvm.fastboot.nvm_info": {"device": NVM}}
         found: list[dict[str, str]] = (
-            play.tasks(self.lab, self.machine, [task], "--check", **options).ok().result("nvm_info")["blockers"]
+            play.tasks(self.lab, self.machine, [task], "--check", *options).ok().result("nvm_info")["blockers"]
         )
         return found
 
@@ -104,11 +104,8 @@ def _try(bench: Bench, spoiled: Spoiled) -> None:
     bench.shell(spoiled.spoil, values)
     if spoiled.reboot:
         bench.reboot()
-    found = (
-        [each for each in bench.blockers(become=spoiled.become) if each["code"] == spoiled.code]
-        if spoiled.become
-        else (_unprivileged(bench))
-    )
+    blockers = bench.blockers() if spoiled.become else _unprivileged(bench)
+    found = [each for each in blockers if each["code"] == spoiled.code]
     assert found, f"no blocker {spoiled.code}"
     says = [step.says for step in spoiled.steps]
     found.sort(key=lambda each: -sum(part in each["remedy"] for part in says))
@@ -125,9 +122,4 @@ def _try(bench: Bench, spoiled: Spoiled) -> None:
 def _unprivileged(bench: Bench) -> list[dict[str, str]]:
     """What a user who is not root is told."""
     bench.machine.ssh("id admin || useradd -m admin")
-    task = {"nvm.fastboot.nvm_info": {"device": NVM}}
-    options = ("-e", '{"ansible_become_user": "admin"}')
-    found: list[dict[str, str]] = (
-        play.tasks(bench.lab, bench.machine, [task], "--check", *options).ok().result("nvm_info")["blockers"]
-    )
-    return [each for each in found if each["code"] == "not_root"]
+    return bench.blockers("-e", '{"ansible_become_user": "admin"}')
