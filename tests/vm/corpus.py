@@ -28,15 +28,19 @@ def change(*signal):
     for number in random.sample(range(len(pages)), len(pages) // 8):
         pages[number] = os.urandom(2048) + pages[number][:2048]
 signal.signal(signal.SIGUSR1, change)
+open("/run/holder.ready", "w").close()
 while True:
     time.sleep(3600)
 """
+_READY = "timeout 300 sh -c 'until [ -e /run/holder.ready ]; do sleep 1; done'"  # the signal would end it before
 _BETWEEN = """
+set -e
 systemctl kill --signal=USR1 holder
 find /usr -xdev -type f -size -200k | shuf -n 400 | tr '\\n' '\\0' | xargs -0 cat >/dev/null
 python3 -c 'import json, xml.dom.minidom; print(len(str([json.loads(json.dumps(list(range(n)))) for n in range(500)])))' >/dev/null
 journalctl -b | tail -n 200 >/dev/null
 sleep 2
+systemctl is-active --quiet holder
 """
 
 
@@ -58,6 +62,7 @@ def main() -> int:
     wake(machine)
     holder = _HOLDER.replace("PAGES", str((arguments.memory << 20) // 4 // 4096))
     machine.ssh("cat >/run/holder.py && systemd-run --quiet --unit=holder python3 /run/holder.py", stdin=holder)
+    machine.ssh(_READY)
     for number in range(arguments.versions):
         machine.ssh(_BETWEEN)
         began = time.monotonic()

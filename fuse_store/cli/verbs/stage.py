@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fuse_store.cli import text
@@ -12,7 +14,10 @@ from fuse_store.cli.parser import IMAGE, Verb, argument
 from fuse_store.errors import UsageError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from fuse_store.cli.context import Context
+    from fuse_store.image.reader import Image
 
 DEVICE = argument(
     "device", metavar="DEVICE", complete="file",
@@ -26,100 +31,104 @@ SWAP_FILE = argument(
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Staged:
+    """What was staged: ``where``, for messages; ``name``, under which the store remembers it; ``written``, bytes, and ``share``, those
+    bytes for messages; ``rest`` of the record."""
+
+    where: str
+    name: str
+    written: int
+    share: str
+    rest: dict[str, object]
+    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
 def run(context: Context) -> int:
     options = context.options
+    stage = _place(options)
+    started = time.monotonic()
+    with context.open_store() as store:
+        from fuse_store.hibernation.history import newest_on
+
+        version = context.find(store, options.image)
+        staged = stage(context, store.open_image(version.id))
+        context.done = f"The version was staged {staged.where}, which is not armed."
+        recorded = context.record(store, [version.id], "staged", after=newest_on(store, staged.name), device=staged.name)
+    seconds = time.monotonic() - started
+    record = {
+        "id": version.id, "size": version.size, "written": staged.written, "uuid": None, "uuid_before": None, "recorded": recorded,
+        "seconds": round(seconds, 3), "slot": None, "resume_offset": 0, "dropped": [], **staged.rest,
+    }  # fmt: skip
+    context.emit({key: record[key] for key in VERB.keys}, "")
+    context.remark(f"{label(version)} staged {staged.where}, not armed: {staged.share} in {seconds:.1f} s")
+    for remark in staged.remarks:
+        context.remark(remark)
+    for warning in staged.warnings:
+        context.warn(warning)
+    return 0
+
+
+def _place(options: Namespace) -> Callable[[Context, Image], _Staged]:
+    """What stages where the options say. Raises UsageError."""
     if options.slot and options.swap_file:
         raise UsageError("--swap-file", "not possible with --slot.", "Omit one of the two.")
     if options.slot:
-        return _run_slot(context)
+        return _in_slot
     for flag in ("golden", "replace"):
         if getattr(options, flag):
             raise UsageError(f"--{flag}", "only possible with --slot.", "Add --slot; 'fuse-store slots init' prepares the device.")
+    if options.swap_file:
+        return _in_swap_file
     from fuse_store.hibernation.swap_files.stage import named_in_fstab
 
-    if options.swap_file:
-        return _run_swap_file(context)
     if named_in_fstab(options.device):
         raise UsageError(
             f"file {options.device}", "a swap file of this system (/etc/fstab): the kernel would not find an image in it as in a device.",
             "Add --swap-file.",
         )  # fmt: skip
-    started = time.monotonic()
-    with context.open_store() as store:
-        from fuse_store.hibernation.history import newest_on
-        from fuse_store.hibernation.stage import stage
-
-        version = context.find(store, options.image)
-        staged = stage(store.open_image(version.id), options.device, force=options.force, progress=context.progress)
-        context.done = f"The version was staged on {staged.device}, which is not armed."
-        recorded = context.record(store, [version.id], "staged", after=newest_on(store, staged.device), device=staged.device)
-    seconds = time.monotonic() - started
-    record = {
-        "id": version.id, "device": staged.device, "size": version.size, "written": staged.differed, "held": staged.held,
-        "uuid": staged.uuid, "uuid_before": staged.uuid_before, "recorded": recorded, "seconds": round(seconds, 3),
-        "slot": None, "resume_offset": 0, "dropped": [],
-    }  # fmt: skip
-    context.emit(record, "")
-    context.remark(
-        f"{label(version)} staged on {staged.device}, not armed: {text.size(staged.differed)} of {text.size(version.size)} "
-        f"written in {seconds:.1f} s"
-    )
-    if staged.uuid_before not in (None, staged.uuid):
-        context.warn(f"UUID of the swap area changed from {staged.uuid_before} to {staged.uuid}")
-    return 0
+    return _on_device
 
 
-def _run_swap_file(context: Context) -> int:
+def _on_device(context: Context, image: Image) -> _Staged:
+    from fuse_store.hibernation.stage import stage
+
+    staged = stage(image, context.options.device, force=context.options.force, progress=context.progress)
+    changed = staged.uuid_before not in (None, staged.uuid)
+    return _Staged(
+        f"on {staged.device}", staged.device, staged.differed, f"{text.size(staged.differed)} of {text.size(image.size)} written",
+        {"device": staged.device, "held": staged.held, "uuid": staged.uuid, "uuid_before": staged.uuid_before},
+        warnings=(f"UUID of the swap area changed from {staged.uuid_before} to {staged.uuid}",) if changed else (),
+    )  # fmt: skip
+
+
+def _in_swap_file(context: Context, image: Image) -> _Staged:
+    from fuse_store.hibernation.swap_files.stage import stage
+
+    staged = stage(image, context.options.device, force=context.options.force, progress=context.progress)
+    return _Staged(
+        f"in {staged.name} (page {staged.offset} of {staged.device})", staged.name, staged.written, text.size(staged.written),
+        {
+            "device": staged.name, "held": staged.held, "uuid": staged.uuid, "uuid_before": staged.uuid, "resume_offset": staged.offset,
+        },
+    )  # fmt: skip
+
+
+def _in_slot(context: Context, image: Image) -> _Staged:
+    from fuse_store.hibernation.slots.stage import Wishes, stage
+
     options = context.options
-    started = time.monotonic()
-    with context.open_store() as store:
-        from fuse_store.hibernation.history import newest_on
-        from fuse_store.hibernation.swap_files.stage import stage
-
-        version = context.find(store, options.image)
-        staged = stage(store.open_image(version.id), options.device, force=options.force, progress=context.progress)
-        context.done = f"The version was staged in {staged.name}, which is not armed."
-        recorded = context.record(store, [version.id], "staged", after=newest_on(store, staged.name), device=staged.name)
-    seconds = time.monotonic() - started
-    record = {
-        "id": version.id, "device": staged.name, "size": version.size, "written": staged.written, "held": staged.held,
-        "uuid": staged.uuid, "uuid_before": staged.uuid, "recorded": recorded, "seconds": round(seconds, 3),
-        "slot": None, "resume_offset": staged.offset, "dropped": [],
-    }  # fmt: skip
-    context.emit(record, "")
-    context.remark(
-        f"{label(version)} staged in {staged.name} (page {staged.offset} of {staged.device}), not armed: {text.size(staged.written)} "
-        f"in {seconds:.1f} s"
-    )
-    return 0
-
-
-def _run_slot(context: Context) -> int:
-    options = context.options
-    started = time.monotonic()
-    with context.open_store() as store:
-        from fuse_store.hibernation.history import newest_on
-        from fuse_store.hibernation.slots.stage import Wishes, stage
-
-        version = context.find(store, options.image)
-        wishes = Wishes(options.golden, options.replace, options.force)
-        staged = stage(store.open_image(version.id), options.device, wishes, context.progress)
-        context.done = f"The version was staged in slot {staged.slot.number} of {staged.device}, which is not armed."
-        recorded = context.record(store, [version.id], "staged", after=newest_on(store, staged.name), device=staged.name)
-    seconds = time.monotonic() - started
+    staged = stage(image, options.device, Wishes(options.golden, options.replace, options.force), context.progress)
     slot = staged.slot
-    record = {
-        "id": version.id, "device": staged.device, "size": version.size, "written": staged.written, "held": "a table of slots",
-        "uuid": None, "uuid_before": None, "recorded": recorded, "seconds": round(seconds, 3),
-        "slot": slot.number, "resume_offset": slot.header, "dropped": [gone.number for gone in staged.dropped],
-    }  # fmt: skip
-    context.emit(record, "")
-    context.remark(
-        f"{label(version)} staged in slot {slot.number} of {staged.device}, not armed: {text.size(staged.written)} in {seconds:.1f} s"
-    )
-    for gone in staged.dropped:
-        context.remark(f"slot {gone.number} dropped: version {gone.image[:12]}, {gone.state}")
-    return 0
+    return _Staged(
+        f"in slot {slot.number} of {staged.device}", staged.name, staged.written, text.size(staged.written),
+        {
+            "device": staged.device, "held": "a table of slots", "slot": slot.number, "resume_offset": slot.header,
+            "dropped": [gone.number for gone in staged.dropped],
+        },
+        remarks=tuple(f"slot {gone.number} dropped: version {gone.image[:12]}, {gone.state}" for gone in staged.dropped),
+    )  # fmt: skip
 
 
 VERB = Verb(

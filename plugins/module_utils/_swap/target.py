@@ -146,19 +146,23 @@ def not_plain(device, cause):
     )
 
 
-def unusable(device, why):
+def unusable(device, why, remedy="Create it again with the module swap_file: state=absent, then state=present."):
     """The error Refused C(swap_file_unusable): C(why) is a predicate."""
     return Refused(
         "swap_file_unusable",
         "The kernel cannot hibernate into %s: it %s." % (device, why),
-        "Create it again with the module swap_file: state=absent, then state=present.",
+        remedy,
     )
 
 
 def _offset(handle, target, size):
     page = headers.page_size()
     if size < headers.LEAST_PAGES * page:
-        raise unusable(target.given, "has %d bytes, and a swap area needs %d" % (size, headers.LEAST_PAGES * page))
+        raise unusable(
+            target.given,
+            "has %d bytes, and a swap area needs %d" % (size, headers.LEAST_PAGES * page),
+            "Give a path at which nothing is, or remove the file if nobody needs it.",
+        )
     try:
         found = extents.of_file(handle, target.kind, size // page * page, page)
     except extents.Unusable as reason:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+SOURCE = Path(__file__).parent / "floor" / "floor.c"
 MIRROR = os.environ.get("LAB_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 PACKAGES = (
     "borgbackup",
@@ -24,17 +25,25 @@ PACKAGES = (
     "erofs-utils",
     "erofsfuse",
     "fuse3",
+    "gcc",
+    "libblake3-dev",
+    "libc6-dev",
+    "libfuse3-dev",
+    "libssl-dev",
+    "libzstd-dev",
     "restic",
     "squashfs-tools",
     "squashfuse",
 )
 SHARED = ("/dev", "/proc")
 OURS = "fuse-store"
+FLOOR = "floor"  # the least that a program takes: floor/floor.c
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A program that keeps versions of an image. ``put`` and ``get`` are of a number and a file; ``package``: of Debian."""
+    """A program that keeps versions of an image. ``put`` is of a number and a file, ``get`` of a number and a directory, ``verify``, if it
+    can do that with one version, of a number; ``package``: of Debian."""
 
     name: str
     package: str
@@ -42,6 +51,7 @@ class Repository:
     put: Callable[[int, Path], list[str]]
     get: Callable[[int, Path], list[str]]
     place: str
+    verify: Callable[[int], list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,8 @@ class Mount:
     image: str = "image"
 
 
-def repositories(folder: Path) -> list[Repository]:
-    """All below ``folder``. Each encrypts, as far as it can, and compresses quickly."""
+def repositories(folder: Path, floor: str) -> list[Repository]:
+    """All below ``folder``; ``floor`` is the path of that program. Each encrypts, as far as it can, and compresses quickly."""
     borg = ["borg", "create", "--sparse", "--chunker-params", "fixed,65536", "-C", "zstd,1"]
     borg2 = ["borg2", "-r", str(folder / "borg2")]
     restic = ["restic", "-q", "-r", str(folder / "restic")]
@@ -67,6 +77,7 @@ def repositories(folder: Path) -> list[Repository]:
             OURS, "", [*store, "init"],
             lambda number, image: [*store, "put", str(image), "--machine", "m"],
             lambda number, out: [*store, "get", "m/system/latest", str(out / "image")], "store",
+            lambda number: [*store, "verify", "m/system/latest"],
         ),
         Repository(
             "borg 1.4", "borgbackup", ["borg", "init", "-e", "repokey-blake2", str(folder / "borg")],
@@ -88,11 +99,17 @@ def repositories(folder: Path) -> list[Repository]:
             lambda number, image: ["desync", "make", *chunks, str(folder / f"desync-v{number}.caibx"), str(image)],
             lambda number, out: ["desync", "extract", *chunks, str(folder / f"desync-v{number}.caibx"), str(out / "image")], "desync",
         ),
+        Repository(
+            FLOOR, "gcc", ["mkdir", str(folder / "least")],
+            lambda number, image: [floor, "put", str(folder / "least"), str(number), str(image)],
+            lambda number, out: [floor, "get", str(folder / "least"), str(number), str(out / "image")], "least",
+            lambda number: [floor, "verify", str(folder / "least"), str(number)],
+        ),
     ]  # fmt: skip
 
 
-def mounts(folder: Path, tree: Path) -> list[Mount]:
-    """What shows the files of ``tree`` at ``folder``/mnt; ours shows what its repository has."""
+def mounts(folder: Path, tree: Path, floor: str) -> list[Mount]:
+    """What shows the files of ``tree`` at ``folder``/mnt; ours shows what its repository has, the floor a plain file alone."""
     where = str(folder / "mnt")
     squash, erofs = str(folder / "squash.img"), str(folder / "erofs.img")
     squashed = ["mksquashfs", str(tree), squash, "-comp", "zstd", "-Xcompression-level", "1", "-b", "128K", "-quiet", "-no-progress",
@@ -105,6 +122,7 @@ def mounts(folder: Path, tree: Path) -> list[Mount]:
             "erofsfuse", "erofsfuse", ["mkfs.erofs", "-zzstd,level=1", "-C131072", "--quiet", erofs, str(tree)],
             ["erofsfuse", "-f", erofs, where],
         ),
+        Mount(FLOOR, "gcc", [], [floor, "mount", str(tree), where]),
     ]  # fmt: skip
 
 
@@ -121,9 +139,25 @@ class Programs:
             subprocess.run(["mount", "--rbind", path, str(self._root / path[1:])], check=True)
 
     def has(self, program: str) -> bool:
+        if "/" in program:
+            return Path(program).exists()
         if self._root is not None and program != OURS:
             return any((self._root / directory / program).exists() for directory in ("usr/bin", "usr/sbin"))
         return shutil.which(program) is not None
+
+    def build(self, source: Path, program: Path) -> None:
+        """Compile a program in C, if there is a compiler and what it needs."""
+        code = program.with_suffix(".c")
+        shutil.copy(source, code)
+        libraries = ["-I/usr/include/fuse3", "-lfuse3", "-lzstd", "-lcrypto", "-lblake3"]
+        if not self.has("gcc"):
+            return
+        done = subprocess.run(
+            self.command(["gcc", "-O3", "-march=native", "-o", str(program), str(code), *libraries]),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            print(f"{source.name}: {done.stderr.strip().splitlines()[0]}", flush=True)
 
     def seen(self, path: Path, program: str) -> Path:
         """Where what ``program`` mounts at ``path`` is for this one."""

@@ -3,7 +3,8 @@
 
 Every step is done by all, one after the other, before the next one: so what the machine does besides hits all alike. Each
 runs as its users run it, as a command, when all that was written before is on the disk. What is compared are medians;
-the report says how large the ratios have to be. A peer that is not installed is named and left out.
+the report says how large the ratios have to be. A peer that is not installed is named and left out. The floor is a program in C that does
+only what cannot be left out (floor/floor.c).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.store.bench import corpus
-from tests.store.bench.peers import OURS, Programs, mounts, own_mounts, repositories
+from tests.store.bench.peers import FLOOR, OURS, SOURCE, Programs, mounts, own_mounts, repositories
 
 REPORT = Path(__file__).resolve().parents[3] / "docs" / "benchmarks.md"
 CORPUS = REPORT.parents[1] / "build" / "corpus"  # of make bench-corpus
@@ -52,6 +53,13 @@ class Step:
     def ratio(self, name: str) -> float:
         return statistics.median(self.wall[name]) / statistics.median(self.wall[OURS])
 
+    def floor(self) -> str:
+        """What this store takes of a processor, in multiples of what the floor program takes."""
+        if FLOOR not in self.processor or OURS not in self.processor:
+            return ""
+        ours, least = (statistics.median(self.processor[name]) for name in (OURS, FLOOR))
+        return f"{ours / least:.1f}" if least else ""
+
     def cell(self, name: str) -> str:
         if name not in self.wall:
             return ""
@@ -71,6 +79,7 @@ class Bench:
             "next": Step("put, next version", {"borg 2": 5, "restic": 10}),
             "get": Step("get to a file", {"borg 2": 4, "restic": 1.6}),
             "verify": Step("verify one version"),
+            "empty": Step("get of a version that has zeros alone"),
         }
         self.shown = {
             "cold": Step("sequential read, cold", {"squashfuse": 1 / 0.85}),
@@ -92,7 +101,9 @@ class Bench:
             XDG_CONFIG_HOME=str(folder / "config"), BORG_BASE_DIR=str(folder / "borg-base"), BORG_PASSPHRASE="bench",
             BORG_EXIT_CODES="modern", RESTIC_PASSWORD="bench", RESTIC_CACHE_DIR=str(folder / "restic-cache"), HOME=str(folder),
         )  # fmt: skip
-        self.repositories = [each for each in repositories(folder) if self._is_there(each.name, each.put(0, folder)[0])]
+        self.floor = str(folder / FLOOR)
+        self.programs.build(SOURCE, Path(self.floor))
+        self.repositories = [each for each in repositories(folder, self.floor) if self._is_there(each.name, each.put(0, folder)[0])]
         self.versions = {each.package: self.programs.version(each.package) for each in self.repositories}
 
     def _is_there(self, name: str, program: str) -> bool:
@@ -113,7 +124,6 @@ class Bench:
         self._first_again()
         self.sizes = {each.name: _size(self.folder / each.place) for each in self.repositories}
         self._get()
-        self._call(["fuse-store", "--store", str(self.folder / "store"), "put", str(self.hole), "--machine", "hole"])
         self._mounts()
         self._listing()
         self._memory()
@@ -123,7 +133,7 @@ class Bench:
         for number in range(1, self.rounds):
             folder = self.folder / f"again{number}"
             folder.mkdir()
-            for each in repositories(folder):
+            for each in repositories(folder, self.floor):
                 if each.package in self.versions:
                     self._call(each.init)
                     self.kept["first"].add(each.name, self._timed(each.put(0, self.images[0])))
@@ -133,13 +143,19 @@ class Bench:
     def _get(self) -> None:
         last = len(self.images) - 1
         out = self.folder / "out"
-        verify = ["fuse-store", "--store", str(self.folder / "store"), "verify", "m/system/latest"]
+        store = ["fuse-store", "--store", str(self.folder / "store")]
+        self._call([*store, "put", str(self.hole), "--machine", "hole"])
+        empty = [*store, "get", "hole/system/latest", str(out / "image")]
         for _round in range(self.rounds):
             for each in self.repositories:
                 out.mkdir()
                 self.kept["get"].add(each.name, self._timed(each.get(last, out), out))
                 shutil.rmtree(out)
-            self.kept["verify"].add(OURS, self._timed(verify))
+                if each.verify:
+                    self.kept["verify"].add(each.name, self._timed(each.verify(last)))
+            out.mkdir()
+            self.kept["empty"].add(OURS, self._timed(empty))
+            shutil.rmtree(out)
             print(f"get: {self.kept['get'].last()}; verify: {self.kept['verify'].last()}", flush=True)
 
     def _mounts(self) -> None:
@@ -147,7 +163,7 @@ class Bench:
         tree.mkdir()
         self._call(["cp", "--sparse=always", str(self.images[-1]), str(tree / "image")])
         self._call(["cp", "--sparse=always", str(self.hole), str(tree / "hole")])
-        found = [each for each in mounts(self.folder, tree) if self._is_there(each.name, each.mount[0])]
+        found = [each for each in mounts(self.folder, tree, self.floor) if self._is_there(each.name, each.mount[0])]
         for each in found:
             self.versions[each.package] = self.programs.version(each.package)
             if each.make:
@@ -282,7 +298,7 @@ class Bench:
             f"{machine}; {', '.join(self.versions.values())}.",
             "",
             *_table(self.kept, names),
-            f"| all {len(self.images)} versions in the store | {' | '.join(sizes)} | {share} (asked: at most 0.70) |",
+            f"| all {len(self.images)} versions in the store | {' | '.join(sizes)} | {share} (asked: at most 0.70) | |",
             "",
             "Mounts of the newest version:",
             "",
@@ -290,7 +306,7 @@ class Bench:
                 self.shown,
                 [
                     OURS,
-                    *(name for name in ("squashfuse", "squashfuse_ll", "erofsfuse") if name in self.shown["cold"].wall),
+                    *(name for name in ("squashfuse", "squashfuse_ll", "erofsfuse", FLOOR) if name in self.shown["cold"].wall),
                 ],
             ),
             "",
@@ -302,14 +318,14 @@ class Bench:
 
 
 def _table(steps: dict[str, Step], names: list[str]) -> list[str]:
-    rows = ["| | " + " | ".join(names) + " | times as fast (asked for) |", "|---" * (len(names) + 2) + "|"]
+    rows = ["| | " + " | ".join(names) + " | times as fast (asked for) | processor ÷ floor |", "|---" * (len(names) + 3) + "|"]
     for step in steps.values():
         ratios = [
             f"{step.ratio(name):.1f} × {name} ({factor:.1f})"
             for name, factor in step.asked.items()
             if name in step.wall
         ]
-        rows.append(f"| {step.title} | {' | '.join(step.cell(name) for name in names)} | {', '.join(ratios)} |")
+        rows.append(f"| {step.title} | {' | '.join(step.cell(name) for name in names)} | {', '.join(ratios)} | {step.floor()} |")
     return rows
 
 
