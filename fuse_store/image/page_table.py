@@ -19,8 +19,8 @@ from fuse_store.repository.pack import NEAR, PackReader, Table
 
 ALL_OPENED = 512  # blocks of the bases that are all opened when they are shared
 PARTS = 31  # of more, a put opens one part; another one each hour: a prime, so that nightly and weekly puts come to all of them
-LITTLE = 3  # a block of which the bases use less than one of so many pages is little used
-AGAIN = 20  # at most one page of so many that the bases have is stored again by a put because its block is little used
+LITTLE = 2  # a block of which the bases use less than one of so many pages is little used
+AGAIN = 12  # at most one page of so many that the bases have is stored again by a put because its block is little used
 MAX_PAGES = 4 << 20  # 24 bytes each and as much again while it grows; those of 16 GiB in pages of 4 KiB
 NOTHING, READ, OPEN = range(3)  # what is done with a block of a base before it is shared
 _SLOT_BITS = 8  # of a place; a block has at most 64 pages

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "floor" / "floor.c"
+SOURCE = Path(__file__).parent / "floor.c"
 MIRROR = os.environ.get("LAB_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 PACKAGES = (
     "borgbackup",
@@ -37,7 +37,7 @@ PACKAGES = (
 )
 SHARED = ("/dev", "/proc")
 OURS = "fuse-store"
-FLOOR = "floor"  # the least that a program takes: floor/floor.c
+FLOOR = "floor"  # the least that a program takes: floor.c
 
 
 @dataclass(frozen=True)

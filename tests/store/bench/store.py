@@ -4,7 +4,7 @@
 Every step is done by all, one after the other, before the next one: so what the machine does besides hits all alike. Each
 runs as its users run it, as a command, when all that was written before is on the disk. What is compared are medians;
 the report says how large the ratios have to be. A peer that is not installed is named and left out. The floor is a program in C that does
-only what cannot be left out (floor/floor.c).
+only what cannot be left out (floor.c).
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ class WithTpm(Machine):
     def power_on(self) -> None:
         state = self.folder / "tpm"
         state.mkdir(exist_ok=True)
-        swtpm = ["swtpm", "socket", "--tpm2", "--tpmstate", "dir=tpm", "--ctrl", "type=unixio,path=tpm.sock", "--terminate", "--daemon"]
+        state_of = f"dir={state.absolute()}"  # read when swtpm is a daemon, in another directory
+        swtpm = ["swtpm", "socket", "--tpm2", "--tpmstate", state_of, "--ctrl", "type=unixio,path=tpm.sock", "--terminate", "--daemon"]
         done = subprocess.run(swtpm, cwd=self.folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise LabError(f"{self.name}: swtpm does not start: {done.stderr or done.stdout}")

@@ -8,7 +8,7 @@
  *
  * Digests, ciphers and sizes are those of the store (fuse_store/repository): GMAC of each page, keyed BLAKE3 of each block of 128 KiB,
  * zstd, AES-256-GCM with a key for each block. There are no locks, no index that others can change, no headers, no threads,
- * no check of what is read from DIR but that of the digests. Not part of the product. Build: floor.py.
+ * no check of what is read from DIR but that of the digests. Not part of the product. Build: peers.py.
  */
 #define _GNU_SOURCE
 #define FUSE_USE_VERSION 31
