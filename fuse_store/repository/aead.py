@@ -10,6 +10,7 @@ replace another.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from blake3 import blake3
@@ -34,6 +35,7 @@ class Aead:
         self._encryption_key = self._derive("encrypt", root)
         self._page_key = self._derive("page digest", root)
         self._page_mac = AESGCM(self._page_key)
+        self._page_lock = threading.Lock()  # each call lets other threads run: two that make digests would take turns at every page
         self._config_key = self._derive("store.json", root)
         self.check = self._derive("check", root)[:DIGEST]  # tells a wrong key from damage; reveals nothing about the key
 
@@ -54,7 +56,8 @@ class Aead:
         """
         if self.encrypted:
             digest = self._page_mac.encrypt
-            return b"".join([digest(NONCE, b"", page) for page in pages])
+            with self._page_lock:
+                return b"".join([digest(NONCE, b"", page) for page in pages])
         return b"".join([blake3(page, key=self._page_key).digest(DIGEST) for page in pages])
 
     def config_mac(self, content: bytes) -> bytes:
