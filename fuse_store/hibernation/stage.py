@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fuse_store.columns import runs
+from fuse_store.crew import shared
 from fuse_store.errors import NotFound, Refused, failed
 from fuse_store.formats.swsusp import Header, disarmed, find, without_image
 from fuse_store.hibernation.swap_device import SwapDevice, contents_of, swap_uuid
@@ -94,6 +95,7 @@ def _write(image: Image, header: Header, target: SwapDevice, empty: bytes, progr
     head = head_size(image, header)
     written = synced = 0
     unsynced: list[Difference] = []
+    scatter = page_io.Scatter(image, image.files[0], target.descriptor, shared(page_io.COMPARE_WINDOW), image.each_with())
     progress.start("stage", image.size)
     target.drop_cache()
     for difference in differences(image, target, head):
@@ -103,7 +105,7 @@ def _write(image: Image, header: Header, target: SwapDevice, empty: bytes, progr
                 fault_point("stage begin")
                 target.write_checked(0, empty)
                 fault_point("stage header off")
-            written += _write_difference(image, target, difference)
+            written += _write_difference(scatter, target, difference)
             unsynced.append(difference)
             fault_point("stage pages")
         if end - synced >= SYNC_INTERVAL and unsynced:
@@ -117,7 +119,7 @@ def _write(image: Image, header: Header, target: SwapDevice, empty: bytes, progr
     return written
 
 
-def _write_difference(image: Image, target: SwapDevice, difference: Difference) -> int:
+def _write_difference(scatter: page_io.Scatter, target: SwapDevice, difference: Difference) -> int:
     """Returns how many bytes were written."""
     _end, places, holes = difference
     written = 0
@@ -126,7 +128,7 @@ def _write_difference(image: Image, target: SwapDevice, difference: Difference) 
             target.write(at, bytes(page_io.ZEROS[: min(page_io.COMPARE_WINDOW, end - at)]))
         written += end - start
     for place in places:
-        written += sum(page_io.scatter(image, image.files[0], place, target.descriptor))
+        written += sum(scatter.write(place))
     return written
 
 

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import repeat
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from fuse_store.columns import I64
 from fuse_store.errors import Damaged
@@ -30,6 +30,13 @@ _COMPUTED = b"computed"  # before the digest of a computed block
 BlockPlace = tuple[bytes, int, int]  # pack id, offset, length stored
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Each(Protocol):
+    """Does ``work`` with every item, several at a time; what it returns, in any order. When this has ended, however it does, no work goes
+    on. Raises what ``work`` raises."""
+
+    def __call__(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]: ...
 
 
 class Opened(NamedTuple):
@@ -77,8 +84,7 @@ class BlockCache:
             return job
 
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Do ``work``, which opens blocks, with every item, in threads; what it returns, in order. Raises what it raises. When this ends,
-        however it does, no work goes on."""
+        """``Each`` in threads, with what it returns in order."""
         jobs: deque[Future[R]] = deque()
         try:
             for item in items:

@@ -21,18 +21,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fuse_store.columns import I64, joint_runs, runs
+from fuse_store.columns import I64, joint_runs, run_starts, runs
+from fuse_store.crew import shared
 from fuse_store.errors import Damaged
 from fuse_store.image import devices
+from fuse_store.image.block_cache import Each
 from fuse_store.image.reader import Image, zeros
 from fuse_store.image.segments import Place
-from fuse_store.progress import Progress
+from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.block import split
 from fuse_store.repository.manifest import ImageFile
 
 COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
 DIRECT = 8  # pages that are worth a write of their own
 MAX_GATHERED = 32 << 20  # bytes of other pages that are gathered before they are written
+GATHERED_PARTS = 8  # in which they are written, several at a time
 _GATHERED = 1 << 40  # a page of a file that no file has: those from here on are gathered
 ZEROS = zeros(COMPARE_WINDOW)
 
@@ -44,22 +47,33 @@ def write(image: Image, file: ImageFile, descriptor: int, progress: Progress, *,
     else may stand where the image has zeros. Returns how many bytes were written."""
     written = 0
     progress.start("get", file.size)
-    parts = differing(image, file, descriptor) if compare else _everything(image, file, zeros)
+    gathered = shared(MAX_GATHERED)
     try:
-        for at, places, holes in parts:
-            for start, end in holes:
-                for begin in range(start, end, COMPARE_WINDOW):
-                    devices.write_at(descriptor, ZEROS[: min(COMPARE_WINDOW, end - begin)], begin)
-                written += end - start
-            for place in places:
-                for wrote in scatter(image, file, place, descriptor):
-                    written += wrote
-                    if not compare:
-                        progress.at(min(written, at))
-            progress.at(at)
+        with image.crew(0 if compare else image.summary.allocated) as crew:
+            each, shown = image.each_with(crew), SILENT if crew.number else progress
+            scatter = Scatter(image, file, descriptor, gathered, each)
+            for at, places, holes in differing(image, file, descriptor) if compare else _everything(image, file, zeros):
+                written += sum(each(functools.partial(_write_zeros, descriptor), _split(holes)))
+                for place in places:
+                    for wrote in scatter.write(place):
+                        written += wrote
+                        if not compare:
+                            shown.at(min(written, at))
+                shown.at(at)
     finally:
         progress.finish()
     return written
+
+
+def _split(holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Parts of holes of at most COMPARE_WINDOW bytes."""
+    return [(begin, min(begin + COMPARE_WINDOW, end)) for start, end in holes for begin in range(start, end, COMPARE_WINDOW)]
+
+
+def _write_zeros(descriptor: int, hole: tuple[int, int]) -> int:
+    start, end = hole
+    devices.write_at(descriptor, ZEROS[: end - start], start)
+    return end - start
 
 
 def _everything(image: Image, file: ImageFile, zeros: bool) -> Iterator[Stretch]:
@@ -157,24 +171,57 @@ def _gaps(page: I64, low: int, high: int, first: int, size: int, most: int) -> l
     return list(zip(begin.tolist(), end.tolist(), strict=True))
 
 
-def scatter(image: Image, file: ImageFile, place: Place, descriptor: int) -> Iterator[int]:
-    """Write pages where they belong in a file; the bytes written each time. Pieces of DIRECT pages or more are written from the block that
-    has them. A write for each of the smaller ones would take longer than copying them: MAX_GATHERED of those are gathered first. No thread
-    is at work when this has ended."""
-    size = image.head.page_size
-    rows = place.page - file.offset // size
-    small = np.flatnonzero(_in_small_pieces(place))
-    parts = np.split(small, range(MAX_GATHERED // size, len(small), MAX_GATHERED // size))
-    ends = [int(part[-1]) + 1 for part in parts[:-1]] + [len(rows)]
-    gathered = np.empty(len(parts[0]) * size, np.uint8).data
-    write = functools.partial(_write_pieces, descriptor, file.size, gathered, _GATHERED * size)
-    for begin, end, part in zip([0, *ends], ends, parts, strict=False):
-        targets = rows[begin:end].copy()
-        targets[part - begin] = _GATHERED + np.arange(len(part))
-        with closing(image.visit(place.select(np.arange(begin, end)), targets, write, threads=True)) as visited:
-            yield from visited
-        _write_gathered(descriptor, file.size, gathered, rows[part], size)
-    yield min(0, file.size - (int(rows[-1]) + 1) * size)  # what the last page has beyond the end
+class Scatter:
+    """Writes pages where they belong in a file of an image. Pieces of DIRECT pages or more are written from the block that has them. A
+    write for each of the smaller ones would take longer than copying them: as many of those as there is space for in ``gathered``,
+    which the processes of ``each`` share, are gathered first."""
+
+    def __init__(self, image: Image, file: ImageFile, descriptor: int, gathered: memoryview, each: Each) -> None:
+        self._image, self._file, self._descriptor, self._gathered, self._each = image, file, descriptor, gathered, each
+
+    def write(self, place: Place) -> Iterator[int]:
+        """The bytes written each time. Nothing is written any more when this has ended."""
+        size = self._image.head.page_size
+        rows = place.page - self._file.offset // size
+        small = np.flatnonzero(_in_small_pieces(place))
+        most = len(self._gathered) // size
+        parts = np.split(small, range(most, len(small), most))
+        ends = [int(part[-1]) + 1 for part in parts[:-1]] + [len(rows)]
+        for begin, end, part in zip([0, *ends], ends, parts, strict=False):
+            targets = rows[begin:end].copy()
+            targets[part - begin] = _GATHERED + np.arange(len(part))
+            with closing(self._image.visit(place.select(np.arange(begin, end)), targets, self._write_pieces, self._each)) as visited:
+                yield from visited
+            for _none in self._each(self._write_gathered, _pieces(rows[part])):
+                pass
+        yield min(0, self._file.size - (int(rows[-1]) + 1) * size)  # what the last page has beyond the end
+
+    def _write_pieces(self, content: memoryview, targets: Sequence[slice], sources: Sequence[slice]) -> None:
+        """A ``Handler``: write pieces of a block, or gather them."""
+        beyond = _GATHERED * self._image.head.page_size
+        for target, source in zip(targets, sources, strict=True):
+            if target.start >= beyond:
+                self._gathered[target.start - beyond : target.stop - beyond] = content[source]
+            else:
+                self._write_at(content[source], target.start)
+
+    def _write_gathered(self, pieces: Sequence[tuple[int, int, int]]) -> None:
+        """Write pieces of ``gathered``: (its first page there, first page in the file, how many pages)."""
+        size = self._image.head.page_size
+        for at, page, count in pieces:
+            self._write_at(self._gathered[at * size : (at + count) * size], page * size)
+
+    def _write_at(self, content: memoryview, offset: int) -> None:
+        devices.write_at(self._descriptor, content[: self._file.size - offset], offset)
+
+
+def _pieces(rows: I64) -> list[list[tuple[int, int, int]]]:
+    """Pages of a file that stand one after the other in ``gathered``, as ``_write_gathered`` takes them, in a few parts."""
+    begins = run_starts(rows)
+    counts = np.diff(np.append(begins, len(rows)))
+    pieces = list(zip(begins.tolist(), rows[begins].tolist(), counts.tolist(), strict=True))
+    length = -(-len(pieces) // GATHERED_PARTS) or 1
+    return [pieces[at : at + length] for at in range(0, len(pieces), length)]
 
 
 def _in_small_pieces(place: Place) -> NDArray[np.bool_]:
@@ -184,28 +231,6 @@ def _in_small_pieces(place: Place) -> NDArray[np.bool_]:
     small = np.empty(len(order), bool)
     small[order] = np.repeat(count < DIRECT, count)
     return small
-
-
-def _write_pieces(
-    descriptor: int, size: int, gathered: memoryview, beyond: int, content: memoryview, targets: Sequence[slice], sources: Sequence[slice]
-) -> None:
-    """A ``Handler``: write pieces of a block into a file of ``size`` bytes; those from ``beyond`` on belong into ``gathered``."""
-    for target, source in zip(targets, sources, strict=True):
-        if target.start >= beyond:
-            gathered[target.start - beyond : target.stop - beyond] = content[source]
-        elif target.stop <= size:
-            devices.write_at(descriptor, content[source], target.start)
-        else:
-            devices.write_at(descriptor, content[source][: size - target.start], target.start)
-
-
-def _write_gathered(descriptor: int, size: int, gathered: memoryview, rows: I64, page_size: int) -> None:
-    """Write pages that stand one after the other in ``gathered`` to these pages of a file of ``size`` bytes."""
-    at = 0
-    for first, end in runs(rows):
-        length = (end - first) * page_size
-        devices.write_at(descriptor, gathered[at : at + min(length, size - first * page_size)], first * page_size)
-        at += length
 
 
 def read_back(image: Image, descriptor: int, path: Path, progress: Progress) -> None:

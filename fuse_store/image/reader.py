@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuse_store.columns import I64, U64, distinct_values, group_starts, joint_runs, run_starts
+from fuse_store.crew import Crew
 from fuse_store.errors import Damaged
-from fuse_store.image.block_cache import BlockCache, neighbours
+from fuse_store.image.block_cache import BlockCache, Each, neighbours
 from fuse_store.image.kind import open_transform
 from fuse_store.image.segments import OpenSegment, PageDigests, Place, SegmentReader
 from fuse_store.repository.aead import DIGEST, Aead
@@ -30,6 +31,7 @@ from fuse_store.repository.extents import by_offset
 from fuse_store.repository.index import Located
 from fuse_store.repository.manifest import Head, ImageFile, read_head, summary
 
+WORTH_A_CREW = 64 << 20  # bytes to be read
 GROUP = 8  # computed blocks that a thread computes and copies from in one go
 Handler = Callable[[memoryview, Sequence[slice], Sequence[slice]], None]  # the pages of a block, targets, sources
 MOST = 0.75  # of a block: what is left of it will hardly be needed soon, so it is not kept
@@ -118,21 +120,29 @@ class Image:
         return np.zeros((count, self.head.page_size), np.uint8) if rows is None else rows
 
     def read_places(self, place: Place, out: NDArray[np.uint8], rows: I64, *, threads: bool) -> None:
-        """Copy the pages of ``place`` into ``rows`` of ``out``. ``threads``: as of ``visit``. Raises Damaged."""
+        """Copy the pages of ``place`` into ``rows`` of ``out``. ``threads``: in several. Raises Damaged."""
         flat = out.data.cast("B")  # numpy takes twice as long to begin, and each piece is a few pages only
 
         def copy(content: memoryview, targets: Sequence[slice], sources: Sequence[slice]) -> None:
             for target, source in zip(targets, sources, strict=True):
                 flat[target] = content[source]
 
-        for _bytes in self.visit(place, rows, copy, threads=threads):
+        for _bytes in self.visit(place, rows, copy, self._blocks.each if threads else None):
             pass
 
-    def visit(self, place: Place, rows: I64, handle: Handler, *, threads: bool) -> Generator[int, None, None]:
+    def crew(self, size: int) -> Crew:
+        """Processes to read ``size`` bytes of the image with, if they are worth it; see ``Crew``."""
+        return Crew.start(size >= WORTH_A_CREW and self._blocks.reader.survives_fork)
+
+    def each_with(self, crew: Crew | None = None) -> Each:
+        """For ``visit``: the processes of a crew, or threads if there are none."""
+        return self._blocks.each if crew is None or crew.is_alone else crew.each
+
+    def visit(self, place: Place, rows: I64, handle: Handler, each: Each | None = None) -> Generator[int, None, None]:
         """Have ``handle`` called for each block of ``place``, once, in the order of the packs, with its pages and pieces of them:
         page n belongs to row ``rows[n]``, rows of a page each follow each other, and ``targets`` are bytes of them. How many bytes
-        were handled since the last time. ``threads``: in several threads, to read much; the readers of a mount are many already; none
-        is at work when this has ended. Raises Damaged, and what ``handle`` does."""
+        were handled since the last time. ``each``: for several blocks at a time, to read much; the readers of a mount are many
+        already. Raises Damaged, and what ``handle`` does."""
         segment = place.segment
         order = np.argsort(place.block, kind="stable")
         row, count, block, slot = joint_runs(rows[order], place.block[order], place.slot[order])
@@ -161,22 +171,24 @@ class Image:
             pieces = slice(begin[at], end[at])
             handle(content, targets[pieces], sources[pieces])
 
-        def handle_neighbours(part: slice) -> int:
-            digests = [segment.extents.digest(block) for block in blocks[part]]
-            for at, opened in enumerate(self._blocks.neighbours(digests, segment.located, blocks[part]), part.start):
+        def handle_neighbours(first: int, part: Sequence[int]) -> int:
+            digests = [segment.extents.digest(block) for block in part]
+            for at, opened in enumerate(self._blocks.neighbours(digests, segment.located, part), first):
                 handle_block(at, opened if isinstance(opened, Damaged) else opened.pages)
-            return sum(needed[part])
+            return sum(needed[first : first + len(part)])
 
-        def handle_group(part: slice) -> int:
-            for at, pages in enumerate(self._pages(segment, blocks[part], keep[part]), part.start):
+        def handle_group(first: int, part: Sequence[int]) -> int:
+            for at, pages in enumerate(self._pages(segment, part, keep[first : first + len(part)]), first):
                 handle_block(at, pages)
-            return sum(needed[part])
+            return sum(needed[first : first + len(part)])
 
-        if threads:
-            yield from self._blocks.each(handle_neighbours, neighbours(segment.located, used[:stored]))
-            yield from self._blocks.each(handle_group, [slice(at, at + GROUP) for at in range(stored, len(blocks), GROUP)])
-        else:
-            yield handle_group(slice(0, len(blocks)))
+        if each is None:
+            yield handle_group(0, blocks)
+            return
+        near = [(part.start, blocks[part]) for part in neighbours(segment.located, used[:stored])]
+        yield from each(lambda item: handle_neighbours(*item), near)
+        computed = [(at, blocks[at : at + GROUP]) for at in range(stored, len(blocks), GROUP)]
+        yield from each(lambda item: handle_group(*item), computed)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Have the blocks of a range opened in the background. Raises Damaged."""

@@ -2,7 +2,7 @@
 """Verify: read versions, and compare blocks with the digests that name them, and with those of their pages in the pack tables. Only
 reads; runs beside any writer.
 
-Not thread-safe itself; blocks are read and compared by a pool of threads.
+Not thread-safe itself; blocks are read and compared by a crew of processes, or by threads.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fuse_store.columns import I64, halves
+from fuse_store.columns import halves
+from fuse_store.crew import Crew
 from fuse_store.errors import Damaged, NotFound, StoreError
-from fuse_store.image.block_cache import Opened, neighbours
-from fuse_store.progress import Progress
+from fuse_store.image.block_cache import Each, Opened, neighbours
+from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.index.marks import Marks
 from fuse_store.store import Store
@@ -55,8 +56,8 @@ def verify(store: Store, ids: Sequence[str], sample: float, progress: Progress) 
     """
     progress.start("verify", None)
     try:
-        with ThreadPoolExecutor(store.backend.readers, "verify") as pool:
-            verifier = _Verifier(store, sample, progress, pool)
+        with Crew.start(store.backend.survives_fork) as crew:
+            verifier = _Verifier(store, sample, SILENT if crew.number else progress, crew)
             return [verifier.verify(image_id) for image_id in ids]
     finally:
         progress.finish()
@@ -75,23 +76,19 @@ def index_problems(store: Store, complete: bool) -> list[str]:
     return [f"index {name}: {problem}. Run 'fuse-store repair'." for name, problem in sorted(damaged.items())]
 
 
-@dataclass
-class _Blocks:
-    """Blocks that stand near each other in a pack: ``rows`` of those of an image; for each its ``numbers`` among the marks, -1 if it is in
-    none, and the ``offsets`` in the image that they are needed for. When they were read: what is wrong, by their place in ``rows``."""
+class _Read(NamedTuple):
+    """What came of blocks that stand near each other in a pack: their ``rows`` among those of a segment, how many bytes of pages were read,
+    and what is wrong with which row."""
 
-    digests: bytes
-    located: Located
-    rows: I64
-    numbers: I64
-    offsets: I64
-    problems: dict[int, str] = field(default_factory=dict)
-    bytes_read: int = 0
+    rows: list[int]
+    size: int
+    problems: dict[int, str]
 
 
 class _Verifier:
-    def __init__(self, store: Store, sample: float, progress: Progress, pool: ThreadPoolExecutor) -> None:
-        self._store, self._sample, self._progress, self._pool = store, sample, progress, pool
+    def __init__(self, store: Store, sample: float, progress: Progress, crew: Crew) -> None:
+        self._store, self._sample, self._progress, self._crew = store, sample, progress, crew
+        self._each: Each = store.blocks.each if crew.is_alone else crew.each
         self._table = lru_cache(MAX_TABLES)(lambda pack: store.reader.table(pack, check=sample >= 100))
         self._random = random.Random(time.time_ns())
         self._sound = Marks(store.index.fragments().values())  # the blocks that were read
@@ -115,7 +112,6 @@ class _Verifier:
 
     def _check_blocks(self, verdict: Verdict, image: Image) -> None:
         """The blocks that are stored in packs."""
-        pending: deque[Future[_Blocks]] = deque()
         for digests, located, first_pages in image.blocks():
             if self._sample >= 100:
                 self._check_pack_tables(verdict, located.packs)
@@ -125,28 +121,28 @@ class _Verifier:
             order = np.lexsort((located.offset, located.pack))  # so that a pack is read from its start to its end
             rows = np.array([row for row in order[unread[order]].tolist() if self._is_in_sample()], np.int64)
             verdict.blocks += len(rows)
-            for part in neighbours(located, rows):
-                blocks = _Blocks(digests, located, rows[part], numbers[rows[part]], first_pages[rows[part]] * image.head.page_size)
-                pending.append(self._pool.submit(self._open, blocks))
-                if len(pending) > self._store.backend.readers:
-                    self._finish_blocks(verdict, pending.popleft())
-        while pending:
-            self._finish_blocks(verdict, pending.popleft())
+            near = [rows[part].tolist() for part in neighbours(located, rows)]
+            for read in self._each(partial(self._read, digests, located), near):
+                self._count_read(read.size)
+                for row, problem in read.problems.items():
+                    offset = int(first_pages[row]) * image.head.page_size
+                    verdict.problems.append(f"{problem} (image {verdict.id}, extent {offset:#x})")
+                sound = numbers[[row for row in read.rows if row not in read.problems]]
+                self._sound.set(sound[sound >= 0])
 
-    def _open(self, blocks: _Blocks) -> _Blocks:
-        """In a thread: read blocks, and compare each with all that its pack says of it."""
-        rows = blocks.rows.tolist()
-        digests = [blocks.digests[row * DIGEST : (row + 1) * DIGEST] for row in rows]
-        opened = self._store.blocks.neighbours(digests, blocks.located, rows)
-        for at, (digest, block) in enumerate(zip(digests, opened, strict=True)):
+    def _read(self, digests: bytes, located: Located, rows: list[int]) -> _Read:
+        """Read blocks, and compare each with all that its pack says of it."""
+        size, problems = 0, {}
+        wanted = [digests[row * DIGEST : (row + 1) * DIGEST] for row in rows]
+        for row, digest, block in zip(rows, wanted, self._store.blocks.neighbours(wanted, located, rows), strict=True):
             try:
                 if isinstance(block, Damaged):
                     raise block
                 self._check(digest, block)
-                blocks.bytes_read += len(block.pages)
+                size += len(block.pages)
             except Damaged as error:
-                blocks.problems[at] = _problem(error)
-        return blocks
+                problems[row] = _problem(error)
+        return _Read(rows, size, problems)
 
     def _check(self, digest: bytes, block: Opened) -> None:
         """Raises Damaged."""
@@ -158,7 +154,9 @@ class _Verifier:
                 )
 
     def _check_computed_blocks(self, verdict: Verdict, image: Image) -> None:
-        """The blocks that are in no pack: whether they are computed as they were."""
+        """The blocks that are in no pack: whether they are computed as they were. By threads of the first process."""
+        if self._crew.number:
+            return
         pending: deque[Future[Pages]] = deque()
         for start in image.computed_blocks():
             if self._is_in_sample():
@@ -180,14 +178,6 @@ class _Verifier:
                     self._pack_problems[pack] = _problem(error)
             if self._pack_problems[pack] and self._pack_problems[pack] not in verdict.problems:
                 verdict.problems.append(self._pack_problems[pack])
-
-    def _finish_blocks(self, verdict: Verdict, job: Future[_Blocks]) -> None:
-        blocks = job.result()
-        self._count_read(blocks.bytes_read)
-        for at, problem in blocks.problems.items():
-            verdict.problems.append(f"{problem} (image {verdict.id}, extent {int(blocks.offsets[at]):#x})")
-        sound = np.delete(blocks.numbers, list(blocks.problems))
-        self._sound.set(sound[sound >= 0])
 
     def _finish_computed_block(self, verdict: Verdict, job: Future[Pages]) -> None:
         try:

@@ -246,6 +246,7 @@ class PackReader:
 
     def __init__(self, backend: Backend, aead: Aead) -> None:
         self._backend, self._aead = backend, aead
+        self.survives_fork = backend.survives_fork
         self._have_tables: set[bytes] = set()  # packs whose table was read once
         self._local = threading.local()
 

@@ -277,7 +277,7 @@ def test_nothing_is_written_after_an_error(filled: tuple[Store, str], monkeypatc
         handled.append(targets[0].start)
 
     (place,) = image.places(0, BLOCKS * BLOCK_SIZE // PAGE)
-    with pytest.raises(Damaged), contextlib.closing(image.visit(place, place.page, slow, threads=True)) as visited:
+    with pytest.raises(Damaged), contextlib.closing(image.visit(place, place.page, slow, image.each_with())) as visited:
         list(visited)
     count = len(handled)
     assert began.is_set() and 1 < count < BLOCKS - 2

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Work that forked processes share. Threads of one interpreter wait for each other so often, where a step takes a twentieth of a
+millisecond, that two of them take longer than one.
+
+All processes run the same code, from ``Crew.start`` to the end of its ``with``, and so come to the same calls of ``each``: there each does
+a part of the work, and all get all results. Only the first one, which called ``start``, goes on behind the ``with``. What a process
+changes in memory is seen by the others only where it is ``shared``; what it writes to files stays.
+
+Nothing depends on the others: what they could not do, or had not done when they were killed, the first one does itself, and gets
+the errors of that. They end with the ``with``, and soon after the first one if that is killed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn, TypeVar
+from zlib import crc32
+
+MAX_PROCESSES = 4
+_READ_FAILED = (OSError, EOFError, pickle.UnpicklingError)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def shared(size: int) -> memoryview:
+    """So many zero bytes, which processes that are forked later see and change as well."""
+    return memoryview(mmap.mmap(-1, size)) if size else memoryview(bytearray())
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """From one process to another: what is pickled."""
+
+    source: BinaryIO
+    target: BinaryIO
+
+    @classmethod
+    def create(cls) -> _Channel:
+        source, target = os.pipe()
+        return cls(os.fdopen(source, "rb"), os.fdopen(target, "wb"))
+
+    def send(self, message: object) -> None:
+        """Raises OSError."""
+        pickle.dump(message, self.target)
+        self.target.flush()
+
+    def receive(self) -> Any:
+        """Raises one of _READ_FAILED."""
+        return pickle.load(self.source)
+
+    def close(self) -> None:
+        for end in (self.source, self.target):
+            with suppress(OSError):  # what could not be sent
+                end.close()
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another process. It reports its results to the first one, which tells it those of all."""
+
+    pid: int
+    reports: _Channel
+    results: _Channel
+
+    def close(self) -> None:
+        self.reports.close()
+        self.results.close()
+
+
+class Crew:
+    """See the module. Not thread-safe."""
+
+    @classmethod
+    def start(cls, wanted: bool) -> Crew:
+        """Fork for each further processor, at most MAX_PROCESSES - 1 times; not unless it is ``wanted``, nor if another thread runs, whose
+        locks nobody would release in a new process, nor if the system allows no more processes."""
+        crew = cls()
+        if wanted and threading.active_count() == 1:
+            crew.count = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
+        with suppress(OSError):
+            for number in range(1, crew.count):
+                crew._fork(number)
+                if crew.number:
+                    break
+        return crew
+
+    def __init__(self) -> None:
+        """Use ``start`` instead."""
+        self.number, self.count = 0, 1  # of this process, and how many there were at the start
+        self._first = os.getpid()
+        self._others: dict[int, _Other] = {}  # those that are there, by number; in one of them: itself
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.number:
+            _end()  # whatever it was: the first one does what was not reported
+        for number in list(self._others):
+            self._dismiss(number)
+
+    @property
+    def is_alone(self) -> bool:
+        return self.count == 1
+
+    def each(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """Do ``work`` with every item, once in one of the processes; what it returns, in any order. Items and results can be pickled.
+        When this has ended, all is done with these items. Raises what ``work`` raises."""
+        if not items:
+            return
+        agreed = 0 if self.is_alone else crc32(pickle.dumps(items))
+        if self.number:
+            yield from self._report(work, items[self.number :: self.count], agreed)
+            return
+        done = []
+        for item in items[:: self.count]:
+            done.append(work(item))
+            yield done[-1]
+        for number in range(1, self.count):
+            part = self._reported(number, agreed)
+            for result in map(work, items[number :: self.count]) if part is None else part:
+                done.append(result)
+                yield result
+        for number, other in list(self._others.items()):
+            try:
+                other.results.send(done)
+            except OSError:
+                self._dismiss(number)
+
+    def _fork(self, number: int) -> None:
+        """Raises OSError."""
+        other = _Other(0, _Channel.create(), _Channel.create())
+        try:
+            pid = os.fork()
+        except OSError:
+            other.close()
+            raise
+        if pid:
+            other.reports.target.close()
+            other.results.source.close()
+            self._others[number] = _Other(pid, other.reports, other.results)
+            return
+        for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signal_number, signal.SIG_IGN)
+        for earlier in self._others.values():
+            earlier.close()
+        other.reports.source.close()
+        other.results.target.close()
+        self.number, self._others = number, {number: other}
+
+    def _reported(self, number: int, agreed: int) -> list[Any] | None:
+        """The results of another process, or None. One that has come to another list of items, because it read the index at another
+        time, is dismissed."""
+        if number not in self._others:
+            return None
+        results: list[Any] | None
+        try:
+            there, results = self._others[number].reports.receive()
+        except _READ_FAILED:
+            there, results = None, None
+        if there != agreed:
+            self._dismiss(number)
+            return None
+        return results
+
+    def _report(self, work: Callable[[T], R], items: Sequence[T], agreed: int) -> Iterator[R]:
+        """``each`` in another process than the first, with its own part of the items."""
+        own = self._others[self.number]
+        done: list[R] | None
+        try:
+            done = [work(item) for item in items if self._is_led()]
+        except Exception:  # the first one does it again, and says what is wrong
+            done = None
+        try:
+            own.reports.send((agreed, done))
+            everything = own.results.receive()
+        except _READ_FAILED:  # the first one is gone, or has dismissed this one
+            _end()
+        yield from everything
+
+    def _is_led(self) -> bool:
+        """Whether the first one is there; else this one ends."""
+        return os.getppid() == self._first or _end()
+
+    def _dismiss(self, number: int) -> None:
+        other = self._others.pop(number)
+        os.kill(other.pid, signal.SIGKILL)
+        os.waitpid(other.pid, 0)
+        other.close()
+
+
+def _end() -> NoReturn:
+    os._exit(0)

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Processes that share work: all of it is done once, whatever becomes of one of them. Each case runs in an interpreter of its own, with
+one thread, as commands do; three processors are pretended where there may be fewer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.store.conftest import replace_content
+
+HEAD = """
+import json, os, signal, sys, threading, time
+os.sched_getaffinity = lambda pid: {0, 1, 2}
+from fuse_store import crew
+from fuse_store.crew import Crew, shared
+first = os.getpid()
+memory = shared(4096)
+"""
+
+
+def run(code: str) -> list[object]:
+    """What a case prints as JSON."""
+    done = subprocess.run([sys.executable, "-c", HEAD + textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def test_each_item_is_worked_on_once_and_all_get_all_results() -> None:
+    """The second round works with the results of the first, in all processes."""
+    once, pids, again = run("""
+        def work(item):
+            memory[item] += 1
+            return item, os.getpid()
+        with Crew.start(True) as team:
+            results = list(team.each(work, range(100)))
+            total = sum(item for item, pid in results)
+            again = list(team.each(lambda item: item + total, [1, 2, 3, 4]))
+        print(json.dumps(list(memory[:100])))
+        print(json.dumps(len({pid for item, pid in results})))
+        print(json.dumps(sorted(again)))
+    """)
+    assert once == [1] * 100 and pids == 3
+    assert again == [4951, 4952, 4953, 4954]
+
+
+def test_only_the_first_goes_on_and_none_is_left() -> None:
+    behind, left = run("""
+        with Crew.start(True) as team:
+            pids = {pid for pid in team.each(lambda item: os.getpid(), range(9))} - {first}
+        print(json.dumps("behind"), flush=True)
+        print(json.dumps([os.path.exists(f"/proc/{pid}") for pid in pids]))
+    """)
+    assert behind == "behind" and left == [False, False]
+
+
+@pytest.mark.parametrize("when", ["in its work", "after its work"])
+def test_what_a_killed_process_had_to_do_is_done(when: str) -> None:
+    results, later = run(f"""
+        def work(item):
+            if os.getpid() != first and (item > 50 or {when != "in its work"}):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return item
+        with Crew.start(True) as team:
+            results = list(team.each(work, range(100)))
+            if team.number and {when == "after its work"}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            later = list(team.each(work, range(7)))
+        print(json.dumps(sorted(results)))
+        print(json.dumps(sorted(later)))
+    """)
+    assert results == list(range(100)) and later == list(range(7))
+
+
+def test_what_fails_in_a_process_is_tried_by_the_first_which_raises_its_error() -> None:
+    tried, error, left = run("""
+        def work(item):
+            if item == 41 and os.getpid() != first:
+                raise ValueError("in another process")
+            if item == 41:
+                raise ValueError("in the first process")
+            return os.getpid()
+        pids = set()
+        try:
+            with Crew.start(True) as team:
+                pids.update(team.each(lambda item: os.getpid(), range(9)))
+                for result in team.each(work, range(100)):
+                    memory[0] += 1
+        except ValueError as raised:
+            print(json.dumps(memory[0] >= 34))
+            print(json.dumps(str(raised)))
+            print(json.dumps([os.path.exists(f"/proc/{pid}") for pid in pids - {first}]))
+    """)
+    assert tried is True and error == "in the first process" and left == [False, False]
+
+
+def test_one_that_comes_to_other_items_is_dismissed() -> None:
+    """As it happens when it reads the index after another program has moved blocks."""
+    results, alone = run("""
+        with Crew.start(True) as team:
+            items = list(range(20)) if team.number != 1 else list(range(1, 21))
+            results = list(team.each(lambda item: item, items))
+            pids = set(team.each(lambda item: os.getpid(), range(9)))
+        print(json.dumps(sorted(results)))
+        print(json.dumps(len(pids)))
+    """)
+    assert results == list(range(20)) and alone == 2
+
+
+def test_there_are_no_others_where_another_thread_runs() -> None:
+    alone, pids = run("""
+        stop = threading.Event()
+        threading.Thread(target=stop.wait).start()
+        with Crew.start(True) as team:
+            pids = set(team.each(lambda item: os.getpid(), range(9)))
+            print(json.dumps(team.is_alone))
+        print(json.dumps(len(pids)))
+        stop.set()
+    """)
+    assert alone is True and pids == 1
+
+
+def test_there_are_as_many_as_the_system_allows() -> None:
+    pids, descriptors = run("""
+        fork, count = os.fork, []
+        def limited():
+            count.append(0)
+            if len(count) > 1:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return fork()
+        os.fork = limited
+        before = len(os.listdir("/proc/self/fd"))
+        with Crew.start(True) as team:
+            pids = set(team.each(lambda item: os.getpid(), range(9)))
+        print(json.dumps(len(pids)))
+        print(json.dumps(len(os.listdir("/proc/self/fd")) - before))
+    """)
+    assert pids == 2 and descriptors == 0
+
+
+def test_they_end_when_the_first_is_killed() -> None:
+    code = HEAD + textwrap.dedent("""
+        with Crew.start(True) as team:
+            list(team.each(lambda item: os.write(1, b"%d\\n" % os.getpid()), range(3)))
+            list(team.each(lambda item: time.sleep(0.05), range(100000)))
+    """)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = {int(process.stdout.readline()) for _process in range(3)}
+        assert len(pids) == 3
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while any(map(is_running, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(is_running, pids))
+
+
+def test_ctrl_c_ends_all() -> None:
+    code = HEAD + textwrap.dedent("""
+        with Crew.start(True) as team:
+            list(team.each(lambda item: os.write(1, b"%d\\n" % os.getpid()), range(3)))
+            list(team.each(lambda item: time.sleep(0.05), range(100000)))
+    """)
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.DEVNULL, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        pids = {int(process.stdout.readline()) for _process in range(3)}
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+    assert not any(map(is_running, pids))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, str, dict[str, str]]:
+    """(store, its only image, the id of that, environment): large enough for a crew, with pages that stand alone in blocks."""
+    folder = tmp_path_factory.mktemp("crew")
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config"), "FUSE_STORE": str(folder / "store")}
+    chance = np.random.default_rng(7)
+    content = chance.integers(0, 64, (18 << 10, 4096), np.uint8)
+    (folder / "base").write_bytes(content.tobytes())
+    content[chance.permutation(len(content))[:3000]] = chance.integers(64, 128, (3000, 4096), np.uint8)
+    (folder / "image").write_bytes(content.tobytes())
+    for command in (["init"], ["put", "base", "--machine", "m"], ["put", "image", "--machine", "m"]):
+        fuse_store(folder, environment, *command)
+    listed = json.loads(fuse_store(folder, environment, "list", "--json").stdout)["versions"]
+    return folder, content.tobytes(), max(listed, key=lambda version: version["taken"])["id"], environment
+
+
+def fuse_store(
+    folder: Path, environment: dict[str, str], *arguments: str, code: str = "", status: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """A command, in an interpreter in which ``code`` has run."""
+    program = f"{HEAD}\n{textwrap.dedent(code)}\nfrom fuse_store.cli import main\nsys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+KILLED = """
+each, forks = Crew._report, []
+def killed(self, work, items, agreed):
+    if self.number == 1 and len(items) > 20:
+        work(items[0])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return each(self, work, items, agreed)
+Crew._report = killed
+"""
+
+
+@pytest.mark.parametrize("code", ["", KILLED])
+def test_a_get_is_right_with_and_without_one_of_them(image: tuple[Path, bytes, str, dict[str, str]], code: str) -> None:
+    folder, content, version, environment = image
+    seen = "fork = os.fork\ndef counted():\n    print('forked', file=sys.stderr)\n    return fork()\nos.fork = counted\n"
+    done = fuse_store(folder, environment, "get", version, f"out{len(code)}", code=seen + code)
+    assert done.stderr.count("forked") == 2
+    assert (folder / f"out{len(code)}").read_bytes() == content
+    assert "no errors found" in fuse_store(folder, environment, "verify", version, code=code).stderr
+
+
+def test_damage_is_named_once(image: tuple[Path, bytes, str, dict[str, str]]) -> None:
+    """By the first process, as if there were no others."""
+    folder, _content, version, environment = image
+    (largest,) = sorted((folder / "store" / "packs").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)[-1:]
+    data = bytearray(largest.read_bytes())
+    for at in (len(data) // 3, len(data) // 2):
+        data[at] ^= 1
+    replace_content(largest, bytes(data))
+    alone = "os.sched_getaffinity = lambda pid: {0}"
+    found = [json.loads(fuse_store(folder, environment, "verify", version, "--json", code=code, status=4).stdout) for code in ("", alone)]
+    problems = [sorted(verdict["problems"]) for verdict in (each["versions"][0] for each in found)]
+    assert problems[0] == problems[1] and len(problems[0]) == 2
+    errors = [fuse_store(folder, environment, "get", version, "damaged", code=code, status=4).stderr for code in ("", alone)]
+    assert all(any(f"block {problem.split()[1]}" in error for problem in problems[0]) for error in errors)
+    assert not (folder / "damaged").exists()
