@@ -24,7 +24,8 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 from zlib import crc32
 
 MAX_PROCESSES = 4
-_READ_FAILED = (OSError, EOFError, pickle.UnpicklingError)
+ENDED = (OSError, EOFError, pickle.UnpicklingError)  # what is raised where the process at the other end of a channel is gone
+_HARMLESS = {"MainThread", "lease"}  # threads that hold no lock which a new process needs
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,15 +36,35 @@ def shared(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size)) if size else memoryview(bytearray())
 
 
+def useful_processes() -> int:
+    """How many processes, this one included, can work at a time: one if another thread runs, whose locks nobody would release in a new
+    process."""
+    if {thread.name for thread in threading.enumerate()} - _HARMLESS:
+        return 1
+    return min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
+
+
+def ignore_signals() -> None:
+    """In a new process: the first one gets the signals that end all."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_process(pid: int) -> None:
+    """Kill a forked process, and wait until it has ended."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 @dataclass(frozen=True)
-class _Channel:
+class Channel:
     """From one process to another: what is pickled."""
 
     source: BinaryIO
     target: BinaryIO
 
     @classmethod
-    def create(cls) -> _Channel:
+    def create(cls) -> Channel:
         source, target = os.pipe()
         return cls(os.fdopen(source, "rb"), os.fdopen(target, "wb"))
 
@@ -53,7 +74,7 @@ class _Channel:
         self.target.flush()
 
     def receive(self) -> Any:
-        """Raises one of _READ_FAILED."""
+        """Raises one of ENDED."""
         return pickle.load(self.source)
 
     def close(self) -> None:
@@ -67,8 +88,8 @@ class _Other:
     """Another process. It reports its results to the first one, which tells it those of all."""
 
     pid: int
-    reports: _Channel
-    results: _Channel
+    reports: Channel
+    results: Channel
 
     def close(self) -> None:
         self.reports.close()
@@ -80,11 +101,10 @@ class Crew:
 
     @classmethod
     def start(cls, wanted: bool) -> Crew:
-        """Fork for each further processor, at most MAX_PROCESSES - 1 times; not unless it is ``wanted``, nor if another thread runs, whose
-        locks nobody would release in a new process, nor if the system allows no more processes."""
+        """Fork as many times as is useful, if it is ``wanted``, and as the system allows."""
         crew = cls()
-        if wanted and threading.active_count() == 1:
-            crew.count = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
+        if wanted:
+            crew.count = useful_processes()
         with suppress(OSError):
             for number in range(1, crew.count):
                 crew._fork(number)
@@ -137,7 +157,7 @@ class Crew:
 
     def _fork(self, number: int) -> None:
         """Raises OSError."""
-        other = _Other(0, _Channel.create(), _Channel.create())
+        other = _Other(0, Channel.create(), Channel.create())
         try:
             pid = os.fork()
         except OSError:
@@ -148,8 +168,7 @@ class Crew:
             other.results.source.close()
             self._others[number] = _Other(pid, other.reports, other.results)
             return
-        for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signal_number, signal.SIG_IGN)
+        ignore_signals()
         for earlier in self._others.values():
             earlier.close()
         other.reports.source.close()
@@ -164,7 +183,7 @@ class Crew:
         results: list[Any] | None
         try:
             there, results = self._others[number].reports.receive()
-        except _READ_FAILED:
+        except ENDED:
             there, results = None, None
         if there != agreed:
             self._dismiss(number)
@@ -182,7 +201,7 @@ class Crew:
         try:
             own.reports.send((agreed, done))
             everything = own.results.receive()
-        except _READ_FAILED:  # the first one is gone, or has dismissed this one
+        except ENDED:  # the first one is gone, or has dismissed this one
             _end()
         yield from everything
 
@@ -192,8 +211,7 @@ class Crew:
 
     def _dismiss(self, number: int) -> None:
         other = self._others.pop(number)
-        os.kill(other.pid, signal.SIGKILL)
-        os.waitpid(other.pid, 0)
+        end_process(other.pid)
         other.close()
 
 

@@ -10,9 +10,7 @@ are computed from come first, and stand behind the files in the address space.
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,16 +24,15 @@ from fuse_store.image import kind as kinds
 from fuse_store.image.inputs import Batch, Input, InputFile
 from fuse_store.image.kind import FIRST_BYTES, Settings, StoredAs
 from fuse_store.image.page_table import Bases, PageTable
+from fuse_store.image.sealing import GROUP, GROUPS, MAX_GROUPS, Group, Sealed, sealers
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST, Aead
-from fuse_store.repository.block import BLOCK_SIZE, MAX_ADDED, seal_block, split
+from fuse_store.repository.block import BLOCK_SIZE, seal_block, split
 from fuse_store.repository.extents import MAX_EXTENTS, Extents, Rows, encrypt_segment, no_rows
 from fuse_store.repository.index import Index, Located
 from fuse_store.repository.manifest import Computed, Segment
-from fuse_store.repository.pack import NewBlock, PackReader, PackWriter, Table
+from fuse_store.repository.pack import PackReader, PackWriter, Table
 
-GROUP = 8  # blocks that a thread compresses and encrypts in one go
-MAX_GROUPS = 8  # that wait or are being compressed
 _FIRST_COMPUTED = 1 << 40  # blocks with this ordinal or a higher one are computed, and in no pack
 
 _Columns = tuple[I64, I64, I64, I64]  # (page, count, block, slot) of extents
@@ -95,21 +92,6 @@ def _content_rows(page: I64, high: U64, low: U64) -> U64:
     return rows
 
 
-class _Group:
-    """Blocks that a thread compresses and encrypts in one go. Their pages stand one after the other in memory that is used again and
-    again: the first use of new memory takes as long as compressing what is in it."""
-
-    def __init__(self, slots: int, page_size: int) -> None:
-        self.pages = np.empty((GROUP * slots, page_size), np.uint8)
-        self.digests = np.empty((GROUP * slots, 3), np.uint64)  # the halves of the digests of the pages, and their sums
-        self.stored = np.empty(GROUP * (slots * page_size + MAX_ADDED), np.uint8).data  # the blocks as they will be in a pack
-        self.ordinals: list[int] = []
-        self.ends = [0]  # of the pages of each block, after a first 0
-
-    def clear(self) -> None:
-        self.ordinals, self.ends = [], [0]
-
-
 class BlockWriter:
     """Puts pages into blocks, and blocks into packs; a context manager. For one thread; it has others for the work."""
 
@@ -118,19 +100,23 @@ class BlockWriter:
         self._codec, self._level = settings.codec, settings.level
         self._page_size, self._slots = settings.page_size, BLOCK_SIZE // settings.page_size
         self._digests = bytearray()  # of every block that is known, by ordinal
-        self._group = _Group(self._slots, self._page_size)  # blocks that the next thread will take
-        self._free: list[_Group] = []
-        self._jobs: deque[tuple[_Group, Future[list[NewBlock]]]] = deque()
+        groups = [Group(number, self._slots, self._page_size) for number in range(GROUPS)]
+        self._group, *self._free = groups  # the one that is being filled, and those that are empty
+        self._begun: deque[Group] = deque()
         self._gathered = np.empty((self._slots, settings.page_size), np.uint8)  # the block that is being filled
         self._gathered_digests = np.empty((self._slots, 3), np.uint64)  # and sums
         self._filled, self._gathering = 0, -1  # its pages so far, and its ordinal
-        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "encrypt")
+        self._sealers = sealers(self._seal, groups, forked=reader.survives_fork)
 
     def __enter__(self) -> BlockWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is compressed any more."""
+        self._sealers.close()
 
     @property
     def digests(self) -> NDArray[np.void]:
@@ -191,7 +177,7 @@ class BlockWriter:
         self._close_gathered()
         if self._group.ordinals:
             self._submit_group()
-        while self._jobs:
+        while self._begun:
             self._write_group()
 
     def finish(self) -> None:
@@ -228,20 +214,21 @@ class BlockWriter:
                 self._submit_group()
 
     def _submit_group(self) -> None:
-        while len(self._jobs) >= MAX_GROUPS:
+        while len(self._begun) >= MAX_GROUPS:
             self._write_group()
-        self._jobs.append((self._group, self._pool.submit(self._encrypt, self._group)))
-        self._group = self._free.pop() if self._free else _Group(self._slots, self._page_size)
+        self._sealers.begin(self._group)
+        self._begun.append(self._group)
+        self._group = self._free.pop()
 
-    def _encrypt(self, group: _Group) -> list[NewBlock]:
-        """In a thread: have the blocks that the store does not have in ``group.stored``, one after the other."""
+    def _seal(self, group: Group) -> Sealed:
+        """Have the blocks that the store does not have in ``group.stored``, one after the other. Where it is called, by another thread or
+        process, nothing else changes."""
         bounds = list(pairwise(group.ends))
         contents = [group.pages[begin:end].reshape(-1).data for begin, end in bounds]
         digests = [self._aead.digest(pages) for pages in contents]
         located = self._index.locate(b"".join(digests))
         new, at = [], 0
-        for row, (ordinal, digest) in enumerate(zip(group.ordinals, digests, strict=True)):
-            self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
+        for row, digest in enumerate(digests):
             if located.pack[row] < 0 or not self._is_there(digest, located, row):
                 pages = contents[row]
                 stored = seal_block(pages, digest, self._aead, self._codec, self._level, group.stored[at:])
@@ -254,7 +241,7 @@ class BlockWriter:
                 "memory", "changed a page of the source while it was stored.",
                 "No version was created. Test the memory of this machine, and run the command again.",
             )  # fmt: skip
-        return new
+        return digests, new
 
     def _is_there(self, digest: bytes, located: Located, row: int) -> bool:
         """Whether the block can be read, there or where another row of the index says."""
@@ -262,8 +249,11 @@ class BlockWriter:
         return self._reader.has(digest, *place) or any(self._reader.has(digest, *other) for other in self._index.places(digest))
 
     def _write_group(self) -> None:
-        group, job = self._jobs.popleft()
-        for rows in self._packs.add_all(group.stored, job.result()):
+        group = self._begun.popleft()
+        digests, new = self._sealers.next()
+        for ordinal, digest in zip(group.ordinals, digests, strict=True):
+            self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
+        for rows in self._packs.add_all(group.stored, new):
             self._index.add([rows], self._sync)
         group.clear()
         self._free.append(group)
@@ -342,10 +332,14 @@ class ImageWriter:
         self._segments = SegmentWriter(aead, self._blocks)
         self._content = ContentDigest(aead)
         self._written = WrittenImage()
-        for table in bases.tables():
-            self._know(table)
-            if not self._known.space:
-                break
+        try:
+            for table in bases.tables():
+                self._know(table)
+                if not self._known.space:
+                    break
+        except BaseException:
+            self._blocks.close()
+            raise
         self._little_used, self._left = bases.little_used()  # blocks, by ordinal; pages that may be stored again because of them
         self._again = PageTable()  # where these are now
 
