@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from fuse_store.columns import runs
-from fuse_store.crew import shared
 from fuse_store.errors import NotFound, Refused, failed
 from fuse_store.formats.swsusp import Header, disarmed, find, without_image
 from fuse_store.hibernation.swap_device import SwapDevice, contents_of, swap_uuid
@@ -24,6 +23,7 @@ from fuse_store.image import page_io
 from fuse_store.image.kind import row_of
 from fuse_store.image.reader import Image
 from fuse_store.image.segments import Place
+from fuse_store.processes.forking import shared
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
 from fuse_store.repository.block import split

@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuse_store.columns import I64, joint_runs, run_starts, runs
-from fuse_store.crew import shared
 from fuse_store.errors import Damaged
 from fuse_store.image import devices
 from fuse_store.image.block_cache import Each
 from fuse_store.image.reader import Image, zeros
 from fuse_store.image.segments import Place
+from fuse_store.processes.forking import shared
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.block import split
 from fuse_store.repository.manifest import ImageFile

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuse_store.columns import I64, U64, distinct_values, group_starts, joint_runs, run_starts
-from fuse_store.crew import Crew
 from fuse_store.errors import Damaged
 from fuse_store.image.block_cache import BlockCache, Each, neighbours
 from fuse_store.image.kind import open_transform
 from fuse_store.image.segments import OpenSegment, PageDigests, Place, SegmentReader
+from fuse_store.processes.crew import Crew
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
 from fuse_store.repository.block import Pages, split

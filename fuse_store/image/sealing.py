@@ -13,7 +13,7 @@ from typing import NoReturn, Protocol
 
 import numpy as np
 
-from fuse_store.crew import ENDED, Channel, end_process, ignore_signals, shared, useful_processes
+from fuse_store.processes.forking import ENDED, Channel, end_process, ignore_signals, shared, useful_processes
 from fuse_store.repository.block import MAX_ADDED
 from fuse_store.repository.pack import NewBlock
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fuse_store.columns import halves
-from fuse_store.crew import Crew
 from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.image.block_cache import Each, Opened, neighbours
+from fuse_store.processes.crew import Crew
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.aead import DIGEST
 from fuse_store.repository.index.marks import Marks

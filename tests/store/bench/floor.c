@@ -3,7 +3,7 @@
  *
  *   floor put DIR N IMAGE   read an image, digest its pages, compress, encrypt and write those that DIR does not have
  *   floor get DIR N FILE    read, decrypt, decompress, compare with the digest, write
- *   floor verify DIR N      the same without the writing
+ *   floor verify DIR N      the same without the writing, and digest each page as well
  *   floor mount FROM DIR    show the plain files image and hole of the directory FROM through FUSE
  *
  * Digests, ciphers and sizes are those of the store (fuse_store/repository): GMAC of each page, keyed BLAKE3 of each block of 128 KiB,
@@ -301,8 +301,12 @@ static void get(const char *version, const char *target)
             memset(place + all[done].page, 0, (all[done + length - 1].page - all[done].page + 1) * sizeof *place);
         uint32_t used = 0;
         for (size_t at = 0, run; at < length; at += run) {
-            if (!at || sorted[at].block != sorted[at - 1].block)
+            if (!at || sorted[at].block != sorted[at - 1].block) {
                 open_block(sorted[at].block);
+                uint64_t digest[2];
+                for (uint32_t page = 0; !target && page < ((struct block *)blocks.rows)[sorted[at].block].pages; page += PAGE)
+                    page_digest(content + page, digest);
+            }
             for (run = 1; at + run < length && sorted[at + run].block == sorted[at].block &&
                  sorted[at + run].page == sorted[at].page + run && sorted[at + run].slot == sorted[at].slot + run;)
                 run++;

@@ -21,8 +21,8 @@ from tests.store.conftest import replace_content
 HEAD = """
 import json, os, signal, sys, threading, time
 os.sched_getaffinity = lambda pid: {0, 1, 2}
-from fuse_store import crew
-from fuse_store.crew import Crew, shared
+from fuse_store.processes.crew import Crew
+from fuse_store.processes.forking import shared
 first = os.getpid()
 memory = shared(4096)
 """
@@ -251,3 +251,51 @@ def test_damage_is_named_once(image: tuple[Path, bytes, str, dict[str, str]]) ->
     errors = [fuse_store(folder, environment, "get", version, "damaged", code=code, status=4).stderr for code in ("", alone)]
     assert all(any(f"block {problem.split()[1]}" in error for problem in problems[0]) for error in errors)
     assert not (folder / "damaged").exists()
+
+
+NOT_SEALED = """
+from fuse_store.image import sealing
+tried = sealing._Processes._try
+def {name}(self, group):
+    if group.number == 3:
+        {act}
+    return tried(self, group)
+sealing._Processes._try = {name}
+"""
+COUNT_FORKS = """
+fork = os.fork
+def counted():
+    print("forked", file=sys.stderr)
+    return fork()
+os.fork = counted
+"""
+
+
+@pytest.mark.parametrize("act", ["pass", "os.kill(os.getpid(), signal.SIGKILL)", "return None", "os.kill(first, signal.SIGKILL)"])
+def test_a_put_is_right_whatever_becomes_of_the_processes_that_seal(tmp_path: Path, act: str) -> None:
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config"), "FUSE_STORE": str(tmp_path / "store")}
+    content = np.random.default_rng(3).integers(0, 64, 24 << 20, np.uint8).tobytes()
+    (tmp_path / "image").write_bytes(content)
+    fuse_store(tmp_path, environment, "init")
+    code = COUNT_FORKS + NOT_SEALED.format(name="changed", act=act)
+    if "first" in act:
+        fuse_store(tmp_path, environment, "put", "image", "--machine", "m", code=code, status=-signal.SIGKILL)
+        code = COUNT_FORKS  # again: nothing holds the store
+    done = fuse_store(tmp_path, environment, "put", "image", "--machine", "m", code=code)
+    assert done.stderr.count("forked") == 2
+    fuse_store(tmp_path, environment, "get", "m/system/latest", "back")
+    assert (tmp_path / "back").read_bytes() == content
+    assert "1 version verified, no errors found" in fuse_store(tmp_path, environment, "verify", "m/system/latest").stderr
+
+
+def test_a_page_that_changes_while_it_is_sealed_is_not_stored(tmp_path: Path) -> None:
+    """As by a memory error: the process that seals finds it, the first one as well."""
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config"), "FUSE_STORE": str(tmp_path / "store")}
+    (tmp_path / "image").write_bytes(np.random.default_rng(3).bytes(4 << 20))
+    fuse_store(tmp_path, environment, "init")
+    flip = "from fuse_store.image import sealing\n" + NOT_SEALED.format(name="flipped", act="pass").replace(
+        "group.number == 3:\n        pass", "group.number == 0:\n        group.pages[5, 77] ^= 4"
+    )
+    done = fuse_store(tmp_path, environment, "put", "image", "--machine", "m", code=flip, status=1)
+    assert "memory: changed a page of the source while it was stored" in done.stderr
+    assert json.loads(fuse_store(tmp_path, environment, "list", "--json").stdout)["versions"] == []

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What processes that this one forks share with it: memory, and channels for what is pickled."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+MAX_PROCESSES = 4
+ENDED = (OSError, EOFError, pickle.UnpicklingError)  # what is raised where the process at the other end of a channel is gone
+_HARMLESS = {"MainThread", "lease"}  # threads that hold no lock which a new process needs
+
+
+def shared(size: int) -> memoryview:
+    """So many zero bytes, which processes that are forked later see and change as well."""
+    return memoryview(mmap.mmap(-1, size)) if size else memoryview(bytearray())
+
+
+def useful_processes() -> int:
+    """How many processes, this one included, can work at a time: one if another thread runs, whose locks nobody would release in a new
+    process."""
+    if {thread.name for thread in threading.enumerate()} - _HARMLESS:
+        return 1
+    return min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
+
+
+def ignore_signals() -> None:
+    """In a new process: the first one gets the signals that end all."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_process(pid: int) -> None:
+    """Kill a forked process, and wait until it has ended."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """From one process to another: what is pickled."""
+
+    source: BinaryIO
+    target: BinaryIO
+
+    @classmethod
+    def create(cls) -> Channel:
+        source, target = os.pipe()
+        return cls(os.fdopen(source, "rb"), os.fdopen(target, "wb"))
+
+    def send(self, message: object) -> None:
+        """Raises OSError."""
+        pickle.dump(message, self.target)
+        self.target.flush()
+
+    def receive(self) -> Any:
+        """Raises one of ENDED."""
+        return pickle.load(self.source)
+
+    def close(self) -> None:
+        for end in (self.source, self.target):
+            with suppress(OSError):  # what could not be sent
+                end.close()
