@@ -15,7 +15,6 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._swap.luks import hea
 
 SWAP_SHARE = 0.98  # systemd, src/shared/hibernate-util.c: HIBERNATION_SWAP_THRESHOLD
 PAGES_FOR_IO = 4 << 20  # kernel/power/power.h: PAGES_FOR_IO, in bytes
-VIRTIO_PMEM_SINCE = (6, 18)
 
 
 def no_nvm(survey):
@@ -89,16 +88,15 @@ def _locked(region, dimm, state):
 
 
 def virtio_pmem(survey):
-    """drivers/nvdimm/virtio_pmem.c has .freeze and .restore in 6.18; in 6.12 it has not, and flushes hang then."""
-    if survey.region is None or survey.region.provider != "virtio":
-        return []
-    version = tuple(int(digits) for digits in re.findall(r"\d+", survey.release)[:2])
-    if version >= VIRTIO_PMEM_SINCE:
+    """The region of the device, or all from which it could be made, does not survive a hibernation (C(nvm.survives_hibernation))."""
+    lasting = [region for region in survey.regions if not region.volatile and region.provider != "e820"]
+    regions = [survey.region] if survey.region else [] if survey.block or survey.is_file else lasting
+    if not regions or any(nvm.survives_hibernation(survey.host, region) for region in regions):
         return []
     return [Refused(
         "virtio_pmem",
         "%s is on virtio-pmem, and the driver in kernel %s does not support hibernation: writes would hang after the "
-        "resume." % (survey.device, survey.release),
+        "resume." % (survey.device if survey.region else regions[0].dev, survey.release),
         "Give the virtual machine an NVDIMM (NFIT) instead, or boot kernel 6.18 or later.",
     )]
 

@@ -23,6 +23,7 @@ PROVIDERS = {"ACPI.NFIT": "nfit", "e820": "e820", "virtio-pmem": "virtio"}
 # C(mode) is no help: it is "memory" for an unclaimed e820 namespace, too.
 HOLDERS = {"btt": "sector", "pfn": "fsdax", "dax": "devdax", "": "raw"}
 DEFAULT_ALIGN = 16 << 20  # MEMREMAP_COMPAT_ALIGN_MAX, drivers/nvdimm/region_devs.c default_align()
+VIRTIO_PMEM_SINCE = (6, 18)  # Linux
 LOSES_CONTENTS = ("not_armed", "save_fail", "restore_fail", "map_fail")
 PAGE = 4096
 UNKNOWN = (1 << 64) - 1
@@ -196,6 +197,13 @@ def failing(host, region):
         if words:
             flags[dimm] = words
     return flags
+
+
+def survives_hibernation(host, region):
+    """Whether the driver of a region goes on after a resume: drivers/nvdimm/virtio_pmem.c has .freeze and .restore since 6.18; in 6.12 it
+    has not, and flushes hang then."""
+    release = host.attribute("/proc/sys/kernel/osrelease") or ""
+    return region.provider != "virtio" or tuple(int(digits) for digits in re.findall(r"\d+", release)[:2]) >= VIRTIO_PMEM_SINCE
 
 
 def missing_driver(host):

@@ -18,8 +18,9 @@ USABLE = ("raw", "sector")  # fsdax keeps struct pages on the NVM, devdax has no
 
 
 def usable_regions(context):
-    """Regions that keep their contents at power-off."""
-    return [region for region in context.regions if not context.volatile(region)]
+    """Regions that keep their contents at power-off; of these, those that survive a hibernation, if there are any."""
+    lasting = [region for region in context.regions if not context.volatile(region)]
+    return [region for region in lasting if nvm.survives_hibernation(context.host, region)] or lasting
 
 
 def present(context):

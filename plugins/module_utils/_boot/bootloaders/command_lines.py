@@ -57,6 +57,16 @@ def rewritten(text, lines, purposes):
     return text
 
 
+def follows(text, lines, purposes, earlier):
+    """Whether each command line of C(text) has the arguments of C(purposes), nothing else that these drop, and none of the purposes
+    C(earlier). As rewritten."""
+    arguments = [word for each in purposes.values() for word in each["arguments"]]
+    names = arguments + [word for each in purposes.values() for word in each["drop"]]
+    names += [word for each in earlier.values() for word in each["arguments"]]
+    found = [[word for start, end in line for word in words_of(text[start:end]) if matches(word, names)] for line in lines]
+    return bool(lines) and all(words == arguments for words in found)
+
+
 class Files:
     """Where command lines are: in files of one Host. A subclass may keep some of them elsewhere, under a path that names the place."""
 
@@ -102,7 +112,9 @@ class Record:
             purposes.pop(purpose, None)
         else:
             purposes[purpose] = change
-        if purposes:
+        if purposes and current is not None and follows(current, lines_of(current), purposes, self.purposes(path)):
+            after = current  # a tool may have written it from settings of ours, and another argument behind them
+        elif purposes:
             text = missing if before is None else before
             after = rewritten(text, lines_of(text), purposes)
         else:

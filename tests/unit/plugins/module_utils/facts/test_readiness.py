@@ -310,6 +310,16 @@ def test_virtio_pmem(machine: SimpleNamespace, release: str, codes: list[str]) -
     assert machine.codes() == codes
 
 
+@pytest.mark.parametrize("others, codes", [([], ["virtio_pmem"]), ([{"provider": "e820"}], ["virtio_pmem"]), ([{}], [])])
+def test_virtio_pmem_where_the_device_would_be_made(machine: SimpleNamespace, others: list[dict[str, str]], codes: list[str]) -> None:
+    """Told before anything is made of it; the reservation takes another region if there is one."""
+    machine.regions[:] = [replace(REGION, provider="virtio"), *(replace(REGION, dev="region1", **other) for other in others)]
+    machine.plant({"/proc/sys/kernel/osrelease": "6.1.0-56-amd64\n"})
+    found = readiness.blockers(machine.host, "/dev/NVM_NEW")
+    assert [each["code"] for each in found if each["code"] == "virtio_pmem"] == codes
+    assert all("region0 is on virtio-pmem" in each["message"] for each in found if each["code"] == "virtio_pmem")
+
+
 LEGACY = {"/sys/firmware/memmap/9/start": "0x100000000\n", "/sys/firmware/memmap/9/end": "0x1ffffffff\n",
           "/sys/firmware/memmap/9/type": "Persistent Memory (legacy)\n"}
 

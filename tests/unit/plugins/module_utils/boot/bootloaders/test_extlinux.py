@@ -249,6 +249,19 @@ def test_generated_since(generated: Host, plant: Plant) -> None:
     assert {**before, generated.path(FILE): GENERATED[:recovery].encode()} == everything(generated)
 
 
+def test_generated_since_with_an_argument_behind_ours(generated: Host, plant: Plant) -> None:
+    """u-boot-update puts C(single) of the recovery entry behind all settings."""
+    before = everything(generated)
+    change(generated)
+    written = GENERATED.replace("ro quiet", "ro quiet " + RESUME).replace(" ro single", " ro %s single" % RESUME)
+    assert written.count(RESUME + " single") == 1
+    plant({FILE: written})
+    assert not change(generated)
+    assert loader(generated).check(loader(generated).entries(), [RESUME], DROP) == []
+    assert change(generated, add=False)
+    assert everything(generated) == before
+
+
 def test_generated_without_our_arguments(generated: Host, plant: Plant) -> None:
     change(generated)
     plant({FILE: GENERATED})
