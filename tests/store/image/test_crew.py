@@ -23,6 +23,7 @@ import json, os, signal, sys, threading, time
 os.sched_getaffinity = lambda pid: {0, 1, 2}
 from fuse_store.processes.crew import Crew
 from fuse_store.processes.forking import shared
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests were started
 first = os.getpid()
 memory = shared(4096)
 """
@@ -183,7 +184,10 @@ def test_ctrl_c_ends_all() -> None:
         assert process.stdout is not None
         pids = {int(process.stdout.readline()) for _process in range(3)}
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(20) == -signal.SIGINT
+        try:
+            assert process.wait(20) == -signal.SIGINT
+        finally:
+            process.kill()
     assert not any(map(is_running, pids))
 
 

@@ -216,11 +216,11 @@ def test_a_table_that_says_other_digests_of_pages_teaches_nothing(store: Store, 
 def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pytest.MonkeyPatch, page: int, when: str) -> None:
     """Between the reading of a page and the encryption of its block. Before the sum is taken nothing can know."""
     data = np.frombuffer(bytearray(DATA), np.uint8)
-    add, encrypt, page_digests = writer.BlockWriter.add, writer.BlockWriter._encrypt, type(store.aead).page_digests
+    add, encrypt, page_digests = writer.BlockWriter.add, writer.BlockWriter._seal, type(store.aead).page_digests
 
     def flipped(pages: bytes) -> bytes:
         at = pages.find(content([page + 1])[:64])
-        return pages if at < 0 else pages[: at + 99] + bytes([pages[at + 99] ^ 4]) + pages[at + 100 :]
+        return pages if at < 0 else pages[: at + 99] + bytes([content([page + 1])[99] ^ 4]) + pages[at + 100 :]
 
     def flip_before(aead: object, pages: list[memoryview]) -> bytes:
         return page_digests(store.aead, [flipped(bytes(each)) for each in pages])
@@ -229,7 +229,7 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
         changed = np.frombuffer(flipped(rows.tobytes()), np.uint8).reshape(rows.shape)
         return add(blocks, pages, changed, *rest)
 
-    def encrypt_flipped(blocks: writer.BlockWriter, group: writer._Group) -> Any:
+    def encrypt_flipped(blocks: writer.BlockWriter, group: writer.Group) -> Any:
         group.pages[:] = np.frombuffer(flipped(group.pages.tobytes()), np.uint8).reshape(group.pages.shape)
         return encrypt(blocks, group)
 
@@ -242,7 +242,7 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
     if when == "after the digests":
         monkeypatch.setattr(writer.BlockWriter, "add", flip_after)
     else:
-        monkeypatch.setattr(writer.BlockWriter, "_encrypt", encrypt_flipped)
+        monkeypatch.setattr(writer.BlockWriter, "_seal", encrypt_flipped)
     with pytest.raises(StoreError, match=r"memory: changed a page of the source.*No version was created"):
         put(store, data.tobytes())
     monkeypatch.undo()
