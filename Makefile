@@ -43,12 +43,13 @@ bench-vm: $(READY) ## compressors of hibernation images on NVM; snapshots agains
 	$(PYTHON) -m tests.vm.bench.compression
 	$(PYTHON) -m tests.vm.bench.snapshots
 
-# Tests that play roles run with the newest ansible-core alone, those of the laboratory in vm-test-others.
+# Tests that play roles and sanity run with the newest ansible-core alone (the others: make ansible-versions), those of the laboratory in
+# vm-test-others.
 .PHONY: test
 test: $(READY) ## all tests, the virtual machines' included, in lanes side by side
 	$(PYTHON) tools/test_lanes.py store:store-test checks:$(LINT_LIST),types,unit-short,galaxy-import,package then \
 	  molecule:$(subst $(space),$(comma),$(SCENARIOS:%=molecule-%)),vm-test-devices vm:vm-test-others \
-	  ansible:sanity,ansible-newest,vm-test-plain
+	  ansible:ansible-newest,vm-test-plain
 
 .PHONY: check
 check: $(READY) ## lint, types, unit tests and the shorter tests of the store: a few minutes
