@@ -49,7 +49,7 @@ def write(image: Image, file: ImageFile, descriptor: int, progress: Progress, *,
     progress.start("get", file.size)
     gathered = shared(MAX_GATHERED)
     try:
-        with image.crew(0 if compare else image.summary.allocated) as crew:
+        with image.crew(0 if compare else min(file.size, image.summary.allocated)) as crew:
             each, shown = image.each_with(crew), SILENT if crew.number else progress
             scatter = Scatter(image, file, descriptor, gathered, each)
             for at, places, holes in differing(image, file, descriptor) if compare else _everything(image, file, zeros):

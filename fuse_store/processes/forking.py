@@ -38,8 +38,9 @@ def ignore_signals() -> None:
 
 def end_process(pid: int) -> None:
     """Kill a forked process, and wait until it has ended."""
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    with suppress(ProcessLookupError, ChildProcessError):  # it ended where SIGCHLD is ignored
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 @dataclass(frozen=True)

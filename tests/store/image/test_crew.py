@@ -155,6 +155,23 @@ def test_there_are_as_many_as_the_system_allows() -> None:
     assert pids == 2 and descriptors == 0
 
 
+def test_they_end_where_nobody_waits_for_processes() -> None:
+    """As in a program whose parent ignores SIGCHLD."""
+    results, left = run("""
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        with Crew.start(True) as team:
+            results = list(team.each(lambda item: item, range(9)))
+            pids = set(team.each(lambda item: os.getpid(), range(9))) - {first}
+            if team.number == 1:
+                os._exit(0)
+            if not team.number:
+                time.sleep(0.2)
+        print(json.dumps(sorted(results)))
+        print(json.dumps([os.path.exists(f"/proc/{pid}") for pid in pids]))
+    """)
+    assert results == list(range(9)) and left == [False, False]
+
+
 def test_they_end_when_the_first_is_killed() -> None:
     code = HEAD + textwrap.dedent("""
         with Crew.start(True) as team:
