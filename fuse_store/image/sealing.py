@@ -19,7 +19,6 @@ from fuse_store.repository.pack import NewBlock
 
 GROUP = 8  # blocks that are compressed and encrypted in one go
 MAX_GROUPS = 8  # that wait or are being compressed
-GROUPS = MAX_GROUPS + 2  # one that is filled, and one that is written
 
 Sealed = tuple[list[bytes], list[NewBlock]]  # the digest of each block, and those that are to be written
 
@@ -32,7 +31,7 @@ class Group:
         pages = GROUP * slots
         sizes = pages * page_size, pages * 24, GROUP * (slots * page_size + MAX_ADDED)
         memory = shared(sum(sizes))
-        self.number = number
+        self.number, self.capacity = number, GROUP
         self.pages = np.frombuffer(memory, np.uint8, sizes[0]).reshape(pages, page_size)
         self.digests = np.frombuffer(memory, np.uint64, pages * 3, sizes[0]).reshape(pages, 3)  # their halves, and sums
         self.stored = memory[sizes[0] + sizes[1] :]  # the blocks as they will be in a pack
@@ -41,6 +40,11 @@ class Group:
 
     def clear(self) -> None:
         self.ordinals, self.ends = [], [0]
+
+
+def groups_of(slots: int, page_size: int) -> list[Group]:
+    """One that is filled, and those that wait or are being compressed."""
+    return [Group(number, slots, page_size) for number in range(MAX_GROUPS + 1)]
 
 
 Seal = Callable[[Group], Sealed]

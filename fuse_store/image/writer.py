@@ -24,7 +24,7 @@ from fuse_store.image import kind as kinds
 from fuse_store.image.inputs import Batch, Input, InputFile
 from fuse_store.image.kind import FIRST_BYTES, Settings, StoredAs
 from fuse_store.image.page_table import Bases, PageTable
-from fuse_store.image.sealing import GROUP, GROUPS, MAX_GROUPS, Group, Sealed, sealers
+from fuse_store.image.sealing import Group, Sealed, groups_of, sealers
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.block import BLOCK_SIZE, seal_block, split
@@ -100,7 +100,7 @@ class BlockWriter:
         self._codec, self._level = settings.codec, settings.level
         self._page_size, self._slots = settings.page_size, BLOCK_SIZE // settings.page_size
         self._digests = bytearray()  # of every block that is known, by ordinal
-        groups = [Group(number, self._slots, self._page_size) for number in range(GROUPS)]
+        groups = groups_of(self._slots, self._page_size)
         self._group, *self._free = groups  # the one that is being filled, and those that are empty
         self._begun: deque[Group] = deque()
         self._gathered = np.empty((self._slots, settings.page_size), np.uint8)  # the block that is being filled
@@ -202,7 +202,7 @@ class BlockWriter:
         begin = done = 0
         while done < len(ordinals):
             group = self._group
-            blocks = slice(done, done + GROUP - len(group.ordinals))
+            blocks = slice(done, done + group.capacity - len(group.ordinals))
             filled, end, done = group.ends[-1], int(ends[blocks][-1]), min(blocks.stop, len(ordinals))
             part = slice(filled, filled + end - begin)
             np.take(content, rows[begin:end], axis=0, out=group.pages[part], mode="clip")  # checking would copy once more
@@ -210,14 +210,14 @@ class BlockWriter:
             group.ends += (ends[blocks] + (filled - begin)).tolist()
             group.ordinals += ordinals[blocks].tolist()
             begin = end
-            if len(group.ordinals) == GROUP:
+            if len(group.ordinals) == group.capacity:
                 self._submit_group()
 
     def _submit_group(self) -> None:
-        while len(self._begun) >= MAX_GROUPS:
-            self._write_group()
         self._sealers.begin(self._group)
         self._begun.append(self._group)
+        if not self._free:
+            self._write_group()
         self._group = self._free.pop()
 
     def _seal(self, group: Group) -> Sealed:

@@ -261,6 +261,16 @@ def children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+def wait_until_it_ignores(process: int, number: int) -> None:
+    until = time.monotonic() + WAIT
+    while True:
+        (ignored,) = [line.split()[1] for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("SigIgn")]
+        if int(ignored, 16) >> (number - 1) & 1:
+            return
+        assert time.monotonic() < until, f"{process} does not ignore signal {number}"
+        time.sleep(0.01)
+
+
 def wait_until_gone(processes: list[int]) -> None:
     until = time.monotonic() + WAIT
     while any(Path(f"/proc/{process}").exists() for process in processes):
@@ -346,6 +356,7 @@ def test_processes_that_read_ahead_end_with_the_mount(home: Path, served: Mounte
     with mounted(tmp_path) as own:
         readers = children(own.process.pid)
         for reader in readers:
+            wait_until_it_ignores(reader, signal.SIGHUP)  # the last that it begins to ignore
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 os.kill(reader, number)
         assert (own.system / "latest" / "image").read_bytes() == (home / "v1").read_bytes()

@@ -311,7 +311,7 @@ def test_virtio_pmem(machine: SimpleNamespace, release: str, codes: list[str]) -
 
 
 @pytest.mark.parametrize("others, codes", [([], ["virtio_pmem"]), ([{"provider": "e820"}], ["virtio_pmem"]), ([{}], [])])
-def test_virtio_pmem_where_the_device_would_be_made(machine: SimpleNamespace, others: list[dict[str, str]], codes: list[str]) -> None:
+def test_virtio_pmem_where_the_device_would_be_made(machine: SimpleNamespace, others: list[dict[str, Any]], codes: list[str]) -> None:
     """Told before anything is made of it; the reservation takes another region if there is one."""
     machine.regions[:] = [replace(REGION, provider="virtio"), *(replace(REGION, dev="region1", **other) for other in others)]
     machine.plant({"/proc/sys/kernel/osrelease": "6.1.0-56-amd64\n"})
