@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fuse_store.errors import Damaged, StoreError
-from fuse_store.image import page_table, writer
+from fuse_store.image import page_table, sealing, writer
 from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
@@ -229,7 +229,7 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
         changed = np.frombuffer(flipped(rows.tobytes()), np.uint8).reshape(rows.shape)
         return add(blocks, pages, changed, *rest)
 
-    def encrypt_flipped(blocks: writer.BlockWriter, group: writer.Group) -> Any:
+    def encrypt_flipped(blocks: writer.BlockWriter, group: sealing.Group) -> Any:
         group.pages[:] = np.frombuffer(flipped(group.pages.tobytes()), np.uint8).reshape(group.pages.shape)
         return encrypt(blocks, group)
 
