@@ -29,9 +29,11 @@ class Menu:
         self._host = host
         self._configuration = configuration
         self.files: list = []  # with an entry each, as bls.Snippets
+        self._names_first = False  # rhboot's get_entry_number_helper(): a machine id may begin with digits
         self.asks = False  # for files with entries, by a command that this GRUB has
         directory = os.path.dirname(configuration)
         self._environment = directory + "/grubenv"
+        self._edit = os.path.basename(directory) + "-editenv"  # grub-editenv, grub2-editenv
         self.environment = read_environment(host, self._environment)
         variables = {
             "prefix": directory,
@@ -53,6 +55,12 @@ class Menu:
 
     def text(self, path):
         return self._host.read(path)
+
+    def block(self, path):
+        """The variables in the environment block C(path), which is the one of this menu then. Only GRUB of Fedora and RHEL names it."""
+        self._names_first = True
+        self._environment, self.environment = path, read_environment(self._host, path)
+        return self.environment
 
     def snippets(self, command, roots, directory):
         """The bls.Snippets of the files in C(directory) on the filesystems C(roots), possible values of C($root)."""
@@ -110,7 +118,7 @@ class Menu:
         """The entries that may start when no person chooses, as in C(entries), each once. Empty if the menu is."""
         chosen = []
         for spec in self._specs():
-            entry = _choose(self._program, spec)
+            entry = _choose(self._program, spec, self._names_first)
             if entry is not None and entry not in chosen:
                 chosen.append(entry)
         return chosen
@@ -132,12 +140,12 @@ class Menu:
         C(GRUB_DEFAULT), or None.
         """
         if self.environment.get("next_entry") in self._specs():
-            return "Run: grub-editenv %s unset next_entry." % self._environment
+            return "Run: %s %s unset next_entry." % (self._edit, self._environment)
         name = next((name for name, entry in self._named() if wanted(entry)), None)
         if name is None:
             return "Run update-grub, so that the menu has an entry for it."
         if saved:
-            return "Run: grub-editenv %s set saved_entry=%s." % (self._environment, shlex.quote(name))
+            return "Run: %s %s set saved_entry=%s." % (self._edit, self._environment, shlex.quote(name))
         return "Set GRUB_DEFAULT=%s in %s, and run update-grub." % (shlex.quote(name), file or FILE)
 
 
@@ -164,20 +172,21 @@ def _walk(program, above=""):
             yield name, (item.title, item.identifier, inner.starts)
 
 
-def _choose(program, spec):
-    """The entry that C(spec) names in the menu of C(program), and the first one where it names none."""
+def _choose(program, spec, names_first=False):
+    """The entry that C(spec) names in the menu of C(program), and the first one where it names none. C(names_first): a name that begins
+    with digits is one, and not their number."""
     if not program.items:
         return None
     name, rest = _split(spec)
-    number = NUMBER.match(spec)
-    if number:
+    number, named = NUMBER.match(spec), [at for at, item in enumerate(program.items) if name in (item.title, item.identifier)]
+    if number and not (names_first and named):
         digits = number.group(1)
         index = int(digits, 16 if digits[1:2] in ("x", "X") else 10)
     else:
-        index = next((at for at, item in enumerate(program.items) if name in (item.title, item.identifier)), 0)
+        index = named[0] if named else 0
     item = program.items[index if index < len(program.items) else 0]
     inner = program.inside(item)
-    return _choose(inner, rest) if item.submenu else (item.title, item.identifier, inner.starts)
+    return _choose(inner, rest, names_first) if item.submenu else (item.title, item.identifier, inner.starts)
 
 
 def _split(spec):

@@ -55,11 +55,11 @@ class Item:
 
 @dataclass
 class Program:
-    """One run. C(files) answers for files: C(files.size(path)) in bytes or None, C(files.text(path)), and C(files.snippets(command, roots,
-    directory)) as bls.Snippets.
+    """One run. C(files) answers for files: C(files.size(path)) in bytes or None, C(files.text(path)), C(files.block(path)) as its
+    variables, and C(files.snippets(command, roots, directory)) as bls.Snippets.
 
     C(variables) is C({name: possible values}), C(items) the menu, C(starts) what the commands themselves start, without None for
-    what is not Linux. C(environment) is what C(load_env) reads.
+    what is not Linux. C(environment) is what C(load_env) reads without C(--file).
     """
 
     files: Any
@@ -116,9 +116,9 @@ class Program:
         elif words[0] == "unset":
             for name in words[1:]:
                 self.variables.pop(name, None)
-        elif words[0] == "load_env" and not any(word.startswith(("-f", "--file")) for word in words):
-            wanted = [name for name in self.environment if name in words[1:] or len(words) == 1]
-            self.variables.update({name: frozenset([self.environment[name]]) for name in wanted})
+        elif words[0] == "load_env":
+            block, names = self._block(words[1:])
+            self.variables.update({name: frozenset([value]) for name, value in block.items() if not names or name in names})
         elif words[0] == "search":
             found = frozenset(["UUID=" + words[-1]]) if {"--fs-uuid", "-u"} & set(words) else FOUND
             self.variables.update({word[len("--set=") :] or "root": found for word in words if word.startswith("--set=")})
@@ -147,6 +147,17 @@ class Program:
         return Start(path, arguments, loop=any(each in self.loops for each in devices), beside=self.beside)
 
     # values ------------------------------------------------------------------------------------------------------------
+
+    def _block(self, words):
+        """What C(load_env) with the arguments C(words) reads, and the names that it takes of that, all without one."""
+        block, names, rest = self.environment, [], iter(words)
+        for word in rest:
+            if word in ("-f", "--file") or word.startswith("--file="):
+                paths = self._values(word[len("--file="):] or next(rest, ""))
+                block = self.files.block(*paths) if len(paths) == 1 else {}
+            elif not word.startswith("-"):
+                names.append(word)
+        return block, names
 
     def _values(self, text):
         """The possible values of C(text), with its variables replaced."""

@@ -289,6 +289,31 @@ def test_fedora(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> No
     assert everything(host) == before
 
 
+# 00_header of Fedora and RHEL, GRUB_DEFAULT=saved
+FEDORA_HEADER = HEADER.replace(
+    "if [ -s $prefix/grubenv ]; then\n  set have_grubenv=true\n",
+    "if [ -f ${config_directory}/grubenv ]; then\n  load_env -f ${config_directory}/grubenv\nelif [ -s $prefix/grubenv ]; then\n",
+).replace('"0"', '"${saved_entry}"')
+
+
+def test_the_default_of_fedora_is_in_a_block_that_is_named(host: Host, plant: Plant) -> None:
+    """Its GRUB compares names first: the id of an entry begins with the machine id, which may begin with digits."""
+    before, entry = "6.17.1-300.fc43.x86_64", FEDORA[FEDORA_ENTRY]
+    plant({
+        **FEDORA,
+        "/etc/default/grub": "GRUB_DEFAULT=saved\n",
+        "/boot/grub2/grub.cfg": FEDORA_HEADER + "blscfg\n",
+        "/boot/grub2/grubenv": "# GRUB Environment Block\nsaved_entry=%s-%s\nmenu_auto_hide=1\n" % (MACHINE, before),
+        "/boot/vmlinuz-" + before: "",
+        FEDORA_ENTRY.replace(FEDORA_VERSION, before): entry.replace(FEDORA_VERSION, before),
+    })  # fmt: skip
+    boot = loader(host).next_boot()
+    assert [entry.kernel for _title, entries in boot.choices for entry in entries] == ["/boot/vmlinuz-" + before]
+    assert boot.reason == "saved_entry=%s-%s in /boot/grub2/grubenv" % (MACHINE, before)
+    assert boot.remedy("/boot/vmlinuz-" + FEDORA_VERSION) == "Run: grub2-editenv /boot/grub2/grubenv set saved_entry=%s-%s." % (
+        MACHINE, FEDORA_VERSION)
+
+
 # files ---------------------------------------------------------------------------------------------------------------
 
 
