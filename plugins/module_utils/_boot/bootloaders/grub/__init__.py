@@ -203,15 +203,21 @@ class Grub(Bootloader):
         """The file on this machine for C(path) in grub.cfg, or None.
 
         Paths in grub.cfg start at the root of a filesystem: C(/vmlinuz-6.1) if /boot is a filesystem,
-        C(/@/boot/vmlinuz-6.1) with btrfs subvolumes.
+        C(/@/boot/vmlinuz-6.1) with btrfs subvolumes. Installers have a C(vmlinuz) in a directory of their own
+        (C(/boot/netboot), C(/casper)), which is not the link of this name in /boot.
         """
-        name = os.path.basename(path)
-        if not KERNEL.match(name):
+        directory, name = os.path.split(path)
+        if not KERNEL.match(name) or ("-" not in name and not self._is_boot(os.path.basename(directory))):
             return None
         candidates = ["/boot/" + name]
         if os.path.dirname(path) == "/":
             candidates.append(path)
         return next((each for each in candidates if self.host.exists(each)), None)
+
+    def _is_boot(self, name):
+        """Whether a directory C(name) in grub.cfg may be /boot: by this name, as the root of a filesystem, a subvolume or a dataset."""
+        mount = mounts.holder(mounts.mounts(self.host), "/boot")
+        return name in ("", "boot", os.path.basename(mount.root) if mount else "") or "@" in name
 
     def regenerate(self, tx):
         host = self.host

@@ -326,11 +326,13 @@ SAME = "linux /boot/vmlinuz-%s " % NEW
         SAME + "root=/dev/sdb1 ro",
         SAME + "root=LABEL=other ro",
         SAME + ROOT + " rootflags=subvol=@other ro",
+        "linux /boot/netboot/vmlinuz auto=true priority=critical",  # an installer: not the link /boot/vmlinuz
+        "linux /casper/vmlinuz autoinstall ---",
     ],
 )  # fmt: skip
 def test_entries_of_other_systems_are_none_of_ours(grub: Grub, host: Host, plant: Plant, body: str) -> None:
     plant({
-        "/dev/sda1": b"", "/dev/sdb1": b"", "/dev/disk/by-label/mine": b"",
+        "/dev/sda1": b"", "/dev/sdb1": b"", "/dev/disk/by-label/mine": b"", "/boot/vmlinuz": b"",
         "/boot/grub/custom.cfg": entry("other", "x", body + "\ninitrd /boot/initrd.img\n"),
     })  # fmt: skip
     links(host, {"/dev/disk/by-uuid/0b4c": "/dev/sda1"})
@@ -349,11 +351,13 @@ def test_entries_of_other_systems_are_none_of_ours(grub: Grub, host: Host, plant
         SAME + ROOT + " rootflags=noatime,subvol=/@",
         SAME + "quiet",
         "search --no-floppy --fs-uuid --set=root 0b4c\n" + SAME + ROOT,
+        *("linux %s/vmlinuz %s" % (place, ROOT) for place in ("", "/boot", "/@/boot", "/@boot", "/BOOT/debian@", "/kernels")),
     ],
 )
 def test_entries_with_another_name_of_the_root_filesystem_are_ours(grub: Grub, host: Host, plant: Plant, body: str) -> None:
     plant({
-        "/dev/sda1": b"",
+        "/dev/sda1": b"", "/boot/vmlinuz": b"", "/proc/self/mountinfo": "25 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "26 25 8:2 /kernels /boot rw - ext4 /dev/sda2 rw\n",
         "/boot/grub/custom.cfg": entry("mine", "x", body + "\n"),
     })  # fmt: skip
     links(host, {"/dev/disk/by-uuid/0b4c": "/dev/sda1", "/dev/disk/by-partuuid/ab-01": "/dev/sda1", "/dev/disk/by-label/mine": "/dev/sda1"})
