@@ -12,6 +12,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import pa
 
 BOOT = "/boot"
 UNIT = "/etc/systemd/system/boot.mount"
+PROXMOX = "/etc/kernel/proxmox-boot-uuids"  # EFI system partitions that are not mounted, to which proxmox-boot-tool copies /boot
 KERNEL = re.compile(r"^(.*)/((?:vmlinu[xz]|kernel|bzImage|Image)-[^/]+)$")
 
 
@@ -38,7 +39,7 @@ def _check_directory(host, declared):
         cause = "%s is to be mounted at /boot (%s), and is not" % declared
     elif host.exists(UNIT):
         cause = "%s is not active" % UNIT
-    elif loaded and loaded[0] == "" and not host.exists("/" + loaded[1]):
+    elif loaded and loaded[0] == "" and not host.exists("/" + loaded[1]) and not copied_by_proxmox(host):
         cause = "the bootloader loaded /%s from a filesystem of its own for /boot, which is not mounted" % loaded[1]
     else:
         return
@@ -85,6 +86,13 @@ def check_kept(host, paths):
             "The filesystem at %s is in memory (%s): the next boot does not read %s as it is now." % (mount.place, mount.kind, path),
             mounts.writable_boot(host),
         )
+
+
+def copied_by_proxmox(host):
+    """Whether the next boot reads the kernels and the menu that proxmox-boot-tool copied, and neither /boot nor a filesystem for it."""
+    loaded = _loaded(host)
+    read = (loaded and loaded[0].endswith(BOOT)) or any(mount.place == BOOT for mount in mounts.mounts(host))
+    return bool(host.attribute(PROXMOX)) and not read
 
 
 def _declared(host):

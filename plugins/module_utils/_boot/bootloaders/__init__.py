@@ -8,7 +8,10 @@ but not supported are in C(UNSUPPORTED): they are refused by name and left uncha
 from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, Bootloader
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.unsupported import UNSUPPORTED
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.unsupported import (
+    COPIED,
+    UNSUPPORTED,
+)
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi_stub import EfiStub
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.extlinux import Extlinux
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import Grub
@@ -33,20 +36,18 @@ def detect(host):
 
     Refused C(bootloader_unsupported) if it is in UNSUPPORTED, C(bootloader_unknown) if none is recognised.
     """
-    bootloader = _first(host, CERTAIN)
-    if bootloader is not None:
-        return bootloader
-    for find, remedy in UNSUPPORTED:
-        found = find(host)
-        if found:
-            raise Refused(
-                "bootloader_unsupported",
-                "The machine boots with %s (%s), which is not supported." % found,
-                "Supported: %s. %s" % (", ".join(kind.title for kind in SUPPORTED), remedy),
-            )
-    bootloader = _first(host, BY_FILES)
-    if bootloader is not None:
-        return bootloader
+    for unsupported, kinds in ((COPIED, CERTAIN), (UNSUPPORTED, BY_FILES)):
+        for find, remedy in unsupported:
+            found = find(host)
+            if found:
+                raise Refused(
+                    "bootloader_unsupported",
+                    "The machine boots with %s (%s), which is not supported." % found,
+                    "Supported: %s. %s" % (", ".join(kind.title for kind in SUPPORTED), remedy),
+                )
+        bootloader = _first(host, kinds)
+        if bootloader is not None:
+            return bootloader
     raise Refused(
         "bootloader_unknown",
         "No supported bootloader found; looked for %s." % "; ".join(kind.evidence() for kind in SUPPORTED),

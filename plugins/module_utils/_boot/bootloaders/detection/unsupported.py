@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import files
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import (
     GRUB_CONFIGURATIONS,
     other_configuration,
@@ -36,6 +37,10 @@ def _other_grub(host):
     return next((sign for path in GRUB_CONFIGURATIONS if host.exists(path) for sign in [other_configuration(host, path)] if sign), None)
 
 
+def _proxmox(host):
+    return _named("copies of /boot that proxmox-boot-tool makes", files.copied_by_proxmox(host) and "%s lists where" % files.PROXMOX)
+
+
 FIRMWARE = "To use GRUB, have the firmware start it (efibootmgr --bootorder, with the number of its entry first), and reboot."
 OTHER_MACHINE = "The collection cannot configure this machine; resume= is set by hand there, in %s."
 NAMED = {
@@ -47,6 +52,10 @@ NAMED = {
                 "where the menu is elsewhere, have the firmware start GRUB (efibootmgr).",
     "U-Boot": "Have U-Boot start the kernel by /boot/extlinux/extlinux.conf (apt-get install u-boot-menu writes it), and reboot.",
 }  # fmt: skip
+# Whatever reads them: GRUB or systemd-boot
+COPIED = (
+    (_proxmox, OTHER_MACHINE % "/etc/kernel/cmdline (systemd-boot) or /etc/default/grub (GRUB), before proxmox-boot-tool refresh"),
+)
 UNSUPPORTED = (
     *((lambda host, name=name: _only(name, other_loader(host)), remedy) for name, remedy in NAMED.items()),
     (other_loader, FIRMWARE + " A virtual machine must not be given a kernel by its hypervisor (-kernel)."),

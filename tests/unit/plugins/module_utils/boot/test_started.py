@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import files as boot_files
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import leads_elsewhere
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused
@@ -102,6 +103,38 @@ def test_another_loader_is_refused_by_name(installed: Host, plant: Plant, files:
 def test_started_by_refind(installed: Host, plant: Plant, files: dict[str, Any]) -> None:
     plant(files)
     assert bootloaders.detect(installed).name == "refind"
+
+
+PROXMOX = {
+    "/etc/kernel/proxmox-boot-uuids": "EA72-BD09\nEA73-473A\n",
+    "/proc/self/mountinfo": "25 1 0:25 / / rw - zfs rpool/ROOT/pve-1 rw\n",
+}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"/proc/cmdline": "BOOT_IMAGE=/vmlinuz-6.8.12-9-pve root=ZFS=/ROOT/pve-1 ro\n", **booted("\\EFI\\proxmox\\shimx64.efi")},
+        {"/proc/cmdline": "initrd=\\EFI\\proxmox\\6.8.12-9-pve\\initrd.img-6.8.12-9-pve root=ZFS=rpool/ROOT/pve-1\n",
+         **booted("\\EFI\\systemd\\systemd-bootx64.efi"), **text("LoaderInfo", "systemd-boot 252")},
+    ],
+)  # fmt: skip
+def test_copies_of_proxmox_are_refused_by_name(installed: Host, plant: Plant, files: dict[str, Any]) -> None:
+    """They are on partitions that are not to be mounted at /boot."""
+    plant({**PROXMOX, **files})
+    boot_files.check(installed)
+    with pytest.raises(Refused) as refused:
+        bootloaders.detect(installed)
+    assert refused.value.code == "bootloader_unsupported" and "proxmox-boot-tool" in refused.value.message
+    assert "proxmox-boot-tool refresh" in refused.value.remedy
+
+
+@pytest.mark.parametrize("mounted", ["", "26 25 8:2 / /boot rw - ext4 /dev/sda2 rw\n"])
+def test_proxmox_with_grub_that_reads_boot(installed: Host, plant: Plant, mounted: str) -> None:
+    plant({**PROXMOX, "/proc/cmdline": "BOOT_IMAGE=%s/%s root=/dev/sda1 ro\n" % ("" if mounted else "/boot", KERNEL),
+           "/proc/self/mountinfo": "25 1 8:1 / / rw - ext4 /dev/sda1 rw\n" + mounted, **EFI})  # fmt: skip
+    boot_files.check(installed)
+    assert bootloaders.detect(installed).name == "grub"
 
 
 def test_the_grub_of_another_system(installed: Host, plant: Plant) -> None:
