@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted, bootloaders, files, kernel_config
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import booted, bootloaders, files, kernel_config, late
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import initramfs as initramfs_tools
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import ARGUMENTS as COMPRESSION_ARGUMENTS
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.compression import COMPRESSIONS
@@ -251,8 +251,10 @@ def _lacking(host, place, arguments):
     chosen = host.attribute("/sys/power/resume")
     if place is None or chosen in (None, place.block.devno):
         return None
+    rewritten = late.setting(host)
     return (
         "does not resume from %s: /sys/power/resume is %s, and the device is %s" % (place.given, chosen, place.block.devno),
+        "%s sets it again at each boot: remove it, and reboot." % rewritten if rewritten else
         "Its initramfs did not look for the device or did not find it: journalctl -b shows why (search for %s and resume)."
         % ("the device" if place.file else "pmem"),
     )

@@ -5,7 +5,7 @@ Every check takes a Survey and returns a list of Refused, empty if there is no b
 """
 from __future__ import annotations
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import files
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot import files, late
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import BY_TAG
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
@@ -57,15 +57,21 @@ def resume_running(survey):
             "resume_unset",
             "The running kernel has no device to resume from (/sys/power/resume is 0:0): no resume= was set at boot, or "
             "the initramfs did not find the device.",
-            "Run boot_resume for %s and reboot. If it is still unset then, the initramfs lacks drivers for the device."
-            % survey.device,
+            "%sRun boot_resume for %s and reboot. If it is still unset then, the initramfs lacks drivers for the device."
+            % (_rewritten(survey), survey.device),
         )]
     return [Refused(
         "resume_elsewhere",
         "The running kernel resumes from device %s (/sys/power/resume), and %s is device %s."
         % (survey.resume, survey.device, survey.block.devno),
-        "Run boot_resume for %s and reboot." % survey.device,
+        "%sRun boot_resume for %s and reboot." % (_rewritten(survey), survey.device),
     )]
+
+
+def _rewritten(survey):
+    """What has to be removed first so that the initramfs has the last word, as a sentence with a space; or an empty text."""
+    place = late.setting(survey.host)
+    return "Remove %s, which sets it again at each boot. " % place if place else ""
 
 
 def _resume_offset(survey):
@@ -75,23 +81,23 @@ def _resume_offset(survey):
         return []
     if survey.is_file:
         return [_moved(survey, "The running kernel looks for the image at page %s of %s (/sys/power/resume_offset)" % (
-            offset, survey.block), " and reboot")]
+            offset, survey.block), " and reboot", _rewritten(survey))]
     return [Refused(
         "resume_elsewhere",
         "/sys/power/resume_offset is %s, as for a swap file, but the swap area is the whole device %s."
         % (offset, survey.device),
-        "Run boot_resume for %s, which keeps resume_offset= of other settings out of the kernel command line and of the "
-        "initramfs, and reboot." % survey.device,
+        "%sRun boot_resume for %s, which keeps resume_offset= of other settings out of the kernel command line and of the "
+        "initramfs, and reboot." % (_rewritten(survey), survey.device),
     )]
 
 
-def _moved(survey, where, more=""):
+def _moved(survey, where, more="", before=""):
     """The error Refused C(swap_file_moved): the place of a swap file is another one than that on a kernel command line."""
     return Refused(
         "swap_file_moved",
         "%s, and %s begins at page %d: no resume_offset= was set, or the file was moved, defragmented or created again since."
         % (where, survey.device, survey.target.offset),
-        "Run boot_resume for %s%s." % (survey.device, more),
+        "%sRun boot_resume for %s%s." % (before, survey.device, more),
     )
 
 

@@ -553,6 +553,10 @@ def test_a_reboot_that_did_not_help(machine: Machine, plant: Plant) -> None:
     assert machine.present(compression="none")[1]["reboot_in_vain"] is None, "changed since"
     plant({boot_id: "third\n", "/proc/cmdline": "ro hibernate=nocompress %s\n" % RESUME, "/sys/power/resume": "0:0\n"})
     assert "/sys/power/resume is 0:0" in machine.present(compression="none")[1]["reboot_in_vain"]
+    plant({"/etc/tmpfiles.d/resume.conf": "w /sys/power/resume - - - - 0:0\n"})
+    assert "/etc/tmpfiles.d/resume.conf, line 1 sets it again" in machine.present(compression="none")[1]["reboot_in_vain"]
+    os.unlink(machine.host.path("/etc/tmpfiles.d/resume.conf"))
+    os.rmdir(machine.host.path("/etc/tmpfiles.d"))
     plant({"/sys/power/resume": "259:0\n"})
     assert machine.present(compression="none")[1]["reboot_in_vain"] is None
     machine.absent()

@@ -502,6 +502,33 @@ def test_resume_elsewhere_in_the_running_kernel(machine: SimpleNamespace) -> Non
     assert machine.codes() == ["resume_elsewhere"]
 
 
+HELPER = "/usr/local/lib/hibernate-installer/set-resume.sh"
+
+
+@pytest.mark.parametrize("files, place", [
+    ({"/etc/tmpfiles.d/hibernation_resume.conf": "# Path Mode UID GID Age Argument\nw    /sys/power/resume  -  -  -  -  254:2\n"},
+     "/etc/tmpfiles.d/hibernation_resume.conf, line 2"),
+    ({"/etc/sysfs.conf": "power/image_size = 0\npower/resume_offset = 34816\n"}, "/etc/sysfs.conf, line 2"),
+    ({"/etc/rc.local": "echo 254:2 | tee /sys/power/resume >/dev/null\n"}, "/etc/rc.local, line 1"),
+    ({"/etc/systemd/system/a.service": "[Service]\nExecStart=/bin/sh -c 'echo 254:2 >/sys/power/resume'\n"},
+     "/etc/systemd/system/a.service, line 2"),
+    ({"/etc/systemd/system/a.service": "[Service]\nExecStart=-%s x\n" % HELPER, HELPER: "#!/bin/sh\necho 254:2 > /sys/power/resume\n"},
+     HELPER + ", line 2"),
+    ({"/etc/tmpfiles.d/a.conf": "w /sys/power/image_size - - - - 0\n#w /sys/power/resume - - - - 254:2\n"}, ""),
+    ({"/etc/rc.local": "cat /sys/power/resume\n"}, ""),
+])
+def test_what_sets_another_place_at_each_boot_has_to_go(machine: SimpleNamespace, files: dict[str, str], place: str) -> None:
+    """boot_resume and a reboot alone do not help: it runs after the initramfs."""
+    machine.plant(files)
+    for values in ({"/sys/power/resume": "254:2\n"}, {"/sys/power/resume": "0:0\n"},
+                   {"/sys/power/resume": "259:0\n", "/sys/power/resume_offset": "34816\n"}):
+        machine.plant(values)
+        (found,) = machine.blockers()
+        assert found["remedy"].startswith("Remove %s, which sets it again at each boot. Run boot_resume" % place if place else "Run boot_")
+    machine.plant({"/sys/power/resume_offset": "0\n"})
+    assert machine.codes() == []
+
+
 @pytest.mark.parametrize("offset, codes", [("0", []), ("34816", ["resume_elsewhere"])])
 def test_resume_offset_in_the_running_kernel(machine: SimpleNamespace, offset: str, codes: list[str]) -> None:
     machine.plant({"/sys/power/resume_offset": offset + "\n"})
