@@ -80,9 +80,9 @@ notes:
   - Requires root on the machine, and C(mkswap), C(swaplabel), C(blkid), C(swapon) and C(swapoff) of util-linux. No command runs if
     nothing has to change.
   - On failure, RV(code) is one of V(swap_file_invalid), V(filesystem_unsupported), V(swap_file_unusable), V(device_missing),
-    V(device_unreadable), V(device_ephemeral), V(root_is_overlay), V(filesystem_read_only), V(no_space), V(not_swap), V(header_mismatch),
-    V(image_pending), V(not_ours), V(swap_needed), V(size_invalid), V(dram_unknown), V(machine_id_missing), V(uuid_invalid),
-    V(label_invalid), V(priority_invalid), V(not_writable), V(verify_failed) and V(command_failed).
+    V(device_unreadable), V(device_ephemeral), V(device_claimed), V(root_is_overlay), V(filesystem_read_only), V(no_space), V(not_swap),
+    V(header_mismatch), V(image_pending), V(not_ours), V(swap_needed), V(size_invalid), V(dram_unknown), V(machine_id_missing),
+    V(uuid_invalid), V(label_invalid), V(priority_invalid), V(not_writable), V(verify_failed) and V(command_failed).
 seealso:
   - module: nvm.fastboot.nvm_swap
   - module: nvm.fastboot.fstab_swap

@@ -46,6 +46,10 @@ INSTANCE_LINKS = (
     "/dev/disk/by-id/google-local-nvme-ssd-*",
 )
 
+# dphys-swapfile, setup: a file of another size than it computes is deleted and made again at each boot.
+DPHYS, DPHYS_FILE = "/etc/dphys-swapfile", "/var/swap"
+DPHYS_SETTING = re.compile(r"(?m)^[ \t]*(CONF_SWAP(?:FILE|SIZE))=[\"']?([^\s\"'#]*)")
+
 
 @dataclass(frozen=True)
 class CryptLine:
@@ -108,6 +112,18 @@ def claimed_by_others(host, block, mapping=""):
         for section, (value, place) in sorted(_zram_writeback(host).items())
         if _names(host, value, block)
     ]
+
+
+def file_claimed(host, path):
+    """A Refused C(device_claimed) if another program makes the swap file C(path) again at each boot; else an empty list."""
+    settings = {"CONF_SWAPFILE": DPHYS_FILE, "CONF_SWAPSIZE": "", **dict(DPHYS_SETTING.findall(host.read(DPHYS, "")))}
+    if host.which("dphys-swapfile") is None or settings["CONF_SWAPFILE"] != path or settings["CONF_SWAPSIZE"] == "0":
+        return []
+    return [Refused(
+        "device_claimed",
+        "%s is claimed by dphys-swapfile (%s), which makes it again at a boot with the size that it computes." % (path, DPHYS),
+        "Give another path, or remove that program first: apt-get purge dphys-swapfile.",
+    )]
 
 
 def crypttab(host):

@@ -58,7 +58,7 @@ class Target:
         if not self.file:
             claims.check(host, self.block, luks.opening_line(host, self.block))
             return
-        for refused in claims.ephemeral(host, self.block):
+        for refused in claims.ephemeral(host, self.block) + claims.file_claimed(host, self.file):
             raise refused
         root = mounts.holder(mounts.mounts(host), "/")
         mappings = [host.attribute("/sys/class/block/%s/dm/uuid" % name) or "" for name in claims.stack(host, self.block.name)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
-from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, fstab
+from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, fstab, target
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.swap.swap_machine import (
     BLKID,
     MKSWAP,
@@ -224,3 +224,30 @@ def test_the_line_of_a_claimed_device_stays(machine: Machine) -> None:
     with Transaction(machine.host) as transaction, pytest.raises(Refused) as caught:
         fstab.present(transaction, "/dev/NVM_SWAP")
     assert caught.value.code == "device_claimed" and machine.host.read("/etc/fstab") == text
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "claimed"),
+    [
+        ("/var/swap", None, True),  # its default
+        ("/var/swap", "#CONF_SWAPFILE=/elsewhere\nCONF_SWAPSIZE=100\n", True),
+        ("/srv/swap", 'CONF_SWAPFILE="/srv/swap" # here\n', True),
+        ("/var/swap", "CONF_SWAPFILE=/srv/swap\n", False),
+        ("/var/swap", "CONF_SWAPSIZE=0\n", False),  # switched off
+        ("/swapfile", "CONF_SWAPSIZE=100\n", False),
+    ],
+)
+def test_a_swap_file_that_is_made_again_at_a_boot(host: Host, plant: Plant, path: str, text: str | None, claimed: bool) -> None:
+    """dphys-swapfile of Raspberry Pi OS: a file of another size is deleted, and the image in it."""
+    block(host, plant, "vda1")
+    plant({"/proc/self/mountinfo": "25 1 251:0 / / rw - ext4 /dev/vda1 rw\n", "/etc/dphys-swapfile": text or ""})
+    place = target.expected(host, path)
+    place.check(host)
+    plant({"/usr/sbin/dphys-swapfile": ""})
+    os.chmod(host.path("/usr/sbin/dphys-swapfile"), 0o755)
+    if not claimed:
+        place.check(host)
+        return
+    with pytest.raises(Refused) as caught:
+        place.check(host)
+    assert caught.value.code == "device_claimed" and path in caught.value.message and "purge dphys-swapfile" in caught.value.remedy
