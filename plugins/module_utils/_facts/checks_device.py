@@ -9,7 +9,7 @@ import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.sizing import format_size
-from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm
+from ansible_collections.nvm.fastboot.plugins.module_utils._facts import memmap, nvm, sleep_policy
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import claims, devices, headers, luks, target
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.luks import header as luks_header
 
@@ -269,10 +269,14 @@ def swap_inactive(survey):
             "Create it with nvm_reservation and nvm_swap. If it should exist, check udev: udevadm info %s"
             % survey.device,
         )]
+    remedy = "Run %s with state=present, or swapon %s." % ("swap_file" if survey.is_file else "nvm_swap", survey.device)
+    names = [survey.device, survey.block.path] + (["%s/%s" % (target.BY_UUID, survey.header.uuid)] if survey.header else [])
+    off = sleep_policy.swap_off(survey.host, names)
     return [Refused(
         "swap_inactive",
-        "%s is not in use as swap (/proc/swaps), so the kernel cannot write an image to it." % survey.device,
-        "Run %s with state=present, or swapon %s." % ("swap_file" if survey.is_file else "nvm_swap", survey.device),
+        "%s is not in use as swap (/proc/swaps), so the kernel cannot write an image to it%s." % (
+            survey.device, ", and systemd does not change that at a boot: " + off[0] if off else ""),
+        "%s To have it in use after each boot, %s." % (remedy, off[1]) if off else remedy,
     )]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import string
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
@@ -47,6 +49,7 @@ UNMASK = {
     "/lib/systemd/system": "install the package of {path} again (Debian: apt-get install --reinstall systemd).",
 }
 UNMASK_ELSEWHERE = "remove {path} and run: systemctl daemon-reload"
+SWAP_OFF = tuple("systemd.swap=" + value for value in NO)  # systemd-fstab-generator(8)
 # Answers of CanHibernate that say no more than that there are inhibitors (systemd 260), which are looked at apart.
 ALLOWED = ("yes", "inhibited", "inhibitor-blocked")
 ASK = "busctl call %s CanHibernate" % " ".join(LOGIND)
@@ -106,13 +109,33 @@ def _masking(host, unit):
 
 
 def _masked(unit, directory):
-    path = "%s/%s" % (directory, unit)
-    remedy = UNMASK.get(directory, UNMASK_ELSEWHERE).format(unit=unit, path=path)
     return Refused(
         "sleep_masked",
-        "%s is masked (%s), so systemd refuses to hibernate: 'Access denied'." % (unit, path),
-        "If this machine is to hibernate, %s" % remedy,
+        "%s is masked (%s/%s), so systemd refuses to hibernate: 'Access denied'." % (unit, directory, unit),
+        "If this machine is to hibernate, %s" % _unmask(unit, directory),
     )
+
+
+def _unmask(unit, directory):
+    return UNMASK.get(directory, UNMASK_ELSEWHERE).format(unit=unit, path="%s/%s" % (directory, unit))
+
+
+def swap_off(host, paths):
+    """C((why, remedy)) if systemd does not take a swap area with one of the names C(paths) into use at boot, as clauses, or None."""
+    word = next((word for word in host.read("/proc/cmdline", "").split() if word.lower() in SWAP_OFF), None)
+    if word:
+        return "%s is on the kernel command line" % word, "remove it from the bootloader's settings, and reboot"
+    for unit in ["swap.target"] + ["%s.swap" % _escaped(path) for path in paths]:
+        directory = _masking(host, unit)
+        if directory:
+            return "%s is masked (%s/%s)" % (unit, directory, unit), _unmask(shlex.quote(unit), directory).rstrip(".")
+    return None
+
+
+def _escaped(path):
+    """C(path) in the name of a unit (systemd.unit(5), "String escaping for inclusion in unit names")."""
+    kept = {ord(letter): letter for letter in string.ascii_letters + string.digits + ":_."}
+    return "".join({**kept, ord("/"): "-"}.get(byte, "\\x%02x" % byte) for byte in path.strip("/").encode("utf-8", "surrogateescape"))
 
 
 def disallowed(host):

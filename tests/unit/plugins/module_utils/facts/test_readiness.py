@@ -380,6 +380,22 @@ def test_an_image_that_is_not_compressed_needs_its_whole_size(machine: SimpleNam
     assert machine.codes() == []
 
 
+@pytest.mark.parametrize("word, masked, remedy", [
+    ("systemd.swap=no", "", "remove it from the bootloader's settings, and reboot."),
+    ("", "/etc/systemd/system/swap.target", "run: systemctl unmask swap.target."),  # Kubernetes
+    ("", "/etc/systemd/system/dev-disk-by\\x2duuid-%s.swap" % UUID.replace("-", "\\x2d"), "run: systemctl unmask 'dev-disk-by\\x2duuid-"),
+    ("", "/etc/systemd/system/dev-pmem0.swap", "run: systemctl unmask dev-pmem0.swap."),
+    ("systemd.swap=yes", "/etc/systemd/system/dev-sda3.swap", ""),
+])
+def test_swap_that_no_boot_takes_into_use(machine: SimpleNamespace, word: str, masked: str, remedy: str) -> None:
+    machine.plant({"/proc/swaps": NO_SWAPS, "/proc/cmdline": "%s %s\n" % (CMDLINE.strip(), word), "/etc/systemd/system/x.target": ""})
+    if masked:
+        os.symlink("/dev/null", machine.host.path(masked))
+    (found,) = machine.blockers()
+    assert found["remedy"].partition(" To have it in use after each boot, ")[2].startswith(remedy)
+    assert ("at a boot: " in found["message"]) == bool(remedy) and found["remedy"].startswith("Run nvm_swap ")
+
+
 def test_swap_inactive(machine: SimpleNamespace) -> None:
     machine.plant({"/proc/swaps": NO_SWAPS})
     assert machine.codes() == ["swap_inactive"]
