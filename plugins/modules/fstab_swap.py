@@ -65,8 +65,8 @@ notes:
   - Requires root on the machine. Does not activate or deactivate the swap area, see M(nvm.fastboot.nvm_swap).
   - On failure, RV(code) is one of V(not_swap), V(device_unreadable), V(device_ephemeral), V(device_claimed),
     V(swap_file_unusable), V(uuid_invalid),
-    V(machine_id_missing), V(options_invalid), V(priority_invalid), V(file_unreadable), V(file_not_writable), V(root_is_overlay),
-    V(filesystem_read_only),
+    V(machine_id_missing), V(options_invalid), V(priority_invalid), V(file_unreadable), V(file_not_writable), V(not_writable),
+    V(root_is_overlay), V(filesystem_read_only),
     V(verify_failed) and V(command_failed).
 seealso:
   - module: nvm.fastboot.nvm_swap

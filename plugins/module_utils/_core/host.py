@@ -11,6 +11,7 @@ import fcntl
 import glob
 import os
 import shutil
+import struct
 import tempfile
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import (
 
 FIFREEZE = 0xC0045877  # include/uapi/linux/fs.h: _IOWR('X', 119, int)
 FITHAW = 0xC0045878  # _IOWR('X', 120, int)
+GETFLAGS = 0x80086601  # FS_IOC_GETFLAGS
+LOCKED = ((0x10, "i"), (0x20, "a"))  # FS_IMMUTABLE_FL and FS_APPEND_FL, as chattr(1) has them
+ACL = "system.posix_acl_access"  # acl(5)
 
 
 class Refused(Exception):
@@ -124,6 +128,20 @@ class Host:
         text = self.read(path)
         return default if text is None else text.strip()
 
+    def locked(self, path):
+        """The attribute of chattr(1) that keeps the file or directory C(path) from being replaced, or None."""
+        try:
+            handle = os.open(self.path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            flags = struct.unpack_from("=L", fcntl.ioctl(handle, GETFLAGS, bytes(8)))[0]
+        except OSError:
+            return None  # a filesystem without attributes
+        finally:
+            os.close(handle)
+        return next((letter for flag, letter in LOCKED if flags & flag), None)
+
     def glob(self, pattern):
         """The matching paths, sorted, relative to the root."""
         prefix = "" if self.root == "/" else self.root.rstrip("/")
@@ -132,7 +150,7 @@ class Host:
     def replace(self, path, content, mode=0o644):
         """Write C(content) (text or bytes) to C(path) atomically; synced when this returns.
 
-        An existing file keeps its owner, mode and SELinux context; through a symbolic link, the target is replaced.
+        An existing file keeps its owner, mode, ACL and SELinux context; through a symbolic link, the target is replaced.
         """
         target = os.path.realpath(self.path(path))
         directory = os.path.dirname(target)
@@ -147,6 +165,7 @@ class Host:
                 os.fchmod(file.fileno(), mode)
                 file.flush()
                 os.fsync(file.fileno())
+            _keep_acl(target, temporary)
             self._move(temporary, target)
             if not existed:
                 os.chmod(target, mode)
@@ -242,7 +261,8 @@ class Transaction:
     def write(self, path, content, mode=0o644):
         """Write C(content) to C(path), or remove C(path) if C(content) is None. Returns whether that is a change.
 
-        Refused C(root_is_overlay) or C(filesystem_read_only), also in check mode, if the change would be lost at the next boot, or fail.
+        Refused C(root_is_overlay), C(filesystem_read_only) or C(not_writable), also in check mode, if the change would be lost at the next
+        boot, or fail.
         """
         before = self.host.read(path)
         if before == content:
@@ -256,7 +276,8 @@ class Transaction:
         return True
 
     def check_kept(self, path):
-        """Refused C(root_is_overlay) if a change of C(path) would be in memory only, C(filesystem_read_only) if none is possible."""
+        """Refused C(root_is_overlay) if a change of C(path) would be in memory only, C(filesystem_read_only) or C(not_writable) if none is
+        possible."""
         if not self._kept:
             return
         mount = read_only_holding(self.host, path)
@@ -267,6 +288,15 @@ class Transaction:
                 "Run: mount -o remount,rw %s. Then run the module again, and mount it read-only again afterwards. If the kernel made it "
                 "read-only because of an error (dmesg says so), check the filesystem first." % mount.place,
             )
+        real = self.host.real(path)
+        for place, letter in ((each, self.host.locked(each)) for each in (real, os.path.dirname(real))):
+            if letter:
+                raise Refused(
+                    "not_writable",
+                    "%s cannot be changed: %s has the attribute %s of chattr." % (path, place, letter),
+                    "Run: chattr -%s %s. Then run the module again, and set the attribute again afterwards, if it is to stay." % (
+                        letter, place),
+                )
         mount = memory_holding(self.host, path)
         if mount is not None:
             raise Refused(
@@ -299,6 +329,14 @@ class Transaction:
 def shown(text):
     """C(text) with bytes that are not UTF-8 escaped, because Ansible rejects them in the result of a module."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _keep_acl(old, new):
+    """Give the file C(new) the access control list of C(old), if it has one."""
+    try:
+        os.setxattr(new, ACL, os.getxattr(old, ACL))
+    except OSError:
+        pass  # none there, or none on this filesystem
 
 
 def _sync_directory(directory):

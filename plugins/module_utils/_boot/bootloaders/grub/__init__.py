@@ -222,6 +222,7 @@ class Grub(Bootloader):
     def regenerate(self, tx):
         host = self.host
         before = host.read(self.configuration)
+        tx.check_kept(self.configuration)
         if tx.check_mode:
             tx.note(self.configuration, "current configuration", "generated from the new settings")
             return

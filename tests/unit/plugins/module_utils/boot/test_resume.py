@@ -538,6 +538,16 @@ def test_another_resume_device_of_the_running_kernel_requires_a_reboot(machine: 
     assert machine.present()[1]["reboot_required"] is False
 
 
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_menu_that_was_made_immutable(machine: Machine, monkeypatch: pytest.MonkeyPatch, check_mode: bool) -> None:
+    """chattr +i /boot/grub/grub.cfg, as guides to hardening have it."""
+    before = machine.state()
+    monkeypatch.setattr(Host, "locked", lambda self, path: "i" if path == CONFIGURATION else None)
+    with pytest.raises(Refused) as refused:
+        machine.present(check_mode=check_mode)
+    assert refused.value.code == "not_writable" and "chattr -i " + CONFIGURATION in refused.value.remedy and machine.state() == before
+
+
 def test_a_reboot_that_did_not_help(machine: Machine, plant: Plant) -> None:
     """Boots are told apart by their id; a new setting may be helped by another reboot."""
     before = machine.state()

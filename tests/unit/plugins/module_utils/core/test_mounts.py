@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of a machine's files is in memory only, on recorded mounts."""
+"""What of a machine's files is in memory only, or cannot be changed; and what a changed file keeps."""
 
 from __future__ import annotations
 
+import os
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import ACL, Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.mounts import memory_holding, mounts, writable_boot
 
 if TYPE_CHECKING:
@@ -62,6 +64,37 @@ def test_a_change_that_would_be_lost_is_refused(host: Host, plant: Plant, check_
         tx.write("/etc/fstab", "new\n")
     assert refused.value.code == "root_is_overlay" and "without overlayroot=tmpfs:swap=1" in refused.value.remedy
     assert host.read("/etc/fstab") == "old\n" and not tx.changed
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize(("locked", "remedy"), [("/srv/fstab", "Run: chattr -i /srv/fstab."), ("/srv", "Run: chattr -i /srv.")])
+def test_a_file_with_an_attribute_that_keeps_it(
+    host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch, check_mode: bool, locked: str, remedy: str
+) -> None:
+    """chattr +i /etc/fstab; also where the name is a link, and for the directory."""
+    plant({"/srv/fstab": "old\n", "/etc/hosts": ""})
+    os.symlink("../srv/fstab", host.path("/etc/fstab"))
+    assert host.locked("/etc/fstab") is None and host.locked("/missing") is None
+    monkeypatch.setattr(Host, "locked", lambda self, path: "i" if path == locked else None)
+    with Transaction(host, check_mode) as tx:
+        assert not tx.write("/etc/fstab", "old\n") and tx.write("/etc/hosts", "x")
+    with pytest.raises(Refused) as refused, Transaction(host, check_mode) as tx:
+        tx.write("/etc/fstab", "new\n")
+    assert refused.value.code == "not_writable" and refused.value.remedy.startswith(remedy)
+    assert host.read("/etc/fstab") == "old\n" and not tx.changed
+
+
+def test_a_list_of_access_rights_is_kept(host: Host, plant: Plant) -> None:
+    plant({"/etc/fstab": "old\n"})
+    entries = ((1, 6, -1), (2, 4, 1000), (4, 0, -1), (16, 4, -1), (32, 0, -1))  # user::rw user:1000:r group:: mask::r other::
+    rights = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(host.path("/etc/fstab"), ACL, rights)
+    except OSError:
+        pytest.skip("the filesystem has no access control lists")
+    with Transaction(host) as tx:
+        assert tx.write("/etc/fstab", "new\n") and tx.write("/etc/other", "x")
+    assert os.getxattr(host.path("/etc/fstab"), ACL) == rights and host.read("/etc/fstab") == "new\n"
 
 
 def test_a_live_system(host: Host, plant: Plant) -> None:
