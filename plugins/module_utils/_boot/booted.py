@@ -10,8 +10,8 @@ from __future__ import annotations
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import records
 
 OTHER_BOOTLOADER = (
-    "Compare /proc/cmdline with the boot menu: another entry of the menu, or another bootloader (efibootmgr lists them), has "
-    "started it. Start the machine by the configured one, and run this again."
+    "Compare /proc/cmdline with the boot menu: another entry of the menu, another bootloader (efibootmgr lists them), or kexec "
+    "(LOAD_KEXEC=true in /etc/default/kexec) has started it. Start the machine by the configured one, and run this again."
 )
 RECORD = "booted"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"

@@ -12,6 +12,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Ref
 from ansible_collections.nvm.fastboot.plugins.module_utils._facts import sleep_policy
 
 DISABLED = "[disabled]"
+STATES_UNTIL = 254  # of systemd: HibernateState= has had no effect since 255 (NEWS)
 SECRETMEM = "/secretmem (deleted)"  # name of a memfd_secret(2) file (fs/d_path.c, simple_dname)
 
 
@@ -23,6 +24,19 @@ def not_root(survey):
         "not_root",
         "The device, the boot configuration and the initramfs were not checked, because only root can read them.",
         "Run with become: true.",
+    )]
+
+
+def no_systemd(survey):
+    """Devuan, MX Linux, a container: another program is process 1, and C(systemctl hibernate) has nobody to ask."""
+    first = survey.host.attribute("/proc/1/comm")
+    if first in (None, "systemd") or survey.host.exists("/run/systemd/system"):  # sd_booted(3)
+        return []
+    return [Refused(
+        "no_systemd",
+        "The machine was not started by systemd, which hibernates it: process 1 is '%s'." % first,
+        "Start it with systemd (Debian and its like: apt-get install systemd-sysv), or take it from the hosts of the collection. A "
+        "container cannot hibernate.",
     )]
 
 
@@ -165,6 +179,25 @@ def sleep_mode(survey):
 
     kernel/power/hibernate.c, power_down(): with suspend or test_resume the machine is not powered off.
     """
+    return _state(survey) or _mode(survey)
+
+
+def _state(survey):
+    """systemd, src/sleep/sleep.c, write_state(): the first state that the kernel takes."""
+    setting = survey.sleep_settings.get("HibernateState")
+    known = (survey.host.attribute("/sys/power/state") or "").split()
+    first = next((state for state in setting.value.split() if state in known), "disk") if setting else "disk"
+    if first == "disk" or (survey.systemd or 0) > STATES_UNTIL:
+        return []
+    return [Refused(
+        "sleep_mode",
+        "HibernateState=%s in %s: the machine would sleep in the state %s, without an image." % (setting.value, setting.place, first),
+        "Remove that line, or override it in a file in /etc/systemd/sleep.conf.d whose name sorts last: with HibernateState=disk, "
+        "which is the default.",
+    )]
+
+
+def _mode(survey):
     setting = survey.sleep_settings.get("HibernateMode")
     if setting is None or survey.hibernation in (None, DISABLED):
         return []

@@ -37,6 +37,7 @@ class Check:
 STARTED = ("bootloader", "no_initramfs")
 CHECKS = (  # causes before their consequences
     Check("not_root", checks_system.not_root),
+    Check("no_systemd", checks_system.no_systemd),
     Check("no_nvm", checks_device.no_nvm),
     Check("swap_file", checks_device.swap_file, root=True),
     Check("no_hibernation", checks_system.no_hibernation),

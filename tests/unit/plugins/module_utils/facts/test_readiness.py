@@ -227,6 +227,33 @@ def disabled(machine: SimpleNamespace) -> None:
     machine.plant({"/sys/power/disk": "[disabled]\n", "/sys/power/state": "freeze mem\n"})
 
 
+def test_a_machine_without_systemd(machine: SimpleNamespace) -> None:
+    """MX Linux: nobody would carry out systemctl hibernate."""
+    machine.plant({"/proc/1/comm": "systemd\n"})
+    assert machine.codes() == []
+    machine.plant({"/proc/1/comm": "init\n"})
+    (found,) = machine.blockers()
+    assert found["code"] == "no_systemd" and "'init'" in found["message"]
+    machine.plant({"/run/systemd/system/.keep": ""})  # a program in between started it
+    assert machine.codes() == []
+
+
+@pytest.mark.parametrize("line, systemd, codes", [
+    ("HibernateState=freeze", "252", ["sleep_mode"]),
+    ("HibernateState=standby mem disk", "252", ["sleep_mode"]),  # the kernel has no standby
+    ("HibernateState=disk", "252", []),
+    ("HibernateState=standby disk", "252", []),
+    ("#HibernateState=freeze", "252", []),
+    ("HibernateState=freeze", "257", []),  # no effect
+])
+def test_hibernation_that_is_another_sleep(machine: SimpleNamespace, line: str, systemd: str, codes: list[str]) -> None:
+    """sleep.conf of Linux on Chromebooks."""
+    os.unlink(machine.host.path("/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-252.so"))
+    machine.plant({"/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-%s.so" % systemd: b"",
+                   "/etc/systemd/sleep.conf": "[Sleep]\nSuspendState=freeze\n%s\n" % line})
+    assert machine.codes() == codes
+
+
 def test_no_hibernation(machine: SimpleNamespace) -> None:
     os.unlink(machine.host.path("/sys/power/disk"))
     assert machine.codes() == ["no_hibernation"]
