@@ -101,6 +101,11 @@ class Initramfs:
         """Where the file C(name) of an image comes from: the paths that there may be, the one that counts first."""
         raise NotImplementedError
 
+    def excluded(self, modules):
+        """Settings of others that keep files for C(modules), or for resuming, out of images: what to do about each, as sentences."""
+        del modules
+        return []
+
     # kernels ---------------------------------------------------------------------------------------------------------
 
     def kernels(self):
@@ -337,7 +342,8 @@ class Initramfs:
                 raise Refused(
                     "initramfs_incomplete",
                     "The initramfs that %s built for kernel %s lacks: %s." % (self.name, kernel, ", ".join(problems)),
-                    "The old image is unchanged. Check for other settings and hooks that exclude the missing files.",
+                    "The old image is unchanged. %s" % (" ".join(self.excluded(modules) if resume else []) or
+                                                        "Check for other settings and hooks that exclude the missing files."),
                 )
             if resume is not None:
                 self._check_overrides(kernel, image + NEW, modules)

@@ -17,6 +17,7 @@ import re
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs import unlocking
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.archive import plain
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.base import Initramfs
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.modules import name_of
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.overrides import Override, module_overrides
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.initramfs.unlocking import Programs
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
@@ -28,6 +29,8 @@ TEXT = """\
 add_dracutmodules+=" resume "
 force_drivers+=" %(modules)s "
 """
+CONFS = ("/etc/dracut.conf", "/etc/dracut.conf.d/*.conf", "/usr/lib/dracut/dracut.conf.d/*.conf")
+OMITTED = re.compile(r"(?m)^[ \t]*(omit_dracutmodules|omit_drivers)\+?=[\"']?([^\"'\n]*)")  # they win over what ours adds
 MODULES = "/usr/lib/dracut/modules.d"
 UNLOCK = 'add_dracutmodules+=" %s "\n'
 KEYS = 'install_items+=" %s "\n'
@@ -128,6 +131,15 @@ class Dracut(Initramfs):
 
     def reads(self, name):
         return name == "etc/cmdline" or name.startswith(("etc/cmdline.d/", *MODPROBE))
+
+    def excluded(self, modules):
+        wanted = {"omit_dracutmodules": ["resume"] + self._unlock_modules(), "omit_drivers": [name_of(module) for module in modules]}
+        found = []
+        for path in [path for pattern in CONFS for path in self.host.glob(pattern)]:
+            for setting, words in OMITTED.findall(self.host.read(path, "")):
+                found += ["Remove %s from %s in %s." % (word, setting, path) for word in words.split()
+                          if {word, name_of(word)} & set(wanted[setting])]
+        return found
 
     def find_overrides(self, names, files, modules, needed):
         """Arguments in the image come before those of the kernel command line, where C(resume=) thus wins. systemd in an image reads only

@@ -572,6 +572,24 @@ def test_an_incomplete_image_never_replaces_one(tools: InitramfsTools, host: Hos
     assert contents(host) == {"initrd.img-" + OLD: "old", "initrd.img-" + NEW: "old"}
 
 
+def test_the_setting_that_keeps_files_out_of_an_image_of_dracut_is_named(
+    dracut: Dracut, host: Host, plant: Plant, transcript: Transcript
+) -> None:
+    plant({
+        "/etc/dracut.conf.d/noresume.conf": "#omit_dracutmodules+=' crypt '\nomit_dracutmodules+=\" nfs resume \"\n",
+        "/etc/dracut.conf": "omit_drivers+=' floppy nd-pmem '\n",
+    })  # fmt: skip
+    image = "/boot/initrd.img-%s.nvm-fastboot-new" % NEW
+    build = "env NO_POST_UPDATE_HOOKS=1 /usr/bin/dracut --quiet --force %s %s" % (image, NEW)
+    transcript.record(build, effect=lambda: plant({image: "new"}))
+    transcript.record("/usr/bin/lsinitrd " + image, dracut_listing(NEW, drivers=DRIVERS[:1], resume=False))
+    with pytest.raises(Refused) as refused, Transaction(host) as tx:
+        dracut.rebuild(tx, [NEW], RESUME, MODULES)
+    assert refused.value.code == "initramfs_incomplete" and refused.value.remedy == (
+        "The old image is unchanged. Remove nd-pmem from omit_drivers in /etc/dracut.conf. "
+        "Remove resume from omit_dracutmodules in /etc/dracut.conf.d/noresume.conf.")
+
+
 def test_a_failing_build_changes_nothing(tools: InitramfsTools, host: Host, built: Built) -> None:
     built(NEW, "", rc=1)
     with pytest.raises(Refused) as refused, Transaction(host) as tx:
