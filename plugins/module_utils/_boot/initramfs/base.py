@@ -176,17 +176,17 @@ class Initramfs:
         image = self.image(kernel)
         if not self.host.exists(image):
             return ["%s does not exist" % image]
-        if self._verified.holds(image, resume, modules, self.unlocking.record):
+        if self._verified.holds(image, resume, modules, self._opened()):
             return []
         problems = self._problems(kernel, image, resume, modules)
         if not problems and not self._overrides(kernel, image, modules):
-            self._verified.learn(image, resume, modules, self.unlocking.record)
+            self._verified.learn(image, resume, modules, self._opened())
         return problems
 
     def overrides(self, kernel, resume, modules):
         """The Overrides in the image of C(kernel): settings of others with which it would not resume from C(resume). Reads it."""
         image = self.image(kernel)
-        if not self.host.exists(image) or self._verified.holds(image, resume, modules, self.unlocking.record):
+        if not self.host.exists(image) or self._verified.holds(image, resume, modules, self._opened()):
             return []
         return self._overrides(kernel, image, modules)
 
@@ -224,6 +224,10 @@ class Initramfs:
             elif any(not self._inside(names, kernel, path) for path in available.files(module)):
                 problems.append("module %s" % module)
         return problems + self._locked(names, image)
+
+    def _opened(self):
+        """What of the machine says how the LUKS mappings are opened, for the records of verified images."""
+        return self.unlocking.record
 
     def _locked(self, names, image):
         """What C(image) lacks to open the LUKS mappings."""
@@ -357,7 +361,7 @@ class Initramfs:
         tx.on_failure(lambda: self._restore(kernel, image, existed))
         host.rename(image + NEW, image)
         if resume is not None:
-            self._verified.learn(image, resume, modules, self.unlocking.record)
+            self._verified.learn(image, resume, modules, self._opened())
         else:
             self._verified.forget(image)
             self._verified.store()

@@ -57,6 +57,7 @@ SYSTEMD_UNITS = (  # up to systemd 253 an instance per device, later one unit
     "lib/systemd/system/systemd-hibernate-resume@.service",
 )
 SCRIPT = "lib/dracut/resume.sh"
+LOCKED = re.compile(r"(rd\.)?luks(\.crypttab)?=(0|no|n|false|f|off)$", re.I)  # systemd-cryptsetup-generator(8): opens nothing of crypttab
 
 
 class Dracut(Initramfs):
@@ -132,9 +133,20 @@ class Dracut(Initramfs):
     def reads(self, name):
         return name == "etc/cmdline" or name.startswith(("etc/cmdline.d/", *MODPROBE))
 
+    def _opened(self):
+        return super()._opened() + self._switched_off()
+
+    def _locked(self, names, image):
+        return super()._locked(names, image) + ["the opening of LUKS, which %s switches off" % word for word in self._switched_off()]
+
+    def _switched_off(self):
+        """The words of the kernel command line with which an image opens none of its LUKS mappings."""
+        words = self.host.read("/proc/cmdline", "").split() if self.unlocking.mappings else []
+        return [word for word in words if LOCKED.match(word)]
+
     def excluded(self, modules):
         wanted = {"omit_dracutmodules": ["resume"] + self._unlock_modules(), "omit_drivers": [name_of(module) for module in modules]}
-        found = []
+        found = ["Remove %s from the bootloader's settings, and reboot." % word for word in self._switched_off()]
         for path in [path for pattern in CONFS for path in self.host.glob(pattern)]:
             for setting, words in OMITTED.findall(self.host.read(path, "")):
                 found += ["Remove %s from %s in %s." % (word, setting, path) for word in words.split()

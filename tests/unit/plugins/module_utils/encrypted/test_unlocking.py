@@ -160,6 +160,18 @@ def test_libraries_for_the_tpm(tmp_path: Path) -> None:
     assert case.missing() == []
 
 
+@pytest.mark.parametrize(("kind", "word", "off"), [
+    ("dracut", "rd.luks=0", True), ("dracut", "luks.crypttab=no", True), ("dracut", "rd.luks.crypttab=1", False),
+    ("dracut", "rd.lvm=0", False), ("initramfs-tools", "luks.crypttab=no", False),  # of systemd alone
+])  # fmt: skip
+def test_arguments_that_switch_it_off(tmp_path: Path, kind: str, word: str, off: bool) -> None:
+    case = Case(tmp_path, kind)
+    assert case.missing() == []  # and a record of that
+    case.machine.write("/proc/cmdline", ("root=/dev/vda1 ro %s" % word).encode())
+    assert case.missing() == (["the opening of LUKS, which %s switches off" % word] if off else [])
+    assert case.tool().excluded(["nd_pmem"]) == (["Remove %s from the bootloader's settings, and reboot." % word] if off else [])
+
+
 # settings ----------------------------------------------------------------------------------------------------------------
 
 
