@@ -4,11 +4,14 @@
 Both are on a FAT filesystem at C(/boot/firmware), or C(/boot) in older systems. Debian's package raspi-firmware writes them again with
 every initramfs, and takes the end of the command line from C(/etc/default/raspi-extra-cmdline). Both files are changed in place.
 
-Settings of config.txt may be for some boards only (C([pi4])). Which filter holds is not asked: a value in one may hold, or not.
+Settings of config.txt may be for some boards only (C([pi4])). Which filter holds is not asked: a value in one may hold, or not. Those for
+C([tryboot]) do not hold after power-off. C(os_prefix) is in front of the names of kernel, initramfs and command line: Ubuntu has them in
+C(current/).
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 
@@ -30,6 +33,7 @@ SETTING = re.compile(r"(?m)^[ \t]*(?:\[([^\]\n]*)\]|(\w+)[ \t]*[= \t][ \t]*([^\r
 KERNELS = {"kernel_2712.img": "initramfs_2712", "kernel8.img": "initramfs8", "kernel7l.img": "initramfs7l", "kernel7.img": "initramfs7",
            "kernel.img": "initramfs"}  # fmt: skip
 INSTALLED = "/boot/vmlinuz-"
+NEVER = ("none", "tryboot")  # filters
 DEEPEST = 8  # files that include one another
 
 
@@ -44,7 +48,7 @@ class Raspberry(InPlace):
         started = other_loader(host)
         if started is None or started[0] != RASPBERRY:
             return None
-        place = next((each for each in PLACES if host.exists(each + "/config.txt") or host.exists(each + "/cmdline.txt")), None)
+        place = _place(host)
         if place is None:
             raise Refused(
                 "boot_not_mounted",
@@ -56,7 +60,7 @@ class Raspberry(InPlace):
     @classmethod
     def find_for_removal(cls, host):
         found = cls.find(host)
-        place = next((each for each in PLACES if host.exists(each + "/cmdline.txt")), None)
+        place = _place(host)
         return cls(host, place) if found is None and place and Record(host, cls.name).files else found
 
     @classmethod
@@ -80,8 +84,13 @@ class Raspberry(InPlace):
     def _path(self, name):
         return os.path.join(self._place, name.lstrip("/"))
 
+    def _prefixes(self, settings):
+        """The values of C(os_prefix) for which there are files; the firmware ignores another."""
+        return [each for each in settings.get("os_prefix", []) if self.host.glob(glob.escape(self._path(each)) + "*")] or [""]
+
     def _command_lines(self):
-        return [self._path(name) for name in self._settings()["cmdline"]]
+        settings = self._settings()
+        return [self._path(prefix + name) for prefix in self._prefixes(settings) for name in settings["cmdline"]]
 
     def _words(self, path):
         return words_of(self.host.read(path, "").partition("\n")[0])
@@ -98,16 +107,17 @@ class Raspberry(InPlace):
     def _choices(self):
         """Each kernel that may start with each command line, as in NextBoot."""
         settings = self._settings()
-        for path in self._command_lines():
-            for kernel in self._kernels(settings):
-                title = "%s with %s" % (os.path.basename(kernel), os.path.basename(path))
-                entry = BootEntry(title, self._installed(kernel), self._words(path), self._initrds(settings, kernel))
-                yield title, [entry] if self._starts(path) else []
+        for prefix in self._prefixes(settings):
+            for path in [self._path(prefix + name) for name in settings["cmdline"]]:
+                for kernel in self._kernels(settings, prefix):
+                    title = "%s with %s" % (os.path.basename(kernel), os.path.basename(path))
+                    entry = BootEntry(title, self._installed(kernel), self._words(path), self._initrds(settings, prefix, kernel))
+                    yield title, [entry] if self._starts(path) else []
 
-    def _kernels(self, settings):
-        default = next((name for name in KERNELS if self.host.exists(self._path(name))), "")
-        paths = [self._path(name or default) for name in settings.get("kernel", [""])]
-        return [path for path in paths if self.host.exists(path) and path != self._place + "/"]
+    def _kernels(self, settings, prefix):
+        default = next((name for name in KERNELS if self.host.exists(self._path(prefix + name))), "")
+        names = [name or default for name in settings.get("kernel", [""])]
+        return [path for path in (self._path(prefix + name) for name in names if name) if self.host.exists(path)]
 
     def _installed(self, path):
         """The kernel in /boot that C(path) is a copy of, by its name or its content, or C(path)."""
@@ -115,11 +125,11 @@ class Raspberry(InPlace):
         named = [each for each in found if os.path.basename(each) == os.path.basename(path)]
         return next((each for each in named or found if named or copies.same(self.host, each, path)), path)
 
-    def _initrds(self, settings, kernel):
+    def _initrds(self, settings, prefix, kernel):
         names = [value.split()[0] for value in settings.get("initramfs", []) + settings.get("ramfsfile", []) if value.strip()]
         if not names and "1" in settings.get("auto_initramfs", []):
             names = [KERNELS.get(os.path.basename(kernel), "")]
-        return tuple(path for path in (self._path(name) for name in names if name) if self.host.exists(path))
+        return tuple(path for path in (self._path(prefix + name) for name in names if name) if self.host.exists(path))
 
     def next_boot(self):
         def remedy(kernel=None):
@@ -158,6 +168,10 @@ class Raspberry(InPlace):
         return bool(outdated)
 
 
+def _place(host):
+    return next((each for each in PLACES if host.exists(each + "/config.txt") or host.exists(each + "/cmdline.txt")), None)
+
+
 def _first_line(text):
     return [[(0, len(text.partition("\n")[0].rstrip("\r")))]]
 
@@ -169,7 +183,7 @@ def _settings(host, path, values, depth):
     for match in SETTING.finditer(host.read(path, "") if depth < DEEPEST else ""):
         conditions, name, value = match.groups()
         if conditions is not None:
-            applies, every = conditions != "none", conditions == "all"
+            applies, every = conditions not in NEVER, conditions == "all"
         elif name == "include" and applies:
             _settings(host, os.path.join(os.path.dirname(path), value), values, depth + 1)
         elif applies:

@@ -67,8 +67,35 @@ kernel=broken.img
     "/boot/vmlinuz-" + RPI: "kernel", "/boot/initrd.img-" + RPI: "image", "/boot/vmlinuz-6.6.31+rpt-rpi-2712": "other",
 }  # fmt: skip
 
+# Ubuntu 26.04, which tries a new kernel in new/ once
+UBUNTU, CURRENT = "7.0.0-1004-raspi", "/boot/firmware/current/"
+PIBOOT = {
+    **FIRMWARE,
+    CONFIG: """\
+[all]
+os_check=0
+kernel=vmlinuz
+cmdline=cmdline.txt
+initramfs initrd.img followkernel
+os_prefix=current/
 
-@pytest.fixture(params=[DEBIAN, RASPBIAN], ids=["debian", "raspbian"])
+[tryboot]
+os_prefix=new/
+
+[pi4]
+max_framebuffers=2
+
+[all]
+arm_64bit=1
+""",
+    CURRENT + "cmdline.txt": "multipath=off dwc_otg.lpm_enable=0 console=tty1 root=LABEL=writable rootfstype=ext4 rootwait fixrtc\n",
+    CURRENT + "vmlinuz": "kernel", CURRENT + "initrd.img": "image",
+    "/boot/vmlinuz-" + UBUNTU: "kernel", "/boot/initrd.img-" + UBUNTU: "image",
+    "/boot/firmware/new/cmdline.txt": "untouched", "/boot/firmware/new/vmlinuz": "next", "/boot/firmware/new/initrd.img": "next",
+}  # fmt: skip
+
+
+@pytest.fixture(params=[DEBIAN, RASPBIAN, PIBOOT], ids=["debian", "raspbian", "ubuntu"])
 def tree(request: pytest.FixtureRequest, host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(Host, "flush_filesystem", lambda self, path: None)
     plant(request.param)
@@ -107,10 +134,11 @@ def test_changed_and_brought_back(tree: Host) -> None:
     before = everything(tree)
     assert change(tree) and not change(tree)
     [entry] = loader(tree).entries()
-    assert entry.kernel in ("/boot/vmlinuz-" + VERSION, "/boot/vmlinuz-" + RPI)
+    assert entry.kernel in ("/boot/vmlinuz-" + VERSION, "/boot/vmlinuz-" + RPI, "/boot/vmlinuz-" + UBUNTU)
     assert entry.arguments[-1] == RESUME and len(entry.initrds) == 1
     assert loader(tree).check([entry], [RESUME], DROP) == []
-    assert tree.read(CMDLINE, "").count("\n") == before[tree.path(CMDLINE)].count(b"\n")
+    path = next(path for path in (CMDLINE, CURRENT + "cmdline.txt") if tree.exists(path))
+    assert tree.read(path, "").count("\n") == before[tree.path(path)].count(b"\n")
     [(title, [choice])] = loader(tree).next_boot().choices
     assert choice == entry and title.endswith("with cmdline.txt")
     assert change(tree, add=False) and not change(tree, add=False)
