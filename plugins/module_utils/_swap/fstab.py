@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused, shown
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import unescape
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.names import path_of, unescape
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.part import STATE, Part, by_state
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap import target
 from ansible_collections.nvm.fastboot.plugins.module_utils._swap.headers import read_header
@@ -30,6 +31,7 @@ DEFAULT_PATH = "/etc/fstab"
 # systemd waits for the device before swap.target, 90 s by default, whether or not the swap is wanted (nofail).
 DEFAULT_OPTIONS = ("defaults", "nofail")
 FORMER = re.compile(r"UUID=([0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})$", re.IGNORECASE)
+UNITS = "/etc/systemd/system/*.swap"
 FIELDS = re.compile(r"[ \t\r\n]+")
 
 
@@ -279,15 +281,20 @@ def _line_of(text, identity):
 
 
 def _warnings(host, device, text, identity):
-    """One warning for each other line that activates the same device a second time."""
+    """One warning for each other line, or unit of systemd, that activates the same device a second time, maybe with another priority."""
     warnings = []
     own = host.real(device)
     for number, each in enumerate(split(text), 1):
         entry = parse_line(each)
-        if entry is None or entry.vfstype != "swap" or identity.owns(each) or not entry.spec.startswith("/"):
+        if entry is None or entry.vfstype != "swap" or identity.owns(each):
             continue
-        if host.real(entry.spec) == own:
+        if host.real(path_of(entry.spec)) == own:
             warnings.append("Line %d uses the same device: %s" % (number, shown(each.strip())))
+    for unit in host.glob(UNITS):
+        for what in re.findall(r"(?m)^[ \t]*What[ \t]*=[ \t]*(\S+)", host.read(unit, "")):
+            if host.real(path_of(what)) == own or identity.owns(render(what, ("sw",))):
+                warnings.append("The unit %s uses the same device, with a priority of its own: remove it (systemctl disable --now %s)." % (
+                    unit, shlex.quote(os.path.basename(unit))))
     return warnings
 
 

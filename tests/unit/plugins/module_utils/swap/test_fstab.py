@@ -331,6 +331,20 @@ def test_a_line_of_others_for_the_same_device_stays_and_is_said(machine: Host, p
     assert machine.read("/etc/fstab") == text
 
 
+def test_other_names_and_units_for_the_same_device_are_said(machine: Host, plant: Plant) -> None:
+    """As guides to swap units have them: their priority counts if systemd is first to start them."""
+    by_uuid = "dev-disk-by\\x2duuid-x.swap"
+    plant({"/etc/fstab": DEBIAN + "PARTUUID=aa-01 none swap sw 0 0\n", "/dev/disk/by-partuuid/.keep": "",
+           "/etc/systemd/system/dev-pmem0.swap": "[Swap]\nWhat=/dev/pmem0\nPriority=100\n",
+           "/etc/systemd/system/" + by_uuid: "[Swap]\nWhat=/dev/disk/by-uuid/%s\n" % OURS,
+           "/etc/systemd/system/dev-vdb.swap": "[Swap]\nWhat=/dev/vdb\n"})  # fmt: skip
+    os.symlink("../../pmem0", machine.path("/dev/disk/by-partuuid/aa-01"))
+    os.symlink("/dev/null", machine.path("/etc/systemd/system/dev-masked.swap"))
+    line, one, other = present(machine)[1]["warnings"]
+    assert line == "Line 8 uses the same device: PARTUUID=aa-01 none swap sw 0 0"
+    assert "disable --now '%s'" % by_uuid in one and "/etc/systemd/system/dev-pmem0.swap uses the same device" in other
+
+
 def test_options_and_priority(machine: Host) -> None:
     assert present(machine, options=["sw"], priority=-1)[1]["line"] == "UUID=%s swap swap sw 0 0" % OURS
     assert present(machine, options=[], priority=0)[1]["line"] == "UUID=%s swap swap defaults,pri=0 0 0" % OURS
