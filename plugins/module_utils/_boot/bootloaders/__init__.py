@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.base import BootEntry, Bootloader
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.unsupported import (
-    COPIED,
     UNSUPPORTED,
+    WRITTEN,
 )
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi_stub import EfiStub
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.extlinux import Extlinux
@@ -34,9 +34,9 @@ SUPPORTED = (*CERTAIN, *BY_FILES)
 def detect(host):
     """The Bootloader of the machine.
 
-    Refused C(bootloader_unsupported) if it is in UNSUPPORTED, C(bootloader_unknown) if none is recognised.
+    Refused C(bootloader_unsupported) if it is in WRITTEN or UNSUPPORTED, C(bootloader_unknown) if none is recognised.
     """
-    for unsupported, kinds in ((COPIED, CERTAIN), (UNSUPPORTED, BY_FILES)):
+    for unsupported, kinds in ((WRITTEN, CERTAIN), (UNSUPPORTED, BY_FILES)):
         for find, remedy in unsupported:
             found = find(host)
             if found:

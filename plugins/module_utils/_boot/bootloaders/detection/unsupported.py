@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import files
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import (
     GRUB_CONFIGURATIONS,
     other_configuration,
@@ -20,6 +21,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.gru
     scripts_mention,
 )
 
+KERNELSTUB = "/etc/kernelstub/configuration"
 BLS_SETTING = "GRUB_ENABLE_BLSCFG"  # without an effect where no script in /etc/grub.d asks for it, as in Debian 12 and 13
 
 
@@ -41,6 +43,12 @@ def _proxmox(host):
     return _named("copies of /boot that proxmox-boot-tool makes", files.copied_by_proxmox(host) and "%s lists where" % files.PROXMOX)
 
 
+def _kernelstub(host):
+    """Pop!_OS: every new kernel or initramfs has it write the entries again, with the arguments in its own configuration."""
+    written = host.exists(KERNELSTUB) and host.which("kernelstub") and Firmware(host).text("LoaderInfo").startswith("systemd-boot")
+    return _named("systemd-boot whose entries kernelstub writes", written and "%s is there" % KERNELSTUB)
+
+
 FIRMWARE = "To use GRUB, have the firmware start it (efibootmgr --bootorder, with the number of its entry first), and reboot."
 OTHER_MACHINE = "The collection cannot configure this machine; resume= is set by hand there, in %s."
 NAMED = {
@@ -52,8 +60,9 @@ NAMED = {
                 "where the menu is elsewhere, have the firmware start GRUB (efibootmgr).",
     "U-Boot": "Have U-Boot start the kernel by /boot/extlinux/extlinux.conf (apt-get install u-boot-menu writes it), and reboot.",
 }  # fmt: skip
-# Whatever reads them: GRUB or systemd-boot
-COPIED = (
+# Kernels and entries that a program of the distribution copies and writes for GRUB or systemd-boot
+WRITTEN = (
+    (_kernelstub, OTHER_MACHINE % (KERNELSTUB + ", with kernelstub --add-options")),
     (_proxmox, OTHER_MACHINE % "/etc/kernel/cmdline (systemd-boot) or /etc/default/grub (GRUB), before proxmox-boot-tool refresh"),
 )
 UNSUPPORTED = (

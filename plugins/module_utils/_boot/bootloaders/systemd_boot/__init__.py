@@ -29,6 +29,7 @@ PLACES = ("/efi", "/boot/efi", "/boot")  # where systemd-boot's partitions are m
 GRUB_CONFIGURATIONS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 CMDLINE = "/etc/kernel/cmdline"
 FALLBACK = "/usr/lib/kernel/cmdline"
+INSTALLED = "/boot/vmlinuz-"
 OPTIONS = re.compile(r"(?m)^[ \t]*options[ \t]+(.*?)[ \t]*$")
 
 
@@ -108,8 +109,17 @@ class SystemdBoot(InPlace):
         return BootEntry(entry.title, self._kernel(entry), list(entry.arguments), tuple(path for path in initrds if self.host.exists(path)))
 
     def _kernel(self, entry):
-        installed = "/boot/vmlinuz-" + entry.version
-        return installed if entry.version and self.host.exists(installed) else entry.root + entry.kernel
+        installed = INSTALLED + self._version(entry)
+        return installed if installed != INSTALLED and self.host.exists(installed) else entry.root + entry.kernel
+
+    def _version(self, entry):
+        """The version of the kernel in /boot that C(entry) starts. An entry that people wrote may not say it: it starts that kernel or a
+        copy of it then."""
+        if entry.version and self.host.exists(INSTALLED + entry.version):
+            return entry.version
+        kernel = entry.root + entry.kernel
+        found = [path for path in self.host.glob(INSTALLED + "*") if copies.same(self.host, path, kernel)]
+        return found[0][len(INSTALLED):] if len(found) == 1 else entry.version
 
     def _own(self):
         """The entries that start a kernel of this system."""
@@ -152,7 +162,7 @@ class SystemdBoot(InPlace):
     def _outdated(self):
         """Entries whose copy of an initramfs is another one than the image in /boot, as C((entry, copy, image))."""
         for entry in self._own():
-            found = copies.outdated(self.host, entry.version, [entry.root + path for path in entry.initrds])
+            found = copies.outdated(self.host, self._version(entry), [entry.root + path for path in entry.initrds])
             if found:
                 yield (entry, *found)
 
@@ -172,14 +182,18 @@ class SystemdBoot(InPlace):
         super().after_hooks(tx)
 
     def _copy(self, tx):
-        """Have kernel-install copy images that were built since, which writes their entries again. Returns whether there were any."""
-        outdated = [(entry, image) for entry, _copy, image in self._outdated()]
+        """Have kernel-install copy images that were built since, which writes their entries again. An entry without a version is not of
+        kernel-install: its copy is replaced. Returns whether there were any."""
+        outdated = list(self._outdated())
         command = self.host.which("kernel-install")
-        for entry, image in outdated:
+        for entry, copy, image in outdated:
             tx.note(entry.path, "with an earlier copy of %s" % image, "with a copy of %s" % image)
             if tx.check_mode:
                 continue
-            kernel = "/boot/vmlinuz-" + entry.version
+            if not entry.version:
+                copies.replace(self.host, image, copy)
+                continue
+            kernel = INSTALLED + entry.version
             if command is None or not self.host.exists(kernel):
                 raise incomplete("The entry '%s' loads a copy of %s that is out of date" % (entry.title, image), ["nothing here copies it"],
                                  "Copy %s to %s." % (image, entry.root + entry.initrds[-1]))

@@ -100,6 +100,34 @@ def test_entries_and_kernels_to_come_get_the_arguments(tree: Host) -> None:
     assert not forget(tree)
 
 
+def test_an_entry_by_hand_that_does_not_say_its_version(tree: Host, plant: Plant) -> None:
+    """Its kernel is told by the content of the copy; the copy of the initramfs is compared, and replaced."""
+    for version in (NEW, OLD):
+        os.unlink(tree.path(f"{ENTRIES}/{MACHINE}-{version}.conf"))
+    plant({
+        f"/boot/vmlinuz-{NEW}": "the newer kernel", "/boot/efi/EFI/debian/vmlinuz.efi": "the newer kernel",
+        "/boot/efi/EFI/debian/initrd.img": "initramfs of last week",
+        f"{ENTRIES}/debian.conf": f"title Debian\nlinux /EFI/debian/vmlinuz.efi\ninitrd /EFI/debian/initrd.img\noptions {ROOT} ro\n",
+    })  # fmt: skip
+    (entry,) = loader(tree).entries()
+    assert entry.kernel == f"/boot/vmlinuz-{NEW}"
+    (problem,) = loader(tree).outdated()
+    assert f"loads /boot/efi/EFI/debian/initrd.img, which is not the same as /boot/initrd.img-{NEW}" in problem
+    assert ensure(tree) and not ensure(tree)
+    assert loader(tree).outdated() == [] and tree.read("/boot/efi/EFI/debian/initrd.img") == f"initramfs {NEW}"
+    assert loader(tree).entries()[0].arguments == [ROOT, "ro", RESUME]
+
+
+def test_entries_that_kernelstub_writes_again(tree: Host, plant: Plant) -> None:
+    """Pop!_OS."""
+    plant({"/etc/kernelstub/configuration": '{"user": {"kernel_options": ["quiet"]}}', "/usr/bin/kernelstub": ""})
+    assert loader(tree)  # the program is not there
+    os.chmod(tree.path("/usr/bin/kernelstub"), 0o755)
+    with pytest.raises(Refused) as refused:
+        bootloaders.detect(tree)
+    assert refused.value.code == "bootloader_unsupported" and "kernelstub --add-options" in refused.value.remedy
+
+
 def test_check_mode_changes_nothing(tree: Host) -> None:
     before = snapshot(tree)
     tx = Transaction(tree, check_mode=True)
