@@ -12,6 +12,7 @@ import os
 import re
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import kernel_config
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import copies
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.efi import Firmware
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.detection.started import leads_elsewhere
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Refused
@@ -76,6 +77,27 @@ def no_initramfs(survey):
         "Build an initramfs for the kernel (update-initramfs -c -k %s, or dracut --force --kver %s), %s, and reboot." % (
             kernel, kernel, "run " + survey.bootloader.update if survey.bootloader.update else "have that entry load it"),
     )]
+
+
+def other_initramfs(survey):
+    """An entry that loads another image than the one in /boot of its kernel, such as a copy of an earlier one: it was not looked into."""
+    host = survey.host
+    for entry in survey.next_entries:
+        image = survey.initramfs.image(release(host, entry.kernel))
+        loaded = [path for path in (_here(host, path) for path in entry.initrds) if path]
+        if loaded and host.exists(image) and not any(copies.same(host, path, image) for path in loaded):
+            return [Refused(
+                "initramfs_outdated",
+                "The entry '%s', which starts next (%s), loads %s, which is not the same as %s."
+                % (entry.title, survey.next_boot.reason, loaded[-1], image),
+                "Have that entry load %s, or have another one start." % image,
+            )]
+    return []
+
+
+def _here(host, path):
+    """The file on this machine for the initramfs C(path) of an entry, which may begin at the root of the filesystem of /boot, or None."""
+    return next((each for each in ("/boot" + path, path, "/boot/" + os.path.basename(path)) if host.exists(each)), None)
 
 
 def next_kernel(survey):

@@ -75,6 +75,7 @@ CHECKS = (  # causes before their consequences
     Check("other_swap_first", checks_resume.other_swap_first),
     Check("initramfs_drivers", checks_resume.initramfs_drivers, root=True),
     Check("initramfs_outdated", checks_resume.initramfs_outdated, root=True, unless=("bootloader",)),
+    Check("other_initramfs", checks_boot.other_initramfs, root=True, unless=(*STARTED, "initramfs_outdated")),
     Check("initramfs_overridden", checks_resume.initramfs_overridden, root=True),
     Check("sleep_inhibited", checks_system.sleep_inhibited),
     Check("logind_refuses", checks_system.logind_refuses, root=True, last=True),

@@ -213,3 +213,34 @@ def test_causes_come_without_their_consequences(machine: SimpleNamespace, files:
     survey = Survey(machine.host, "/dev/NVM_SWAP", 0)
     found = readiness.blockers(machine.host, "/dev/NVM_SWAP", skip, survey)
     assert any("reboot. If it is still unset" in each["remedy"] for each in found)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "codes"),
+    [
+        ("/boot/initrd.img-" + NEW, []),
+        ("/initrd.img-" + NEW, []),  # /boot is a filesystem
+        ("/@/boot/initrd.img-" + NEW, []),
+        ("/initrd.img", []),  # a link
+        ("/boot/microcode.bin /boot/initrd.img-" + NEW, []),
+        ("/boot/same.img", []),
+        ("/boot/initrd.img-%s.bak" % NEW, ["initramfs_outdated"]),
+        ("/boot/custom/initrd.img", ["initramfs_outdated"]),
+        ("/elsewhere.img", []),  # of a filesystem that is not mounted
+    ],
+)
+def test_the_entry_that_starts_next_loads_the_image_that_was_looked_into(machine: SimpleNamespace, loaded: str, codes: list[str]) -> None:
+    """custom.cfg may have an entry with a copy of an earlier image."""
+    machine.plant({
+        "/boot/initrd.img-" + NEW: "image", "/boot/same.img": "image", "/boot/initrd.img-%s.bak" % NEW: "before",
+        "/boot/microcode.bin": "x", "/boot/custom/initrd.img": "mine",
+        "/boot/grub/custom.cfg": "menuentry mine {\n linux /boot/vmlinuz-%s root=UUID=0b4c\n"
+        " initrd %s\n}\nset default=mine\n" % (NEW, loaded), CONFIGURATION: menu("0") + "source $prefix/custom.cfg\n",
+        "/usr/sbin/mkinitramfs": "", "/usr/share/initramfs-tools/hook-functions": "",
+    })  # fmt: skip
+    for name in ("/initrd.img", "/boot/initrd.img"):
+        os.symlink(machine.host.path("/boot/initrd.img-" + NEW), machine.host.path(name))
+    survey = Survey(machine.host, "/dev/NVM_SWAP", 0)
+    found = checks_boot.other_initramfs(survey)
+    assert [refused.code for refused in found] == codes and machine.codes() == []
+    assert all("'mine'" in refused.message and "Have that entry load /boot/initrd.img-%s," % NEW in refused.remedy for refused in found)
