@@ -46,9 +46,15 @@ INSTANCE_LINKS = (
     "/dev/disk/by-id/google-local-nvme-ssd-*",
 )
 
-# dphys-swapfile, setup: a file of another size than it computes is deleted and made again at each boot.
-DPHYS, DPHYS_FILE = "/etc/dphys-swapfile", "/var/swap"
+DPHYS = "/etc/dphys-swapfile"
 DPHYS_SETTING = re.compile(r"(?m)^[ \t]*(CONF_SWAP(?:FILE|SIZE))=[\"']?([^\s\"'#]*)")
+# Programs that delete a swap file of another size than they compute at a boot, and make one again: which one (None for whichever is in
+# use), and the package.
+REMAKERS = {
+    "dphys-swapfile": ("/var/swap", "dphys-swapfile"),  # Raspberry Pi OS
+    "hibernation-setup-tool": (None, "hibernation-setup-tool"),  # Azure
+    "hibinit-agent": ("/swap-hibinit", "ec2-hibinit-agent"),  # Amazon EC2
+}
 
 
 @dataclass(frozen=True)
@@ -115,15 +121,20 @@ def claimed_by_others(host, block, mapping=""):
 
 
 def file_claimed(host, path):
-    """A Refused C(device_claimed) if another program makes the swap file C(path) again at each boot; else an empty list."""
-    settings = {"CONF_SWAPFILE": DPHYS_FILE, "CONF_SWAPSIZE": "", **dict(DPHYS_SETTING.findall(host.read(DPHYS, "")))}
-    if host.which("dphys-swapfile") is None or settings["CONF_SWAPFILE"] != path or settings["CONF_SWAPSIZE"] == "0":
-        return []
-    return [Refused(
-        "device_claimed",
-        "%s is claimed by dphys-swapfile (%s), which makes it again at a boot with the size that it computes." % (path, DPHYS),
-        "Give another path, or remove that program first: apt-get purge dphys-swapfile.",
-    )]
+    """A Refused C(device_claimed) if another program makes the swap file C(path) again at a boot; else an empty list."""
+    settings = dict(DPHYS_SETTING.findall(host.read(DPHYS, "")))
+    for program, (file, package) in REMAKERS.items():
+        if program == "dphys-swapfile":
+            file = "" if settings.get("CONF_SWAPSIZE") == "0" else settings.get("CONF_SWAPFILE", file)
+        if host.which(program) is None or file not in (None, path):
+            continue
+        return [Refused(
+            "device_claimed",
+            "%s is claimed by %s, which at a boot deletes a swap file of another size than it computes, and makes one again."
+            % (path, program),
+            "Remove that program first (apt-get purge %s)%s." % (package, ", or give another path" if file else ""),
+        )]
+    return []
 
 
 def crypttab(host):

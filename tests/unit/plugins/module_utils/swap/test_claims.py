@@ -226,6 +226,11 @@ def test_the_line_of_a_claimed_device_stays(machine: Machine) -> None:
     assert caught.value.code == "device_claimed" and machine.host.read("/etc/fstab") == text
 
 
+def program(host: Host, plant: Plant, name: str) -> None:
+    plant({"/usr/sbin/" + name: ""})
+    os.chmod(host.path("/usr/sbin/" + name), 0o755)
+
+
 @pytest.mark.parametrize(
     ("path", "text", "claimed"),
     [
@@ -243,11 +248,23 @@ def test_a_swap_file_that_is_made_again_at_a_boot(host: Host, plant: Plant, path
     plant({"/proc/self/mountinfo": "25 1 251:0 / / rw - ext4 /dev/vda1 rw\n", "/etc/dphys-swapfile": text or ""})
     place = target.expected(host, path)
     place.check(host)
-    plant({"/usr/sbin/dphys-swapfile": ""})
-    os.chmod(host.path("/usr/sbin/dphys-swapfile"), 0o755)
+    program(host, plant, "dphys-swapfile")
     if not claimed:
         place.check(host)
         return
     with pytest.raises(Refused) as caught:
         place.check(host)
     assert caught.value.code == "device_claimed" and path in caught.value.message and "purge dphys-swapfile" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "remedy"),
+    [
+        ("hibernation-setup-tool", "/swapfile", "Remove that program first (apt-get purge hibernation-setup-tool)."),  # unlinks any
+        ("hibinit-agent", "/swap-hibinit", "Remove that program first (apt-get purge ec2-hibinit-agent), or give another path."),
+        ("hibinit-agent", "/swapfile", ""),
+    ],
+)
+def test_agents_of_clouds_that_make_a_swap_file_again(host: Host, plant: Plant, name: str, path: str, remedy: str) -> None:
+    program(host, plant, name)
+    assert [refused.remedy for refused in claims.file_claimed(host, path)] == ([remedy] if remedy else [])
