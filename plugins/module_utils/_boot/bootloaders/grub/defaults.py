@@ -2,7 +2,7 @@
 """What C(/etc/default/grub) and the files of others in C(/etc/default/grub.d) set, as grub-mkconfig sees it.
 
 grub-mkconfig sources them under C(/bin/sh), in this order. They are read here, not run: assignments in their order, variables
-that occur in them, comments left out. Both branches of an C(if) count.
+that occur in them, comments left out. Both branches of an C(if) count, and no C(unset) in one.
 """
 
 from __future__ import annotations
@@ -57,9 +57,15 @@ class Defaults:
         return (others or [self.file(name)])[-1]
 
     def _source(self, path, text):
+        depth = 0  # of conditions
         for statement in statements(text):
             while statement and statement[0] in LEADING:
+                depth += statement[0] == "if"
                 statement = statement[1:]
+            depth -= statement[:1] == ["fi"]
+            if statement[:1] == ["unset"] and not depth:
+                for name in statement[1:]:
+                    self.values.pop(name, None)
             for word in statement:
                 match = ASSIGNMENT.fullmatch(word)
                 if not match:

@@ -501,6 +501,15 @@ def test_a_boot_without_initramfs_is_refused_first(machine: Machine, host: Host,
         machine.present(check_mode=True)
     assert refused.value.code == "conflicting_argument" and "40-force-partuuid.cfg" in refused.value.message
     assert machine.state() == before
+    agent = "/etc/default/grub.d/99-hibernate-settings.cfg"  # of Azure's hibernation-setup-tool
+    for text, refuses in (("if [ -e /x ]; then\n  unset GRUB_FORCE_PARTUUID\nfi\n", True), ("unset GRUB_FORCE_PARTUUID\n", False)):
+        plant({agent: text})
+        if refuses:
+            with pytest.raises(Refused):
+                machine.present(check_mode=True)
+        else:
+            machine.present(check_mode=True)
+    os.unlink(machine.host.path(agent))
     plant({"/etc/default/grub.d/40-force-partuuid.cfg": "# GRUB_FORCE_PARTUUID=26f22d2b\n"})
     assert machine.present()[0] is True
 
