@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from fuse_store.columns import I64, U64, distinct, group_starts, halves, joint_runs, starts
 from fuse_store.errors import StoreError
 from fuse_store.image import kind as kinds
+from fuse_store.image.block_workers import Encrypted, Group, groups_of, workers
 from fuse_store.image.inputs import Batch, Input, InputFile
 from fuse_store.image.kind import FIRST_BYTES, Settings, StoredAs
 from fuse_store.image.page_table import Bases, PageTable
-from fuse_store.image.sealing import Group, Sealed, groups_of, sealers
 from fuse_store.progress import Progress
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.block import BLOCK_SIZE, seal_block, split
@@ -106,7 +106,7 @@ class BlockWriter:
         self._gathered = np.empty((self._slots, settings.page_size), np.uint8)  # the block that is being filled
         self._gathered_digests = np.empty((self._slots, 3), np.uint64)  # and sums
         self._filled, self._gathering = 0, -1  # its pages so far, and its ordinal
-        self._sealers = sealers(self._seal, groups, forked=reader.survives_fork)
+        self._workers = workers(self._encrypt, groups, forked=reader.survives_fork)
 
     def __enter__(self) -> BlockWriter:
         return self
@@ -116,7 +116,7 @@ class BlockWriter:
 
     def close(self) -> None:
         """Nothing is compressed any more."""
-        self._sealers.close()
+        self._workers.close()
 
     @property
     def digests(self) -> NDArray[np.void]:
@@ -214,13 +214,13 @@ class BlockWriter:
                 self._submit_group()
 
     def _submit_group(self) -> None:
-        self._sealers.begin(self._group)
+        self._workers.begin(self._group)
         self._begun.append(self._group)
         if not self._free:
             self._write_group()
         self._group = self._free.pop()
 
-    def _seal(self, group: Group) -> Sealed:
+    def _encrypt(self, group: Group) -> Encrypted:
         """Have the blocks that the store does not have in ``group.stored``, one after the other. Where it is called, by another thread or
         process, nothing else changes."""
         bounds = list(pairwise(group.ends))
@@ -250,7 +250,7 @@ class BlockWriter:
 
     def _write_group(self) -> None:
         group = self._begun.popleft()
-        digests, new = self._sealers.next()
+        digests, new = self._workers.next()
         for ordinal, digest in zip(group.ordinals, digests, strict=True):
             self._digests[ordinal * DIGEST : (ordinal + 1) * DIGEST] = digest
         for rows in self._packs.add_all(group.stored, new):

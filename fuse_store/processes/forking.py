@@ -23,7 +23,7 @@ def shared(size: int) -> memoryview:
 
 
 def useful_processes() -> int:
-    """How many processes, this one included, can work at a time: one if another thread runs, whose locks nobody would release in a new
+    """How many processes, this one included, can work at a time: one if another thread runs, whose locks would stay locked in a new
     process."""
     if {thread.name for thread in threading.enumerate()} - _HARMLESS:
         return 1

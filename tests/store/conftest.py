@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from fuse_store.image import block_cache, sealing, segments, writer
+from fuse_store.image import block_cache, block_workers, segments, writer
 from fuse_store.image.inputs import reading
 from fuse_store.repository import pack
 from fuse_store.repository.backends import PosixBackend
@@ -70,7 +70,7 @@ def make_small(monkeypatch: pytest.MonkeyPatch, full: int = 64 << 10) -> None:
     """Limits so small that a few hundred pages make several batches, packs, segments, and merges of the index."""
     monkeypatch.setattr(pack, "PACK_SIZE", full)
     monkeypatch.setattr(reading, "BATCH_SIZE", 256 << 10)
-    monkeypatch.setattr(sealing, "MAX_GROUPS", 2)
+    monkeypatch.setattr(block_workers, "MAX_GROUPS", 2)
     monkeypatch.setattr(writer, "MAX_EXTENTS", 8)
     monkeypatch.setattr(segments, "MAX_OPEN_SEGMENTS", 2)
     monkeypatch.setattr(block_cache, "CACHE_SIZE", 512 << 10)

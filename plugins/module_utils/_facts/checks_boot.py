@@ -80,7 +80,9 @@ def no_initramfs(survey):
 
 
 def other_initramfs(survey):
-    """An entry that loads another image than the one in /boot of its kernel, such as a copy of an earlier one: it was not looked into."""
+    """An entry that loads another image than the one in /boot of its kernel, such as a copy of an earlier one.
+
+    Only the image in /boot was looked into."""
     host = survey.host
     for entry in survey.next_entries:
         image = survey.initramfs.image(release(host, entry.kernel))

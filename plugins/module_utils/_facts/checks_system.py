@@ -28,7 +28,7 @@ def not_root(survey):
 
 
 def no_systemd(survey):
-    """Devuan, MX Linux, a container: another program is process 1, and C(systemctl hibernate) has nobody to ask."""
+    """Devuan, MX Linux, a container: another program is process 1, and does not hibernate for C(systemctl)."""
     first = survey.host.attribute("/proc/1/comm")
     if first in (None, "systemd") or survey.host.exists("/run/systemd/system"):  # sd_booted(3)
         return []

@@ -161,7 +161,7 @@ def _offset(handle, target, size):
         raise unusable(
             target.given,
             "has %d bytes, and a swap area needs %d" % (size, headers.LEAST_PAGES * page),
-            "Give a path at which nothing is, or remove the file if nobody needs it.",
+            "Give a path at which nothing is, or remove the file if it is not needed.",
         )
     try:
         found = extents.of_file(handle, target.kind, size // page * page, page)

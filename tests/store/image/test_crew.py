@@ -274,14 +274,14 @@ def test_damage_is_named_once(image: tuple[Path, bytes, str, dict[str, str]]) ->
     assert not (folder / "damaged").exists()
 
 
-NOT_SEALED = """
-from fuse_store.image import sealing
-tried = sealing._Processes._try
+NOT_ENCRYPTED = """
+from fuse_store.image import block_workers
+tried = block_workers._Processes._try
 def {name}(self, group):
     if group.number == 3:
         {act}
     return tried(self, group)
-sealing._Processes._try = {name}
+block_workers._Processes._try = {name}
 """
 COUNT_FORKS = """
 fork = os.fork
@@ -293,12 +293,12 @@ os.fork = counted
 
 
 @pytest.mark.parametrize("act", ["pass", "os.kill(os.getpid(), signal.SIGKILL)", "return None", "os.kill(first, signal.SIGKILL)"])
-def test_a_put_is_right_whatever_becomes_of_the_processes_that_seal(tmp_path: Path, act: str) -> None:
+def test_a_put_is_right_whatever_becomes_of_the_processes_that_encrypt(tmp_path: Path, act: str) -> None:
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config"), "FUSE_STORE": str(tmp_path / "store")}
     content = np.random.default_rng(3).integers(0, 64, 24 << 20, np.uint8).tobytes()
     (tmp_path / "image").write_bytes(content)
     fuse_store(tmp_path, environment, "init")
-    code = COUNT_FORKS + NOT_SEALED.format(name="changed", act=act)
+    code = COUNT_FORKS + NOT_ENCRYPTED.format(name="changed", act=act)
     if "first" in act:
         fuse_store(tmp_path, environment, "put", "image", "--machine", "m", code=code, status=-signal.SIGKILL)
         code = COUNT_FORKS  # again: nothing holds the store
@@ -309,12 +309,12 @@ def test_a_put_is_right_whatever_becomes_of_the_processes_that_seal(tmp_path: Pa
     assert "1 version verified, no errors found" in fuse_store(tmp_path, environment, "verify", "m/system/latest").stderr
 
 
-def test_a_page_that_changes_while_it_is_sealed_is_not_stored(tmp_path: Path) -> None:
-    """As by a memory error: the process that seals finds it, the first one as well."""
+def test_a_page_that_changes_while_it_is_encrypted_is_not_stored(tmp_path: Path) -> None:
+    """As by a memory error: the process that encrypts it finds it, the first one as well."""
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config"), "FUSE_STORE": str(tmp_path / "store")}
     (tmp_path / "image").write_bytes(np.random.default_rng(3).bytes(4 << 20))
     fuse_store(tmp_path, environment, "init")
-    flip = "from fuse_store.image import sealing\n" + NOT_SEALED.format(name="flipped", act="pass").replace(
+    flip = NOT_ENCRYPTED.format(name="flipped", act="pass").replace(
         "group.number == 3:\n        pass", "group.number == 0:\n        group.pages[5, 77] ^= 4"
     )
     done = fuse_store(tmp_path, environment, "put", "image", "--machine", "m", code=flip, status=1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fuse_store.errors import Damaged, StoreError
-from fuse_store.image import page_table, sealing, writer
+from fuse_store.image import block_workers, page_table, writer
 from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
@@ -216,7 +216,7 @@ def test_a_table_that_says_other_digests_of_pages_teaches_nothing(store: Store, 
 def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pytest.MonkeyPatch, page: int, when: str) -> None:
     """Between the reading of a page and the encryption of its block. Before the sum is taken nothing can know."""
     data = np.frombuffer(bytearray(DATA), np.uint8)
-    add, encrypt, page_digests = writer.BlockWriter.add, writer.BlockWriter._seal, type(store.aead).page_digests
+    add, encrypt, page_digests = writer.BlockWriter.add, writer.BlockWriter._encrypt, type(store.aead).page_digests
 
     def flipped(pages: bytes) -> bytes:
         at = pages.find(content([page + 1])[:64])
@@ -229,7 +229,7 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
         changed = np.frombuffer(flipped(rows.tobytes()), np.uint8).reshape(rows.shape)
         return add(blocks, pages, changed, *rest)
 
-    def encrypt_flipped(blocks: writer.BlockWriter, group: sealing.Group) -> Any:
+    def encrypt_flipped(blocks: writer.BlockWriter, group: block_workers.Group) -> Any:
         group.pages[:] = np.frombuffer(flipped(group.pages.tobytes()), np.uint8).reshape(group.pages.shape)
         return encrypt(blocks, group)
 
@@ -242,7 +242,7 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
     if when == "after the digests":
         monkeypatch.setattr(writer.BlockWriter, "add", flip_after)
     else:
-        monkeypatch.setattr(writer.BlockWriter, "_seal", encrypt_flipped)
+        monkeypatch.setattr(writer.BlockWriter, "_encrypt", encrypt_flipped)
     with pytest.raises(StoreError, match=r"memory: changed a page of the source.*No version was created"):
         put(store, data.tobytes())
     monkeypatch.undo()

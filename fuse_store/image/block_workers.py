@@ -20,7 +20,7 @@ from fuse_store.repository.pack import NewBlock
 GROUP = 8  # blocks that are compressed and encrypted in one go
 MAX_GROUPS = 8  # that wait or are being compressed
 
-Sealed = tuple[list[bytes], list[NewBlock]]  # the digest of each block, and those that are to be written
+Encrypted = tuple[list[bytes], list[NewBlock]]  # the digest of each block, and those that are to be written
 
 
 class Group:
@@ -47,41 +47,41 @@ def groups_of(slots: int, page_size: int) -> list[Group]:
     return [Group(number, slots, page_size) for number in range(MAX_GROUPS + 1)]
 
 
-Seal = Callable[[Group], Sealed]
+Encrypt = Callable[[Group], Encrypted]
 
 
-class Sealers(Protocol):
-    """Has groups sealed, several at a time."""
+class Workers(Protocol):
+    """Has groups encrypted, several at a time."""
 
     def begin(self, group: Group) -> None: ...
 
-    def next(self) -> Sealed:
-        """What came of the group that was begun longest ago. Raises what sealing raises."""
+    def next(self) -> Encrypted:
+        """What came of the group that was begun longest ago. Raises what encrypting it raises."""
 
     def close(self) -> None: ...
 
 
-def sealers(seal: Seal, groups: Sequence[Group], *, forked: bool) -> Sealers:
+def workers(encrypt: Encrypt, groups: Sequence[Group], *, forked: bool) -> Workers:
     """Processes if they are of use, ``forked`` says that they may be, and the system allows them; else threads."""
     count = useful_processes() - 1 if forked else 0
     if count:
         try:
-            return _Processes(seal, groups, count)
+            return _Processes(encrypt, groups, count)
         except OSError:
             pass
-    return _Threads(seal)
+    return _Threads(encrypt)
 
 
 class _Threads:
-    def __init__(self, seal: Seal) -> None:
-        self._seal = seal
+    def __init__(self, encrypt: Encrypt) -> None:
+        self._encrypt = encrypt
         self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "encrypt")
-        self._begun: deque[Future[Sealed]] = deque()
+        self._begun: deque[Future[Encrypted]] = deque()
 
     def begin(self, group: Group) -> None:
-        self._begun.append(self._pool.submit(self._seal, group))
+        self._begun.append(self._pool.submit(self._encrypt, group))
 
-    def next(self) -> Sealed:
+    def next(self) -> Encrypted:
         return self._begun.popleft().result()
 
     def close(self) -> None:
@@ -92,15 +92,15 @@ class _Threads:
 class _Process:
     pid: int
     tasks: Channel  # (number of a group, the ends of its blocks)
-    results: Channel  # Sealed, or None if that failed
+    results: Channel  # Encrypted, or None if that failed
 
 
 class _Processes:
     """Each has its groups in turn; results come in the order of the tasks."""
 
-    def __init__(self, seal: Seal, groups: Sequence[Group], count: int) -> None:
+    def __init__(self, encrypt: Encrypt, groups: Sequence[Group], count: int) -> None:
         """Raises OSError if there can be none."""
-        self._seal, self._groups = seal, groups
+        self._encrypt, self._groups = encrypt, groups
         self._processes: list[_Process | None] = []
         self._begun: deque[tuple[Group, int]] = deque()  # and the number of its process
         self._turn = 0
@@ -121,18 +121,18 @@ class _Processes:
                 self._lose(self._turn)
         self._begun.append((group, self._turn))
 
-    def next(self) -> Sealed:
+    def next(self) -> Encrypted:
         group, number = self._begun.popleft()
         process = self._processes[number]
         if process is not None:
             try:
-                sealed: Sealed | None = process.results.receive()
+                encrypted: Encrypted | None = process.results.receive()
             except ENDED:
                 self._lose(number)
             else:
-                if sealed is not None:
-                    return sealed
-        return self._seal(group)
+                if encrypted is not None:
+                    return encrypted
+        return self._encrypt(group)
 
     def close(self) -> None:
         for number in range(len(self._processes)):
@@ -176,8 +176,8 @@ class _Processes:
         finally:
             os._exit(0)
 
-    def _try(self, group: Group) -> Sealed | None:
+    def _try(self, group: Group) -> Encrypted | None:
         try:
-            return self._seal(group)
+            return self._encrypt(group)
         except Exception:  # it is done again, and says what is wrong, where the result is waited for
             return None
