@@ -103,6 +103,7 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
         for other in initramfs_tools.others(host, initramfs):
             other.remove_settings(transaction)
         if initramfs and initramfs.unconfigure(transaction):
+            initramfs.show(_without(host, place))
             initramfs.rebuild(transaction, initramfs.stale())
             if bootloader:
                 bootloader.after_hooks(transaction)
@@ -122,6 +123,20 @@ def absent(tx, device=identity.DEFAULT_DEVICE, force=False):
         "drivers": [],
         "reboot_required": bool(set(arguments) & set(host.read("/proc/cmdline", "").split())),
         "reboot_in_vain": None,
+    }
+
+
+def _without(host, place):
+    """What there is without the swap area, as C({path: text}): where it is active, or in crypttab, initramfs-tools and dracut would have
+    images wait for it (hooks/resume, dracut's swap_devs), also when it is gone."""
+    if place is None or place.file:
+        return {}
+    swap = place.swap(host)
+    gone = {"/proc/swaps": {swap.path.split()[0]} if swap else set(),
+            "/etc/crypttab": {mapping.name for mapping in luks.below(host, place.given) if mapping.line}}
+    return {
+        path: "".join(line for line in host.read(path, "").splitlines(keepends=True) if not names.intersection(line.split()[:1]))
+        for path, names in gone.items() if names
     }
 
 

@@ -28,13 +28,13 @@ CONFIGURATION = (
     " for each in /boot/efi/EFI/Linux/*.efi; do [ ! -e $each ] || ukify inspect $each --section=.cmdline:text; done;"
     " ls -R /boot/efi || true"
 )
+WAITED = ("Gave up waiting", "dracut-initqueue: timeout")  # what initramfs-tools and dracut say of a device that did not appear
 
 
 @pytest.fixture(scope="module", params=chosen(CELLS), ids=lambda cell: cell.name)
 def cell(request: pytest.FixtureRequest) -> Cell:
     found: Cell = request.param
     return found
-
 
 def made(cell: Cell, lab: Lab) -> AbstractContextManager[Machine]:
     machine = lab.create(cell.name, cell.recipe, memory=MEMORY, nvdimm=cell.nvdimm, disk=cell.disk, nvm=cell.nvm)
@@ -83,3 +83,4 @@ def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) 
     off(machine)
     wake(machine)
     assert "resume=" not in machine.ssh("cat /proc/cmdline")
+    assert not [waited for waited in WAITED if waited in machine.console()], machine.console()

@@ -29,6 +29,16 @@ HEADROOM = 1.1  # the expected size of a new image relative to the old one
 POST_UPDATE = "/etc/initramfs/post-update.d"  # Debian's hooks for bootloaders that copy the initramfs
 KERNEL_FILE = re.compile(r"^vmlinu[xz]-(.+)$")
 NO_KERNEL = re.compile(r"\.(old|bak|sig|signed|rpmsave|rpmnew)$|\.dpkg-")  # grub-mkconfig_lib, grub_file_is_not_garbage
+# Runs a command that sees other contents of files: pairs of what is there instead, and the file.
+WITH_OTHER_FILES = """\
+set -e
+while [ "$1" != -- ]; do
+    mount --bind "$1" "$2"
+    shift 2
+done
+shift
+exec "$@"
+"""
 
 
 class Initramfs:
@@ -47,6 +57,7 @@ class Initramfs:
         self._verified = Verified(host)
         self._listed: dict = {}
         self._files: dict = {}
+        self._seen: dict = {}
 
     @classmethod
     def present(cls, host):
@@ -55,6 +66,10 @@ class Initramfs:
     def unlock(self, mappings):
         """Have images open the LUKS C(mappings) that the resume device is on, and be verified to."""
         self.unlocking = Unlocking(self.host, mappings)
+
+    def show(self, texts):
+        """Have the tool see C(texts), C({path: text}), in place of these files while it builds images."""
+        self._seen = texts
 
     def unlock_arguments(self):
         """The kernel arguments without which images would not open the LUKS mappings."""
@@ -335,7 +350,7 @@ class Initramfs:
         existed = host.exists(image)
         try:
             self._create_private(image)
-            host.run(self.command(kernel, image + NEW))
+            self._run(self.command(kernel, image + NEW))
             if resume is not None:
                 problems = self._problems(kernel, image + NEW, resume, modules)
             else:
@@ -366,6 +381,20 @@ class Initramfs:
             self._verified.forget(image)
             self._verified.store()
         self._run_hooks(kernel, image)
+
+    def _run(self, command):
+        host, there = self.host, {"/run/nvm-fastboot-%s" % os.path.basename(path): path for path in self._seen}
+        try:
+            for copy, path in there.items():
+                host.replace(copy, self._seen[path])
+            if there:
+                pairs = [host.path(each) for pair in there.items() for each in pair]
+                shell = ["sh", "-c", WITH_OTHER_FILES, "sh", *pairs, "--"]
+                command = [host.tool("unshare"), "--mount", "--propagation", "private", *shell, *command]
+            host.run(command)
+        finally:
+            for copy in there:
+                host.remove(copy)
 
     def _run_hooks(self, kernel, image, ok=(0,)):
         if self.host.glob(POST_UPDATE + "/*"):

@@ -58,6 +58,7 @@ class Machine:
         self.foreign = "console=ttyS0 resume=/dev/sda5"
         self.drivers = ["acpi/nfit/nfit", "nvdimm/libnvdimm", "nvdimm/nd_pmem", "nvdimm/nd_btt"]
         self.fail: dict[str, str] = {}
+        self.seen: dict[str, str] = {}
         host._run = self.run
 
     def run(self, argv: list[str], data: str | None = None) -> tuple[int, str, str]:
@@ -66,9 +67,16 @@ class Machine:
         if name in self.fail:
             return 1, "", self.fail[name]
         commands: dict[str, Callable[..., str]] = {
-            "grub-mkconfig": self.mkconfig, "mkinitramfs": self.mkinitramfs, "lsinitramfs": self.list,
+            "grub-mkconfig": self.mkconfig, "mkinitramfs": self.mkinitramfs, "lsinitramfs": self.list, "unshare": self.unshare,
         }  # fmt: skip
         return 0, commands[name](*argv[1:]), ""
+
+    def unshare(self, *arguments: str) -> str:
+        """Keeps what the command sees in place of other files."""
+        end = arguments.index("--")
+        pairs = arguments[arguments.index("-c") + 3 : end]
+        self.seen = {path[len(self.host.path("")) - 1:]: Path(copy).read_text() for copy, path in zip(pairs[::2], pairs[1::2])}
+        return self.run(list(arguments[end + 1 :]))[1]
 
     def mkconfig(self, option: str, target: str) -> str:
         arguments = self.foreign
@@ -756,3 +764,24 @@ def test_a_swap_file_on_btrfs_needs_its_module_in_the_initramfs(filed: Machine, 
     plant(btrfs)
     plant({"/lib/modules/%s/modules.dep" % kernel: DEPENDENCIES + "kernel/fs/btrfs/btrfs.ko:\n" for kernel in KERNELS})
     assert "btrfs" in filed.present(check_mode=True, device=FILE)[1]["drivers"]
+
+
+SWAPS = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+OTHER_SWAP = "/dev/vda5                               partition\t1048572\t\t0\t\t-2\n"
+
+
+def test_the_tool_does_not_see_the_swap_area_that_is_given_up(machine: Machine, plant: Plant) -> None:
+    """hooks/resume would make it the resume device of the image again, and the initramfs would wait for what is gone."""
+    plant({"/proc/swaps": SWAPS + "/dev/pmem0                              partition\t2097148\t\t0\t\t10\n" + OTHER_SWAP})
+    machine.present()
+    assert machine.seen == {}
+    machine.absent()
+    assert machine.seen == {"/proc/swaps": SWAPS + OTHER_SWAP}
+    assert not machine.host.glob("/run/nvm-fastboot-*")
+
+
+def test_an_area_that_is_not_active_is_not_looked_for(machine: Machine, plant: Plant) -> None:
+    plant({"/proc/swaps": SWAPS + OTHER_SWAP})
+    machine.present()
+    machine.absent()
+    assert machine.seen == {}
