@@ -29,7 +29,6 @@ chmod 0400 "$1/etc/doas.conf"
 printf 'UsePAM no\\nMaxStartups 500\\n' >"$1/etc/ssh/sshd_config.d/containers.conf"
 ! chroot "$1" sshd -T 2>/dev/null | grep -qi persourcepenalties || echo 'PerSourcePenalties no' >>"$1/etc/ssh/sshd_config.d/containers.conf"
 mkdir -p "$1/run/sshd" "$1/var/opt/pythons"
-echo 0123456789abcdef0123456789abcdef >"$1/etc/machine-id"
 """
 
 

@@ -108,6 +108,8 @@ class Containers:
         shutil.copy(self._key.with_suffix(".pub"), ssh / "authorized_keys")
         for path in (ssh.parent, ssh, ssh / "authorized_keys"):
             os.chown(path, 1000, 1000)
+        (directory / "upper" / "etc").mkdir()
+        (directory / "upper" / "etc" / "machine-id").write_text(f"{target.port:032x}\n")  # mmdebstrap leaves it empty
         seen = [str(Path(target.python).parents[1])] if target.python != "/usr/bin/python3" else []
         command = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "sh", "-c", _START, "sh",
                    str(directory), str(self._roots[target.suite]), target.name, str(target.port), *seen]  # fmt: skip

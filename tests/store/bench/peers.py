@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,12 +129,13 @@ def mounts(folder: Path, tree: Path, floor: str) -> list[Mount]:
 class Programs:
     """Runs the programs: ours from this environment, the others from Debian sid where there is root."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folders: Sequence[Path]) -> None:
+        """``folders``: what all of them see."""
         self._root = _tree() if os.geteuid() == 0 and shutil.which("mmdebstrap") else None
         if self._root is None:
             print("without root and mmdebstrap, the programs are those that are installed", flush=True)
             return
-        for path in (*SHARED, str(folder)):
+        for path in (*SHARED, *map(str, folders)):
             (self._root / path[1:]).mkdir(parents=True, exist_ok=True)
             subprocess.run(["mount", "--rbind", path, str(self._root / path[1:])], check=True)
 
