@@ -128,7 +128,7 @@ def _write_difference(scatter: page_io.Scatter, target: SwapDevice, difference: 
             target.write(at, bytes(page_io.ZEROS[: min(page_io.COMPARE_WINDOW, end - at)]))
         written += end - start
     for place in places:
-        written += sum(scatter.write(place))
+        written += sum(wrote for wrote, _known in scatter.write(place))
     return written
 
 

@@ -13,7 +13,7 @@ from typing import NoReturn, Protocol
 
 import numpy as np
 
-from fuse_store.processes.forking import ENDED, Channel, end_process, ignore_signals, shared, useful_processes
+from fuse_store.processes.forking import ENDED, Channel, end_process, fork, shared, useful_processes
 from fuse_store.repository.block import MAX_ADDED
 from fuse_store.repository.pack import NewBlock
 
@@ -148,7 +148,7 @@ class _Processes:
     def _fork(self) -> _Process:
         tasks, results = Channel.create(), Channel.create()
         try:
-            pid = os.fork()
+            pid = fork()
         except OSError:
             tasks.close()
             results.close()
@@ -162,7 +162,6 @@ class _Processes:
     def _serve(self, tasks: Channel, results: Channel) -> NoReturn:
         """In a new process: until the one that forked it is gone."""
         try:
-            ignore_signals()
             for earlier in self._processes:
                 if earlier is not None:
                     earlier.tasks.close()  # nobody else keeps them open when the first process is gone

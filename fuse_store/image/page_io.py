@@ -52,13 +52,14 @@ def write(image: Image, file: ImageFile, descriptor: int, progress: Progress, *,
         with image.crew(0 if compare else min(file.size, image.summary.allocated)) as crew:
             each, shown = image.each_with(crew), SILENT if crew.number else progress
             scatter = Scatter(image, file, descriptor, gathered, each)
+            handled = 0  # bytes, as far as this process can tell
             for at, places, holes in differing(image, file, descriptor) if compare else _everything(image, file, zeros):
                 written += sum(each(functools.partial(_write_zeros, descriptor), _split(holes)))
                 for place in places:
-                    for wrote in scatter.write(place):
-                        written += wrote
+                    for wrote, known in scatter.write(place, crew.count):
+                        written, handled = written + wrote, handled + known
                         if not compare:
-                            shown.at(min(written, at))
+                            shown.at(min(handled, at))
                 shown.at(at)
     finally:
         progress.finish()
@@ -179,8 +180,9 @@ class Scatter:
     def __init__(self, image: Image, file: ImageFile, descriptor: int, gathered: memoryview, each: Each) -> None:
         self._image, self._file, self._descriptor, self._gathered, self._each = image, file, descriptor, gathered, each
 
-    def write(self, place: Place) -> Iterator[int]:
-        """The bytes written each time. Nothing is written any more when this has ended."""
+    def write(self, place: Place, processes: int = 1) -> Iterator[tuple[int, int]]:
+        """The bytes written each time, and for progress those that were probably written: other ``processes`` do as much as this one, and
+        tell when all of a part is done. Nothing is written any more when this has ended."""
         size = self._image.head.page_size
         rows = place.page - self._file.offset // size
         small = np.flatnonzero(_in_small_pieces(place))
@@ -191,10 +193,14 @@ class Scatter:
             targets = rows[begin:end].copy()
             targets[part - begin] = _GATHERED + np.arange(len(part))
             with closing(self._image.visit(place.select(np.arange(begin, end)), targets, self._write_pieces, self._each)) as visited:
-                yield from visited
+                left = (end - begin) * size
+                for wrote in visited:
+                    known = min(wrote * processes, left)
+                    left -= known
+                    yield wrote, known
             for _none in self._each(self._write_gathered, _pieces(rows[part])):
                 pass
-        yield min(0, self._file.size - (int(rows[-1]) + 1) * size)  # what the last page has beyond the end
+        yield min(0, self._file.size - (int(rows[-1]) + 1) * size), 0  # what the last page has beyond the end
 
     def _write_pieces(self, content: memoryview, targets: Sequence[slice], sources: Sequence[slice]) -> None:
         """A ``Handler``: write pieces of a block, or gather them."""

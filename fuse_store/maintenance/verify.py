@@ -55,9 +55,10 @@ def verify(store: Store, ids: Sequence[str], sample: float, progress: Progress) 
     an S3 store fails.
     """
     progress.start("verify", None)
+    seed = time.time_ns()  # all processes draw the same sample
     try:
         with Crew.start(store.backend.survives_fork) as crew:
-            verifier = _Verifier(store, sample, SILENT if crew.number else progress, crew)
+            verifier = _Verifier(store, sample, seed, SILENT if crew.number else progress, crew)
             return [verifier.verify(image_id) for image_id in ids]
     finally:
         progress.finish()
@@ -86,11 +87,11 @@ class _Read(NamedTuple):
 
 
 class _Verifier:
-    def __init__(self, store: Store, sample: float, progress: Progress, crew: Crew) -> None:
+    def __init__(self, store: Store, sample: float, seed: int, progress: Progress, crew: Crew) -> None:
         self._store, self._sample, self._progress, self._crew = store, sample, progress, crew
         self._each: Each = store.blocks.each if crew.is_alone else crew.each
         self._table = lru_cache(MAX_TABLES)(lambda pack: store.reader.table(pack, check=sample >= 100))
-        self._random = random.Random(time.time_ns())
+        self._random = random.Random(seed)
         self._sound = Marks(store.index.fragments().values())  # the blocks that were read
         self._pack_problems: dict[bytes, str] = {}  # by pack id, of its table; empty if sound
         self._bytes_read = 0
@@ -122,13 +123,15 @@ class _Verifier:
             rows = np.array([row for row in order[unread[order]].tolist() if self._is_in_sample()], np.int64)
             verdict.blocks += len(rows)
             near = [rows[part].tolist() for part in neighbours(located, rows)]
+            problems = []
             for read in self._each(partial(self._read, digests, located), near):
                 self._count_read(read.size)
                 for row, problem in read.problems.items():
                     offset = int(first_pages[row]) * image.head.page_size
-                    verdict.problems.append(f"{problem} (image {verdict.id}, extent {offset:#x})")
+                    problems.append((offset, f"{problem} (image {verdict.id}, extent {offset:#x})"))
                 sound = numbers[[row for row in read.rows if row not in read.problems]]
                 self._sound.set(sound[sound >= 0])
+            verdict.problems += [text for _offset, text in sorted(problems)]
 
     def _read(self, digests: bytes, located: Located, rows: list[int]) -> _Read:
         """Read blocks, and compare each with all that its pack says of it."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 from zlib import crc32
 
-from fuse_store.processes.forking import ENDED, Channel, end_process, ignore_signals, useful_processes
+from fuse_store.processes.forking import ENDED, Channel, end_process, fork, useful_processes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -102,7 +102,7 @@ class Crew:
         """Raises OSError."""
         other = _Other(0, Channel.create(), Channel.create())
         try:
-            pid = os.fork()
+            pid = fork()
         except OSError:
             other.close()
             raise
@@ -111,7 +111,6 @@ class Crew:
             other.results.source.close()
             self._others[number] = _Other(pid, other.reports, other.results)
             return
-        ignore_signals()
         for earlier in self._others.values():
             earlier.close()
         other.reports.source.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import pickle
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO
 
 MAX_PROCESSES = 4
 ENDED = (OSError, EOFError, pickle.UnpicklingError)  # what is raised where the process at the other end of a channel is gone
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _HARMLESS = {"MainThread", "lease"}  # threads that hold no lock which a new process needs
 
 
@@ -30,10 +33,22 @@ def useful_processes() -> int:
     return min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
 
 
-def ignore_signals() -> None:
-    """In a new process: the first one gets the signals that end all."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+def fork() -> int:
+    """As os.fork(). The new process ignores the signals that end the first one, from its first instruction on: else it would do what the
+    first one does when it is ended. It is killed when the first one is gone."""
+    first = os.getpid()
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        pid = os.fork()
+        if not pid:
+            for number in ENDING:
+                signal.signal(number, signal.SIG_IGN)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != first:
+                os._exit(0)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def end_process(pid: int) -> None:

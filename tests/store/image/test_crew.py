@@ -172,7 +172,24 @@ def test_they_end_where_nobody_waits_for_processes() -> None:
     assert results == list(range(9)) and left == [False, False]
 
 
-def test_they_end_when_the_first_is_killed() -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_right_after_the_fork_is_ignored(name: str) -> None:
+    """A process that it ended would do what the first one does then, such as remove its partial file."""
+    results, pids = run(f"""
+        def end(*arguments):
+            raise SystemExit("ended")
+        signal.signal(signal.{name}, end)
+        os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.{name}))
+        with Crew.start(True) as team:
+            results = list(team.each(lambda item: (item, os.getpid()), range(90)))
+        print(json.dumps(sorted(item for item, pid in results)))
+        print(json.dumps(len({{pid for item, pid in results}})))
+    """)
+    assert results == list(range(90)) and pids == 3
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_they_end_when_the_first_is_killed(stopped: bool) -> None:
     code = HEAD + textwrap.dedent("""
         with Crew.start(True) as team:
             list(team.each(lambda item: os.write(1, b"%d\\n" % os.getpid()), range(3)))
@@ -182,6 +199,8 @@ def test_they_end_when_the_first_is_killed() -> None:
         assert process.stdout is not None
         pids = {int(process.stdout.readline()) for _process in range(3)}
         assert len(pids) == 3
+        for pid in pids - {process.pid} if stopped else ():
+            os.kill(pid, signal.SIGSTOP)
         process.kill()
         process.wait()
         deadline = time.monotonic() + 20
@@ -257,6 +276,20 @@ def test_a_get_is_right_with_and_without_one_of_them(image: tuple[Path, bytes, s
     assert "no errors found" in fuse_store(folder, environment, "verify", version, code=code).stderr
 
 
+def test_all_look_at_the_same_sample(image: tuple[Path, bytes, str, dict[str, str]]) -> None:
+    folder, _content, version, environment = image
+    told = """
+    dismissed = Crew._reported
+    def reported(self, number, agreed):
+        part = dismissed(self, number, agreed)
+        print("alone" if part is None else "together", file=sys.stderr)
+        return part
+    Crew._reported = reported
+    """
+    done = fuse_store(folder, environment, "verify", version, "--sample", "50", code=told)
+    assert "together" in done.stderr and "alone" not in done.stderr
+
+
 def test_damage_is_named_once(image: tuple[Path, bytes, str, dict[str, str]]) -> None:
     """By the first process, as if there were no others."""
     folder, _content, version, environment = image
@@ -267,7 +300,7 @@ def test_damage_is_named_once(image: tuple[Path, bytes, str, dict[str, str]]) ->
     replace_content(largest, bytes(data))
     alone = "os.sched_getaffinity = lambda pid: {0}"
     found = [json.loads(fuse_store(folder, environment, "verify", version, "--json", code=code, status=4).stdout) for code in ("", alone)]
-    problems = [sorted(verdict["problems"]) for verdict in (each["versions"][0] for each in found)]
+    problems = [verdict["problems"] for verdict in (each["versions"][0] for each in found)]
     assert problems[0] == problems[1] and len(problems[0]) == 2
     errors = [fuse_store(folder, environment, "get", version, "damaged", code=code, status=4).stderr for code in ("", alone)]
     assert all(any(f"block {problem.split()[1]}" in error for problem in problems[0]) for error in errors)
