@@ -7,7 +7,7 @@ a part of the work, and all get all results. Only the first one, which called ``
 changes in memory is seen by the others only where that is ``forking.shared``; what it writes to files stays.
 
 Nothing depends on the others: what they could not do, or had not done when they were killed, the first one does itself, and gets
-the errors of that. They end with the ``with``, and soon after the first one if that is killed.
+the errors of that. One that is stopped is waited for. They end with the ``with``, and with the first one if that is killed.
 """
 
 from __future__ import annotations
