@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from fuse_store.columns import I64
 from fuse_store.errors import Damaged
+from fuse_store.processes.crew import Crew
 from fuse_store.repository.block import MAX_STORED, Pages
 from fuse_store.repository.index import Index, Located
 from fuse_store.repository.pack import PackReader
@@ -97,6 +98,10 @@ class BlockCache:
             for job in jobs:
                 job.cancel()
             wait(jobs)
+
+    def each_with(self, crew: Crew | None = None) -> Each:
+        """The ``Each`` of a crew of processes, or in threads if there are no others."""
+        return self.each if crew is None or crew.is_alone else crew.each
 
     def computed(self, digest: bytes, compute: Callable[[], bytes]) -> Pages:
         """A computed block: from the cache, from a thread that is at it, or computed in this thread. Raises what ``compute``

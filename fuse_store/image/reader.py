@@ -135,8 +135,8 @@ class Image:
         return Crew.start(size >= WORTH_A_CREW and self._blocks.reader.survives_fork)
 
     def each_with(self, crew: Crew | None = None) -> Each:
-        """For ``visit``: the processes of a crew, or threads if there are none."""
-        return self._blocks.each if crew is None or crew.is_alone else crew.each
+        """For ``visit``; see ``BlockCache.each_with``."""
+        return self._blocks.each_with(crew)
 
     def visit(self, place: Place, rows: I64, handle: Handler, each: Each | None = None) -> Generator[int, None, None]:
         """Have ``handle`` called for each block of ``place``, once, in the order of the packs, with its pages and pieces of them:

@@ -21,7 +21,7 @@ import numpy as np
 
 from fuse_store.columns import halves
 from fuse_store.errors import Damaged, NotFound, StoreError
-from fuse_store.image.block_cache import Each, Opened, neighbours
+from fuse_store.image.block_cache import Opened, neighbours
 from fuse_store.processes.crew import Crew
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.aead import DIGEST
@@ -89,7 +89,7 @@ class _Read(NamedTuple):
 class _Verifier:
     def __init__(self, store: Store, sample: float, seed: int, progress: Progress, crew: Crew) -> None:
         self._store, self._sample, self._progress, self._crew = store, sample, progress, crew
-        self._each: Each = store.blocks.each if crew.is_alone else crew.each
+        self._each = store.blocks.each_with(crew)
         self._table = lru_cache(MAX_TABLES)(lambda pack: store.reader.table(pack, check=sample >= 100))
         self._random = random.Random(seed)
         self._sound = Marks(store.index.fragments().values())  # the blocks that were read

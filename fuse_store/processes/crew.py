@@ -53,6 +53,8 @@ class Crew:
                 crew._fork(number)
                 if crew.number:
                     break
+        if not crew._others:  # none could be forked: threads are better than one process that takes all parts
+            crew.count = 1
         return crew
 
     def __init__(self) -> None:
