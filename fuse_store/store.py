@@ -52,8 +52,8 @@ from fuse_store.versions import Unreadable, Versions
 if TYPE_CHECKING:
     from fuse_store.image.block_cache import BlockCache
     from fuse_store.image.inputs import Input, InputFile
+    from fuse_store.image.put.image_writer import WrittenImage
     from fuse_store.image.reader import Image
-    from fuse_store.image.writer import WrittenImage
     from fuse_store.repository.index import Index
     from fuse_store.repository.pack import PackReader
 
@@ -313,8 +313,8 @@ class Store:
     ) -> tuple[WrittenImage, int]:  # fmt: skip
         """Have everything but the manifest in the store; (what the manifest says of it, bytes written). ``read_all``: read every
         block that is shared with a base."""
-        from fuse_store.image.page_table import Bases
-        from fuse_store.image.writer import ImageWriter
+        from fuse_store.image.put.image_writer import ImageWriter
+        from fuse_store.image.put.page_table import Bases
         from fuse_store.repository.pack import PackWriter
 
         config = self.config

@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -155,8 +155,8 @@ class SpoolInput(Input):
         self._spool = spool
         self.files = [InputFile("image", None, spool.size, mtime=spool.changed)]
 
-    def batches(self, page_size: int) -> Generator[Batch, None, None]:
-        yield from batches(self._runs(page_size), self._spool.size, page_size, self.doubts)
+    def batches(self, page_size: int, buffers: Sequence[memoryview] = ()) -> Generator[Batch, None, None]:
+        yield from batches(self._runs(page_size), self._spool.size, page_size, self.doubts, buffers)
 
     def _runs(self, page_size: int) -> Generator[Run, None, None]:
         at, size = 0, self._spool.size

@@ -109,14 +109,14 @@ class Crew:
             other.close()
             raise
         if pid:
-            other.reports.target.close()
-            other.results.source.close()
+            other.reports.close_target()
+            other.results.close_source()
             self._others[number] = _Other(pid, other.reports, other.results)
             return
         for earlier in self._others.values():
             earlier.close()
-        other.reports.source.close()
-        other.results.target.close()
+        other.reports.close_source()
+        other.results.close_target()
         self.number, self._others = number, {number: other}
 
     def _reported(self, number: int, agreed: int) -> list[Any] | None:

@@ -7,13 +7,16 @@ import ctypes
 import mmap
 import os
 import pickle
+import select
 import signal
+import struct
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_PROCESSES = 4
+_LENGTH = struct.Struct("<Q")
+_MOST_AT_ONCE = 1 << 20  # bytes
 ENDED = (OSError, EOFError, pickle.UnpicklingError)  # what is raised where the process at the other end of a channel is gone
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -58,28 +61,54 @@ def end_process(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-@dataclass(frozen=True)
 class Channel:
-    """From one process to another: what is pickled."""
+    """From one process to another: what is pickled. Each closes the end that it does not use."""
 
-    source: BinaryIO
-    target: BinaryIO
+    def __init__(self, source: int, target: int) -> None:
+        """Use ``create`` instead."""
+        self._source, self._target = source, target
 
     @classmethod
     def create(cls) -> Channel:
-        source, target = os.pipe()
-        return cls(os.fdopen(source, "rb"), os.fdopen(target, "wb"))
+        """Raises OSError."""
+        return cls(*os.pipe())
 
     def send(self, message: object) -> None:
         """Raises OSError."""
-        pickle.dump(message, self.target)
-        self.target.flush()
+        content = pickle.dumps(message)
+        rest = memoryview(_LENGTH.pack(len(content)) + content)
+        while rest:
+            rest = rest[os.write(self._target, rest) :]
 
     def receive(self) -> Any:
         """Raises one of ENDED."""
-        return pickle.load(self.source)
+        return pickle.loads(self._read(*_LENGTH.unpack(self._read(_LENGTH.size))))
+
+    def is_ready(self) -> bool:
+        """Whether ``receive`` will not wait: there is a message, or nothing can come any more."""
+        waiting = select.poll()
+        waiting.register(self._source, select.POLLIN)
+        return bool(waiting.poll(0))
+
+    def close_source(self) -> None:
+        if self._source >= 0:
+            os.close(self._source)
+            self._source = -1
+
+    def close_target(self) -> None:
+        if self._target >= 0:
+            os.close(self._target)
+            self._target = -1
 
     def close(self) -> None:
-        for end in (self.source, self.target):
-            with suppress(OSError):  # what could not be sent
-                end.close()
+        self.close_source()
+        self.close_target()
+
+    def _read(self, length: int) -> bytes:
+        parts = []
+        while length:
+            parts.append(os.read(self._source, min(length, _MOST_AT_ONCE)))
+            if not parts[-1]:
+                raise EOFError
+            length -= len(parts[-1])
+        return b"".join(parts)

@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from fuse_store.image import block_cache, block_workers, segments, writer
+from fuse_store.image import block_cache, segments
 from fuse_store.image.inputs import reading
+from fuse_store.image.put import block_writer, segment_writer
 from fuse_store.repository import pack
 from fuse_store.repository.backends import PosixBackend
 from fuse_store.repository.index import Rows, merge
@@ -70,8 +71,8 @@ def make_small(monkeypatch: pytest.MonkeyPatch, full: int = 64 << 10) -> None:
     """Limits so small that a few hundred pages make several batches, packs, segments, and merges of the index."""
     monkeypatch.setattr(pack, "PACK_SIZE", full)
     monkeypatch.setattr(reading, "BATCH_SIZE", 256 << 10)
-    monkeypatch.setattr(block_workers, "MAX_GROUPS", 2)
-    monkeypatch.setattr(writer, "MAX_EXTENTS", 8)
+    monkeypatch.setattr(block_writer, "MAX_GROUPS", 2)
+    monkeypatch.setattr(segment_writer, "MAX_EXTENTS", 8)
     monkeypatch.setattr(segments, "MAX_OPEN_SEGMENTS", 2)
     monkeypatch.setattr(block_cache, "CACHE_SIZE", 512 << 10)
     monkeypatch.setattr(merge, "PART_ROWS", 64)

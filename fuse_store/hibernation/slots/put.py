@@ -13,8 +13,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from fuse_store.errors import Damaged, Locked, NotFound, Refused
 from fuse_store.formats import checksums
 from fuse_store.formats.readable import File, read_exactly
@@ -27,7 +25,7 @@ from fuse_store.hibernation.slots.stage import KERNEL
 from fuse_store.hibernation.slots.writer import PART_SIZE, stream_of
 from fuse_store.hibernation.swap_device import stable_name
 from fuse_store.image.inputs import Batch, Input, InputFile
-from fuse_store.image.inputs.reading import BATCH_SIZE
+from fuse_store.image.inputs.reading import in_order
 from fuse_store.policy.names import recorded_tags
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.atomic import fault_point
@@ -159,23 +157,9 @@ class SlotInput(Input):
         golden = {GOLDEN: "yes"} if self._slot.kept == "golden" else {}
         return recorded_tags({**own, **golden, SNAPSHOT: self._slot.image})
 
-    def batches(self, page_size: int) -> Generator[Batch, None, None]:
+    def batches(self, page_size: int, buffers: Sequence[memoryview] = ()) -> Generator[Batch, None, None]:
         """Raises Damaged if it was not the image that the table says, Refused if it has been dropped meanwhile."""
-        buffer = np.empty(BATCH_SIZE, np.uint8).data
-        filled, end = 0, 0
-        for part in self._parts():
-            view = memoryview(part)
-            while view:
-                here = min(len(view), len(buffer) - filled)
-                buffer[filled : filled + here] = view[:here]
-                view, filled = view[here:], filled + here
-                if filled == len(buffer):
-                    yield _batch(buffer, end, page_size)
-                    end, filled = end + filled, 0
-        if filled:
-            whole = -(-filled // page_size) * page_size
-            buffer[filled:whole] = bytes(whole - filled)
-            yield _batch(buffer[:whole], end, page_size)
+        yield from in_order(_read_into(self._parts()), page_size, buffers)
         self._check()
 
     def _parts(self) -> Iterator[bytes]:
@@ -214,5 +198,19 @@ class SlotInput(Input):
         raise Damaged(self.name, "its content differs from the checksum in the table.", "Nothing was stored. Remove the slot.")
 
 
-def _batch(content: memoryview, at: int, page_size: int) -> Batch:
-    return Batch(np.arange(at // page_size, (at + len(content)) // page_size), content, at + len(content))
+def _read_into(parts: Iterator[bytes]) -> Callable[[memoryview], int]:
+    """The function that has the next bytes of ``parts`` in a buffer: how many, 0 at the end."""
+    rest = memoryview(b"")
+
+    def read_into(buffer: memoryview) -> int:
+        nonlocal rest
+        while not rest:
+            part = next(parts, None)
+            if part is None:
+                return 0
+            rest = memoryview(part)
+        got = min(len(rest), len(buffer))
+        buffer[:got], rest = rest[:got], rest[got:]
+        return got
+
+    return read_into

@@ -23,11 +23,12 @@ STANDARD_INPUT = "standard input"
 @dataclass(frozen=True)
 class Batch:
     """Some pages of an image: their numbers, ascending, and their content, one after the other. ``end`` is how far in the
-    image, in bytes, the source has been read."""
+    image, in bytes, the source has been read. ``buffer``: at the start of which of the caller's the content is; -1 if in none."""
 
     page: NDArray[np.int64]
     data: memoryview
     end: int
+    buffer: int = -1
 
 
 @dataclass
@@ -101,9 +102,10 @@ class Input:
     def __init__(self, name: str, doubts: Doubts | None = None) -> None:
         self.name, self.doubts = name, doubts or Doubts()
 
-    def batches(self, page_size: int) -> Generator[Batch, None, None]:
-        """The data in ascending order; a last page of a file that is not full ends in zeros. A batch is valid until the next one
-        is asked for. Raises StoreError, before the end, if the source cannot be stored after all."""
+    def batches(self, page_size: int, buffers: Sequence[memoryview] = ()) -> Generator[Batch, None, None]:
+        """The data in ascending order; a last page of a file that is not full ends in zeros. It is read into ``buffers`` in turn: two or
+        more, of whole pages. A batch is valid until as many more are asked for as there are buffers but one. Raises StoreError, before the
+        end, if the source cannot be stored after all."""
         raise NotImplementedError
 
     def offsets(self, page_size: int) -> list[int]:

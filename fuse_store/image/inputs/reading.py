@@ -7,8 +7,9 @@ One thread reads, and many small files come in one batch: a thread or a batch fo
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from fuse_store.columns import expand
 from fuse_store.image.inputs.input import Batch, Doubts, InputFile
 
-BATCH_SIZE = 16 << 20  # bytes that are read at once; a multiple of every page size
+BATCH_SIZE = 8 << 20  # bytes that are read at once; a multiple of every page size
 MIN_HOLE = 16 << 10  # a hole that is smaller than this is read
 SKIP_RUNS = 1 << 16  # of what is skipped, looked at at once
 
@@ -38,10 +39,12 @@ class Run:
     path: str
 
 
-def batches(runs: Generator[Run, None, None], total: int, page_size: int, doubts: Doubts) -> Iterator[Batch]:
+def batches(
+    runs: Generator[Run, None, None], total: int, page_size: int, doubts: Doubts, buffers: Sequence[memoryview]
+) -> Iterator[Batch]:
     """The batches of ``runs``, the next one read ahead while one is used. A run is asked for after the one before it was read.
-    ``total``: the bytes of the image."""
-    source = _batches(runs, total, page_size, doubts)
+    ``total``: the bytes of the image. ``buffers``: as of ``Input.batches``."""
+    source = _batches(runs, total, page_size, doubts, buffers or new_buffers())
     try:
         with ThreadPoolExecutor(1, "read") as pool:
             job = pool.submit(next, source, None)
@@ -53,9 +56,36 @@ def batches(runs: Generator[Run, None, None], total: int, page_size: int, doubts
         runs.close()
 
 
-def _batches(runs: Iterator[Run], total: int, page_size: int, doubts: Doubts) -> Generator[Batch, None, None]:
-    room = min(BATCH_SIZE, -(-total // page_size) * page_size)
-    buffer, other = (np.empty(room, np.uint8).data for _ in range(2))  # in huge pages, unlike a bytearray
+def new_buffers() -> list[memoryview]:
+    """For ``Input.batches``, if the caller has none."""
+    return [np.empty(BATCH_SIZE, np.uint8).data for _ in range(2)]  # in huge pages, unlike a bytearray
+
+
+def in_order(
+    read_into: Callable[[memoryview], int], page_size: int, buffers: Sequence[memoryview]
+) -> Generator[Batch, None, None]:  # fmt: skip
+    """The batches of what has no holes, and is read from its start to its end. ``read_into`` has the next bytes in a buffer: how many, 0 at
+    the end."""
+    end, got = 0, -1
+    for number, buffer in itertools.cycle(enumerate(buffers or new_buffers())):
+        filled = 0
+        while filled < len(buffer) and (got := read_into(buffer[filled:])):
+            filled += got
+        if filled:
+            whole = -(-filled // page_size) * page_size
+            buffer[filled:whole] = bytes(whole - filled)
+            yield Batch(end // page_size + np.arange(whole // page_size), buffer[:whole], end + filled, number)
+        if not got:
+            return
+        end += filled
+
+
+def _batches(
+    runs: Iterator[Run], total: int, page_size: int, doubts: Doubts, buffers: Sequence[memoryview]
+) -> Generator[Batch, None, None]:  # fmt: skip
+    room = min(len(buffers[0]), -(-total // page_size) * page_size)
+    turn = itertools.cycle(enumerate(buffers))
+    number, buffer = next(turn)
     filled, end = 0, 0
     parts: list[tuple[int, int]] = []  # first page, number of pages
     for run in runs:
@@ -67,10 +97,11 @@ def _batches(runs: Iterator[Run], total: int, page_size: int, doubts: Doubts) ->
             filled, start, page = filled + length, start + length, page + length // page_size
             end = min(page * page_size, total)
             if filled == room:
-                yield Batch(_pages(parts), buffer, end)
-                filled, parts, buffer, other = 0, [], other, buffer
+                yield Batch(_pages(parts), buffer[:filled], end, number)
+                filled, parts = 0, []
+                number, buffer = next(turn)
     if filled:
-        yield Batch(_pages(parts), buffer[:filled], end)
+        yield Batch(_pages(parts), buffer[:filled], end, number)
 
 
 def _pages(parts: list[tuple[int, int]]) -> NDArray[np.int64]:

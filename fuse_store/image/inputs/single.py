@@ -7,7 +7,7 @@ import errno
 import os
 import shlex
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from fuse_store.errors import UsageError, failed
@@ -46,9 +46,9 @@ class SingleInput(Input):
         again = Path(f"/proc/self/fd/{self._descriptor}")
         self.files = [InputFile("image", again, size, stat.S_IMODE(self._status.st_mode), self._status.st_mtime_ns)]
 
-    def batches(self, page_size: int) -> Generator[Batch, None, None]:
+    def batches(self, page_size: int, buffers: Sequence[memoryview] = ()) -> Generator[Batch, None, None]:
         try:
-            yield from batches(self._runs(page_size), self.files[0].size or 0, page_size, self.doubts)
+            yield from batches(self._runs(page_size), self.files[0].size or 0, page_size, self.doubts, buffers)
         except OSError as error:
             raise failed(f"source {self.name}", error, NOTHING_STORED) from None
 

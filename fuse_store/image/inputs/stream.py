@@ -17,8 +17,6 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError, failed
 from fuse_store.image.inputs import reading
 from fuse_store.image.inputs.input import CONSISTENT, NOTHING_STORED, STANDARD_INPUT, UNKNOWN, Batch, Input, InputFile
@@ -41,21 +39,13 @@ class StreamInput(Input):
         self.files = [InputFile("image", None, None)]
         self.complete = size is not None
 
-    def batches(self, page_size: int) -> Generator[Batch, None, None]:
-        buffer = np.empty(reading.BATCH_SIZE, np.uint8).data
-        at, ended = 0, False
-        while not ended:
-            got = 0
-            while got < len(buffer) and not ended:
-                number = self._read_into(buffer[got:])
-                got, ended = got + number, not number
-            if self._size is not None and at + got > self._size:
+    def batches(self, page_size: int, buffers: Sequence[memoryview] = ()) -> Generator[Batch, None, None]:
+        at = 0
+        for batch in reading.in_order(self._read_into, page_size, buffers):
+            at = batch.end
+            if self._size is not None and at > self._size:
                 raise Refused(self.name, f"more than {self._size} bytes.", NOTHING_STORED)
-            if got:
-                whole = -(-got // page_size) * page_size
-                buffer[got:whole] = bytes(whole - got)
-                yield Batch(at // page_size + np.arange(whole // page_size), buffer[:whole], at + got)
-                at += got
+            yield batch
         self._ended()
         if self._size is not None and at < self._size:
             raise Refused(self.name, f"ended after {at} of {self._size} bytes.", NOTHING_STORED)

@@ -93,9 +93,9 @@ class TreeInput(Input):
         if 0 <= age < CLOCK_TICK:
             time.sleep((CLOCK_TICK - age) / 1e9)  # from now on each change shows
 
-    def batches(self, page_size: int) -> Generator[Batch, None, None]:
+    def batches(self, page_size: int, buffers: Sequence[memoryview] = ()) -> Generator[Batch, None, None]:
         try:
-            yield from batches(self._runs(page_size), self.end(page_size) or 0, page_size, self.doubts)
+            yield from batches(self._runs(page_size), self.end(page_size) or 0, page_size, self.doubts, buffers)
         except OSError as error:
             raise failed(f"source {self._root}", error, NOTHING_STORED) from None
 

@@ -278,7 +278,7 @@ def test_a_store_that_can_only_be_read(run: Run, store: Path, tmp_path: Path) ->
         assert done.code == 0 or (done.err.endswith(remedy) and done.err.count("\n") == 1)
 
 
-LIST_NEEDS_NO = {"rich", "shtab", "mfusepy", "numpy", "fuse_store.image.reader", "fuse_store.image.writer", "concurrent.futures"}
+LIST_NEEDS_NO = {"rich", "shtab", "mfusepy", "numpy", "fuse_store.image.reader", "fuse_store.image.put", "concurrent.futures"}
 PUT_NEEDS_NO = {"rich", "shtab", "mfusepy", "obstore", "tempfile", "numpy.ma", "subprocess", "socket"}
 HELP_NEEDS_NO = {*LIST_NEEDS_NO, "cryptography", "fuse_store.store", "tempfile"}
 

@@ -309,14 +309,24 @@ def test_damage_is_named_once(image: tuple[Path, bytes, str, dict[str, str]]) ->
     assert not (folder / "damaged").exists()
 
 
-NOT_ENCRYPTED = """
-from fuse_store.image import block_workers
-tried = block_workers._Processes._try
-def {name}(self, group):
-    if group.number == 3:
+NOT_DONE = """
+from fuse_store.processes import workers
+tried, done = workers._Process._try, []
+def changed(self, work):
+    done.append(work.func.__name__)
+    if done.count("{task}") == 3:
         {act}
-    return tried(self, group)
-block_workers._Processes._try = {name}
+    return tried(self, work)
+workers._Process._try = changed
+"""
+FLIPPED = """
+from fuse_store.image.put.block_writer import BlockWriter
+encrypt = BlockWriter._encrypt
+def flipped(self, number, ends):
+    if os.getpid() != first:
+        self._groups[number].pages[5, 77] ^= 4
+    return encrypt(self, number, ends)
+BlockWriter._encrypt = flipped
 """
 COUNT_FORKS = """
 fork = os.fork
@@ -327,13 +337,14 @@ os.fork = counted
 """
 
 
-@pytest.mark.parametrize("act", ["pass", "os.kill(os.getpid(), signal.SIGKILL)", "return None", "os.kill(first, signal.SIGKILL)"])
-def test_a_put_is_right_whatever_becomes_of_the_processes_that_encrypt(tmp_path: Path, act: str) -> None:
+@pytest.mark.parametrize("task", ["_encrypt", "_digest_part"])
+@pytest.mark.parametrize("act", ["pass", "os.kill(os.getpid(), signal.SIGKILL)", "return False, None", "os.kill(first, signal.SIGKILL)"])
+def test_a_put_is_right_whatever_becomes_of_the_processes_that_work_for_it(tmp_path: Path, act: str, task: str) -> None:
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config"), "FUSE_STORE": str(tmp_path / "store")}
     content = np.random.default_rng(3).integers(0, 64, 24 << 20, np.uint8).tobytes()
     (tmp_path / "image").write_bytes(content)
     fuse_store(tmp_path, environment, "init")
-    code = COUNT_FORKS + NOT_ENCRYPTED.format(name="changed", act=act)
+    code = COUNT_FORKS + NOT_DONE.format(task=task, act=act)
     if "first" in act:
         fuse_store(tmp_path, environment, "put", "image", "--machine", "m", code=code, status=-signal.SIGKILL)
         code = COUNT_FORKS  # again: nothing holds the store
@@ -347,11 +358,51 @@ def test_a_put_is_right_whatever_becomes_of_the_processes_that_encrypt(tmp_path:
 def test_a_page_that_changes_while_it_is_encrypted_is_not_stored(tmp_path: Path) -> None:
     """As by a memory error: the process that encrypts it finds it, the first one as well."""
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config"), "FUSE_STORE": str(tmp_path / "store")}
-    (tmp_path / "image").write_bytes(np.random.default_rng(3).bytes(4 << 20))
+    (tmp_path / "image").write_bytes(np.random.default_rng(3).bytes(24 << 20))
     fuse_store(tmp_path, environment, "init")
-    flip = NOT_ENCRYPTED.format(name="flipped", act="pass").replace(
-        "group.number == 3:\n        pass", "group.number == 0:\n        group.pages[5, 77] ^= 4"
-    )
-    done = fuse_store(tmp_path, environment, "put", "image", "--machine", "m", code=flip, status=1)
+    done = fuse_store(tmp_path, environment, "put", "image", "--machine", "m", code=FLIPPED, status=1)
     assert "memory: changed a page of the source while it was stored" in done.stderr
     assert json.loads(fuse_store(tmp_path, environment, "list", "--json").stdout)["versions"] == []
+
+
+WORKERS = """
+        from fuse_store.processes.workers import Workers
+        def double(number):
+            if os.getpid() != first and number in FATAL:
+                os.kill(os.getpid(), FATAL[number])
+            if number < 0:
+                raise ValueError(f"no number {number}")
+            return 2 * number, os.getpid() == first
+        FATAL = {}
+        workers = Workers()
+        begin = workers.task(double, threads=False)
+"""
+
+
+@pytest.mark.parametrize("fatal", ["{}", "{20: signal.SIGKILL}", "{5: signal.SIGKILL, 6: signal.SIGKILL, 70: signal.SIGTERM}"])
+def test_workers_do_every_task_once_in_any_process(fatal: str) -> None:
+    """Those that nobody did are done where the result is needed; so much is begun that all have enough."""
+    values, here = run(f"""{WORKERS}
+        FATAL.update({fatal})
+        with workers.running(forked=True):
+            results = [begin(number) for number in range(200)]
+            print(json.dumps([result.result()[0] for result in results]))
+            print(json.dumps([all(result.done() for result in results), sum(result.result()[1] for result in results)]))
+    """)
+    assert values == [2 * number for number in range(200)]
+    assert isinstance(here, list) and here[0] is True and 0 < here[1] < 200
+
+
+def test_an_error_of_a_task_is_raised_where_its_result_is_needed() -> None:
+    text, alone = run(f"""{WORKERS}
+        with workers.running(forked=True):
+            failing = begin(-7)
+            begin(1).result()
+            try:
+                failing.result()
+            except ValueError as error:
+                print(json.dumps(str(error)))
+        with workers.running(forked=False):
+            print(json.dumps(begin(4).result()))
+    """)
+    assert text == "no number -7" and alone == [8, True]

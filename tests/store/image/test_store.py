@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fuse_store.errors import Damaged, NotFound, Refused, UsageError, WrongKey
-from fuse_store.image import page_table
+from fuse_store.image.put import page_table
 from fuse_store.maintenance.gc import collect
 from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.verify import verify
@@ -264,15 +264,15 @@ def test_the_table_of_pages_stops_at_its_cap_and_nothing_is_wrong(tmp_path: Path
     tables: list[page_table.PageTable] = []
     initialise = page_table.PageTable.__init__
 
-    def remembered(table: page_table.PageTable) -> None:
-        initialise(table)
+    def remembered(table: page_table.PageTable, *space: int) -> None:
+        initialise(table, *space)
         tables.append(table)
 
     monkeypatch.setattr(page_table.PageTable, "__init__", remembered)
     numbers = [*range(1, 300), *range(1, 300), 0, *range(250, 320)]
     with Store.create(tmp_path / "s", durability="none") as store:
         ids = [put(store, tmp_path, content(numbers)), put(store, tmp_path, content([3, *numbers]))]
-        assert all(sum(len(run[0]) for run in table._runs) <= 100 for table in tables) and len(tables) == 4  # two a put
+        assert all(sum(len(run[0]) for run in table._runs) <= 100 for table in tables) and len(tables) == 6  # three a put
         assert read_whole(store, ids[0]) == content(numbers) and read_whole(store, ids[1]) == content([3, *numbers])
 
 

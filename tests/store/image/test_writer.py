@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fuse_store.errors import Damaged, StoreError
-from fuse_store.image import block_workers, page_table, writer
+from fuse_store.image.put import block_writer, page_table
 from fuse_store.maintenance.repair import repair
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
@@ -131,7 +131,7 @@ def test_of_a_large_base_a_part_is_opened_each_time(store: Store, monkeypatch: p
         return is_readable(bases, block)
 
     monkeypatch.setattr(page_table.Bases, "_is_readable", seen)
-    monkeypatch.setattr("fuse_store.image.page_table.time.time", lambda: now)
+    monkeypatch.setattr("fuse_store.image.put.page_table.time.time", lambda: now)
     counts = []
     for _night in range(page_table.PARTS):
         put(store, data)
@@ -216,7 +216,7 @@ def test_a_table_that_says_other_digests_of_pages_teaches_nothing(store: Store, 
 def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pytest.MonkeyPatch, page: int, when: str) -> None:
     """Between the reading of a page and the encryption of its block. Before the sum is taken nothing can know."""
     data = np.frombuffer(bytearray(DATA), np.uint8)
-    add, encrypt, page_digests = writer.BlockWriter.add, writer.BlockWriter._encrypt, type(store.aead).page_digests
+    add, encrypt, page_digests = block_writer.BlockWriter.add, block_writer.BlockWriter._encrypt, type(store.aead).page_digests
 
     def flipped(pages: bytes) -> bytes:
         at = pages.find(content([page + 1])[:64])
@@ -225,13 +225,14 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
     def flip_before(aead: object, pages: list[memoryview]) -> bytes:
         return page_digests(store.aead, [flipped(bytes(each)) for each in pages])
 
-    def flip_after(blocks: writer.BlockWriter, pages: Any, rows: Any, *rest: Any) -> Any:
+    def flip_after(blocks: block_writer.BlockWriter, pages: Any, rows: Any, *rest: Any) -> Any:
         changed = np.frombuffer(flipped(rows.tobytes()), np.uint8).reshape(rows.shape)
         return add(blocks, pages, changed, *rest)
 
-    def encrypt_flipped(blocks: writer.BlockWriter, group: block_workers.Group) -> Any:
+    def encrypt_flipped(blocks: block_writer.BlockWriter, number: int, ends: list[int]) -> Any:
+        group = blocks._groups[number]
         group.pages[:] = np.frombuffer(flipped(group.pages.tobytes()), np.uint8).reshape(group.pages.shape)
-        return encrypt(blocks, group)
+        return encrypt(blocks, number, ends)
 
     if when == "before the digests":  # a digest of the flipped page: what is stored is right, but not what the table says of it
         monkeypatch.setattr(type(store.aead), "page_digests", flip_before)
@@ -240,9 +241,9 @@ def test_a_bit_that_flips_in_memory_fails_the_put(store: Store, monkeypatch: pyt
         assert read_whole(store, image_id) == DATA and verify(store, [image_id], 100, SILENT)[0].state == "damaged"
         return
     if when == "after the digests":
-        monkeypatch.setattr(writer.BlockWriter, "add", flip_after)
+        monkeypatch.setattr(block_writer.BlockWriter, "add", flip_after)
     else:
-        monkeypatch.setattr(writer.BlockWriter, "_encrypt", encrypt_flipped)
+        monkeypatch.setattr(block_writer.BlockWriter, "_encrypt", encrypt_flipped)
     with pytest.raises(StoreError, match=r"memory: changed a page of the source.*No version was created"):
         put(store, data.tobytes())
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fuse_store.image import block_workers
+from fuse_store.image.put import block_writer
 from fuse_store.repository import pack
 from fuse_store.repository.index import lookup
 from fuse_store.store import Label, Store
@@ -42,7 +42,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(directory / "config"))
         patch.setattr(pack, "PACK_SIZE", 1)
-        patch.setattr(block_workers, "GROUP", 64)
+        patch.setattr(block_writer, "GROUP", 64)
         patch.setattr(lookup, "similar", lambda fragments: fragments[:0])
         with Store.create(directory / "store", durability="none") as store:
             for number, blocks in enumerate((340, 60)):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which pages are known to a put, and where. For the one thread of a put that reads and compares."""
+"""Which pages are known to a put, and where. For one thread; others may look into a table that nothing is added to any
+more."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ class Bases:
         every = self._blocks <= ALL_OPENED
         turn = int(time.time()) // 3600 % PARTS
         packs = sorted(self._used, key=lambda pack: -len(self._used[pack][0]))
-        for pack, there in zip(packs, self._pool.map(self._reader.exists, packs), strict=True):
+        each = map if self._reader.survives_fork else self._pool.map  # no thread before a fork; a server is asked several things at a time
+        for pack, there in zip(packs, each(self._reader.exists, packs), strict=True):
             try:
                 table = self._reader.table(pack) if there else None
             except (Damaged, FileNotFoundError):
@@ -142,29 +144,23 @@ class Bases:
 
 
 class PageTable:
-    """Page digest → (block, slot). Sorted runs, merged when they grow alike, so that adding n pages one batch at a time costs n log n.
-    A full table takes no more, and later pages are compared only as parts of whole blocks. ``space`` is for how many pages there
-    is space left."""
+    """Page digest → place: where a page stands in a block. Sorted runs, merged when they grow alike, so that adding n pages one batch at a
+    time costs n log n. A full table takes no more, and later pages are compared only as parts of whole blocks. ``space`` is for how many
+    pages there is space left."""
 
-    def __init__(self) -> None:
+    def __init__(self, space: int | None = None) -> None:
         self._added: list[_Run] = []  # in no run yet: what many packs bring is sorted once
         self._runs: list[_Run] = []
-        self.space = MAX_PAGES
+        self.space = MAX_PAGES if space is None else space
 
     def add(self, high: U64, low: U64, block: I64, slot: I64) -> None:
         if len(high) and len(high) <= self.space:
             self.space -= len(high)
             self._added.append((high, low, block << _SLOT_BITS | slot))
 
-    def forget(self, blocks: I64) -> None:
-        """Take out the pages of these blocks."""
-        self._merge()
-        kept = [~np.isin(place >> _SLOT_BITS, blocks) for _high, _low, place in self._runs]
-        self._runs = [(high[keep], low[keep], place[keep]) for (high, low, place), keep in zip(self._runs, kept, strict=True)]
-
-    def find(self, high: U64, low: U64) -> tuple[I64, I64]:
-        """(block, slot) of each page; block is -1 for a page that is not known."""
-        self._merge()
+    def find(self, high: U64, low: U64) -> I64:
+        """The place of each page, for ``split_places``; -1 for a page that is not known."""
+        self.sort()
         order = np.argsort(high)  # looking up in order stays in the processor's caches
         high, low = high[order], low[order]
         place = np.full(len(high), -1, np.int64)
@@ -178,15 +174,21 @@ class PageTable:
             place[missing[same]] = places[at[same]]
         in_given_order = np.empty_like(place)
         in_given_order[order] = place
-        return in_given_order >> _SLOT_BITS, in_given_order & ((1 << _SLOT_BITS) - 1)
+        return in_given_order
 
-    def _merge(self) -> None:
+    def sort(self) -> None:
+        """Have what was added where it is found; ``find`` does it when it is needed."""
         if not self._added:
             return
         self._runs.append(_sorted(self._added))
         self._added = []
         while len(self._runs) > 1 and len(self._runs[-2][0]) < 2 * len(self._runs[-1][0]):
             self._runs[-2:] = [_sorted(self._runs[-2:])]
+
+
+def split_places(place: I64) -> tuple[I64, I64]:
+    """(block, slot) of places; block is -1 where there is none."""
+    return place >> _SLOT_BITS, place & ((1 << _SLOT_BITS) - 1)
 
 
 def _sorted(parts: list[_Run]) -> _Run:
