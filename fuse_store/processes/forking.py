@@ -25,7 +25,12 @@ _HARMLESS = {"MainThread", "lease"}  # threads that hold no lock which a new pro
 
 def shared(size: int) -> memoryview:
     """So many zero bytes, which processes that are forked later see and change as well."""
-    return memoryview(mmap.mmap(-1, size)) if size else memoryview(bytearray())
+    if not size:
+        return memoryview(bytearray())
+    memory = mmap.mmap(-1, size)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
 
 
 def useful_processes() -> int:
