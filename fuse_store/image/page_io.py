@@ -34,11 +34,11 @@ from fuse_store.repository.manifest import ImageFile
 
 COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
 DIRECT = 8  # pages that are worth a write of their own
-MAX_GATHERED = 32 << 20  # bytes of other pages that are gathered before they are written
-GATHERED_PARTS = 8  # in which they are written, several at a time
+MAX_GATHERED = 32 << 20  # bytes of other pages: half of them are gathered, while the other half is written
 _GATHERED = 1 << 40  # a page of a file that no file has: those from here on are gathered
 ZEROS = zeros(COMPARE_WINDOW)
 
+_Piece = tuple[int, int, int]  # its first page in what is gathered, its first page in the file, how many pages
 Stretch = tuple[int, list[Place], list[tuple[int, int]]]
 
 
@@ -174,8 +174,9 @@ def _gaps(page: I64, low: int, high: int, first: int, size: int, most: int) -> l
 
 class Scatter:
     """Writes pages where they belong in a file of an image. Pieces of DIRECT pages or more are written from the block that has them. A
-    write for each of the smaller ones would take longer than copying them: as many of those as there is space for in ``gathered``,
-    which the processes of ``each`` share, are gathered first."""
+    write for each of the smaller ones would take longer than copying them: they are gathered in ``gathered``, which the processes of
+    ``each`` share. When a half of it is full, one process writes what is there, while the others fill the other half: a file system writes
+    one thing at a time to a file, and others who want to write use a processor while they wait."""
 
     def __init__(self, image: Image, file: ImageFile, descriptor: int, gathered: memoryview, each: Each) -> None:
         self._image, self._file, self._descriptor, self._gathered, self._each = image, file, descriptor, gathered, each
@@ -186,20 +187,25 @@ class Scatter:
         size = self._image.head.page_size
         rows = place.page - self._file.offset // size
         small = np.flatnonzero(_in_small_pieces(place))
-        most = len(self._gathered) // size
+        most = len(self._gathered) // 2 // size
         parts = np.split(small, range(most, len(small), most))
         ends = [int(part[-1]) + 1 for part in parts[:-1]] + [len(rows)]
-        for begin, end, part in zip([0, *ends], ends, parts, strict=False):
+        gathered: list[_Piece] = []  # and not written
+        for turn, (begin, end, part) in enumerate(zip([0, *ends], ends, parts, strict=False)):
+            half = turn % 2 * most
             targets = rows[begin:end].copy()
-            targets[part - begin] = _GATHERED + np.arange(len(part))
-            with closing(self._image.visit(place.select(np.arange(begin, end)), targets, self._write_pieces, self._each)) as visited:
+            targets[part - begin] = _GATHERED + half + np.arange(len(part))
+            meanwhile = functools.partial(self._write_gathered, gathered) if gathered else None
+            pages = place.select(np.arange(begin, end))
+            with closing(self._image.visit(pages, targets, self._write_pieces, self._each, meanwhile)) as visited:
                 left = (end - begin) * size
                 for wrote in visited:
                     known = min(wrote * processes, left)
                     left -= known
                     yield wrote, known
-            for _none in self._each(self._write_gathered, _pieces(rows[part])):
-                pass
+            gathered = _pieces(rows[part], half)
+        for _none in self._each(self._write_gathered, [gathered] if gathered else []):
+            pass
         yield min(0, self._file.size - (int(rows[-1]) + 1) * size), 0  # what the last page has beyond the end
 
     def _write_pieces(self, content: memoryview, targets: Sequence[slice], sources: Sequence[slice]) -> None:
@@ -211,8 +217,7 @@ class Scatter:
             else:
                 self._write_at(content[source], target.start)
 
-    def _write_gathered(self, pieces: Sequence[tuple[int, int, int]]) -> None:
-        """Write pieces of ``gathered``: (its first page there, first page in the file, how many pages)."""
+    def _write_gathered(self, pieces: Sequence[_Piece]) -> None:
         size = self._image.head.page_size
         for at, page, count in pieces:
             self._write_at(self._gathered[at * size : (at + count) * size], page * size)
@@ -221,13 +226,11 @@ class Scatter:
         devices.write_at(self._descriptor, content[: self._file.size - offset], offset)
 
 
-def _pieces(rows: I64) -> list[list[tuple[int, int, int]]]:
-    """Pages of a file that stand one after the other in ``gathered``, as ``_write_gathered`` takes them, in a few parts."""
+def _pieces(rows: I64, first: int) -> list[_Piece]:
+    """Of pages of a file that stand one after the other in ``gathered``, from page ``first`` there on."""
     begins = run_starts(rows)
     counts = np.diff(np.append(begins, len(rows)))
-    pieces = list(zip(begins.tolist(), rows[begins].tolist(), counts.tolist(), strict=True))
-    length = -(-len(pieces) // GATHERED_PARTS) or 1
-    return [pieces[at : at + length] for at in range(0, len(pieces), length)]
+    return list(zip((first + begins).tolist(), rows[begins].tolist(), counts.tolist(), strict=True))
 
 
 def _in_small_pieces(place: Place) -> NDArray[np.bool_]:

@@ -138,11 +138,13 @@ class Image:
         """For ``visit``; see ``BlockCache.each_with``."""
         return self._blocks.each_with(crew)
 
-    def visit(self, place: Place, rows: I64, handle: Handler, each: Each | None = None) -> Generator[int, None, None]:
+    def visit(
+        self, place: Place, rows: I64, handle: Handler, each: Each | None = None, meanwhile: Callable[[], None] | None = None
+    ) -> Generator[int, None, None]:  # fmt: skip
         """Have ``handle`` called for each block of ``place``, once, in the order of the packs, with its pages and pieces of them:
         page n belongs to row ``rows[n]``, rows of a page each follow each other, and ``targets`` are bytes of them. How many bytes
         were handled since the last time. ``each``: for several blocks at a time, to read much; the readers of a mount are many
-        already. Raises Damaged, and what ``handle`` does."""
+        already. ``meanwhile``: done by one of them. Raises Damaged, and what ``handle`` does."""
         segment = place.segment
         order = np.argsort(place.block, kind="stable")
         row, count, block, slot = joint_runs(rows[order], place.block[order], place.slot[order])
@@ -185,8 +187,15 @@ class Image:
         if each is None:
             yield handle_group(0, blocks)
             return
+        def handle_item(item: tuple[int, Sequence[int]] | None) -> int:
+            if item is not None:
+                return handle_neighbours(*item)
+            if meanwhile is not None:
+                meanwhile()
+            return 0
+
         near = [(part.start, blocks[part]) for part in neighbours(segment.located, used[:stored])]
-        yield from each(lambda item: handle_neighbours(*item), near)
+        yield from each(handle_item, [None, *near] if meanwhile is not None else near)
         computed = [(at, blocks[at : at + GROUP]) for at in range(stored, len(blocks), GROUP)]
         yield from each(lambda item: handle_group(*item), computed)
 

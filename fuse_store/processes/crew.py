@@ -3,8 +3,9 @@
 millisecond, that two of them take longer than one.
 
 All processes run the same code, from ``Crew.start`` to the end of its ``with``, and so come to the same calls of ``each``: there each does
-a part of the work, and all get all results. Only the first one, which called ``start``, goes on behind the ``with``. What a process
-changes in memory is seen by the others only where that is ``forking.shared``; what it writes to files stays.
+a part of the work, the next item whenever it is done with one, and all get all results. Only the first one, which called ``start``, goes on
+behind the ``with``. What a process changes in memory is seen by the others only where that is ``forking.shared``; what it writes to files
+stays.
 
 Nothing depends on the others: what they could not do, or had not done when they were killed, the first one does itself, and gets
 the errors of that. One that is stopped is waited for. They end with the ``with``, and with the first one if that is killed.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 from zlib import crc32
 
-from fuse_store.processes.forking import ENDED, Channel, end_process, fork, useful_processes
+from fuse_store.processes.forking import ENDED, Channel, Numbers, end_process, fork, useful_processes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,6 +50,8 @@ class Crew:
         if wanted:
             crew.count = useful_processes()
         with suppress(OSError):
+            if crew.count > 1:
+                crew._turns = Numbers()
             for number in range(1, crew.count):
                 crew._fork(number)
                 if crew.number:
@@ -62,6 +65,7 @@ class Crew:
         self.number, self.count = 0, 1  # of this process, and how many there were at the start
         self._first = os.getpid()
         self._others: dict[int, _Other] = {}  # those that are there, by number; in one of them: itself
+        self._turns: Numbers | None = None  # of the items that no process has begun
 
     def __enter__(self) -> Crew:
         return self
@@ -71,6 +75,8 @@ class Crew:
             _end()  # whatever it was: the first one does what was not reported
         for number in list(self._others):
             self._dismiss(number)
+        if self._turns is not None:
+            self._turns.close()
 
     @property
     def is_alone(self) -> bool:
@@ -81,22 +87,29 @@ class Crew:
         When this has ended, all is done with these items. Raises what ``work`` raises."""
         if not items:
             return
-        agreed = 0 if self.is_alone else crc32(pickle.dumps(items))
-        if self.number:
-            yield from self._report(work, items[self.number :: self.count], agreed)
+        if self._turns is None or self.is_alone:
+            yield from map(work, items)
             return
-        done = []
-        for item in items[:: self.count]:
-            done.append(work(item))
-            yield done[-1]
+        agreed = crc32(pickle.dumps(items))
+        if self.number:
+            yield from self._report(work, items, agreed)
+            return
+        self._turns.fill(len(items), self.count)
+        done = {}
+        for at in self._turns.taken():
+            done[at] = work(items[at])
+            yield done[at]
         for number in range(1, self.count):
-            part = self._reported(number, agreed)
-            for result in map(work, items[number :: self.count]) if part is None else part:
-                done.append(result)
+            for at, result in self._reported(number, agreed):
+                done[at] = result
                 yield result
+        for at in set(range(len(items))) - done.keys():  # of a process that is gone
+            done[at] = work(items[at])
+            yield done[at]
+        results = list(done.values())
         for number, other in list(self._others.items()):
             try:
-                other.results.send(done)
+                other.results.send(results)
             except OSError:
                 self._dismiss(number)
 
@@ -115,33 +128,36 @@ class Crew:
             return
         for earlier in self._others.values():
             earlier.close()
+        if self._turns is not None:
+            self._turns.close_target()  # so that it ends with the first one
         other.reports.close_source()
         other.results.close_target()
         self.number, self._others = number, {number: other}
 
-    def _reported(self, number: int, agreed: int) -> list[Any] | None:
-        """The results of another process, or None. One that has come to another list of items, because it read the index at another
-        time, is dismissed."""
+    def _reported(self, number: int, agreed: int) -> list[tuple[int, Any]]:
+        """The results of another process, by number of the item; none if it failed. One that has come to another list of items, because
+        it read the index at another time, is dismissed."""
         if number not in self._others:
-            return None
-        results: list[Any] | None
+            return []
+        results: list[tuple[int, Any]]
         try:
             there, results = self._others[number].reports.receive()
         except ENDED:
-            there, results = None, None
+            there, results = None, []
         if there != agreed:
             self._dismiss(number)
-            return None
+            return []
         return results
 
     def _report(self, work: Callable[[T], R], items: Sequence[T], agreed: int) -> Iterator[R]:
-        """``each`` in another process than the first, with its own part of the items."""
+        """``each`` in another process than the first."""
         own = self._others[self.number]
-        done: list[R] | None
+        assert self._turns is not None
+        done: list[tuple[int, R]]
         try:
-            done = [work(item) for item in items if self._is_led()]
+            done = [(at, work(items[at])) for at in self._turns.taken() if self._is_led()]
         except Exception:  # the first one does it again, and says what is wrong
-            done = None
+            done = []
         try:
             own.reports.send((agreed, done))
             everything = own.results.receive()

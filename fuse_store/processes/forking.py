@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import pickle
@@ -11,11 +12,13 @@ import select
 import signal
 import struct
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 MAX_PROCESSES = 4
 _LENGTH = struct.Struct("<Q")
+_RANGE = struct.Struct("<II")  # first, end; a size of which a page is a multiple
 _MOST_AT_ONCE = 1 << 20  # bytes
 ENDED = (OSError, EOFError, pickle.UnpicklingError)  # what is raised where the process at the other end of a channel is gone
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -64,6 +67,48 @@ def end_process(pid: int) -> None:
     with suppress(ProcessLookupError, ChildProcessError):  # it ended where SIGCHLD is ignored
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+class Numbers:
+    """Numbers that several processes take, each once: one process fills it, all take. In a pipe, from which what one process reads is read
+    by no other."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._source, self._target = os.pipe()
+
+    def fill(self, count: int, takers: int) -> None:
+        """Have 0 to ``count`` - 1 in it, and nothing else, for so many processes; no other may be taking. Never waits."""
+        waiting = select.poll()
+        waiting.register(self._source, select.POLLIN)
+        while waiting.poll(0):  # what was left for a process that is gone
+            os.read(self._source, _MOST_AT_ONCE)
+        most = fcntl.fcntl(self._target, fcntl.F_GETPIPE_SZ) // _RANGE.size - takers  # a user of many pipes gets small ones
+        step = -(-count // most)
+        ranges = [(at, min(at + step, count)) for at in range(0, count, step)] + [(0, 0)] * takers
+        os.write(self._target, b"".join(_RANGE.pack(*each) for each in ranges))
+
+    def taken(self) -> Iterator[int]:
+        """Numbers for this process, until there are no more; waits for ``fill``. Raises EOFError if nobody can fill it any more."""
+        while True:
+            content = os.read(self._source, _RANGE.size)
+            if not content:
+                raise EOFError
+            first, end = _RANGE.unpack(content)
+            if first == end:
+                return
+            yield from range(first, end)
+
+    def close_target(self) -> None:
+        if self._target >= 0:
+            os.close(self._target)
+            self._target = -1
+
+    def close(self) -> None:
+        self.close_target()
+        if self._source >= 0:
+            os.close(self._source)
+            self._source = -1
 
 
 class Channel:
