@@ -2,7 +2,7 @@
 """The store against other programs (peers.py), on the same images in the same run; ``make bench`` runs it.
 
 Every step is done by all, one after the other, before the next one: so what the machine does besides hits all alike. Each
-runs as its users run it, as a command, when all that was written before is on the disk. What is compared are medians. A
+runs as its users run it, as a command, a second after all that was written before is on the disk. What is compared are medians. A
 peer that is not installed is named and left out. The floor is a program in C that does only what cannot be left out (floor.c).
 """
 
@@ -34,6 +34,7 @@ BEGIN, END = "<!-- make bench-store: begin -->\n", "<!-- make bench-store: end -
 RANDOM_READS = 2000
 LISTED = 10_000
 SPARSE = 64 << 30
+SETTLED = 1.0  # seconds
 
 
 @dataclass
@@ -266,6 +267,7 @@ class Bench:
     def _timed(self, command: list[str], where: Path = Path("/"), outside: bool = False) -> tuple[float, float]:
         """Seconds of the clock and of a processor that a command takes."""
         os.sync()  # nothing waits for what another one has left to be written
+        time.sleep(SETTLED)  # a virtual machine's host is still busy with it
         full = command if outside else self.programs.command(command, where)
         started = time.monotonic()
         with tempfile.TemporaryFile() as errors:
