@@ -28,6 +28,7 @@ from fuse_store.image.block_cache import Each
 from fuse_store.image.reader import Image, zeros
 from fuse_store.image.segments import Place
 from fuse_store.processes.forking import shared
+from fuse_store.processes.workers import Result, Workers
 from fuse_store.progress import SILENT, Progress
 from fuse_store.repository.block import split
 from fuse_store.repository.manifest import ImageFile
@@ -35,6 +36,8 @@ from fuse_store.repository.manifest import ImageFile
 COMPARE_WINDOW = 8 << 20  # bytes that are read and compared at once
 DIRECT = 8  # pages that are worth a write of their own
 MAX_GATHERED = 32 << 20  # bytes of other pages: half of them are gathered, while the other half is written
+STREAM_WINDOW = 4 << 20  # bytes of an image that are read at once for a stream
+STREAM_WINDOWS = 8  # that are read ahead
 _GATHERED = 1 << 40  # a page of a file that no file has: those from here on are gathered
 ZEROS = zeros(COMPARE_WINDOW)
 
@@ -118,23 +121,27 @@ def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Stretc
 
 
 def in_order(image: Image) -> Iterator[memoryview]:
-    """The bytes of an image from its start to its end, in parts that are valid until the next one. That is read while one is in use.
-    Raises Damaged, StoreError."""
-    buffers = deque(np.empty(COMPARE_WINDOW, np.uint8) for _buffer in range(2))
+    """The bytes of an image from its start to its end, in parts that are valid until the next one. What follows is read by others while one
+    is in use. Raises Damaged, StoreError, behind all that comes before what is damaged."""
+    memory = shared(STREAM_WINDOWS * STREAM_WINDOW)
+    windows = [np.frombuffer(memory, np.uint8, STREAM_WINDOW, number * STREAM_WINDOW) for number in range(STREAM_WINDOWS)]
+    free, begun = deque(range(STREAM_WINDOWS)), deque[tuple[int, int, Result[bool]]]()
+    workers = Workers(ahead=2)
 
-    def read(at: int) -> memoryview:
-        length = max(0, min(COMPARE_WINDOW, image.size - at))
-        buffer = buffers[0][: -(-length // image.head.page_size) * image.head.page_size]
-        buffers.rotate()
-        content = buffer.data if image.read_into(at, buffer, threads=True) else ZEROS
-        return content[:length]
+    def read(at: int, number: int) -> bool:
+        return image.read_into(at, windows[number])
 
-    with ThreadPoolExecutor(1, "read") as pool:
-        ahead = pool.submit(read, 0)
-        for at in range(0, image.size, COMPARE_WINDOW):
-            part = ahead.result()
-            ahead = pool.submit(read, at + COMPARE_WINDOW)  # behind the end: nothing
-            yield part
+    begin = workers.task(read, threads=True)
+    with workers.running(forked=image.is_worth_processes(image.summary.allocated)):
+        at = 0
+        while at < image.size or begun:
+            while free and at < image.size:
+                number = free.popleft()
+                begun.append((at, number, begin(at, number)))
+                at += STREAM_WINDOW
+            start, number, filled = begun.popleft()
+            yield (windows[number].data if filled.result() else ZEROS)[: min(STREAM_WINDOW, image.size - start)]
+            free.append(number)
 
 
 def _windows(descriptor: int, first: int, last: int, step: int, size: int, most: int) -> Iterator[tuple[int, memoryview, int]]:

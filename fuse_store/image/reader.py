@@ -31,7 +31,7 @@ from fuse_store.repository.extents import by_offset
 from fuse_store.repository.index import Located
 from fuse_store.repository.manifest import Head, ImageFile, read_head, summary
 
-WORTH_A_CREW = 64 << 20  # bytes to be read
+WORTH_PROCESSES = 64 << 20  # bytes to be read
 GROUP = 8  # computed blocks that a thread computes and copies from in one go
 Handler = Callable[[memoryview, Sequence[slice], Sequence[slice]], None]  # the pages of a block, targets, sources
 MOST = 0.75  # of a block: what is left of it will hardly be needed soon, so it is not kept
@@ -99,9 +99,9 @@ class Image:
         rows = self._rows(first, last) if length else None
         return zeros(length) if rows is None else rows.reshape(-1).data[begin : begin + length]
 
-    def read_into(self, offset: int, out: NDArray[np.uint8], *, threads: bool = False) -> bool:
+    def read_into(self, offset: int, out: NDArray[np.uint8]) -> bool:
         """Have the bytes from ``offset`` in ``out``, both of whole pages, and zeros after the end of the image. False if all are
-        zeros: ``out`` is as it was then. ``threads``: as of ``read_places``. Raises Damaged."""
+        zeros: ``out`` is as it was then. Raises Damaged."""
         first, rows = offset // self.head.page_size, out.reshape(-1, self.head.page_size)
         places = list(self.places(first, first + len(rows)))
         if not places:
@@ -111,7 +111,7 @@ class Image:
             hole[place.page - first] = False
         rows[hole] = 0
         for place in places:
-            self.read_places(place, rows, place.page - first, threads=threads)
+            self._copy(place, rows, place.page - first)
         return True
 
     def read_pages(self, first: int, count: int) -> NDArray[np.uint8]:
@@ -119,20 +119,13 @@ class Image:
         rows = self._rows(first, first + count)
         return np.zeros((count, self.head.page_size), np.uint8) if rows is None else rows
 
-    def read_places(self, place: Place, out: NDArray[np.uint8], rows: I64, *, threads: bool) -> None:
-        """Copy the pages of ``place`` into ``rows`` of ``out``. ``threads``: in several. Raises Damaged."""
-        flat = out.data.cast("B")  # numpy takes twice as long to begin, and each piece is a few pages only
-
-        def copy(content: memoryview, targets: Sequence[slice], sources: Sequence[slice]) -> None:
-            for target, source in zip(targets, sources, strict=True):
-                flat[target] = content[source]
-
-        for _bytes in self.visit(place, rows, copy, self._blocks.each if threads else None):
-            pass
-
     def crew(self, size: int) -> Crew:
         """Processes to read ``size`` bytes of the image with, if they are worth it; see ``Crew``."""
-        return Crew.start(size >= WORTH_A_CREW and self._blocks.reader.survives_fork)
+        return Crew.start(self.is_worth_processes(size))
+
+    def is_worth_processes(self, size: int) -> bool:
+        """Whether processes should be forked to read so many bytes of the image."""
+        return size >= WORTH_PROCESSES and self._blocks.reader.survives_fork
 
     def each_with(self, crew: Crew | None = None) -> Each:
         """For ``visit``; see ``BlockCache.each_with``."""
@@ -281,6 +274,17 @@ class Image:
         """The pages first..last (exclusive) of the address space, a row each; None if all are zeros. Raises Damaged."""
         out = np.empty((last - first, self.head.page_size), np.uint8)
         return out if self.read_into(first * self.head.page_size, out) else None
+
+    def _copy(self, place: Place, out: NDArray[np.uint8], rows: I64) -> None:
+        """Have the pages of ``place`` in ``rows`` of ``out``. Raises Damaged."""
+        flat = out.data.cast("B")  # numpy takes twice as long to begin, and each piece is a few pages only
+
+        def copy(content: memoryview, targets: Sequence[slice], sources: Sequence[slice]) -> None:
+            for target, source in zip(targets, sources, strict=True):
+                flat[target] = content[source]
+
+        for _bytes in self.visit(place, rows, copy):
+            pass
 
     def _page(self, page: int) -> memoryview | None:
         """The same for one page, which is what random reads ask for: columns of one element cost more than opening its block."""

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from fuse_store import streams
 from fuse_store.errors import StoreError
+from fuse_store.processes.forking import fork
 
 if TYPE_CHECKING:
     from fuse_store.image.reader import Image
@@ -136,7 +137,7 @@ class PrefetchProcesses:
     def _fork(self, store: Store) -> _PrefetchProcess:
         parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with child_end:
-            pid = os.fork()
+            pid = fork()
             if pid:
                 return _PrefetchProcess(parent_end, pid)
             try:
@@ -191,9 +192,7 @@ def close_removed(store: Store) -> None:
 
 
 def _detach(connection: int) -> None:
-    """In a new process: close all inherited descriptors but ``connection``, and ignore the signals that end the parent."""
-    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signal_number, signal.SIG_IGN)
+    """In a new process: close all inherited descriptors but ``connection``."""
     logging.disable()
     streams.redirect_to_null()
     os.closerange(3, connection)

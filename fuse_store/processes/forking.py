@@ -28,12 +28,7 @@ _HARMLESS = {"MainThread", "lease"}  # threads that hold no lock which a new pro
 
 def shared(size: int) -> memoryview:
     """So many zero bytes, which processes that are forked later see and change as well."""
-    if not size:
-        return memoryview(bytearray())
-    memory = mmap.mmap(-1, size)
-    with suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
+    return memoryview(mmap.mmap(-1, size)) if size else memoryview(bytearray())
 
 
 def useful_processes() -> int:
@@ -89,7 +84,7 @@ class Numbers:
         os.write(self._target, b"".join(_RANGE.pack(*each) for each in ranges))
 
     def taken(self) -> Iterator[int]:
-        """Numbers for this process, until there are no more; waits for ``fill``. Raises EOFError if nobody can fill it any more."""
+        """Numbers for this process, until there are no more; waits for ``fill``. Raises EOFError if no process can fill it any more."""
         while True:
             content = os.read(self._source, _RANGE.size)
             if not content:
@@ -134,11 +129,11 @@ class Channel:
         """Raises one of ENDED."""
         return pickle.loads(self._read(*_LENGTH.unpack(self._read(_LENGTH.size))))
 
-    def is_ready(self) -> bool:
-        """Whether ``receive`` will not wait: there is a message, or nothing can come any more."""
+    def is_ready(self, seconds: float = 0) -> bool:
+        """Whether ``receive`` will not wait, now or so many seconds later: there is a message, or nothing can come any more."""
         waiting = select.poll()
         waiting.register(self._source, select.POLLIN)
-        return bool(waiting.poll(0))
+        return bool(waiting.poll(seconds * 1000))
 
     def close_source(self) -> None:
         if self._source >= 0:

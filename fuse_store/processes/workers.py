@@ -3,8 +3,8 @@
 cannot be forked.
 
 That thread does a task itself when all processes have enough to do, and so does not wait for them. What a process did not do, because it
-failed or was killed, is done where its result is needed. A task sees what was there at the fork; what it changes is seen by others only
-in ``forking.shared`` memory.
+failed, was killed or was stopped, is done where its result is needed. A task sees what was there at the fork; what it changes is seen by
+others only in ``forking.shared`` memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 from fuse_store.processes.forking import ENDED, Channel, end_process, fork, useful_processes
 
-AHEAD = 6  # tasks that a process has at most: while it does one, the others wait
+PATIENCE = 10.0  # seconds for a task, which takes some thousandths of one
+AHEAD = 6
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +39,10 @@ class Result(Protocol[R_co]):
 class Workers:
     """For one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = AHEAD) -> None:
+        """``ahead``: tasks that a process has at most. Where results are needed in their order, two: with more, the process has
+        all that is needed next, and is waited for."""
+        self._ahead = ahead
         self._tasks: list[Callable[..., Any]] = []
         self._processes: list[_Process] = []
         self._pool: ThreadPoolExecutor | None = None
@@ -50,14 +54,20 @@ class Workers:
         self._tasks.append(work)
 
         def begin(*arguments: P.args, **named: P.kwargs) -> Result[R]:
-            process = min(self._processes, key=_Process.waiting, default=None)
-            if process is not None and process.waiting() < AHEAD:
+            process = min(self._processes, key=self._waiting, default=None)
+            if process is not None and self._waiting(process) < self._ahead:
                 return process.begin(number, partial(work, *arguments, **named))
             if threads and self._pool is not None:
                 return self._pool.submit(work, *arguments, **named)
-            return _Done(work(*arguments, **named))
+            return _Done(partial(work, *arguments, **named))
 
         return begin
+
+    def _waiting(self, process: _Process) -> int:
+        """How many tasks a process has not done: exact where it may have enough."""
+        if process.is_there and process.waiting >= self._ahead:
+            process.take_results()
+        return process.waiting if process.is_there else self._ahead
 
     @contextmanager
     def running(self, *, forked: bool) -> Iterator[None]:
@@ -77,14 +87,21 @@ class Workers:
 
 
 class _Done(Generic[R]):
-    def __init__(self, value: R) -> None:
-        self._value = value
+    """The result of a task that was done at once."""
+
+    def __init__(self, work: Callable[[], R]) -> None:
+        try:
+            self._values, self._error = [work()], None
+        except Exception as error:  # raised where the result is needed, as that of any other task
+            self._values, self._error = [], error
 
     def done(self) -> bool:
         return True
 
     def result(self) -> R:
-        return self._value
+        if self._error is not None:
+            raise self._error
+        return self._values[0]
 
 
 class _Awaited(Generic[R]):
@@ -115,7 +132,7 @@ class _Process:
         """Raises OSError if it cannot be forked."""
         self._orders, self._results = Channel.create(), Channel.create()
         self._coming: deque[_Awaited[Any]] = deque()
-        self._is_there = True
+        self.is_there = True
         try:
             self._pid = fork()
         except OSError:
@@ -135,11 +152,10 @@ class _Process:
             self.end()
         return awaited
 
+    @property
     def waiting(self) -> int:
-        """How many tasks it has not done, if it may have enough; AHEAD if it is not there any more."""
-        if len(self._coming) >= AHEAD:
-            self.take_results()
-        return len(self._coming) if self._is_there else AHEAD
+        """How many tasks it has whose results were not taken."""
+        return len(self._coming)
 
     def take_results(self) -> None:
         """Those that are there."""
@@ -147,15 +163,18 @@ class _Process:
             self._take_next()
 
     def wait_for(self, awaited: _Awaited[Any]) -> None:
-        """Until its result is there, or never will be."""
+        """Until its result is there, or never will be. A process that has been stopped is not waited for any longer than PATIENCE."""
         while awaited in self._coming:
-            self._take_next()
+            if self._results.is_ready(PATIENCE):
+                self._take_next()
+            else:
+                self.end()
 
     def end(self) -> None:
         """Kill it: what it has not done is done elsewhere."""
         self._coming.clear()
-        if self._is_there:
-            self._is_there = False
+        if self.is_there:
+            self.is_there = False
             end_process(self._pid)
             self._close()
 

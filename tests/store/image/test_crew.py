@@ -290,13 +290,43 @@ def test_a_get_is_right_with_and_without_one_of_them(image: tuple[Path, bytes, s
     assert "no errors found" in fuse_store(folder, environment, "verify", version, code=code).stderr
 
 
+NOT_DONE = """
+from fuse_store.processes import workers
+tried, done = workers._Process._try, []
+def changed(self, work):
+    done.append(work.func.__name__)
+    if done.count("{task}") == 3:
+        {act}
+    return tried(self, work)
+workers._Process._try = changed
+"""
+COUNT_FORKS = """
+fork = os.fork
+def counted():
+    print("forked", file=sys.stderr)
+    return fork()
+os.fork = counted
+"""
+STOPPED = NOT_DONE.format(task="read", act="os.kill(os.getpid(), signal.SIGSTOP)").replace("== 3", "== 1") + "workers.PATIENCE = 1.0\n"
+
+
+@pytest.mark.parametrize("code", ["", STOPPED, NOT_DONE.format(task="read", act="os.kill(os.getpid(), signal.SIGKILL)")])
+def test_a_get_to_standard_output_is_right_whatever_becomes_of_others(image: tuple[Path, bytes, str, dict[str, str]], code: str) -> None:
+    folder, content, version, environment = image
+    (folder / "ours.py").write_text(f"{HEAD}\n{COUNT_FORKS}\n{code}\nfrom fuse_store.cli import main\nsys.exit(main())")
+    done = subprocess.run(
+        [sys.executable, "ours.py", "get", version, "-"], cwd=folder, env=environment, capture_output=True, timeout=120, check=True
+    )
+    assert done.stderr.count(b"forked") == 2 and done.stdout == content
+
+
 def test_all_look_at_the_same_sample(image: tuple[Path, bytes, str, dict[str, str]]) -> None:
     folder, _content, version, environment = image
     told = """
     dismissed = Crew._reported
     def reported(self, number, agreed):
         part = dismissed(self, number, agreed)
-        print("alone" if part is None else "together", file=sys.stderr)
+        print("together" if number in self._others else "alone", file=sys.stderr)
         return part
     Crew._reported = reported
     """
@@ -321,16 +351,6 @@ def test_damage_is_named_once(image: tuple[Path, bytes, str, dict[str, str]]) ->
     assert not (folder / "damaged").exists()
 
 
-NOT_DONE = """
-from fuse_store.processes import workers
-tried, done = workers._Process._try, []
-def changed(self, work):
-    done.append(work.func.__name__)
-    if done.count("{task}") == 3:
-        {act}
-    return tried(self, work)
-workers._Process._try = changed
-"""
 FLIPPED = """
 from fuse_store.image.put.block_writer import BlockWriter
 encrypt = BlockWriter._encrypt
@@ -339,13 +359,6 @@ def flipped(self, number, ends):
         self._groups[number].pages[5, 77] ^= 4
     return encrypt(self, number, ends)
 BlockWriter._encrypt = flipped
-"""
-COUNT_FORKS = """
-fork = os.fork
-def counted():
-    print("forked", file=sys.stderr)
-    return fork()
-os.fork = counted
 """
 
 
@@ -391,11 +404,12 @@ WORKERS = """
 """
 
 
-@pytest.mark.parametrize("fatal", ["{}", "{20: signal.SIGKILL}", "{5: signal.SIGKILL, 6: signal.SIGKILL, 70: signal.SIGTERM}"])
+@pytest.mark.parametrize("fatal", ["{}", "{20: signal.SIGKILL}", "{7: signal.SIGSTOP}", "{5: signal.SIGKILL, 70: signal.SIGTERM}"])
 def test_workers_do_every_task_once_in_any_process(fatal: str) -> None:
     """Those that nobody did are done where the result is needed; so much is begun that all have enough."""
     values, here = run(f"""{WORKERS}
         FATAL.update({fatal})
+        sys.modules[Workers.__module__].PATIENCE = 2.0
         with workers.running(forked=True):
             results = [begin(number) for number in range(200)]
             print(json.dumps([result.result()[0] for result in results]))

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fuse_store.errors import Damaged
 from fuse_store.image import block_cache, page_io, restore
 from fuse_store.image.block_cache import MAX_GAP, MAX_NEIGHBOURS, NEIGHBOURS_SIZE, BlockCache, neighbours
+from fuse_store.image.segments import Place
 from fuse_store.maintenance.verify import verify
 from fuse_store.progress import SILENT
 from fuse_store.repository import pack
@@ -172,16 +174,24 @@ def test_many_readers_at_once(filled: tuple[Store, str], tmp_path: Path) -> None
     whole = (12 * BLOCK_SIZE) // PAGE
     results: list[str] = []
 
+    def copied(place: Place, out: NDArray[np.uint8], number: int) -> None:
+        def copy(content: memoryview, targets: Sequence[slice], sources: Sequence[slice]) -> None:
+            for target, source in zip(targets, sources, strict=True):
+                out.data.cast("B")[target] = content[source]
+
+        for _bytes in image.visit(place, place.page, copy, image.each_with() if number % 2 else None):
+            pass
+
     def read(number: int) -> None:
         out = np.empty((BLOCKS * BLOCK_SIZE // PAGE, PAGE), np.uint8)
         for place in image.places(0, len(out)):
             try:
-                image.read_places(place, out, place.page, threads=bool(number % 2))
+                copied(place, out, number)
                 results.append("whole")
             except Damaged as error:
                 results.append(str(error.extent))
             part = place.select(place.page < whole)
-            image.read_places(part, out, part.page, threads=bool(number % 2))
+            copied(part, out, number)
             results.append("same" if out[:whole].tobytes() == DATA[: whole * PAGE] else "other")
 
     threads = [threading.Thread(target=read, args=(number,)) for number in range(6)]
@@ -208,7 +218,8 @@ def test_scattered_pages_are_copied_piece_by_piece(store: Store, tmp_path: Path,
 @pytest.mark.parametrize("size", [0, 1, 64 << 10, (320 << 10) + 5])
 def test_an_image_in_order(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Parts, some of them zeros; each is right until the next one."""
-    monkeypatch.setattr(page_io, "COMPARE_WINDOW", 64 << 10)
+    monkeypatch.setattr(page_io, "STREAM_WINDOW", 64 << 10)
+    monkeypatch.setattr(page_io, "STREAM_WINDOWS", 3)
     data = bytearray(DATA[:size])
     data[70_000:200_000] = bytes(len(data[70_000:200_000]))
     image = store.open_image(store.put(str(write_sparse(tmp_path / "source", bytes(data))), Label("m")).id)
@@ -218,7 +229,7 @@ def test_an_image_in_order(store: Store, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_an_image_in_order_up_to_what_is_damaged(filled: tuple[Store, str], monkeypatch: pytest.MonkeyPatch) -> None:
     store, image_id = filled
-    monkeypatch.setattr(page_io, "COMPARE_WINDOW", 1 << 20)
+    monkeypatch.setattr(page_io, "STREAM_WINDOW", 1 << 20)
     _pack, extent = damage(store, image_id, 12)
     parts = []
     with pytest.raises(Damaged, match=extent):
