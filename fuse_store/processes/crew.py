@@ -115,7 +115,7 @@ class Crew:
 
     def _fork(self, number: int) -> None:
         """Raises OSError."""
-        other = _Other(0, Channel.create(), Channel.create())
+        other = _Other(0, Channel(), Channel())
         try:
             pid = fork()
         except OSError:

@@ -64,76 +64,12 @@ def end_process(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-class Numbers:
-    """Numbers that several processes take, each once: one process fills it, all take. In a pipe, from which what one process reads is read
-    by no other."""
+class _Pipe:
+    """Each process closes the end that it does not use."""
 
     def __init__(self) -> None:
         """Raises OSError."""
         self._source, self._target = os.pipe()
-
-    def fill(self, count: int, takers: int) -> None:
-        """Have 0 to ``count`` - 1 in it, and nothing else, for so many processes; no other may be taking. Never waits."""
-        waiting = select.poll()
-        waiting.register(self._source, select.POLLIN)
-        while waiting.poll(0):  # what was left for a process that is gone
-            os.read(self._source, _MOST_AT_ONCE)
-        most = fcntl.fcntl(self._target, fcntl.F_GETPIPE_SZ) // _RANGE.size - takers  # a user of many pipes gets small ones
-        step = -(-count // most)
-        ranges = [(at, min(at + step, count)) for at in range(0, count, step)] + [(0, 0)] * takers
-        os.write(self._target, b"".join(_RANGE.pack(*each) for each in ranges))
-
-    def taken(self) -> Iterator[int]:
-        """Numbers for this process, until there are no more; waits for ``fill``. Raises EOFError if no process can fill it any more."""
-        while True:
-            content = os.read(self._source, _RANGE.size)
-            if not content:
-                raise EOFError
-            first, end = _RANGE.unpack(content)
-            if first == end:
-                return
-            yield from range(first, end)
-
-    def close_target(self) -> None:
-        if self._target >= 0:
-            os.close(self._target)
-            self._target = -1
-
-    def close(self) -> None:
-        self.close_target()
-        if self._source >= 0:
-            os.close(self._source)
-            self._source = -1
-
-
-class Channel:
-    """From one process to another: what is pickled. Each closes the end that it does not use."""
-
-    def __init__(self, source: int, target: int) -> None:
-        """Use ``create`` instead."""
-        self._source, self._target = source, target
-
-    @classmethod
-    def create(cls) -> Channel:
-        """Raises OSError."""
-        return cls(*os.pipe())
-
-    def send(self, message: object) -> None:
-        """Raises OSError."""
-        content = pickle.dumps(message)
-        rest = memoryview(_LENGTH.pack(len(content)) + content)
-        while rest:
-            rest = rest[os.write(self._target, rest) :]
-
-    def receive(self) -> Any:
-        """Raises one of ENDED."""
-        return pickle.loads(self._read(*_LENGTH.unpack(self._read(_LENGTH.size))))
-
-    def is_ready(self, seconds: float = 0) -> bool:
-        """Whether ``receive`` will not wait, now or so many seconds later: there is a message, or nothing can come any more."""
-        waiting = select.poll()
-        waiting.register(self._source, select.POLLIN)
-        return bool(waiting.poll(seconds * 1000))
 
     def close_source(self) -> None:
         if self._source >= 0:
@@ -149,6 +85,27 @@ class Channel:
         self.close_source()
         self.close_target()
 
+    def is_ready(self, seconds: float = 0) -> bool:
+        """Whether reading will not wait, now or so many seconds later: there is something, or nothing can come any more."""
+        waiting = select.poll()
+        waiting.register(self._source, select.POLLIN)
+        return bool(waiting.poll(seconds * 1000))
+
+
+class Channel(_Pipe):
+    """From one process to another: what is pickled."""
+
+    def send(self, message: object) -> None:
+        """Raises OSError."""
+        content = pickle.dumps(message)
+        rest = memoryview(_LENGTH.pack(len(content)) + content)
+        while rest:
+            rest = rest[os.write(self._target, rest) :]
+
+    def receive(self) -> Any:
+        """Raises one of ENDED."""
+        return pickle.loads(self._read(*_LENGTH.unpack(self._read(_LENGTH.size))))
+
     def _read(self, length: int) -> bytes:
         parts = []
         while length:
@@ -157,3 +114,25 @@ class Channel:
                 raise EOFError
             length -= len(parts[-1])
         return b"".join(parts)
+
+
+class Numbers(_Pipe):
+    """Numbers that several processes take, each once: one process fills it, all take. What one reads from a pipe is read by no other."""
+
+    def fill(self, count: int, takers: int) -> None:
+        """Have 0 to ``count`` - 1 in it, and nothing else, for so many processes; no other may be taking. Never waits."""
+        while self.is_ready():  # what was left for a process that is gone
+            os.read(self._source, _MOST_AT_ONCE)
+        most = fcntl.fcntl(self._target, fcntl.F_GETPIPE_SZ) // _RANGE.size - takers  # a user of many pipes gets small ones
+        step = -(-count // most)
+        ranges = [(at, min(at + step, count)) for at in range(0, count, step)] + [(0, 0)] * takers
+        os.write(self._target, b"".join(_RANGE.pack(*each) for each in ranges))
+
+    def taken(self) -> Iterator[int]:
+        """Numbers for this process, until there are no more; waits for ``fill``. Raises EOFError if no process can fill it any more."""
+        while content := os.read(self._source, _RANGE.size):
+            first, end = _RANGE.unpack(content)
+            if first == end:
+                return
+            yield from range(first, end)
+        raise EOFError

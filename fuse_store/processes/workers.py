@@ -130,7 +130,7 @@ class _Process:
 
     def __init__(self, tasks: list[Callable[..., Any]], earlier: list[_Process]) -> None:
         """Raises OSError if it cannot be forked."""
-        self._orders, self._results = Channel.create(), Channel.create()
+        self._orders, self._results = Channel(), Channel()
         self._coming: deque[_Awaited[Any]] = deque()
         self.is_there = True
         try:
