@@ -7,8 +7,8 @@ a part of the work, the next item whenever it is done with one, and all get all 
 behind the ``with``. What a process changes in memory is seen by the others only where that is ``forking.shared``; what it writes to files
 stays.
 
-Nothing depends on the others: what they could not do, or had not done when they were killed, the first one does itself, and gets
-the errors of that. One that is stopped is waited for. They end with the ``with``, and with the first one if that is killed.
+Nothing depends on the others: what they could not do, or had not done when they were killed or stopped, the first one does itself, and
+gets the errors of that. They end with the ``with``, and with the first one if that is killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 from zlib import crc32
 
-from fuse_store.processes.forking import ENDED, Channel, Numbers, end_process, fork, useful_processes
+from fuse_store.processes.forking import ENDED, PATIENCE, Channel, Numbers, end_process, fork, useful_processes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -141,7 +141,7 @@ class Crew:
             return []
         results: list[tuple[int, Any]]
         try:
-            there, results = self._others[number].reports.receive()
+            there, results = self._others[number].reports.receive(PATIENCE)
         except ENDED:
             there, results = None, []
         if there != agreed:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 MAX_PROCESSES = 4
+PATIENCE = 10.0  # seconds for which a process is waited for that has a thousandth of one to do: then it counts as stopped
 _LENGTH = struct.Struct("<Q")
 _RANGE = struct.Struct("<II")  # first, end; a size of which a page is a multiple
 _MOST_AT_ONCE = 1 << 20  # bytes
@@ -102,8 +103,10 @@ class Channel(_Pipe):
         while rest:
             rest = rest[os.write(self._target, rest) :]
 
-    def receive(self) -> Any:
-        """Raises one of ENDED."""
+    def receive(self, seconds: float | None = None) -> Any:
+        """Raises one of ENDED, also if nothing comes for so many seconds."""
+        if seconds is not None and not self.is_ready(seconds):
+            raise TimeoutError
         return pickle.loads(self._read(*_LENGTH.unpack(self._read(_LENGTH.size))))
 
     def _read(self, length: int) -> bytes:

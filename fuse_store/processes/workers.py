@@ -17,9 +17,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
-from fuse_store.processes.forking import ENDED, Channel, end_process, fork, useful_processes
+from fuse_store.processes.forking import ENDED, PATIENCE, Channel, end_process, fork, useful_processes
 
-PATIENCE = 10.0  # seconds for a task, which takes some thousandths of one
 AHEAD = 6
 
 P = ParamSpec("P")
@@ -163,12 +162,9 @@ class _Process:
             self._take_next()
 
     def wait_for(self, awaited: _Awaited[Any]) -> None:
-        """Until its result is there, or never will be. A process that has been stopped is not waited for any longer than PATIENCE."""
+        """Until its result is there, or never will be."""
         while awaited in self._coming:
-            if self._results.is_ready(PATIENCE):
-                self._take_next()
-            else:
-                self.end()
+            self._take_next()
 
     def end(self) -> None:
         """Kill it: what it has not done is done elsewhere."""
@@ -180,7 +176,7 @@ class _Process:
 
     def _take_next(self) -> None:
         try:
-            is_done, value = self._results.receive()
+            is_done, value = self._results.receive(PATIENCE)
         except ENDED:
             self.end()
             return

@@ -280,7 +280,7 @@ Crew._report = killed
 """
 
 
-@pytest.mark.parametrize("code", ["", KILLED])
+@pytest.mark.parametrize("code", ["", KILLED, KILLED.replace("SIGKILL", "SIGSTOP") + "sys.modules[Crew.__module__].PATIENCE = 1.0\n"])
 def test_a_get_is_right_with_and_without_one_of_them(image: tuple[Path, bytes, str, dict[str, str]], code: str) -> None:
     folder, content, version, environment = image
     seen = "fork = os.fork\ndef counted():\n    print('forked', file=sys.stderr)\n    return fork()\nos.fork = counted\n"
