@@ -10,7 +10,6 @@ import os
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -430,7 +429,6 @@ def interrupted(store: Path, image_id: str, target: Path, number: int = signal.S
             if left < 0 and os.getpid() == first:
                 left = 1 << 60
                 os.kill(os.getpid(), number)
-                time.sleep(0.3)  # the rest is written when the main thread has seen the signal
             return wrote
 
         os.pwrite = count  # type: ignore[assignment]
