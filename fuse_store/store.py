@@ -242,12 +242,13 @@ class Store:
     def put(
         self, source: str | Input, label: Label, *, bases: Sequence[str] | None = None, replace: bool = False,
         machine_disks: Sequence[Path] = (), taken: int | None = None, progress: Progress = SILENT,
-        warn: Callable[[str], None] = _ignore,
+        warn: Callable[[str], None] = _ignore, done: Callable[[str], None] = _ignore,
     ) -> Summary:  # fmt: skip
         """Store what ``source`` names as a new version, or an input, which the caller closes. ``bases`` are references, by
         default the newest version of the same machine and application; ``replace`` removes that one once the new one is there.
         ``machine_disks``: see ``image.kind.Kind.recognise``. ``taken``: nanoseconds since 1970, by default now. ``warn`` is
-        told if there is no image of the label's kind, and what is not certain of the source. Raises StoreError."""
+        told if there is no image of the label's kind, and what is not certain of the source; ``done`` what has been changed so far, for
+        one who interrupts it. Raises StoreError."""
         from fuse_store.image.inputs import open_input
 
         disks = [checked_path("machine disk", disk) for disk in machine_disks]
@@ -275,11 +276,13 @@ class Store:
                     segments=tuple(written.segments), computed=written.computed, content=written.content,
                 )  # fmt: skip
                 head = self._read_draft(head, written.encrypted, opened, recognised, label, replace=replace)
-                image_id = self._commit(head, written.encrypted, lock)
+                image_id = self._commit(head, written.encrypted, lock, done)
                 if taken is None:
                     self._warn_of_clock(earlier, head.taken, warn)
                 if replace:
+                    done(f"Version {image_id} was stored. The one before it may still be there.")
                     self._replace(earlier, unreadable, lock, warn)
+                done(f"Version {image_id} was stored.")
                 return self.versions.with_state(summary(image_id, head))
 
     def _replace(
@@ -347,8 +350,18 @@ class Store:
                 raise _incomplete()
             return dataclasses.replace(head, tags=source.tags_with(_tags(label, recognised)), recognised=_recognised(draft))
 
-    def _commit(self, head: Head, segments: Sequence[bytes], lock: Lock) -> str:
+    def _commit(self, head: Head, segments: Sequence[bytes], lock: Lock, done: Callable[[str], None]) -> str:
         """Make the version exist, and read its manifest back as a reader would. Raises StoreError: no version exists then."""
+        try:
+            image_id = self._write_head(head, segments, lock, done)
+        except StoreError:
+            done("")
+            raise
+        done(f"Version {image_id} was stored.")
+        return image_id
+
+    def _write_head(self, head: Head, segments: Sequence[bytes], lock: Lock, done: Callable[[str], None]) -> str:
+        """``_commit``, which tells how it ended."""
         from fuse_store.repository.extents import by_offset, check_segment
 
         written = by_offset(segments)
@@ -360,6 +373,7 @@ class Store:
             lock.check()
             self.state_log.begin(head.content, image_id, usable=_is_bootable(head), sync=self.sync)
             self.before_commit(lock)
+            done(f"Version {image_id} may have been created: run 'fuse-store list'.")
 
         with self._no_version_on_error():
             self.versions.name_machine(head.machine, self.sync)

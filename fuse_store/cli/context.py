@@ -48,6 +48,10 @@ class Context:
         self._soon = datetime.now(UTC) + CLOCK_TOLERANCE
         self.progress: Progress = Terminal() if sys.stderr.isatty() and not options.quiet else Silent()
 
+    def note_done(self, text: str) -> None:
+        """Have ``done`` say so."""
+        self.done = text
+
     @property
     def store_named(self) -> bool:
         """Whether --store or $FUSE_STORE names a store."""

@@ -22,7 +22,7 @@ EXIT_CODES = {
     5: "Refused: the operation is not safe, or the key file is missing.",
     6: "Locked: another process is writing to the store.",
     10: "Restored: snapshot returns in a system that was resumed from its image.",
-    130: "Interrupted by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP. Partial files are removed; a target device may be partly written.",
+    130: "Interrupted by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP. The message says what was changed, and what is left of a target.",
     141: "The reader of standard output exited.",
 }
 ENVIRONMENT = {

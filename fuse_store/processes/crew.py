@@ -94,7 +94,7 @@ class Crew:
         if self.number:
             yield from self._report(work, items, agreed)
             return
-        self._turns.fill(len(items), self.count)
+        self._turns.fill(len(items), 1 + len(self._others))
         done = {}
         for at in self._turns.taken():
             done[at] = work(items[at])
@@ -106,6 +106,7 @@ class Crew:
         for at in set(range(len(items))) - done.keys():  # of a process that is gone
             done[at] = work(items[at])
             yield done[at]
+        self._turns.clear()  # while the others wait for what comes now
         results = list(done.values())
         for number, other in list(self._others.items()):
             try:

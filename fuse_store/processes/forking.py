@@ -43,16 +43,16 @@ def useful_processes() -> int:
 def fork() -> int:
     """As os.fork(). The new process ignores the signals that end the first one, from its first instruction on: else it would do what the
     first one does when it is ended. It is killed when the first one is gone."""
-    first = os.getpid()
+    first, prctl = os.getpid(), ctypes.CDLL(None).prctl
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         pid = os.fork()
         if not pid:
-            for number in ENDING:
-                signal.signal(number, signal.SIG_IGN)
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # first of all: one that is stopped before keeps what it has open, as a lock
             if os.getppid() != first:
                 os._exit(0)
+            for number in ENDING:
+                signal.signal(number, signal.SIG_IGN)
         return pid
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
@@ -123,13 +123,16 @@ class Numbers(_Pipe):
     """Numbers that several processes take, each once: one process fills it, all take. What one reads from a pipe is read by no other."""
 
     def fill(self, count: int, takers: int) -> None:
-        """Have 0 to ``count`` - 1 in it, and nothing else, for so many processes; no other may be taking. Never waits."""
-        while self.is_ready():  # what was left for a process that is gone
-            os.read(self._source, _MOST_AT_ONCE)
+        """Have 0 to ``count`` - 1 in it, for so many processes; it is empty. Never waits."""
         most = fcntl.fcntl(self._target, fcntl.F_GETPIPE_SZ) // _RANGE.size - takers  # a user of many pipes gets small ones
         step = -(-count // most)
         ranges = [(at, min(at + step, count)) for at in range(0, count, step)] + [(0, 0)] * takers
         os.write(self._target, b"".join(_RANGE.pack(*each) for each in ranges))
+
+    def clear(self) -> None:
+        """Take out what was left for processes that are gone; no other one may be taking."""
+        while self.is_ready():
+            os.read(self._source, _MOST_AT_ONCE)
 
     def taken(self) -> Iterator[int]:
         """Numbers for this process, until there are no more; waits for ``fill``. Raises EOFError if no process can fill it any more."""

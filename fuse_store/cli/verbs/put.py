@@ -49,9 +49,8 @@ def run(context: Context) -> int:
         version = store.put(
             opened, Label(options.machine, options.application, options.kind, options.event, tags), bases=options.base,
             replace=options.replace, machine_disks=[Path(disk) for disk in options.machine_disk], progress=context.progress,
-            warn=context.warn,
+            warn=context.warn, done=context.note_done,
         )  # fmt: skip
-        context.done = f"Version {version.id} was stored."
     seconds = time.monotonic() - started
     context.emit({**version_record(version), "seconds": round(seconds, 3), "slots": []}, version.id)
     pages = f"{text.size(version.allocated)} allocated, {text.size(version.new)} new"

@@ -26,7 +26,7 @@ def open_input(text: str, *, size: int | None = None, allow_changing: bool = Fal
     """The input that a user named; ``-`` is standard input. ``size``: how many bytes it must have. ``allow_changing``: also what
     is in use or changes while it is read; it is marked then. Raises NotFound, Refused, UsageError, StoreError."""
     if text == "-":
-        return _standard_input(size)
+        return _standard_input(size, allow_changing)
     path = checked_path("SOURCE", text)
     return _checked(_opened(path, f"source {text}", Doubts(allow_changing)), f"source {text}", size)
 
@@ -40,7 +40,7 @@ def run_command(command: Sequence[str], *, size: int | None = None) -> Input:
     return CommandInput(command, size)
 
 
-def _standard_input(size: int | None) -> Input:
+def _standard_input(size: int | None, allow_changing: bool) -> Input:
     try:
         descriptor = sys.stdin.fileno()
         status = os.fstat(descriptor)
@@ -52,7 +52,7 @@ def _standard_input(size: int | None) -> Input:
         size = max(0, status.st_size - os.lseek(descriptor, 0, os.SEEK_CUR)) or None
     from fuse_store.image.inputs.stream import StreamInput
 
-    return StreamInput(descriptor, size)
+    return StreamInput(descriptor, size, doubts=Doubts(allow_changing))
 
 
 def _opened(path: Path, what: str, doubts: Doubts) -> Input:

@@ -12,6 +12,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -19,7 +20,18 @@ from pathlib import Path
 
 from fuse_store.errors import NotFound, Refused, StoreError, UsageError, failed
 from fuse_store.image.inputs import reading
-from fuse_store.image.inputs.input import CONSISTENT, NOTHING_STORED, STANDARD_INPUT, UNKNOWN, Batch, Input, InputFile
+from fuse_store.image.inputs.input import (
+    CONSISTENT,
+    NO,
+    NOTHING_STORED,
+    STANDARD_INPUT,
+    UNKNOWN,
+    Batch,
+    Doubts,
+    Input,
+    InputFile,
+)
+from fuse_store.image.inputs.single import changed
 from fuse_store.image.inputs.supervisor import SIGNALS
 
 CANNOT_RUN = {  # by errno
@@ -31,11 +43,11 @@ CANNOT_RUN = {  # by errno
 
 
 class StreamInput(Input):
-    """``size``: how many bytes it must have; None for any but 0."""
+    """``size``: how many bytes it must have; None for any but 0. A file, which ``<`` gives, must not change while it is read."""
 
-    def __init__(self, descriptor: int, size: int | None = None, name: str = STANDARD_INPUT) -> None:
-        super().__init__(name)
-        self._descriptor, self._size = descriptor, size
+    def __init__(self, descriptor: int, size: int | None = None, name: str = STANDARD_INPUT, doubts: Doubts | None = None) -> None:
+        super().__init__(name, doubts)
+        self._descriptor, self._size, self._before = descriptor, size, os.fstat(descriptor)
         self.files = [InputFile("image", None, None)]
         self.complete = size is not None
 
@@ -51,6 +63,8 @@ class StreamInput(Input):
             raise Refused(self.name, f"ended after {at} of {self._size} bytes.", NOTHING_STORED)
         if not at and self._size is None:
             raise Refused(self.name, "empty.", f"{NOTHING_STORED} To store an empty image, use --size 0.")
+        if stat.S_ISREG(self._before.st_mode) and changed(self._before, os.fstat(self._descriptor), times=True):
+            self.doubts.differs(self.name)
         self.files[0].size = at
 
     def _read_into(self, buffer: memoryview) -> int:
@@ -64,7 +78,7 @@ class StreamInput(Input):
 
     @property
     def tags(self) -> Mapping[str, str]:
-        return {CONSISTENT: UNKNOWN}  # only the producer knows
+        return {CONSISTENT: NO if self.doubts.changed else UNKNOWN}  # only the producer knows
 
 
 class CommandInput(StreamInput):

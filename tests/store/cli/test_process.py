@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fuse_store
+from fuse_store.store import Store
 from tests.store.cli.conftest import COMMAND, DOCS, Run, image, put
 from tests.store.conftest import Done
 
@@ -216,9 +218,43 @@ def test_interrupted_put_leaves_nothing(run: Run, store: Path, number: int, code
     assert error == "fuse-store: interrupted. No version was created, none was removed. Run it again.\n"
     assert process.stdout.read() == b""
     process.stdin.close()
-    assert run("list", "--json").json == {"versions": []}
+    assert run("--store", str(store), "list", "--json").json == {"versions": []}
     assert not [path for path in store.rglob("*") if path.suffix == ".partial" or path.name == "writer"]
     assert run("put", str(image(Path("a"))), "--machine", "web01").code == 0
+
+
+INTERRUPTED_WHEN_IT_EXISTS = """
+import os, signal, sys
+call, place = sys.argv.pop(1), sys.argv.pop(1)
+changed = getattr(os, call)
+def interrupted(*arguments, **named):
+    result = changed(*arguments, **named)
+    done = os.readlink(f"/proc/self/fd/{arguments[0]}") if call == "fsync" else str(arguments[-1])
+    if place in done:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return result
+setattr(os, call, interrupted)
+from fuse_store.cli import command
+command()
+"""
+
+
+@pytest.mark.parametrize(("call", "place", "told"), [
+    ("fsync", "/images/", "may have been created: run 'fuse-store list'."),
+    ("rename", "/trash/", "was stored. The one before it may still be there."),
+])  # fmt: skip
+def test_an_interrupt_when_the_version_exists(run: Run, tmp_path: Path, call: str, place: str, told: str) -> None:
+    """On a slow disk it takes a while until a new name is durable."""
+    with Store.create(tmp_path / "durable") as made:
+        store = made.path
+    first = put(partial(run, "--store", str(store)), image(tmp_path / "first"), machine="m")
+    (tmp_path / "next").write_bytes(b"next" * 5000)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHEN_IT_EXISTS, call, place, "put", str(tmp_path / "next"), "--machine", "m", "--replace"],
+        env={**os.environ, "FUSE_STORE": str(store)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    (new,) = {version["id"] for version in run("--store", str(store), "list", "--json").json["versions"]} - {first}
+    assert done.returncode == 143 and done.stderr == f"fuse-store: interrupted. Version {new} {told}\n", done.stderr
 
 
 def terminal(arguments: list[str], feed: bytes = b"", slowly: float = 0.0) -> tuple[int, str]:

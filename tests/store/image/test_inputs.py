@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 from fuse_store.errors import NotFound, StoreError, UsageError
 from fuse_store.image import restore
 from fuse_store.image.inputs import InputFile, open_input
+from fuse_store.image.inputs.input import Doubts
+from fuse_store.image.inputs.stream import StreamInput
 from fuse_store.progress import SILENT
 from fuse_store.repository.manifest import MAX_TIME
 from fuse_store.store import Label, Store
@@ -284,6 +287,21 @@ def test_many_small_files_come_in_few_batches_of_bounded_size(tmp_path: Path, sm
             data = (tmp_path / "folder" / file.name).read_bytes()
             assert file.size == len(data) and rebuilt.get(offset // PAGE, b"")[: len(data)] == data
         assert opened.tags == {} and list(opened.warnings) == []
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_file_as_standard_input_that_changes(tmp_path: Path, allowed: bool) -> None:
+    (tmp_path / "source").write_bytes(content(range(1, 300)))
+    with open(tmp_path / "source", "r+b") as file, StreamInput(file.fileno(), 299 * PAGE, doubts=Doubts(allowed)) as opened:
+        time.sleep(0.02)  # a tick of the clock that its times are of
+        batches = opened.batches(PAGE)
+        next(batches)
+        os.pwrite(file.fileno(), b"changed", 5 * PAGE)
+        if allowed:
+            assert not list(batches) and opened.tags == {"consistent": "no"}
+        else:
+            with pytest.raises(StoreError, match="standard input: changed while being read"):
+                next(batches)
 
 
 def test_standard_input_that_is_a_file_tells_how_long_it_is(tmp_path: Path, store: Store) -> None:
