@@ -276,13 +276,19 @@ class Store:
                     segments=tuple(written.segments), computed=written.computed, content=written.content,
                 )  # fmt: skip
                 head = self._read_draft(head, written.encrypted, opened, recognised, label, replace=replace)
-                image_id = self._commit(head, written.encrypted, lock, done)
+                try:
+                    image_id = self._commit(head, written.encrypted, lock, done)
+                except StoreError:
+                    done("")
+                    raise
+                told = f"Version {image_id} was stored."
+                done(told)
                 if taken is None:
                     self._warn_of_clock(earlier, head.taken, warn)
                 if replace:
-                    done(f"Version {image_id} was stored. The one before it may still be there.")
+                    done(f"{told} The one before it may still be there.")
                     self._replace(earlier, unreadable, lock, warn)
-                done(f"Version {image_id} was stored.")
+                    done(told)
                 return self.versions.with_state(summary(image_id, head))
 
     def _replace(
@@ -351,17 +357,8 @@ class Store:
             return dataclasses.replace(head, tags=source.tags_with(_tags(label, recognised)), recognised=_recognised(draft))
 
     def _commit(self, head: Head, segments: Sequence[bytes], lock: Lock, done: Callable[[str], None]) -> str:
-        """Make the version exist, and read its manifest back as a reader would. Raises StoreError: no version exists then."""
-        try:
-            image_id = self._write_head(head, segments, lock, done)
-        except StoreError:
-            done("")
-            raise
-        done(f"Version {image_id} was stored.")
-        return image_id
-
-    def _write_head(self, head: Head, segments: Sequence[bytes], lock: Lock, done: Callable[[str], None]) -> str:
-        """``_commit``, which tells how it ended."""
+        """Make the version exist, and read its manifest back as a reader would. ``done`` is told when it may. Raises StoreError: no version
+        exists then."""
         from fuse_store.repository.extents import by_offset, check_segment
 
         written = by_offset(segments)

@@ -123,8 +123,7 @@ def differing(image: Image, file: ImageFile, descriptor: int) -> Iterator[Stretc
 def in_order(image: Image) -> Iterator[memoryview]:
     """The bytes of an image from its start to its end, in parts that are valid until the next one. What follows is read by others while one
     is in use. Raises Damaged, StoreError, behind all that comes before what is damaged."""
-    memory = shared(STREAM_WINDOWS * STREAM_WINDOW)
-    windows = [np.frombuffer(memory, np.uint8, STREAM_WINDOW, number * STREAM_WINDOW) for number in range(STREAM_WINDOWS)]
+    windows = [np.frombuffer(shared(STREAM_WINDOW), np.uint8) for _window in range(STREAM_WINDOWS)]
     free, begun = deque(range(STREAM_WINDOWS)), deque[tuple[int, int, Result[bool]]]()
     workers = Workers(ahead=2)
 

@@ -180,6 +180,7 @@ class Image:
         if each is None:
             yield handle_group(0, blocks)
             return
+
         def handle_item(item: tuple[int, Sequence[int]] | None) -> int:
             if item is not None:
                 return handle_neighbours(*item)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 from fuse_store.processes.forking import ENDED, PATIENCE, Channel, end_process, fork, useful_processes
 
-AHEAD = 6
+AHEAD = 6  # see Workers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,20 +53,14 @@ class Workers:
         self._tasks.append(work)
 
         def begin(*arguments: P.args, **named: P.kwargs) -> Result[R]:
-            process = min(self._processes, key=self._waiting, default=None)
-            if process is not None and self._waiting(process) < self._ahead:
-                return process.begin(number, partial(work, *arguments, **named))
+            able = [process for process in self._processes if process.can_take(self._ahead)]
+            if able:
+                return min(able, key=_Process.waiting).begin(number, partial(work, *arguments, **named))
             if threads and self._pool is not None:
                 return self._pool.submit(work, *arguments, **named)
-            return _Done(partial(work, *arguments, **named))
+            return _done(partial(work, *arguments, **named))
 
         return begin
-
-    def _waiting(self, process: _Process) -> int:
-        """How many tasks a process has not done: exact where it may have enough."""
-        if process.is_there and process.waiting >= self._ahead:
-            process.take_results()
-        return process.waiting if process.is_there else self._ahead
 
     @contextmanager
     def running(self, *, forked: bool) -> Iterator[None]:
@@ -85,22 +79,14 @@ class Workers:
                 self._pool.shutdown(cancel_futures=True)
 
 
-class _Done(Generic[R]):
-    """The result of a task that was done at once."""
-
-    def __init__(self, work: Callable[[], R]) -> None:
-        try:
-            self._values, self._error = [work()], None
-        except Exception as error:  # raised where the result is needed, as that of any other task
-            self._values, self._error = [], error
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> R:
-        if self._error is not None:
-            raise self._error
-        return self._values[0]
+def _done(work: Callable[[], R]) -> Result[R]:
+    """Of a task that is done at once."""
+    future: Future[R] = Future()
+    try:
+        future.set_result(work())
+    except Exception as error:  # raised where the result is needed, as that of any other task
+        future.set_exception(error)
+    return future
 
 
 class _Awaited(Generic[R]):
@@ -151,10 +137,15 @@ class _Process:
             self.end()
         return awaited
 
-    @property
     def waiting(self) -> int:
         """How many tasks it has whose results were not taken."""
         return len(self._coming)
+
+    def can_take(self, most: int) -> bool:
+        """Whether it is there, and has less than ``most`` tasks to do."""
+        if len(self._coming) >= most:
+            self.take_results()
+        return self.is_there and len(self._coming) < most
 
     def take_results(self) -> None:
         """Those that are there."""

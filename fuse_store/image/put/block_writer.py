@@ -34,17 +34,10 @@ class Group:
     """Blocks with their pages one after the other, in memory that processes share and that is used again and again: the first use of new
     memory takes as long as compressing what is in it."""
 
-    @classmethod
-    def make(cls, count: int, slots: int, page_size: int) -> list[Group]:
+    def __init__(self, number: int, slots: int, page_size: int) -> None:
         pages = GROUP * slots
         sizes = pages * page_size, pages * 24, GROUP * (slots * page_size + MAX_ADDED)
-        size = sum(sizes)
-        memory = shared(count * size)  # all at once: it is in huge pages then
-        return [cls(number, memory[number * size : (number + 1) * size], sizes, page_size) for number in range(count)]
-
-    def __init__(self, number: int, memory: memoryview, sizes: tuple[int, int, int], page_size: int) -> None:
-        """Use ``make`` instead."""
-        pages = sizes[0] // page_size
+        memory = shared(sum(sizes))
         self.number, self.capacity = number, GROUP
         self.pages = np.frombuffer(memory, np.uint8, sizes[0]).reshape(pages, page_size)
         self.digests = np.frombuffer(memory, np.uint64, pages * 3, sizes[0]).reshape(pages, 3)  # their halves, and sums
@@ -66,7 +59,7 @@ class BlockWriter:
         self._codec, self._level = settings.codec, settings.level
         self._page_size, self._slots = settings.page_size, BLOCK_SIZE // settings.page_size
         self._digests = bytearray()  # of every block that is known, by ordinal
-        self._groups = Group.make(MAX_GROUPS + 1, self._slots, self._page_size)
+        self._groups = [Group(number, self._slots, self._page_size) for number in range(MAX_GROUPS + 1)]
         self._group, *self._free = self._groups  # the one that is being filled, and those that are empty
         self._begun: deque[tuple[Group, Result[Encrypted]]] = deque()
         self._begin = workers.task(self._encrypt, threads=True)

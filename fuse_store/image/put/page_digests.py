@@ -53,10 +53,8 @@ class PageDigests:
     def __init__(self, aead: Aead, page_size: int, known: PageTable, workers: Workers) -> None:
         self._aead, self._page_size, self._known = aead, page_size, known
         pages = reading.BATCH_SIZE // page_size
-        memory = shared(BUFFERS * pages * (page_size + 32))
-        size = pages * page_size
-        self.buffers = [memory[number * size : (number + 1) * size] for number in range(BUFFERS)]
-        self._rows = np.frombuffer(memory, np.uint64, offset=BUFFERS * size).reshape(BUFFERS, 4, pages)
+        self.buffers = [shared(pages * page_size) for _buffer in range(BUFFERS)]
+        self._rows = np.frombuffer(shared(BUFFERS * 4 * pages * 8), np.uint64).reshape(BUFFERS, 4, pages)
         self._begin_part = workers.task(self._digest_part, threads=False)
 
     def begin(self, batch: Batch) -> list[Result[bool]]:

@@ -269,6 +269,13 @@ def fuse_store(
     return done
 
 
+COUNT_FORKS = """
+fork = os.fork
+def counted():
+    print("forked", file=sys.stderr)
+    return fork()
+os.fork = counted
+"""
 KILLED = """
 each, forks = Crew._report, []
 def killed(self, work, items, agreed):
@@ -283,8 +290,7 @@ Crew._report = killed
 @pytest.mark.parametrize("code", ["", KILLED, KILLED.replace("SIGKILL", "SIGSTOP") + "sys.modules[Crew.__module__].PATIENCE = 1.0\n"])
 def test_a_get_is_right_with_and_without_one_of_them(image: tuple[Path, bytes, str, dict[str, str]], code: str) -> None:
     folder, content, version, environment = image
-    seen = "fork = os.fork\ndef counted():\n    print('forked', file=sys.stderr)\n    return fork()\nos.fork = counted\n"
-    done = fuse_store(folder, environment, "get", version, f"out{len(code)}", code=seen + code)
+    done = fuse_store(folder, environment, "get", version, f"out{len(code)}", code=COUNT_FORKS + code)
     assert done.stderr.count("forked") == 2
     assert (folder / f"out{len(code)}").read_bytes() == content
     assert "no errors found" in fuse_store(folder, environment, "verify", version, code=code).stderr
@@ -299,13 +305,6 @@ def changed(self, work):
         {act}
     return tried(self, work)
 workers._Process._try = changed
-"""
-COUNT_FORKS = """
-fork = os.fork
-def counted():
-    print("forked", file=sys.stderr)
-    return fork()
-os.fork = counted
 """
 STOPPED = NOT_DONE.format(task="read", act="os.kill(os.getpid(), signal.SIGSTOP)").replace("== 3", "== 1") + "workers.PATIENCE = 1.0\n"
 
