@@ -22,7 +22,8 @@ from tests.vm.play import REPOSITORY
 from tests.vm.restoring import another_memory
 
 DEVICE = "/dev/disk/by-id/virtio-lab-disk"
-RESTORED = "Restarting tasks ... done"  # what the kernel says in an image that was resumed
+RESTORED = "Restarting tasks"  # what the kernel says in an image that was resumed; " ... done" may be on a line of its own
+LAST = 2000  # characters of the console that a failure shows
 PLACE = "/opt/selection"
 WRAPPER = f"""#!/bin/sh
 exec env PYTHONPATH={PLACE} PYTHONDONTWRITEBYTECODE=1 python3 -m fuse_store.cli "$@"
@@ -90,7 +91,7 @@ def restarts(machine: Machine, command: str, seconds: float = 600) -> None:
     machine.ssh(f"echo lost >/root/lost; systemd-run -q --on-active=1s sh -c {shlex.quote(command)}")
     deadline = time.monotonic() + seconds
     while machine.console().count(RESTORED) == before:
-        assert time.monotonic() < deadline and machine.is_on(), f"no image was resumed: {machine.folder}/console.log"
+        assert time.monotonic() < deadline and machine.is_on(), f"no image was resumed: …{machine.console()[-LAST:]}"
         time.sleep(1)
     (machine.folder / "ssh.sock").unlink(missing_ok=True)  # of a connection to the system that is gone
     machine.wait_up()
