@@ -48,13 +48,14 @@ class Grub(Bootloader):
     """See Bootloader. C(command) generates C(configuration)."""
 
     name = "grub"
-    update = "update-grub"
     title = "GRUB with grub-mkconfig and /etc/default/grub.d"
 
     def __init__(self, host, command, configuration):
         self.host = host
         self.command = command
         self.configuration = configuration
+        generate = "%s-mkconfig -o %s" % (os.path.basename(os.path.dirname(configuration)), configuration)
+        self._generator = self.update = "update-grub" if host.which("update-grub") else generate  # Debian's program
         self._system = System(host)
 
     @classmethod
@@ -139,7 +140,7 @@ class Grub(Bootloader):
             raise Refused(
                 "settings_modified",
                 "%s was changed by hand: its record and its settings differ." % path,
-                "Remove the file, run update-grub, and run the module again.",
+                "Remove the file, run %s, and run the module again." % self.update,
             )
         return record
 
@@ -166,7 +167,10 @@ class Grub(Bootloader):
         saved, file = defaults.values.get("GRUB_DEFAULT") == "saved", defaults.file("GRUB_DEFAULT")
 
         def remedy(kernel=None):
-            return menu.remedy(saved, file, lambda entry: any(kernel in (None, each.kernel) for each in self._started(*entry)))
+            def is_wanted(entry):
+                return any(kernel in (None, each.kernel) for each in self._started(*entry))
+
+            return menu.remedy(self._generator, saved, file, is_wanted)
 
         return NextBoot(choices, menu.reason(), remedy)
 

@@ -212,9 +212,24 @@ def test_the_remedy_helps(grub: Grub, host: Host, plant: Plant, default: str, va
 
 def test_the_remedy_names_the_file_that_counts(grub: Grub, plant: Plant) -> None:
     plant({CONFIGURATION: menu_of_two("1>1"), "/etc/default/grub": "GRUB_DEFAULT=0\n"})
-    assert grub.next_boot().remedy("/boot/vmlinuz-" + NEW).endswith(" in /etc/default/grub, and run update-grub.")
+    assert " in /etc/default/grub, and run " in grub.next_boot().remedy("/boot/vmlinuz-" + NEW)
     plant({"/etc/default/grub.d/99-kiosk.cfg": "GRUB_DEFAULT='1>1'\n"})
-    assert grub.next_boot().remedy("/boot/vmlinuz-" + NEW).endswith(" in /etc/default/grub.d/99-kiosk.cfg, and run update-grub.")
+    assert " in /etc/default/grub.d/99-kiosk.cfg, and run " in grub.next_boot().remedy("/boot/vmlinuz-" + NEW)
+
+
+@pytest.mark.usefixtures("grub")
+@pytest.mark.parametrize("debian, directory, command", [
+    (True, "/boot/grub", "update-grub"),
+    (False, "/boot/grub", "grub-mkconfig -o /boot/grub/grub.cfg"),
+    (False, "/boot/grub2", "grub2-mkconfig -o /boot/grub2/grub.cfg"),
+])  # fmt: skip
+def test_the_remedy_names_a_command_that_is_there(host: Host, plant: Plant, debian: bool, directory: str, command: str) -> None:
+    if debian:
+        plant({"/usr/sbin/update-grub": ""})
+        os.chmod(host.path("/usr/sbin/update-grub"), 0o755)
+    plant({directory + "/grub.cfg": menu_of_two("1>1"), "/etc/default/grub": "GRUB_DEFAULT=0\n"})
+    there = Grub(host, "/usr/sbin/grub-mkconfig", directory + "/grub.cfg")
+    assert there.next_boot().remedy("/boot/vmlinuz-" + NEW).endswith(", and run %s." % command)
 
 
 def test_entries_that_this_firmware_does_not_have_do_not_count(grub: Grub, plant: Plant) -> None:
