@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,13 @@ import pytest
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.efi_stub import EfiStub, variables
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.changing import (
+    DROP,
+    RESUME,
+    detected,
+    ensure,
+    forget,
+)
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.firmware_tree import (
     GLOBAL,
     PARTITION,
@@ -25,12 +33,12 @@ if TYPE_CHECKING:
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant
 
 VERSION = "6.12.117+deb13-amd64"
-RESUME = "resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
-DROP = ("resume", "resume_offset")
 INITRD = "initrd=\\EFI\\debian\\initrd.img"
 LINE = "root=UUID=0b4c ro quiet " + INITRD
 IMAGE, COPY = f"/boot/initrd.img-{VERSION}", "/boot/efi/EFI/debian/initrd.img"
 STUB = "\\EFI\\debian\\vmlinuz.efi"
+
+loader = partial(detected, name="efi-stub")
 
 
 def kernel(version: str = VERSION) -> bytes:
@@ -64,22 +72,6 @@ def tree(host: Host, plant: Plant) -> Host:
 def snapshot(host: Host) -> dict[str, bytes | None]:
     paths = [*host.glob("/sys/firmware/efi/efivars/*"), *host.glob("/boot/efi/EFI/debian/*"), *host.glob("/var/lib/nvm-fastboot*")]
     return {path: host.read_bytes(path) for path in paths}
-
-
-def loader(host: Host) -> EfiStub:
-    found: EfiStub = bootloaders.detect(host)
-    assert found.name == "efi-stub"
-    return found
-
-
-def ensure(host: Host, purpose: str = "resume", arguments: tuple[str, ...] = (RESUME,), drop: tuple[str, ...] = DROP) -> bool:
-    with Transaction(host) as tx:
-        return bool(loader(host).ensure(tx, purpose, list(arguments), drop))
-
-
-def forget(host: Host, purpose: str = "resume", leftovers: tuple[str, ...] = ()) -> bool:
-    with Transaction(host) as tx:
-        return bool(loader(host).forget(tx, purpose, leftovers))
 
 
 def built_again(host: Host, plant: Plant, content: str = "built since") -> None:

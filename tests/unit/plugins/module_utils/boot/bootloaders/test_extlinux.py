@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,14 +14,19 @@ import pytest
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.extlinux import u_boot_menu
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.changing import (
+    DROP,
+    RESUME,
+    detected,
+    ensure,
+    everything,
+    forget,
+)
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.firmware_tree import numbers, option
 
 if TYPE_CHECKING:
-    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.extlinux import Extlinux
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant
 
-RESUME = "resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
-DROP = ("resume", "resume_offset")
 NEW, OLD = "6.1.0-50-amd64", "6.1.0-48-amd64"
 FILE = "/boot/extlinux/extlinux.conf"
 TYPE = "/proc/sys/kernel/bootloader_type"
@@ -87,6 +93,8 @@ label l0r
 \t
 """
 
+loader = partial(detected, name="extlinux")
+
 
 @pytest.fixture
 def tree(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Host:
@@ -107,64 +115,41 @@ def generated(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Host
     return host
 
 
-def loader(host: Host) -> Extlinux:
-    found: Extlinux = bootloaders.detect(host)
-    assert found.name == "extlinux"
-    return found
-
-
-def change(host: Host, add: bool = True, purpose: str = "resume", arguments: tuple[str, ...] = (RESUME,)) -> bool:
-    with Transaction(host) as tx:
-        found = loader(host)
-        return bool(found.ensure(tx, purpose, list(arguments), DROP) if add else found.forget(tx, purpose))
-
-
-def everything(host: Host) -> dict[str, bytes]:
-    found = {}
-    for directory, _directories, names in os.walk(host.path("/")):
-        for name in names:
-            path = os.path.join(directory, name)
-            with open(path, "rb") as file:
-                found[path] = file.read()
-        found[directory] = b""
-    return found
-
-
 @pytest.mark.parametrize("text", [BY_HAND, BY_HAND.replace("\n", "\r\n"), "APPEND root=UUID=0b4c ro\n" + BY_HAND])
 def test_changed_and_brought_back(tree: Host, plant: Plant, text: str) -> None:
     plant({FILE: text})
     before = everything(tree)
-    assert change(tree) and not change(tree)
+    assert ensure(tree) and not ensure(tree)
     entries = loader(tree).entries()
     assert [(each.title, each.kernel) for each in entries] == [
         ("Debian", "/boot/vmlinuz-" + NEW), ("Debian, old", "/boot/vmlinuz-" + OLD), ("rescue", "/boot/vmlinuz-" + NEW)]
     assert all(RESUME in each.arguments and each.initrds for each in entries), entries
     assert loader(tree).check(entries, [RESUME], DROP) == []
     assert "\tlinux /vmlinuz-6.1.0-48-amd64\n  append root=UUID=dead ro\n".replace("\t", "  ") in tree.read(FILE, "").replace("\r", "")
-    assert change(tree, add=False) and not change(tree, add=False)
+    assert forget(tree) and not forget(tree)
     assert everything(tree) == before
 
 
 def test_the_command_line_of_entries_without_one(tree: Host, plant: Plant) -> None:
     plant({FILE: "append root=UUID=0b4c ro\nlabel a\n linux /vmlinuz-%s\n initrd /initrd.img-%s\n" % (NEW, NEW)})
-    assert change(tree)
+    assert ensure(tree)
     assert tree.read(FILE, "").startswith("append root=UUID=0b4c ro %s\nlabel a\n" % RESUME)
     assert loader(tree).check(loader(tree).entries(), [RESUME], DROP) == []
 
 
 def test_two_purposes(tree: Host) -> None:
     before = everything(tree)
-    assert change(tree) and change(tree, purpose="memmap-NVM_SWAP", arguments=("memmap=1G!4G",))
+    assert ensure(tree) and ensure(tree, purpose="memmap-NVM_SWAP", arguments=("memmap=1G!4G",))
     assert "quiet  initrd=/initrd.img-6.1.0-50-amd64 %s memmap=1G!4G\t\n" % RESUME in tree.read(FILE, "")
-    assert change(tree, add=False)
+    assert forget(tree)
     assert RESUME not in tree.read(FILE, "") and "memmap=1G!4G" in tree.read(FILE, "")
-    assert change(tree, add=False, purpose="memmap-NVM_SWAP")
+    assert forget(tree, purpose="memmap-NVM_SWAP")
     assert everything(tree) == before
 
 
 def test_an_entry_without_initramfs(tree: Host, plant: Plant) -> None:
     plant({FILE: "label a\n linux /vmlinuz-%s\n append root=UUID=0b4c\n" % NEW})
-    change(tree)
+    ensure(tree)
     assert loader(tree).check(loader(tree).entries(), [RESUME], DROP) == ["the entry 'a' starts the kernel without an initramfs"]
 
 
@@ -229,44 +214,44 @@ def test_a_conflicting_setting(tree: Host, plant: Plant) -> None:
 
 def test_generated_and_brought_back(generated: Host) -> None:
     before = everything(generated)
-    assert change(generated) and not change(generated)
+    assert ensure(generated) and not ensure(generated)
     assert loader(generated).check(loader(generated).entries(), [RESUME], DROP) == []
     assert loader(generated).update == "u-boot-update"
     settings = generated.read(u_boot_menu.path("resume"), "")
     assert RESUME in settings
-    assert change(generated, add=False) and not change(generated, add=False)
+    assert forget(generated) and not forget(generated)
     assert everything(generated) == before
 
 
 def test_generated_since(generated: Host, plant: Plant) -> None:
     """u-boot-update ran with our settings, for a kernel that was removed."""
     before = everything(generated)
-    change(generated)
+    ensure(generated)
     recovery = GENERATED.index("\nlabel l0r")
     plant({FILE: GENERATED[:recovery].replace("ro quiet", "ro quiet " + RESUME)})
-    assert not change(generated)
-    assert change(generated, add=False)
+    assert not ensure(generated)
+    assert forget(generated)
     assert {**before, generated.path(FILE): GENERATED[:recovery].encode()} == everything(generated)
 
 
 def test_generated_since_with_an_argument_behind_ours(generated: Host, plant: Plant) -> None:
     """u-boot-update puts C(single) of the recovery entry behind all settings."""
     before = everything(generated)
-    change(generated)
+    ensure(generated)
     written = GENERATED.replace("ro quiet", "ro quiet " + RESUME).replace(" ro single", " ro %s single" % RESUME)
     assert written.count(RESUME + " single") == 1
     plant({FILE: written})
-    assert not change(generated)
+    assert not ensure(generated)
     assert loader(generated).check(loader(generated).entries(), [RESUME], DROP) == []
-    assert change(generated, add=False)
+    assert forget(generated)
     assert everything(generated) == before
 
 
 def test_generated_without_our_arguments(generated: Host, plant: Plant) -> None:
-    change(generated)
+    ensure(generated)
     plant({FILE: GENERATED})
     assert loader(generated).check(loader(generated).entries(), [RESUME], DROP)
-    assert change(generated)
+    assert ensure(generated)
     assert loader(generated).check(loader(generated).entries(), [RESUME], DROP) == []
 
 
@@ -291,7 +276,7 @@ def test_a_failure_leaves_nothing(generated: Host) -> None:
 def test_what_u_boot_update_makes_of_our_settings(
     generated: Host, plant: Plant, cmdline: str | None, given: str, expected: str, root: str
 ) -> None:
-    change(generated, arguments=(RESUME, "memmap=1G!4G"))
+    ensure(generated, arguments=(RESUME, "memmap=1G!4G"))
     if cmdline is not None:
         plant({"/etc/kernel/cmdline": cmdline})
     script = generated.read(u_boot_menu.path("resume"), "").replace("/etc/kernel/cmdline", generated.path("/etc/kernel/cmdline"))
@@ -304,14 +289,14 @@ def test_what_u_boot_update_makes_of_our_settings(
 def test_switched_off(generated: Host, plant: Plant, line: str) -> None:
     plant({"/etc/u-boot-menu/conf.d/mine.conf": line})
     before = everything(generated)
-    change(generated)
+    ensure(generated)
     assert generated.glob("/etc/u-boot-menu/conf.d/*") == ["/etc/u-boot-menu/conf.d/mine.conf"]
-    change(generated, add=False)
+    forget(generated)
     assert everything(generated) == before
 
 
 def test_the_file_that_has_a_conflicting_setting(generated: Host, plant: Plant) -> None:
-    change(generated)
+    ensure(generated)
     plant({FILE: GENERATED.replace("quiet", "quiet noresume"), "/etc/u-boot-menu/conf.d/mine.conf": 'U_BOOT_PARAMETERS="ro noresume"\n'})
     assert loader(generated).find_setting(("noresume",)) == ("/etc/u-boot-menu/conf.d/mine.conf", "noresume")
 
@@ -326,7 +311,7 @@ def test_another_default(generated: Host) -> None:
 
 def test_removed_after_a_change_of_the_bootloader(generated: Host, plant: Plant) -> None:
     before = everything(generated)
-    change(generated)
+    ensure(generated)
     plant({"/proc/cmdline": "BOOT_IMAGE=/boot/vmlinuz-%s root=UUID=0b4c ro\n" % NEW, "/boot/grub/grub.cfg": "",
            "/usr/sbin/grub-mkconfig": "default/grub.d"})  # fmt: skip
     os.chmod(generated.path("/usr/sbin/grub-mkconfig"), 0o755)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,13 +12,18 @@ import pytest
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import bls
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.changing import (
+    DROP,
+    RESUME,
+    detected,
+    ensure,
+    everything,
+    forget,
+)
 
 if TYPE_CHECKING:
-    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.loader_entries import GrubBls
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
-RESUME = "resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
-DROP = ("resume", "resume_offset")
 VERSION, OLD = "7.2.12+deb14-cloud-amd64", "7.2.9+deb14-cloud-amd64"
 MACHINE = "0123456789abcdef0123456789abcdef"
 ROOT = "4d4e577a-b20f-4bca-a225-4268fff9091d"
@@ -67,6 +73,8 @@ DEBIAN = {
     LISTED % "other": BY_HAND % {"version": VERSION, "root": "dead"},
 }  # fmt: skip
 
+loader = partial(detected, name="grub-bls")
+
 
 @pytest.fixture
 def tree(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch, transcript: Transcript) -> Host:
@@ -89,33 +97,12 @@ def tree(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch, transcript: 
     return host
 
 
-def loader(host: Host) -> GrubBls:
-    found: GrubBls = bootloaders.detect(host)
-    assert found.name == "grub-bls"
-    return found
-
-
-def change(host: Host, add: bool = True, check_mode: bool = False) -> bool:
-    with Transaction(host, check_mode=check_mode) as tx:
-        found = loader(host)
-        return bool(found.ensure(tx, "resume", [RESUME], DROP) if add else found.forget(tx, "resume"))
-
-
-def everything(host: Host) -> dict[str, bytes]:
-    found = {}
-    for directory, _directories, names in os.walk(host.path("/")):
-        for name in names:
-            with open(os.path.join(directory, name), "rb") as file:
-                found[os.path.join(directory, name)] = file.read()
-    return found
-
-
 @pytest.mark.parametrize("generated", ["", GENERATED])
 def test_changed_and_brought_back(tree: Host, plant: Plant, generated: str) -> None:
     plant({GRUB_CFG: DEBIAN[GRUB_CFG] + generated})
     before = everything(tree)
-    assert change(tree, check_mode=True) and everything(tree) == before
-    assert change(tree) and not change(tree)
+    assert ensure(tree, check_mode=True) and everything(tree) == before
+    assert ensure(tree) and not ensure(tree)
     entries = loader(tree).entries()
     assert [each.kernel for each in entries] == ["/boot/vmlinuz-" + version for version in (VERSION, OLD, VERSION)[: 2 + bool(generated)]]
     assert all(RESUME in each.arguments and each.initrds for each in entries)
@@ -123,7 +110,7 @@ def test_changed_and_brought_back(tree: Host, plant: Plant, generated: str) -> N
     assert tree.read(LISTED % VERSION, "").endswith("options  root=UUID=%s ro  quiet %s\n" % (ROOT, RESUME))
     assert tree.read(LISTED % "other") == DEBIAN[LISTED % "other"]
     assert not tree.exists("/etc/kernel/cmdline")
-    assert change(tree, add=False) and not change(tree, add=False)
+    assert forget(tree) and not forget(tree)
     assert everything(tree) == before
 
 
@@ -132,7 +119,7 @@ def test_a_failure_leaves_nothing(tree: Host, plant: Plant) -> None:
     plant({LISTED % OLD: (BY_HAND % {"version": OLD, "root": ROOT}).replace("options", "\noptions")})
     before = everything(tree)
     with pytest.raises(Refused) as refused:
-        change(tree)
+        ensure(tree)
     assert refused.value.code == "bootloader_incomplete" and OLD in refused.value.message
     assert everything(tree) == before
 
@@ -161,7 +148,7 @@ def test_another_system_starts_next(tree: Host, plant: Plant) -> None:
 
 
 def test_conflicting_settings(tree: Host, plant: Plant) -> None:
-    change(tree)
+    ensure(tree)
     assert loader(tree).find_setting(("noresume",)) is None
     plant({LISTED % OLD: (tree.read(LISTED % OLD) or "").replace("quiet", "quiet noresume")})
     assert loader(tree).find_setting(("noresume",)) == (LISTED % OLD, "noresume")
@@ -182,7 +169,7 @@ def test_only_what_grub_has_counts(tree: Host, plant: Plant) -> None:
 
 
 def test_removed_after_blscfg_was_taken_out(tree: Host, plant: Plant) -> None:
-    change(tree)
+    ensure(tree)
     plant({GRUB_CFG: HEADER + GENERATED.replace("quiet", "quiet " + RESUME)})
     assert bootloaders.detect(tree).name == "grub"
     with Transaction(tree) as tx:
@@ -223,24 +210,24 @@ def copied(tree: Host, plant: Plant) -> Host:
 
 def test_entries_of_kernel_install(copied: Host) -> None:
     before = everything(copied)
-    assert change(copied) and not change(copied)
+    assert ensure(copied) and not ensure(copied)
     [entry] = loader(copied).entries()
     assert entry.kernel == "/boot/vmlinuz-" + VERSION and entry.initrds == (COPIES + "/initrd.img-" + VERSION,)
     assert loader(copied).check([entry], [RESUME], DROP) == []
     assert copied.read("/etc/kernel/cmdline") == "root=UUID=%s ro quiet %s\n" % (ROOT, RESUME)
-    assert change(copied, add=False)
+    assert forget(copied)
     assert everything(copied) == before
 
 
 def test_a_copy_that_is_out_of_date(copied: Host, plant: Plant, transcript: Transcript) -> None:
-    change(copied)
+    ensure(copied)
     plant({"/boot/initrd.img-" + VERSION: "new"})
     [problem] = loader(copied).check(loader(copied).entries(), [RESUME], DROP)
     assert "not the same as /boot/initrd.img-" in problem
     transcript.record(
         "/usr/bin/kernel-install add %s /boot/vmlinuz-%s /boot/initrd.img-%s" % (VERSION, VERSION, VERSION),
         effect=lambda: plant({COPIES + "/initrd.img-" + VERSION: "new"}))
-    assert change(copied) and not change(copied)
+    assert ensure(copied) and not ensure(copied)
 
 
 def test_a_unified_kernel_image_in_the_menu(copied: Host, plant: Plant) -> None:
@@ -280,12 +267,12 @@ def test_fedora(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> No
     for path in ("/usr/sbin/grub2-mkconfig", "/usr/bin/kernel-install"):
         os.chmod(host.path(path), 0o755)
     before = everything(host)
-    assert change(host) and not change(host)
+    assert ensure(host) and not ensure(host)
     [entry] = loader(host).entries()
     assert entry.arguments == ["root=UUID=%s" % ROOT, "ro", "rhgb", "quiet", RESUME]
     assert (entry.kernel, entry.initrds) == ("/boot/vmlinuz-" + FEDORA_VERSION, ("/boot/initramfs-%s.img" % FEDORA_VERSION,))
     assert host.read("/etc/kernel/cmdline") == "root=UUID=%s ro %s\n" % (ROOT, RESUME)
-    assert change(host, add=False)
+    assert forget(host)
     assert everything(host) == before
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,13 +12,18 @@ import pytest
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.raspberry import EXTRA, HOOK
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.changing import (
+    DROP,
+    RESUME,
+    detected,
+    ensure,
+    everything,
+    forget,
+)
 
 if TYPE_CHECKING:
-    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.raspberry import Raspberry
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
-RESUME = "resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
-DROP = ("resume", "resume_offset")
 VERSION = "6.12.48+deb13-arm64"
 CMDLINE, CONFIG = "/boot/firmware/cmdline.txt", "/boot/firmware/config.txt"
 FIRMWARE = {"/proc/cmdline": "coherent_pool=1M console=ttyS1,115200 root=/dev/mmcblk0p2 rw\n",
@@ -94,6 +100,8 @@ arm_64bit=1
     "/boot/firmware/new/cmdline.txt": "untouched", "/boot/firmware/new/vmlinuz": "next", "/boot/firmware/new/initrd.img": "next",
 }  # fmt: skip
 
+loader = partial(detected, name="raspberry")
+
 
 @pytest.fixture(params=[DEBIAN, RASPBIAN, PIBOOT], ids=["debian", "raspbian", "ubuntu"])
 def tree(request: pytest.FixtureRequest, host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Host:
@@ -109,30 +117,9 @@ def debian(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-def loader(host: Host) -> Raspberry:
-    found: Raspberry = bootloaders.detect(host)
-    assert found.name == "raspberry"
-    return found
-
-
-def change(host: Host, add: bool = True) -> bool:
-    with Transaction(host) as tx:
-        found = loader(host)
-        return bool(found.ensure(tx, "resume", [RESUME], DROP) if add else found.forget(tx, "resume"))
-
-
-def everything(host: Host) -> dict[str, bytes]:
-    found = {}
-    for directory, _directories, names in os.walk(host.path("/")):
-        for name in names:
-            with open(os.path.join(directory, name), "rb") as file:
-                found[os.path.join(directory, name)] = file.read()
-    return found
-
-
 def test_changed_and_brought_back(tree: Host) -> None:
     before = everything(tree)
-    assert change(tree) and not change(tree)
+    assert ensure(tree) and not ensure(tree)
     [entry] = loader(tree).entries()
     assert entry.kernel in ("/boot/vmlinuz-" + VERSION, "/boot/vmlinuz-" + RPI, "/boot/vmlinuz-" + UBUNTU)
     assert entry.arguments[-1] == RESUME and len(entry.initrds) == 1
@@ -141,32 +128,32 @@ def test_changed_and_brought_back(tree: Host) -> None:
     assert tree.read(path, "").count("\n") == before[tree.path(path)].count(b"\n")
     [(title, [choice])] = loader(tree).next_boot().choices
     assert choice == entry and title.endswith("with cmdline.txt")
-    assert change(tree, add=False) and not change(tree, add=False)
+    assert forget(tree) and not forget(tree)
     assert everything(tree) == before
 
 
 def test_what_raspi_firmware_writes_again(debian: Host, plant: Plant) -> None:
     """Its hook runs with each initramfs, and puts what is in a file of its own at the end."""
     plant({EXTRA: "quiet\n"})
-    change(debian)
+    ensure(debian)
     assert debian.read(EXTRA) == "quiet %s\n" % RESUME
     plant({CMDLINE: DEBIAN[CMDLINE].rstrip() + " quiet %s\n" % RESUME})
-    assert not change(debian)
-    assert change(debian, add=False)
+    assert not ensure(debian)
+    assert forget(debian)
     assert debian.read(EXTRA) == "quiet\n" and RESUME not in debian.read(CMDLINE, "")
 
 
 def test_the_end_of_the_command_line_is_no_file_before(debian: Host) -> None:
-    change(debian)
+    ensure(debian)
     assert debian.read(EXTRA) == RESUME
-    change(debian, add=False)
+    forget(debian)
     assert not debian.exists(EXTRA)
 
 
 def test_the_hook_writes_what_was_brought_back(debian: Host, plant: Plant) -> None:
     """The initramfs is built without our settings after the command line was brought back."""
     plant({CMDLINE: DEBIAN[CMDLINE].rstrip() + " by-hand\n"})
-    change(debian)
+    ensure(debian)
     with Transaction(debian) as tx:
         found = loader(debian)
         found.forget(tx, "resume")
@@ -176,19 +163,19 @@ def test_the_hook_writes_what_was_brought_back(debian: Host, plant: Plant) -> No
 
 
 def test_a_copy_that_is_out_of_date(debian: Host, plant: Plant, transcript: Transcript) -> None:
-    change(debian)
+    ensure(debian)
     plant({"/boot/initrd.img-" + VERSION: "new"})
     assert loader(debian).check(loader(debian).entries(), [RESUME], DROP) == [
         "/boot/firmware/initrd.img-%s is not the same as /boot/initrd.img-%s" % (VERSION, VERSION)]
     transcript.record(HOOK, effect=lambda: plant({"/boot/firmware/initrd.img-" + VERSION: "new", CMDLINE: DEBIAN[CMDLINE]}))
-    assert change(debian) and not change(debian)
+    assert ensure(debian) and not ensure(debian)
     assert loader(debian).check(loader(debian).entries(), [RESUME], DROP) == []
 
 
 def test_a_copy_that_no_hook_makes(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Host, "flush_filesystem", lambda self, path: None)
     plant({**RASPBIAN, "/boot/initrd.img-" + RPI: "new"})
-    assert change(host) and not change(host)
+    assert ensure(host) and not ensure(host)
     assert host.read("/boot/firmware/initramfs8") == "new"
 
 
@@ -218,7 +205,7 @@ def test_another_system(debian: Host, plant: Plant) -> None:
 
 
 def test_a_conflicting_setting(debian: Host, plant: Plant) -> None:
-    change(debian)
+    ensure(debian)
     assert loader(debian).find_setting(("noresume",)) is None
     plant({EXTRA: "noresume " + RESUME})
     assert loader(debian).find_setting(("noresume",)) == (EXTRA, "noresume")
@@ -226,7 +213,7 @@ def test_a_conflicting_setting(debian: Host, plant: Plant) -> None:
 
 def test_no_initramfs(host: Host, plant: Plant) -> None:
     plant({**RASPBIAN, CONFIG: RASPBIAN[CONFIG].replace("auto_initramfs=1\n", "")})
-    change(host)
+    ensure(host)
     [problem] = loader(host).check(loader(host).entries(), [RESUME], DROP)
     assert problem.endswith("starts the kernel without an initramfs")
 

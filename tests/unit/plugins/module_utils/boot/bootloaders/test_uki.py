@@ -16,6 +16,13 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot import menu, pe
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders import uki_tree
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.changing import (
+    DROP,
+    RESUME,
+    detected,
+    ensure,
+    forget,
+)
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.firmware_tree import (
     GLOBAL,
     numbers,
@@ -24,7 +31,6 @@ from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.firmw
 )
 
 if TYPE_CHECKING:
-    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot.uki import Uki
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 MACHINE = "0f4e1c5ad8e44a3e8a3d6f5b2c1d0e9f"
@@ -32,11 +38,11 @@ NEW, OLD = "6.12.117+deb13-amd64", "6.12.48+deb13-amd64"
 ROOT = "root=UUID=0b4c"
 LINE = f"{ROOT} ro quiet"
 BUILT = f"{LINE} systemd.machine_id={MACHINE}"
-RESUME = "resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
-DROP = ("resume", "resume_offset")
 ESP, CMDLINE, CONF = "/boot/efi", "/etc/kernel/cmdline", "/etc/kernel/install.conf"
 NEW_ROOT = ESP + "/nvm-fastboot-new"
 STUB = text("StubInfo", "systemd-stub 257.13")
+
+loader = partial(detected, name="uki")
 
 
 def path(version: str) -> str:
@@ -111,22 +117,6 @@ def install(tree: Host, plant: Plant, transcript: Transcript) -> KernelInstall:
 def snapshot(host: Host) -> dict[str, bytes | None]:
     patterns = ("/boot/efi/*", "/boot/efi/EFI/Linux/*", "/etc/kernel/*", "/var/lib/nvm-fastboot*", "/sys/firmware/efi/efivars/*")
     return {path: host.read_bytes(path) for pattern in patterns for path in host.glob(pattern)}
-
-
-def loader(host: Host) -> Uki:
-    found: Uki = bootloaders.detect(host)
-    assert found.name == "uki"
-    return found
-
-
-def ensure(host: Host, purpose: str = "resume", arguments: tuple[str, ...] = (RESUME,), drop: tuple[str, ...] = DROP) -> bool:
-    with Transaction(host) as tx:
-        return bool(loader(host).ensure(tx, purpose, list(arguments), drop))
-
-
-def forget(host: Host, purpose: str = "resume", leftovers: tuple[str, ...] = ()) -> bool:
-    with Transaction(host) as tx:
-        return bool(loader(host).forget(tx, purpose, leftovers))
 
 
 def refusal(host: Host) -> Refused:

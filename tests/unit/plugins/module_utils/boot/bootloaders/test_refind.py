@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.refind import CONFIGURATION
-from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Transaction
+from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.changing import (
+    DROP,
+    RESUME,
+    detected,
+    ensure,
+    forget,
+)
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.firmware_tree import numbers, option
 
 if TYPE_CHECKING:
-    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.refind import Refind
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant
 
-RESUME = "resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
-DROP = ("resume", "resume_offset")
 NEW, OLD = "6.1.0-50-amd64", "6.1.0-48-amd64"
 LINES = '''\
 # mine
@@ -27,6 +31,8 @@ LINES = '''\
 
 #"Boot with minimal options"   "ro root=UUID=0b4c"
 '''
+
+loader = partial(detected, name="refind")
 
 
 @pytest.fixture
@@ -40,34 +46,22 @@ def tree(host: Host, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-def loader(host: Host) -> Refind:
-    found: Refind = bootloaders.detect(host)
-    assert found.name == "refind"
-    return found
-
-
-def change(host: Host, add: bool = True) -> bool:
-    with Transaction(host) as tx:
-        found = loader(host)
-        return bool(found.ensure(tx, "resume", [RESUME], DROP) if add else found.forget(tx, "resume"))
-
-
 @pytest.mark.parametrize("text", [LINES, LINES.rstrip("\n"), None])
 def test_changed_and_brought_back(tree: Host, plant: Plant, text: str | None) -> None:
     if text is not None:
         plant({CONFIGURATION: text})
-    assert change(tree) and not change(tree)
+    assert ensure(tree) and not ensure(tree)
     entries = loader(tree).entries()
     assert {each.kernel for each in entries} == {f"/boot/vmlinuz-{NEW}", f"/boot/vmlinuz-{OLD}"}
     assert all(each.arguments[-1] == RESUME and each.initrds for each in entries), entries
     assert loader(tree).check(entries, [RESUME], DROP) == []
-    assert change(tree, add=False) and not change(tree, add=False)
+    assert forget(tree) and not forget(tree)
     assert tree.read(CONFIGURATION) == text
 
 
 def test_lines_of_other_systems_are_left_alone(tree: Host, plant: Plant) -> None:
     plant({CONFIGURATION: LINES})
-    change(tree)
+    ensure(tree)
     assert '"Boot another system"  "ro root=UUID=dead initrd=\\\\initrd.img"\n' in tree.read(CONFIGURATION, "")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,20 +15,26 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootload
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders import command_lines
 from ansible_collections.nvm.fastboot.plugins.module_utils._core import records
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
+from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.changing import (
+    DROP,
+    RESUME,
+    detected,
+    ensure,
+    forget,
+)
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.uki_tree import uki
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.firmware_tree import text
 
 if TYPE_CHECKING:
-    from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.systemd_boot import SystemdBoot
     from ansible_collections.nvm.fastboot.tests.unit.conftest import Plant, Transcript
 
 MACHINE = "0f4e1c5ad8e44a3e8a3d6f5b2c1d0e9f"
 NEW, OLD = "6.1.0-50-amd64", "6.1.0-48-amd64"
-RESUME = "resume=UUID=6d9bd8a5-4cf6-8c37-a8fd-0d0c5a9be2f4"
-DROP = ("resume", "resume_offset")
 ROOT = "root=UUID=0b4c"
 ENTRIES, CONF = "/boot/efi/loader/entries", "/boot/efi/loader/loader.conf"
 RECORD = records.path("command-lines")
+
+loader = partial(detected, name="systemd-boot")
 
 
 def entry(version: str, options: str = ROOT + " ro quiet systemd.machine_id=" + MACHINE, **more: str) -> str:
@@ -68,22 +75,6 @@ def snapshot(host: Host) -> dict[str, str]:
     """Every file of the boot configuration."""
     paths = [*host.glob(ENTRIES + "/*"), *host.glob("/etc/kernel/*"), *host.glob("/var/lib/nvm-fastboot*")]
     return {path: host.read(path, "directory") for path in paths}
-
-
-def loader(host: Host) -> SystemdBoot:
-    found: SystemdBoot = bootloaders.detect(host)
-    assert found.name == "systemd-boot"
-    return found
-
-
-def ensure(host: Host, purpose: str = "resume", arguments: tuple[str, ...] = (RESUME,), drop: tuple[str, ...] = DROP) -> bool:
-    with Transaction(host) as tx:
-        return bool(loader(host).ensure(tx, purpose, list(arguments), drop))
-
-
-def forget(host: Host, purpose: str = "resume", leftovers: tuple[str, ...] = ()) -> bool:
-    with Transaction(host) as tx:
-        return bool(loader(host).forget(tx, purpose, leftovers))
 
 
 def test_entries_and_kernels_to_come_get_the_arguments(tree: Host) -> None:
