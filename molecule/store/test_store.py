@@ -105,7 +105,7 @@ def test_jobs_run_and_keep_what_they_shall(host, version):
         assert host.service(f"fuse-store-{job}.timer").is_enabled
         host.check_output("systemctl start fuse-store-%s.service", job)
     kept = json.loads(host.check_output(f"{AS_USER} fuse-store list --json"))["versions"]
-    assert version["id"] in [entry["id"] for entry in kept]
+    assert {entry["id"]: entry["state"] for entry in kept}[version["id"]] == "verified"
 
 
 def test_it_comes_back_when_it_is_killed(host, version):
