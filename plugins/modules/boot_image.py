@@ -216,7 +216,7 @@ def main():
         ],
         supports_check_mode=True,
     )
-    carry_out(module, lambda transaction: boot_image.apply(transaction, module.params))
+    carry_out(module, lambda transaction: boot_image.apply(transaction, module.params), directory=None)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ from ansible_collections.nvm.fastboot.plugins.module_utils._store import boot_im
 
 def main():
     module = AnsibleModule(argument_spec=boot_image.COMMON, supports_check_mode=True)
-    answer(module, lambda host: boot_image.look(host, module.params))
+    answer(module, lambda host: boot_image.look(host, module.params), directory=None)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    carry_out(module, lambda transaction: slots.apply(transaction, module.params))
+    carry_out(module, lambda transaction: slots.apply(transaction, module.params), directory=None)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def main():
         required_one_of=[("application", "device")],
         supports_check_mode=True,
     )
-    carry_out(module, lambda transaction: snapshot.take(transaction, module.params))
+    carry_out(module, lambda transaction: snapshot.take(transaction, module.params), directory=None)
 
 
 if __name__ == "__main__":

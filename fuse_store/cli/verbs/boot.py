@@ -76,11 +76,12 @@ def _tell(context: Context, done: Installed, what: str) -> None:
 
 
 def _execute(command: tuple[str, ...]) -> None:
-    """Run a command, whose output goes to standard error. Raises StoreError."""
+    """Run a command, whose output goes to standard error, in a directory that programs which SELinux confines may enter. Raises
+    StoreError."""
     import subprocess
 
     try:
-        code = subprocess.run(command, stdout=2, check=False).returncode
+        code = subprocess.run(command, cwd="/", stdout=2, check=False).returncode
     except OSError as error:
         raise failed(f"command {command[0]}", error) from None
     if code:

@@ -61,10 +61,18 @@ class Host:
         self.root = root
 
     @classmethod
-    def of(cls, module):
-        """The host an C(AnsibleModule) runs on: its own command runner and its C(atomic_move) (owner, mode, SELinux)."""
+    def of(cls, module, directory="/"):
+        """The host an C(AnsibleModule) runs on: its own command runner and its C(atomic_move) (owner, mode, SELinux).
+
+        Commands run in C(directory), by default in one that also programs which SELinux confines may enter; with C(None) in that of
+        the module, where paths may be relative.
+        """
         module.run_command_environ_update = {"LC_ALL": "C", "LANGUAGE": "C"}
-        return cls(lambda argv, data: module.run_command(argv, data=data, binary_data=isinstance(data, bytes)), module.atomic_move)
+
+        def run(argv, data):
+            return module.run_command(argv, data=data, binary_data=isinstance(data, bytes), cwd=directory)
+
+        return cls(run, module.atomic_move)
 
     def run(self, argv, data=None, ok=(0,)):
         """Run C(argv) (a list; no shell) in the C locale and return its Result. C(data) is its input: a text, to which a newline is

@@ -9,10 +9,11 @@ from __future__ import annotations
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction, shown
 
 
-def carry_out(module, change):
-    """End C(module) with what carried_out() returns, or fail it if that raises Refused. C(warnings) become the module's."""
+def carry_out(module, change, directory="/"):
+    """End C(module) with what carried_out() returns, or fail it if that raises Refused. C(warnings) become the module's. C(directory) is
+    that of its commands (see Host.of)."""
     try:
-        result = carried_out(Host.of(module), module.check_mode, change)
+        result = carried_out(Host.of(module, directory), module.check_mode, change)
     except Refused as refused:
         refuse(module, refused)
     _exit(module, result)
@@ -40,14 +41,14 @@ def carried_out(host, check_mode, change):
     return dict(result, changed=transaction.changed, diff=transaction.diff)
 
 
-def answer(module, call):
+def answer(module, call, directory="/"):
     """End C(module) with the dict that C(call(host)) returns, for a module that only reads or does its own undoing.
 
     C(warnings) in the dict become the module's; C(changed) is false unless the dict says otherwise. If C(call) raises
-    Refused, the module fails.
+    Refused, the module fails. C(directory) as in carry_out().
     """
     try:
-        result = call(Host.of(module))
+        result = call(Host.of(module, directory))
     except Refused as refused:
         refuse(module, refused)
     _exit(module, dict({"changed": False}, **result))

@@ -33,7 +33,7 @@ def _run(argv, data):
     if os.path.basename(argv[0]) not in answers:
         raise AssertionError("a change: %s" % " ".join(argv))
     return answers[os.path.basename(argv[0])]
-_host.Host.of = classmethod(lambda cls, module: cls(_run, root=os.environ["ROLE_TEST"]))
+_host.Host.of = classmethod(lambda cls, module, directory="/": cls(_run, root=os.environ["ROLE_TEST"]))
 """
 PLAY = {
     "hosts": "all",
