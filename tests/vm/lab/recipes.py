@@ -101,6 +101,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     # With what a filesystem for data may be made with.
     "debian13-data": Recipe(suite="trixie", firmware="efi", initramfs="dracut", extra=("btrfs-progs", "xfsprogs")),
+    "debian12-selinux": Recipe(
+        suite="bookworm",
+        firmware="bios",
+        initramfs="initramfs-tools",
+        extra=("policycoreutils", "python3-selinux", "selinux-policy-default", "selinux-utils"),
+    ),
     "debian12-secure-boot": Recipe(
         suite="bookworm", firmware="efi", initramfs="initramfs-tools", extra=("grub-efi-amd64-signed", "shim-signed")
     ),

@@ -19,7 +19,8 @@ class Cell:
     """``recipe``: of the guest. ``bootloader``: its name in the results of modules. ``prepare``: a script in prepare/ for it, and its
     arguments, after which it is rebooted. ``variables``: for the role. ``nvm``: a row of lab.machine.NVM. ``nvdimm``, ``disk``: in MiB;
     the disk is empty. ``before``: a command that has to be run before the configuration can be changed. ``again``: one that writes the
-    bootloader's configuration, as the system does by itself now and then. ``tpm``: it has a TPM 2.0."""
+    bootloader's configuration, as the system does by itself now and then. ``tpm``: it has a TPM 2.0. ``same``: a command that prints the
+    same before it is configured, while it is, and afterwards."""
 
     name: str
     recipe: str
@@ -32,6 +33,7 @@ class Cell:
     before: str = "true"
     again: str = "true"
     tpm: bool = False
+    same: str = "true"
 
     @property
     def encrypted(self) -> bool:
@@ -47,6 +49,8 @@ FILE = {"nvm_method": "file"}  # at /swapfile, on the root filesystem
 ON_DATA = {**FILE, "nvm_swap_file": "/srv/swapfile"}
 BY_KEY_FILE = {"nvm_encryption": "luks", "nvm_unlock": "key_file"}
 BY_TPM2 = {"nvm_encryption": "luks", "nvm_unlock": "tpm2", "nvm_passphrase": "if the TPM does not"}
+# Whether it is enforcing, and which files have another context than the policy says.
+CONTEXTS = "getenforce; restorecon -nvr /boot /etc /usr/lib/systemd /var/lib | sort"
 CELLS = (
     Cell("debian12-dracut", "debian12-dracut"),
     Cell("debian13-initramfs-tools", "debian13-initramfs-tools"),
@@ -66,6 +70,7 @@ CELLS = (
     Cell("debian11", "debian11"),
     Cell("virtio-pmem", "debian14", nvm="virtio-pmem"),
     Cell("two-nvdimms", "debian12", nvm="two-nvdimms"),
+    Cell("debian12-selinux", "debian12-selinux", prepare="selinux", same=CONTEXTS),
     Cell("root-btrfs", "debian12-roots", prepare="root btrfs", disk=2560),
     Cell("root-xfs", "debian12-roots", prepare="root xfs", disk=2560),
     Cell("root-luks-lvm", "debian12-roots", prepare="root luks-lvm", disk=2560),

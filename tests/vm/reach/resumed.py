@@ -56,7 +56,7 @@ def prepare(cell: Cell, machine: Machine) -> None:
 
 
 def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) -> None:
-    before = machine.ssh(CONFIGURATION)
+    before, same = machine.ssh(CONFIGURATION), machine.ssh(cell.same)
     machine.ssh(cell.before)
     made = (
         play.play(lab, [machine], "nvm.fastboot.configure", {**cell.variables, "nvm_reboot": True})
@@ -67,6 +67,7 @@ def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) 
     assert "resume=" in machine.ssh("cat /proc/cmdline")
     machine.ssh(cell.again)
     assert play.play(lab, [machine], "nvm.fastboot.configure", cell.variables).ok().changed == 0
+    assert machine.ssh(cell.same) == same
     memory = evidence.remember(machine)
     marker = ""
     if cell.encrypted:
@@ -79,7 +80,7 @@ def test_it_resumes_and_is_brought_back(cell: Cell, lab: Lab, machine: Machine) 
         encrypted.holds(machine, marker)
     machine.ssh(cell.before)
     play.play(lab, [machine], "nvm.fastboot.remove", cell.variables).ok()
-    assert machine.ssh(CONFIGURATION) == before
+    assert (machine.ssh(CONFIGURATION), machine.ssh(cell.same)) == (before, same)
     off(machine)
     wake(machine)
     assert "resume=" not in machine.ssh("cat /proc/cmdline")
