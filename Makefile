@@ -236,6 +236,10 @@ vm-test-role: $(READY) ## the role fast_boot on real boots; about 40 minutes
 reach: $(READY) ## kinds of machines beyond those of make test, each hibernated and resumed (docs/reach.md); about 15 minutes each
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/resumed.py tests/vm/reach/refused.py -v
 
+.PHONY: vm-test-swap-file
+vm-test-swap-file: $(READY) ## an image of the store, staged in a swap file and resumed from there; about 10 minutes
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/staged_file.py -v
+
 .PHONY: remedies
 remedies: $(READY) ## each blocker that a machine can be given, and that its remedy removes it; about 25 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/remedies.py -v
