@@ -501,7 +501,7 @@ def test_a_title_that_is_not_utf_8_fails_nothing(
     module.exit_json = lambda **values: result.update(values)
     module.fail_json = lambda **values: pytest.fail(str(values))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Host, "of", classmethod(lambda cls, module: host))
+        patch.setattr(Host, "of", classmethod(lambda cls, module, directory: host))
         carry_out(module, lambda tx: {"changed": grub.ensure(tx, "resume", [RESUME], DROP)})
         assert result["changed"]
         text = json.dumps(result, ensure_ascii=False)
