@@ -4,7 +4,9 @@
 # logind may not do is reported only.
 set -e
 sed -i 's/^SELINUX=.*/SELINUX=enforcing/' /etc/selinux/config
-echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX security=selinux"' >/etc/default/grub.d/40-selinux.cfg
+cat >/etc/default/grub.d/40-selinux.cfg <<'SETTINGS'
+GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX security=selinux"
+SETTINGS
 update-grub
 echo '(typepermissive systemd_logind_t)' >/root/logind.cil
 semodule -n -i /root/logind.cil
