@@ -73,7 +73,7 @@ def no_initramfs(survey):
         "no_initramfs",
         "The entry '%s', which starts next, starts the kernel without an initramfs, which would resume the image."
         % entries[0].title,
-        "Remove %s from %s, run %s, and reboot." % (setting[1], setting[0], survey.bootloader.update) if setting else
+        "Remove %s from %s, run %s, and reboot." % (setting[1], setting[0], survey.bootloader.generator) if setting else
         "Build an initramfs for the kernel (update-initramfs -c -k %s, or dracut --force --kver %s), %s, and reboot." % (
             kernel, kernel, "run " + survey.bootloader.update if survey.bootloader.update else "have that entry load it"),
     )]

@@ -45,7 +45,7 @@ MICROCODE = ("intel-uc.img", "intel-ucode.img", "amd-uc.img", "amd-ucode.img", "
 
 
 class Grub(Bootloader):
-    """See Bootloader. C(command) generates C(configuration)."""
+    """See Bootloader. C(command) generates C(configuration); C(generator) is how to say that in a remedy."""
 
     name = "grub"
     title = "GRUB with grub-mkconfig and /etc/default/grub.d"
@@ -55,7 +55,7 @@ class Grub(Bootloader):
         self.command = command
         self.configuration = configuration
         generate = "%s-mkconfig -o %s" % (os.path.basename(os.path.dirname(configuration)), configuration)
-        self._generator = self.update = "update-grub" if host.which("update-grub") else generate  # Debian's program
+        self.generator = self.update = "update-grub" if host.which("update-grub") else generate  # Debian's program
         self._system = System(host)
 
     @classmethod
@@ -140,7 +140,7 @@ class Grub(Bootloader):
             raise Refused(
                 "settings_modified",
                 "%s was changed by hand: its record and its settings differ." % path,
-                "Remove the file, run %s, and run the module again." % self.update,
+                "Remove the file, run %s, and run the module again." % self.generator,
             )
         return record
 
@@ -167,10 +167,10 @@ class Grub(Bootloader):
         saved, file = defaults.values.get("GRUB_DEFAULT") == "saved", defaults.file("GRUB_DEFAULT")
 
         def remedy(kernel=None):
-            def is_wanted(entry):
-                return any(kernel in (None, each.kernel) for each in self._started(*entry))
-
-            return menu.remedy(self._generator, saved, file, is_wanted)
+            return menu.remedy(
+                self.generator, saved, file,
+                lambda entry: any(kernel in (None, each.kernel) for each in self._started(*entry)),
+            )
 
         return NextBoot(choices, menu.reason(), remedy)
 

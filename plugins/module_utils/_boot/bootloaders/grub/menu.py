@@ -133,20 +133,20 @@ class Menu:
                 return "%s=%s in %s" % (name, self.environment[name], self._environment)
         return "GRUB's default=%s" % " or ".join(self._specs())
 
-    def remedy(self, update, saved, file, wanted):
+    def remedy(self, generator, saved, file, wanted):
         """How to have an entry start next for which C(wanted((title, id, starts))) is true, as a sentence.
 
-        C(update) is the command that generates the configuration, C(saved) whether that takes the default from C(grubenv)
+        C(generator) is the command that writes the configuration, C(saved) whether that takes the default from C(grubenv)
         (C(GRUB_DEFAULT=saved)), C(file) the path of what sets C(GRUB_DEFAULT), or None.
         """
         if self.environment.get("next_entry") in self._specs():
             return "Run: %s %s unset next_entry." % (self._edit, self._environment)
         name = next((name for name, entry in self._named() if wanted(entry)), None)
         if name is None:
-            return "Run %s, so that the menu has an entry for it." % update
+            return "Run %s, so that the menu has an entry for it." % generator
         if saved:
             return "Run: %s %s set saved_entry=%s." % (self._edit, self._environment, shlex.quote(name))
-        return "Set GRUB_DEFAULT=%s in %s, and run %s." % (shlex.quote(name), file or FILE, update)
+        return "Set GRUB_DEFAULT=%s in %s, and run %s." % (shlex.quote(name), file or FILE, generator)
 
 
 def read_environment(host, path):

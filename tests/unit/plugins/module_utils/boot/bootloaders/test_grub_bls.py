@@ -11,6 +11,7 @@ import pytest
 
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot import bootloaders
 from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub import bls
+from ansible_collections.nvm.fastboot.plugins.module_utils._boot.bootloaders.grub.loader_entries import GrubBls
 from ansible_collections.nvm.fastboot.plugins.module_utils._core.host import Host, Refused, Transaction
 from ansible_collections.nvm.fastboot.tests.unit.plugins.module_utils.boot.bootloaders.changing import (
     DROP,
@@ -281,6 +282,11 @@ FEDORA_HEADER = HEADER.replace(
     "if [ -s $prefix/grubenv ]; then\n  set have_grubenv=true\n",
     "if [ -f ${config_directory}/grubenv ]; then\n  load_env -f ${config_directory}/grubenv\nelif [ -s $prefix/grubenv ]; then\n",
 ).replace('"0"', '"${saved_entry}"')
+
+
+def test_a_remedy_names_a_command_where_the_entries_are_files(host: Host) -> None:
+    found = GrubBls(host, None, "/boot/grub2/grub.cfg")
+    assert (found.generator, found.update) == ("grub2-mkconfig -o /boot/grub2/grub.cfg", "")
 
 
 def test_the_default_of_fedora_is_in_a_block_that_is_named(host: Host, plant: Plant) -> None:
