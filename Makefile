@@ -237,7 +237,7 @@ reach: $(READY) ## kinds of machines beyond those of make test, each hibernated 
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/resumed.py tests/vm/reach/refused.py -v
 
 .PHONY: vm-test-swap-file
-vm-test-swap-file: $(READY) ## an image of the store, staged in a swap file and resumed from there; about 10 minutes
+vm-test-swap-file: $(READY) ## an image of the store, staged in a swap file and resumed from there; about 12 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/reach/staged_file.py -v
 
 .PHONY: remedies

@@ -7,6 +7,7 @@ it is off. One machine and one test at a time.
 
 from __future__ import annotations
 
+import base64
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ def hibernate(machine: Machine) -> None:
 def wake(machine: Machine) -> None:
     machine.power_on()
     machine.wait_up()
+
+
+def initramfs_of(machine: Machine) -> bytes:
+    """That of the running kernel of the machine, which is on."""
+    return base64.b64decode(machine.ssh("base64 /boot/initrd.img-$(uname -r)", timeout=600))
 
 
 def capture(case: Case, event: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.vm.lab import Machine
+from tests.vm.play import REPOSITORY
 
 COMMAND = str(Path(sys.executable).parent / "fuse-store")
 # What a kernel compares with an image, as files below /proc and /sys.
@@ -86,6 +87,13 @@ class Store:
         answer = self(*words)
         assert answer.code == 0, f"{shlex.join(map(str, words))}: {answer.error}"
         return answer.record
+
+
+def wheelhouse(python: str) -> Path:
+    """A directory with the wheels of ``fuse-store``, made anew, for a guest with this version of Python (``3.11``)."""
+    wheels = REPOSITORY / "build" / f"wheelhouse-{python}"
+    subprocess.run([sys.executable, str(REPOSITORY / "molecule/store/wheelhouse.py"), str(wheels), python], check=True)
+    return wheels
 
 
 def tree_of(machine: Machine, folder: Path) -> Path:

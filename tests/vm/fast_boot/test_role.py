@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,8 @@ from tests.store.repository import s3_server
 from tests.vm import evidence
 from tests.vm.conftest import off
 from tests.vm.lab import Lab, Machine
-from tests.vm.play import REPOSITORY, Played, play
-from tests.vm.store import Store
+from tests.vm.play import Played, play
+from tests.vm.store import Store, wheelhouse
 
 MEMORY, DISK, NVDIMM = 768, 1536, 128  # MiB
 DEVICE, DATA = "/dev/disk/by-id/virtio-lab-disk", "/srv/data"
@@ -108,8 +107,7 @@ class Prepared(NamedTuple):
 def prepared(request: pytest.FixtureRequest, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
     recipe: str = request.param
     folder = tmp_path_factory.mktemp("role")
-    wheels = REPOSITORY / "build" / f"wheelhouse-{KINDS[recipe]}"
-    subprocess.run([sys.executable, str(REPOSITORY / "molecule/store/wheelhouse.py"), str(wheels), KINDS[recipe]], check=True)
+    wheels = wheelhouse(KINDS[recipe])
     bucket = folder / "bucket"
     bucket.mkdir()
     with s3_server.server(bucket) as endpoint:

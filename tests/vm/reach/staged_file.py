@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """An image of the store, staged on the machine itself in a swap file of a data filesystem, and resumed from there by the machine's kernel.
 
-``make vm-test-swap-file``, about 15 minutes. The older of two images: nothing but what is in the file brings it back.
+``make vm-test-swap-file``. The older of two images: nothing but what is in the file brings it back.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -20,12 +17,11 @@ from dataclasses import dataclass, replace
 import pytest
 
 from tests.vm import evidence, ram_root
-from tests.vm.conftest import off
+from tests.vm.conftest import off, switched_on
 from tests.vm.lab import Lab, Machine
-from tests.vm.play import REPOSITORY
-from tests.vm.restoring import Case, WithWords, another_memory, capture, hibernate, wake
+from tests.vm.restoring import Case, WithWords, another_memory, capture, hibernate, initramfs_of, wake
 from tests.vm.scenarios.slots import NO_SWAPPING
-from tests.vm.store import Store, tree_of
+from tests.vm.store import Store, tree_of, wheelhouse
 
 DISK = 1280  # MiB
 DATA = "/dev/disk/by-id/virtio-lab-disk"
@@ -56,30 +52,20 @@ def case(lab: Lab, configured: Machine, tmp_path_factory: pytest.TempPathFactory
     machine.settings = replace(machine.settings, disk=DISK)
     with open(machine.folder / "disk2.img", "wb") as file:
         file.truncate(DISK << 20)
-    wake(machine)
-    try:
+    with switched_on(machine):
         tree = tree_of(machine, folder / "tree")
         install(machine)
         machine.ssh(f"mkfs.ext4 -q {DATA} && mount {DATA} /srv && dd if=/dev/zero of={FILE} bs=1M count={SIZE} status=none")
         machine.ssh(f"chmod 600 {FILE} && mkswap {FILE} && umount /srv", timeout=600)
-        (folder / "initramfs").write_bytes(read(machine, "/boot/initrd.img-$(uname -r)"))
+        (folder / "initramfs").write_bytes(initramfs_of(machine))
         ram_root.adopt(machine)
         off(machine)
         yield Case(machine, Store(folder), folder, machine.folder / "nvdimm.img", tree)
-    except BaseException:
-        machine.power_cut()
-        raise
-    machine.destroy()
-
-
-def read(machine: Machine, path: str) -> bytes:
-    return base64.b64decode(machine.ssh(f"base64 {path}", timeout=600))
 
 
 def install(machine: Machine) -> None:
     """``fuse-store`` with the wheels it needs, without ``pip``."""
-    wheels = REPOSITORY / "build" / f"wheelhouse-{PYTHON}"
-    subprocess.run([sys.executable, str(REPOSITORY / "molecule/store/wheelhouse.py"), str(wheels), PYTHON], check=True)
+    wheels = wheelhouse(PYTHON)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar, tempfile.TemporaryDirectory() as unpacked:
         for wheel in wheels.glob("*.whl"):
