@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import sys
 
+closed: set[str] = set()  # the standard streams that open_closed has found closed
+
 
 def open_closed() -> None:
     """Connect closed standard streams to /dev/null. Otherwise the next file that is opened gets the descriptor of one, and a
@@ -14,6 +16,7 @@ def open_closed() -> None:
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is that of the stream
             setattr(sys, name, open(null, mode))  # noqa: SIM115
+            closed.add(name)
 
 
 def redirect_to_null() -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from fuse_store import streams
 from fuse_store.cli import text
 from fuse_store.cli.output import label
 from fuse_store.cli.parser import IMAGE, Verb, argument
@@ -23,6 +24,8 @@ def run(context: Context) -> int:
         raise UsageError("--json", "not possible when the image is written to standard output.", "Name a file, or omit --json.")
     if options.target == "-" and sys.stdout.isatty():
         raise UsageError("standard output", "is a terminal.", "Redirect it to a file or a pipe.")
+    if options.target == "-" and "stdout" in streams.closed:
+        raise UsageError("standard output", "closed.", "Redirect it to a file or a pipe.")
     started = time.monotonic()
     with context.open_store() as store:
         version = context.find(store, options.image)

@@ -194,6 +194,7 @@ def test_closed_standard_streams(run: Run, store: Path, tmp_path: Path, closed: 
     assert command("get", "web01/system/latest", tmp_path / "back") == 0
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
     assert command("show", "nothing") == 3
+    assert command("get", "web01/system/latest", "-") == (2 if ">&-" in closed.split() else 0)
     assert run("verify").code == 0
 
 
