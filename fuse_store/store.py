@@ -267,12 +267,12 @@ class Store:
                 base_ids = [version.id for version in (map(self.find, bases) if bases is not None else earlier)]
                 number = max((version.number for version in of_machine), default=0) + 1
                 head = _new_head(label, recognised, number, self.config.page_size, base_ids, taken)
-                pack_head(_with_files(head, opened.placed(head.page_size)), label.name)  # before everything is read
+                pack_head(_with_files(head, opened, opened.placed(head.page_size)), label.name)  # before everything is read
                 written, stored = self._write(opened, recognised, base_ids, progress, lock, read_all=replace)
                 for text in opened.warnings:
                     warn(text)
                 head = dataclasses.replace(
-                    _with_files(head, written.files), allocated=written.allocated, new=written.new, stored=stored,
+                    _with_files(head, opened, written.files), allocated=written.allocated, new=written.new, stored=stored,
                     segments=tuple(written.segments), computed=written.computed, content=written.content,
                 )  # fmt: skip
                 head = self._read_draft(head, written.encrypted, opened, recognised, label, replace=replace)
@@ -505,9 +505,10 @@ def _recognised(image: Image) -> str:
         return ""
 
 
-def _with_files(head: Head, placed: Sequence[tuple[InputFile, int]]) -> Head:
+def _with_files(head: Head, source: Input, placed: Sequence[tuple[InputFile, int]]) -> Head:
     sized = tuple(ImageFile(file.name, file.size or 0, offset, file.mode, file.mtime) for file, offset in placed)
-    return dataclasses.replace(head, files=sized, size=sum(file.size for file in sized))
+    size = sum(file.size for file in sized)
+    return dataclasses.replace(head, files=sized, directories=tuple(source.directories), links=tuple(source.links), size=size)
 
 
 def _failed(url: str, error: OSError, outcome: str) -> StoreError:

@@ -40,6 +40,7 @@ VERSION_KEYS = {
     "new": "bytes of pages that no base has; of LZO chunks, the uncompressed pages",
     "stored": "bytes written to the store",
     "files": "number of files",
+    "directory": "whether it is the image of a directory, with all its directories and symbolic links",
     "bases": "ids of the versions that pages were shared with",
     "recognised": "kind of image that was found in the bytes, whatever kind says; empty if none",
     "chunks": "number of LZO chunks of a hibernation image that are stored as uncompressed pages",
@@ -114,6 +115,7 @@ def print_error(as_json: bool, record: dict[str, Any], text: str) -> None:
 
 def explain(error: Exception, as_json: bool, done: str = "") -> int:
     """Print an error that ended a command; its exit code. ``done``: what the command had done before."""
+    error = _of_a_library(error) or error
     if isinstance(error, StoreError):
         record: dict[str, Any] = {
             "type": _snake_case(type(error).__name__), "exit_code": error.exit_code,
@@ -141,6 +143,16 @@ def explain(error: Exception, as_json: bool, done: str = "") -> int:
     record = {"type": "defect", "exit_code": 1, "thing": "fuse-store", "cause": text, "remedy": REPORT_BUG}
     print_error(as_json, record, f"{text}. {REPORT_BUG}")
     return 1
+
+
+def _of_a_library(error: Exception) -> StoreError | None:
+    """What the error means if a library is missing, or does not run here; else None. numpy has no class for what it says of processors."""
+    if isinstance(error, RuntimeError) and "baseline optimizations" in str(error):
+        return StoreError("numpy", "it was built for newer processors than this one.", "Install an older one: pip install 'numpy<2.4'.")
+    library = (error.name or "").partition(".")[0] if isinstance(error, ImportError) and not _is_memory(error) else ""
+    if library in ("", __package__.partition(".")[0]):
+        return None
+    return StoreError(library, f"cannot be loaded: {error}.", "Install fuse-store again, with pip or pipx: both bring what it needs.")
 
 
 def _is_memory(error: Exception) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The difference between two versions: pages added, changed and gone, by range.
+"""The difference between two versions: pages added, changed and gone, by range; names added, changed and gone.
 
 Files are paired by name. Pages are compared by their digests in the tables of the packs: no block is opened, and memory is
 that of a window of pages and of two extent segments, whatever the sizes. A page is *added* if only the new version has data
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DIFF_WINDOW = 1 << 16  # pages of each version that are compared at once
 CHANGES = ("added", "changed", "gone")
+FILE, DIRECTORY, LINK = "file", "directory", "link"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,39 @@ class Range:
     change: str
     offset: int
     length: int
+
+
+@dataclass(frozen=True)
+class Name:
+    """A file, directory or link that only one version has, or that is not the same in both, whatever the pages: a link leads elsewhere, a
+    file has another size, permissions differ. ``type``: that of the newer one, if it has it."""
+
+    name: str
+    type: str
+    change: str
+
+
+def names(a: Image, b: Image) -> list[Name]:
+    """What differs between ``a`` and ``b`` in names, in the order of the names. Times do not count. Of an image that is no directory, or
+    was stored before directories were recorded, only files and their sizes are known."""
+    whole = bool(a.head.directories and b.head.directories)
+    old, new = _named(a, whole), _named(b, whole)
+    found = []
+    for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+        change = "added" if name not in old else "gone" if name not in new else "changed"
+        found.append(Name(name, (new.get(name) or old[name])[0], change))
+    return found
+
+
+def _named(image: Image, whole: bool) -> dict[str, tuple[str, int | str, int]]:
+    """By name: type, size of a file or target of a link, permissions."""
+    if not whole:
+        return {one.name: (FILE, one.size, 0) for one in image.files}
+    return {
+        **{one.name: (FILE, one.size, one.mode) for one in image.files},
+        **{one.name: (DIRECTORY, 0, one.mode) for one in image.head.directories},
+        **{one.name: (LINK, one.target, 0) for one in image.head.links},
+    }
 
 
 def diff(a: Image, b: Image, progress: Progress) -> Iterator[Range]:

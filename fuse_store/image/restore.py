@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes a version to a file, a directory of files, standard output or a block device.
+"""Writes a version to a file, a directory, standard output or a block device.
 
 A file appears whole or not at all, sparse where the image has zeros. A file or device that is in use is refused, and so is a device
 with content that blkid recognises; what was written to it is read back and compared. For one thread.
@@ -8,6 +8,7 @@ with content that blkid recognises; what was written to it is read back and comp
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import stat
@@ -18,8 +19,8 @@ from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.image import devices, page_io
 from fuse_store.image.kind import row_of
 from fuse_store.image.reader import Image
-from fuse_store.image.targets import usage
-from fuse_store.image.targets.directory import Directory, find, system_directory
+from fuse_store.image.targets import entries, usage
+from fuse_store.image.targets.directory import NEW_MODE, Directory, find, system_directory
 from fuse_store.image.targets.partial import Partial, is_own, open_partial, replacement
 from fuse_store.paths import checked_path
 from fuse_store.progress import Progress
@@ -37,7 +38,7 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
         except OSError as error:
             raise failed("standard output", error) from None
     checked_path("target", target)
-    several = len(image.files) != 1 or image.files[0].name != "image"
+    several = bool(image.head.directories) or len(image.files) != 1 or image.files[0].name != "image"
     system = system_directory(target)
     try:
         if several and not system:
@@ -100,7 +101,7 @@ def _to_file(image: Image, file: ImageFile, directory: Directory, name: str, old
         if old is not None:
             os.fsync(partial.descriptor)  # in a file that no one else may open, which is left if the process is killed here
         if old is None or (row_of(image.summary.kind).private and not directory.is_trusted):  # the old one may have been planted
-            os.fchmod(partial.descriptor, _mode(image, file))
+            os.fchmod(partial.descriptor, _mode(image, file.mode))
         else:
             os.fchown(partial.descriptor, old.st_uid, old.st_gid)
             os.fchmod(partial.descriptor, old.st_mode & 0o777)
@@ -132,9 +133,9 @@ def _fill(image: Image, file: ImageFile, partial: Partial, progress: Progress) -
     return page_io.write(image, file, partial.descriptor, progress, compare=partial.resumed, zeros=partial.resumed)
 
 
-def _mode(image: Image, file: ImageFile) -> int:
-    """Of a new file: as it was, as far as the umask lets others have it; an image of memory is for its owner alone."""
-    return file.mode & (0o700 if row_of(image.summary.kind).private else 0o777) & ~_umask()
+def _mode(image: Image, mode: int) -> int:
+    """Of a new file or directory: as it was, as far as the umask lets others have it; an image of memory is for its owner alone."""
+    return mode & (0o700 if row_of(image.summary.kind).private else 0o777) & ~_umask()
 
 
 def _umask() -> int:
@@ -149,16 +150,22 @@ def _to_directory(image: Image, parent: Directory, name: str, progress: Progress
     for file in image.files:
         if {"", ".", ".."} & set(file.name.split("/")) or "\0" in file.name:
             raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of the target.", RESTORE_MANIFEST, image=image.id)
-    with parent.below((name,)) as root, open_partial(root, "", image.id) as marker:  # there until all files are
+    before = parent.status(name)
+    with parent.below((name,)) as root, open_partial(root, "", image.id) as marker:  # there until everything is
         if not marker.resumed and set(root.names) - {marker.name}:
             marker.remove()
             raise Refused(f"target {root.path}", "not empty, and the image has several files.", "Name a new or empty directory.")
         written = 0
+        entries.make_directories(root, image.head.directories)
         for directories, files in itertools.groupby(image.files, lambda file: tuple(file.name.split("/")[:-1])):
             with root.below(directories) as directory:
                 for file in files:
                     written += _to_file_below(image, file, directory, file.name.split("/")[-1], marker.resumed, progress)
+        entries.make_links(root, image.head.links)
+        entries.finish_directories(root, image.head.directories, functools.partial(_mode, image))
         marker.remove()
+        made = before is None or (marker.resumed and stat.S_IMODE(before.st_mode) == NEW_MODE)
+        entries.finish_root(root, image.head.directories, functools.partial(_mode, image) if made else None)
     return written
 
 
@@ -167,7 +174,7 @@ def _to_file_below(image: Image, file: ImageFile, directory: Directory, name: st
         return 0
     with replacement(directory, name, image.id) as partial:
         written = _fill(image, file, partial, progress)
-        os.fchmod(partial.descriptor, _mode(image, file))
+        os.fchmod(partial.descriptor, _mode(image, file.mode))
         with contextlib.suppress(OverflowError):  # a time that no file of this system has
             os.utime(partial.descriptor, ns=(file.mtime, file.mtime))
         partial.take_name(name)

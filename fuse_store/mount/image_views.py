@@ -19,6 +19,7 @@ from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.image import kind as kinds
 from fuse_store.mount.content import Content, DerivedContent, ImageContent, WindowCache
 from fuse_store.mount.prefetch import PrefetchProcesses
+from fuse_store.repository.entries import ImageLink
 from fuse_store.repository.manifest import ImageFile, Summary
 from fuse_store.store import Store
 
@@ -30,11 +31,12 @@ log = logging.getLogger(__name__)
 MAX_OPEN_IMAGES = 16  # images that stay open
 CHECKSUM_READ_SIZE = 8 << 20  # bytes that are hashed at once
 DIGEST_HEX_DIGITS = 64  # of a BLAKE3 digest in B3SUMS
+FILE, DIRECTORY, LINK = "file", "directory", "link"  # what a name in an image is
 
 
 class ImageView:
-    """An open image. ``files`` (by path: index in the image, and the file) and ``directories`` (by path: the names in each, and
-    whether they are directories) have its tree."""
+    """An open image. Its tree, by path: ``files`` (index in the image, and the file), ``links``, ``directories`` (the names in each,
+    and what they are), and ``times`` of directories, in ns, as far as they were recorded."""
 
     def __init__(self, image: Image, windows: WindowCache) -> None:
         """Raises Damaged."""
@@ -45,27 +47,35 @@ class ImageView:
         self._allocated: list[int] | None = None
         self._checksums: bytes | None = None
         self._fields: dict[str, Any] | None = None
-        self.single = len(image.files) == 1
+        self.single = len(image.files) == 1 and not image.head.directories
         self.files: dict[tuple[str, ...], tuple[int, ImageFile]] = {}
-        self.directories: dict[tuple[str, ...], dict[str, bool]] = {(): {}}
+        self.links: dict[tuple[str, ...], ImageLink] = {}
+        self.times: dict[tuple[str, ...], int] = {}
+        self.directories: dict[tuple[str, ...], dict[str, str]] = {(): {}}
         for index, file in enumerate(image.files):
-            self._add(index, file)
+            self.files[self._add(file.name, FILE)] = index, file
+        for link in image.head.links:
+            self.links[self._add(link.name, LINK)] = link
+        for directory in image.head.directories:
+            path = self._add(directory.name, DIRECTORY) if directory.name else ()
+            self.directories.setdefault(path, {})
+            self.times[path] = directory.mtime
 
-    def _add(self, index: int, file: ImageFile) -> None:
-        """Add a file and the directories above it. Raises Damaged for a name that has no place in a tree."""
-        path = tuple(file.name.split("/"))
-        invalid = any(name in ("", ".", "..") or "\0" in name for name in path)
-        if invalid or path in self.files or path in self.directories:
-            raise self._invalid_name(file)
-        self.files[path] = index, file
+    def _add(self, name: str, what: str) -> tuple[str, ...]:
+        """Add a name and the directories above it; the path. Raises Damaged for a name that has no place in a tree."""
+        path = tuple(name.split("/"))
+        invalid = any(part in ("", ".", "..") or "\0" in part for part in path)
+        if invalid or path in self.files or path in self.links or (what != DIRECTORY and path in self.directories):
+            raise self._invalid_name(name)
         for depth in range(len(path), 0, -1):
-            if path[: depth - 1] in self.files:
-                raise self._invalid_name(file)
-            self.directories.setdefault(path[: depth - 1], {})[path[depth - 1]] = depth < len(path)
+            if path[: depth - 1] in self.files or path[: depth - 1] in self.links:
+                raise self._invalid_name(name)
+            self.directories.setdefault(path[: depth - 1], {})[path[depth - 1]] = what if depth == len(path) else DIRECTORY
+        return path
 
-    def _invalid_name(self, file: ImageFile) -> Damaged:
+    def _invalid_name(self, name: str) -> Damaged:
         remedy = "Restore the manifest from a copy of the store."
-        return Damaged(f"image {self.image.id}", f"invalid file name {file.name!r}.", remedy, image=self.image.id)
+        return Damaged(f"image {self.image.id}", f"invalid file name {name!r}.", remedy, image=self.image.id)
 
     def content(self, file: ImageFile) -> Content:
         return ImageContent(self.image, file.offset, file.size, self._windows)

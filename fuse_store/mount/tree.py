@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from fuse_store.errors import NotFound
 from fuse_store.image.kind import by_kind
+from fuse_store.mount import image_views
 from fuse_store.mount.content import Content, GeneratedContent
 from fuse_store.mount.image_views import ImageViews
 from fuse_store.mount.prefetch import PrefetchProcesses
@@ -58,6 +59,8 @@ class File:
 
 
 Node: TypeAlias = Directory | Link | File
+
+_TYPES: dict[str, type] = {image_views.FILE: File, image_views.DIRECTORY: Directory, image_views.LINK: Link}
 
 
 def attributes(node: Node) -> dict[str, bytes]:
@@ -161,7 +164,7 @@ class Tree:
             return Directory(lambda: self._version_files(summary), taken, summary)
         name, rest = path[0], path[1:]
         if name == "image":
-            if summary.files > 1:
+            if _is_directory(summary):
                 return self._image_directory(summary, rest)
             image = File(summary.size, summary.allocated, taken, lambda: self.image(summary.id), summary=summary)
             return _leaf(image, rest)
@@ -177,23 +180,24 @@ class Tree:
         return _leaf(File(derived.size, derived.size, taken, lambda: derived, summary=summary), rest)
 
     def _version_files(self, summary: Summary) -> Iterable[tuple[str, type]]:
-        yield "image", Directory if summary.files > 1 else File
+        yield "image", Directory if _is_directory(summary) else File
         yield "info.json", File
         yield "B3SUMS", File
         for name in self._images.derived(summary):
             yield name, File
 
     def _image_directory(self, summary: Summary, path: Path) -> Node:
-        """A node in the directory ``image`` of an image of several files."""
+        """A node in the directory ``image`` of the image of a directory."""
         view = self._images.get(summary.id)
         if path in view.directories:
             names = view.directories[path]
             return Directory(
-                lambda: ((name, Directory if is_directory else File) for name, is_directory in names.items()),
-                taken_ns(summary), summary,
-            )  # fmt: skip
+                lambda: ((name, _TYPES[what]) for name, what in names.items()), view.times.get(path, taken_ns(summary)), summary
+            )
+        if path in view.links:
+            return Link(view.links[path].target, view.links[path].mtime, summary)
         for depth in range(1, len(path)):
-            if path[:depth] in view.files:
+            if path[:depth] in view.files or path[:depth] in view.links:
                 raise NotADirectoryError
         index, file = view.files[path]
         return File(file.size, view.allocated(index), file.mtime, lambda: view.content(file), summary=summary)
@@ -205,6 +209,11 @@ def info_json(summary: Summary, description: dict[str, Any] | None) -> bytes:
     if "kernel" in summary.tags:
         values["kernel"] = summary.tags["kernel"]
     return (json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n").encode(errors="surrogateescape")
+
+
+def _is_directory(summary: Summary) -> bool:
+    """Whether its image is shown as a directory. One that was stored before directories were recorded is told by its files."""
+    return summary.directory or summary.files > 1
 
 
 def _link(summary: Summary, up: str) -> Link:

@@ -20,10 +20,13 @@ from typing import Any
 import msgpack
 
 from fuse_store.errors import Damaged, NotFound, Refused
+from fuse_store.repository import entries
 from fuse_store.repository.aead import DIGEST, Aead
 from fuse_store.repository.backends import Backend
+from fuse_store.repository.entries import MAX_TIME, ImageDirectory, ImageLink
 
-FORMAT = 1
+FORMAT, DIRECTORY_FORMAT = 1, 2  # of a head; the second one has TREE as well
+TREE = ("directories", "links")
 _FILE = struct.Struct("<8sI")  # magic, length of the encrypted head
 _MAGIC = b"FSIMAGE1"
 PAGE_SIZES = (4096, 16384, 65536)
@@ -31,7 +34,6 @@ MAX_HEAD_SIZE = 64 << 20  # bytes
 MAX_IMAGE_SIZE = 1 << 50  # bytes of its address space
 MAX_FILES = 1 << 22
 MAX_TEXT_SIZE = 1 << 16  # bytes
-MAX_TIME = (1 << 63) - 1  # ns since 1970: in the year 2262, the last that 64 bits hold
 MAX_NUMBER = 1 << 62
 MACHINE_TAG = 2  # bytes at the end of an id that tell the machine
 MAX_ROW_SIZE = 256  # bytes of parameters of one computed block
@@ -84,7 +86,8 @@ class Head:
     those that no base had, ``stored`` of what was written for it. ``taken`` is in ns since 1970 (UTC), by a clock that may have
     been wrong; ``number`` is one more than the highest of the machine when it was stored: versions come in the order of
     (``number``, ``taken``, id). ``content``: the digest of all pages, by which versions with the same bytes share a state log.
-    ``recognised``: the kind of image that the program found in the bytes, whatever ``kind`` says; empty if none."""
+    ``recognised``: the kind of image that the program found in the bytes, whatever ``kind`` says; empty if none. ``directories``: of the
+    image of a directory, itself and all below it; none for any other image, and for one that was stored before they were recorded."""
 
     machine: str
     application: str
@@ -104,6 +107,8 @@ class Head:
     computed: Computed | None = None
     content: bytes = bytes(DIGEST)
     recognised: str = ""
+    directories: tuple[ImageDirectory, ...] = ()
+    links: tuple[ImageLink, ...] = ()
 
     @property
     def pages(self) -> int:
@@ -116,7 +121,8 @@ class Head:
 @dataclass(frozen=True)
 class Summary:
     """A version as lists show it. ``taken`` is in UTC; ``chunks`` is the number of computed blocks. ``verified``: whether every byte of it
-    was read and no failure was reported since. ``content`` and ``recognised``: see Head."""
+    was read and no failure was reported since. ``directory``: whether it is the image of a directory, all of which was recorded.
+    ``content`` and ``recognised``: see Head."""
 
     id: str
     machine: str
@@ -137,6 +143,7 @@ class Summary:
     verified: bool = False
     recognised: str = ""
     content: bytes = bytes(DIGEST)
+    directory: bool = False
 
     @property
     def order(self) -> tuple[int, datetime, str]:
@@ -158,7 +165,8 @@ def summary(image_id: str, head: Head) -> Summary:
     values = {field.name: getattr(head, field.name) for field in fields(Summary) if hasattr(head, field.name)}
     taken = EPOCH + timedelta(microseconds=head.taken // 1000)
     computed = head.computed.count if head.computed else 0
-    return Summary(**{**values, "id": image_id, "taken": taken, "files": len(head.files), "chunks": computed})
+    known = {"id": image_id, "taken": taken, "files": len(head.files), "chunks": computed, "directory": bool(head.directories)}
+    return Summary(**{**values, **known})
 
 
 def machine_tag(machine: str, aead: Aead) -> str:
@@ -185,7 +193,7 @@ def image_name(image_id: str) -> str:
 def pack_head(head: Head, label: str) -> bytes:
     """A head as it is encrypted. ``label`` names the version for the error. Raises Refused for one that no reader would accept."""
     try:
-        content = bytes(msgpack.packb({"format": FORMAT, **asdict(head)}))
+        content = bytes(msgpack.packb(_packable(head)))
         if len(content) > MAX_HEAD_SIZE - 2 * DIGEST:
             raise ValueError(f"{len(content) >> 20} MiB of names and segments, more than {MAX_HEAD_SIZE >> 20} MiB")
         if parse_head(content) != head:
@@ -193,6 +201,13 @@ def pack_head(head: Head, label: str) -> bytes:
         return content
     except (ValueError, TypeError, OverflowError) as error:  # UnicodeEncodeError is a ValueError
         raise Refused(f"version of {label}", f"cannot be stored: {error}.", "Store it in parts. No version was created.") from None
+
+
+def _packable(head: Head) -> dict[str, Any]:
+    values = asdict(head)
+    if head.directories:
+        return {"format": DIRECTORY_FORMAT, **values}
+    return {"format": FORMAT, **{key: value for key, value in values.items() if key not in TREE}}
 
 
 def write_manifest(
@@ -253,21 +268,25 @@ def parse_head(content: bytes) -> Head:
     try:
         value = msgpack.unpackb(content, max_array_len=MAX_FILES, max_map_len=1 << 10, max_bin_len=DIGEST, max_str_len=MAX_TEXT_SIZE)
         number = value.pop("format")
-        if number != FORMAT:
+        if number not in (FORMAT, DIRECTORY_FORMAT):
             raise ValueError(f"format {number!r} is unknown; a newer fuse-store is needed")
-        head = _head_of(value)
+        head = _head_of(value, TREE if number == DIRECTORY_FORMAT else ())
     except (TypeError, KeyError, AttributeError, msgpack.UnpackException, msgpack.exceptions.ExtraData) as error:
         raise ValueError(f"head cannot be read ({error})") from None
     _check_types(head)
     _check_files(head)
+    if number == DIRECTORY_FORMAT:
+        entries.check([file.name for file in head.files], head.directories, head.links)
     if head.computed is not None:
         _check_computed(head, head.computed)
     _check_segments(head)
     return head
 
 
-def _head_of(value: Mapping[str, Any]) -> Head:
+def _head_of(value: Mapping[str, Any], tree: Sequence[str]) -> Head:
     computed = value["computed"]
+    if [key for key in TREE if key in value] != list(tree):
+        raise ValueError("head has not the keys of its format")
     return Head(
         **{
             **value,
@@ -277,6 +296,8 @@ def _head_of(value: Mapping[str, Any]) -> Head:
             "computed": None if computed is None else Computed(**computed),
             "content": value["content"],
             "recognised": value["recognised"],
+            "directories": tuple(ImageDirectory(**one) for one in value.get("directories", ())),
+            "links": tuple(ImageLink(**one) for one in value.get("links", ())),
         }
     )
 

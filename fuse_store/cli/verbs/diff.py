@@ -24,21 +24,25 @@ def run(context: Context) -> int:
 
         a, b = (store.open_image(context.find(store, reference).id) for reference in (options.a, options.b))
         pages = dict.fromkeys(diff.CHANGES, 0)
+        names = diff.names(a, b)
         ranges = _counted(diff.diff(a, b, context.progress), pages, a.head.page_size)
         # Printed one by one: there may be more ranges than fit into memory.
         if context.json:
             print_result(f'{{"a":"{a.id}","b":"{b.id}","page_size":{a.head.page_size},"ranges":[', end="")
             for row, range_ in enumerate(ranges):
                 print_result(("," if row else "") + json.dumps(vars(range_), separators=(",", ":")), end="")
-            totals = json.dumps({**pages, "identical": not any(pages.values())}, separators=(",", ":"))
+            identical = not any(pages.values()) and not names
+            totals = json.dumps({"names": [vars(one) for one in names], **pages, "identical": identical}, separators=(",", ":"))
             print_result(f"],{totals[1:]}")
             return 0
         several = len(a.files) > 1 or len(b.files) > 1
         for range_ in ranges:
             file = f"  {text.printable(range_.file)}" if several else ""
             print_result(f"{range_.change:8} {range_.offset:#014x} {text.size(range_.length):>9}{file}")
+        for one in names:
+            print_result(f"{one.change:8} {one.type:<14} {'':9}  {text.printable(one.name or '.')}")
     counts = ", ".join(f"{number} {change}" for change, number in pages.items())
-    context.remark(f"Pages of {text.size(a.head.page_size)}: {counts}")
+    context.remark(f"Pages of {text.size(a.head.page_size)}: {counts}" + (f"; {len(names)} names differ" if names else ""))
     return 0
 
 
@@ -53,7 +57,8 @@ VERB = Verb(
     name="diff",
     summary="print the page ranges that were added, changed or zeroed between two versions",
     description="added: zero or missing in A, not zero in B. gone: not zero in A, zero or missing in B. changed: not zero in both, "
-    "and different. Files of images with several files are compared by name. Exits with 0 also if the versions differ.",
+    "and different. Files of images with several files are compared by name; names that one version lacks, and files, directories and "
+    "links that differ in size, permissions or target, are listed too. Exits with 0 also if the versions differ.",
     run=run,
     arguments=(
         argument("a", metavar="A", help=IMAGE_HELP, empty=True),
@@ -66,8 +71,11 @@ VERB = Verb(
         "  file": "name of the file in the image",
         "  change": "added, changed or gone",
         "  offset, length": "bytes from the start of the file, and bytes",
+        "names": "one object for each file, directory or symbolic link that one version lacks, or that differs:",
+        "  name, type": "path in the image, and file, directory or link",
+        "  change ": "added, gone, or changed: another type, size, target or other permissions",
         "added, changed, gone": "number of pages",
-        "identical": "whether the versions have the same content",
+        "identical": "whether the versions have the same content: pages and names; times do not count",
     },
     examples=(("fuse-store diff web01/system@2026-11-21 web01/system/latest", "what changed since that day"),),
     interrupted="Nothing was changed.",

@@ -30,6 +30,8 @@ def run(context: Context) -> int:
     record = {
         **version_record(version), "page_size": head.page_size, "pages": head.pages, "segments": len(head.segments),
         "contents": [_file(file) for file in head.files],
+        "directories": [{"name": one.name, "mode": f"{one.mode:04o}", "mtime": _iso(one.mtime)} for one in head.directories],
+        "links": [{"name": one.name, "target": one.target, "mtime": _iso(one.mtime)} for one in head.links],
         "history": [{**entry, "time": _iso(entry["time"])} for entry in entries],
         **kinds.by_kind(version.kind, description),
     }  # fmt: skip
@@ -62,11 +64,12 @@ def _human(record: dict[str, Any]) -> str:
         "page_size": text.size(record["page_size"]),
     }
     contents, hibernation, history = shown.pop("contents"), shown.pop("hibernation"), shown.pop("history")
+    directories, links = shown.pop("directories"), shown.pop("links")
     lines = [f"{key.replace('_', ' '):12} {text.printable(str(value))}" for key, value in shown.items()]
-    rows = [
-        (file["name"], text.size(file["size"]), file["mode"], _second(file["mtime"] or ""))
-        for file in contents
-    ]
+    rows = [(file["name"], text.size(file["size"]), file["mode"], _second(file["mtime"] or "")) for file in contents]
+    rows += [(f"{one['name'] or '.'}/", "", one["mode"], _second(one["mtime"])) for one in directories]
+    rows += [(f"{one['name']} -> {one['target']}", "", "", _second(one["mtime"])) for one in links]
+    rows = sorted(rows) if directories else rows
     if hibernation:
         lines += ["", hibernation_text(hibernation)]
     lines += ["", text.table(("FILE", "SIZE", "MODE", "MODIFIED (UTC)"), rows, right=frozenset((1,)))]
@@ -97,6 +100,11 @@ VERB = Verb(
         "  offset": "start in the image's address space, in bytes",
         "  mode": "permissions, octal",
         "  mtime": "time of last modification in UTC; null if unknown",
+        "directories": "one object for each directory of the image of a directory, itself with the name \"\":",
+        "  name, mode, mtime": "as for files",
+        "links": "one object for each symbolic link of the image of a directory:",
+        "  name, mtime": "as for files",
+        "  target": "what it leads to",
         "history": "one object for each entry of the state log, oldest first:",
         "  state": "as above",
         "  time": "time of the entry in UTC",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuse_store.errors import Refused, StoreError
-from fuse_store.repository.manifest import MAX_TIME
+from fuse_store.repository.entries import MAX_TIME, ImageDirectory, ImageLink
 
 CONSISTENT = "consistent"  # tag of a version that may not be what its source was at one moment
 UNKNOWN, NO = "unknown", "no"  # its values
@@ -45,8 +45,13 @@ class InputFile:
     far: bool = field(default=False, init=False)  # its time is one that a manifest cannot hold; ``mtime`` is the nearest that it can
 
     def __post_init__(self) -> None:
-        nearest = max(-MAX_TIME, min(self.mtime, MAX_TIME))
+        nearest = nearest_time(self.mtime)
         self.far, self.mtime = nearest != self.mtime, nearest
+
+
+def nearest_time(mtime: int) -> int:
+    """The nearest time, in ns since 1970, that a manifest can hold."""
+    return max(-MAX_TIME, min(mtime, MAX_TIME))
 
 
 @dataclass
@@ -92,11 +97,13 @@ class Doubts:
 
 
 class Input:
-    """What is stored: ``files``, one after the other in the address space of the image, each beginning at a page. ``name``: what
-    messages call it. ``doubts``: what is not certain of it. ``complete``: its end is known to be the end of what was meant, unlike
-    that of a pipe. A context manager, for one put and one thread."""
+    """What is stored: ``files``, one after the other in the address space of the image, each beginning at a page; of a directory also
+    its ``directories``, itself included, and ``links``. ``name``: what messages call it. ``doubts``: what is not certain of it.
+    ``complete``: its end is known to be the end of what was meant, unlike that of a pipe. A context manager, for one put and one thread."""
 
     files: Sequence[InputFile]
+    directories: Sequence[ImageDirectory] = ()
+    links: Sequence[ImageLink] = ()
     complete = True
 
     def __init__(self, name: str, doubts: Doubts | None = None) -> None:

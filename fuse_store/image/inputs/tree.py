@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An input of a directory of files.
+"""An input of a directory: files, directories and symbolic links.
 
 A user who may write to the directory can put a link or a FIFO in the place of a file or directory at any moment. So everything is
 opened relative to the directory that it was found in, never through a link, never waiting; and what was opened has to be what
-was listed. After the last file the directory is listed again: no file may have changed since the first one was read.
+was listed. After the last file the directory is listed again: nothing may have changed since the first one was read. What a link
+leads to is not looked at.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fuse_store.errors import StoreError, UsageError, failed
 from fuse_store.image.inputs.holding import Lease
-from fuse_store.image.inputs.input import NOTHING_STORED, Batch, Doubts, Input, InputFile
+from fuse_store.image.inputs.input import NOTHING_STORED, Batch, Doubts, Input, InputFile, nearest_time
 from fuse_store.image.inputs.reading import Run, batches, runs_of
+from fuse_store.repository.entries import MAX_TARGET_SIZE, ImageDirectory, ImageLink
+
+Names = tuple[str, ...]
 
 CLOCK_TICK = 20_000_000  # ns; a file that changes again within one may keep its times
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OTHERS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device"}
 
 
 class Seen(NamedTuple):
@@ -39,6 +44,22 @@ class Seen(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> Seen:
         return cls(status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class Listing(NamedTuple):
+    """All that is below a directory, itself included: by names, what identifies it, and what a link says."""
+
+    files: dict[Names, Seen]
+    directories: dict[Names, Seen]
+    links: dict[Names, tuple[Seen, str]]
+
+    def first_changed(self, later: Listing) -> Names | None:
+        """The names of something that is not the same in a later one."""
+        pairs: list[tuple[Mapping[Names, object], Mapping[Names, object]]] = [
+            (self.files, later.files), (self.directories, later.directories), (self.links, later.links),
+        ]  # fmt: skip
+        changed = (names for before, after in pairs for names in {**before, **after} if before.get(names) != after.get(names))
+        return next(changed, None)
 
 
 class _Directories:
@@ -71,25 +92,32 @@ class _Directories:
 
 
 class TreeInput(Input):
-    """Every file below a directory, in the order of their names, those of a directory before those of its directories."""
+    """Everything below a directory, in the order of the names, those of a directory before those of its directories."""
 
     def __init__(self, root: Path, doubts: Doubts) -> None:
-        """Raises UsageError for what is no regular file, StoreError, OSError."""
+        """Raises UsageError for what is no file, directory or link, StoreError, OSError."""
         super().__init__(str(root), doubts)
         self._root = root
         self._directories = _Directories(root)
         try:
-            self._seen = self._list()
-            if not self._seen:
+            self._listing = self._list()
+            if not self._listing.files:
                 raise UsageError(f"source {root}", "no file in it.", "Name a directory that has files.")
         except BaseException:
             self._directories.close()
             raise
         self._lease = Lease(doubts)
         self.files = [
-            InputFile("/".join(names), None, seen.size, stat.S_IMODE(seen.mode), seen.mtime) for names, seen in self._seen.items()
+            InputFile("/".join(names), None, seen.size, stat.S_IMODE(seen.mode), seen.mtime) for names, seen in self._listing.files.items()
         ]
-        age = time.time_ns() - max(seen.ctime for seen in self._seen.values())
+        self.directories = [
+            ImageDirectory("/".join(names), stat.S_IMODE(seen.mode), nearest_time(seen.mtime))
+            for names, seen in self._listing.directories.items()
+        ]
+        self.links = [
+            ImageLink("/".join(names), target, nearest_time(seen.mtime)) for names, (seen, target) in self._listing.links.items()
+        ]
+        age = time.time_ns() - max(seen.ctime for seen in (*self._listing.files.values(), *self._listing.directories.values()))
         if 0 <= age < CLOCK_TICK:
             time.sleep((CLOCK_TICK - age) / 1e9)  # from now on each change shows
 
@@ -100,7 +128,7 @@ class TreeInput(Input):
             raise failed(f"source {self._root}", error, NOTHING_STORED) from None
 
     def _runs(self, page_size: int) -> Generator[Run, None, None]:
-        for file, offset, (names, seen) in zip(self.files, self.offsets(page_size), self._seen.items(), strict=True):
+        for file, offset, (names, seen) in zip(self.files, self.offsets(page_size), self._listing.files.items(), strict=True):
             path = str(self._root.joinpath(*names))
             descriptor = self._open_seen(names, seen, path)
             try:
@@ -110,10 +138,9 @@ class TreeInput(Input):
             finally:
                 self._lease.drop()
                 os.close(descriptor)
-        after = self._list()
-        if after != self._seen:
-            names = next(names for names in {**self._seen, **after} if self._seen.get(names) != after.get(names))
-            self.doubts.differs(self._root.joinpath(*names))
+        changed = self._listing.first_changed(self._list())
+        if changed is not None:
+            self.doubts.differs(self._root.joinpath(*changed))
 
     def _open_seen(self, names: Sequence[str], seen: Seen, path: str) -> int:
         """Open a file that was listed. Raises StoreError if another one has its name, or it changed."""
@@ -134,30 +161,51 @@ class TreeInput(Input):
             raise
         return descriptor
 
-    def _list(self) -> dict[tuple[str, ...], Seen]:
-        """Every file. Raises UsageError, OSError."""
-        found = {}
-        pending: list[tuple[str, ...]] = [()]
+    def _list(self) -> Listing:
+        """Everything. Raises UsageError, OSError."""
+        found = Listing({}, {}, {})
+        pending: list[Names] = [()]
         while pending:
             directory = pending.pop()
             inner = []
-            with os.scandir(self._directories.open(directory)) as entries:
+            descriptor = self._directories.open(directory)
+            found.directories[directory] = Seen.of(os.fstat(descriptor))
+            with os.scandir(descriptor) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
                 for entry in listed:
                     names = (*directory, entry.name)
-                    if entry.is_dir(follow_symlinks=False):
+                    self._check(names)
+                    seen = Seen.of(entry.stat(follow_symlinks=False))
+                    if stat.S_ISDIR(seen.mode):
                         inner.append(names)
-                        continue
-                    found[names] = Seen.of(entry.stat(follow_symlinks=False))
-                    self._check(names, found[names])
+                    elif stat.S_ISLNK(seen.mode):
+                        found.links[names] = seen, self._target(descriptor, names)
+                    elif stat.S_ISREG(seen.mode):
+                        found.files[names] = seen
+                    else:
+                        raise self._no_place(names, seen)
             pending += reversed(inner)
         return found
 
-    def _check(self, names: Sequence[str], seen: Seen) -> None:
-        path = self._root.joinpath(*names)
-        if not stat.S_ISREG(seen.mode):
-            raise UsageError(f"source {path}", "not a regular file.", "An image of several files holds regular files only.")
-        if not all(name.isascii() for name in names):
+    def _target(self, directory: int, names: Names) -> str:
+        """What a link says. Raises UsageError, OSError."""
+        target = os.readlink(names[-1], dir_fd=directory)
+        try:
+            if len(target.encode()) <= MAX_TARGET_SIZE:
+                return target
+            cause, remedy = "the link leads to a name that is too long.", "Remove the link."
+        except UnicodeEncodeError:
+            cause, remedy = "what the link leads to is not UTF-8.", "Rename it, and make the link again."
+        raise UsageError(f"source {self._root.joinpath(*names)}", cause, remedy)
+
+    def _no_place(self, names: Names, seen: Seen) -> UsageError:
+        what = _OTHERS.get(stat.S_IFMT(seen.mode), "no regular file")
+        remedy = "Remove it, or store what tar makes of the directory, with --command."
+        return UsageError(f"source {self._root.joinpath(*names)}", f"{what}, which the image of a directory cannot hold.", remedy)
+
+    def _check(self, names: Names) -> None:
+        if not names[-1].isascii():
+            path = self._root.joinpath(*names)
             try:
                 str(path).encode()
             except UnicodeEncodeError:

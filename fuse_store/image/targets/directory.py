@@ -18,6 +18,7 @@ from types import TracebackType
 
 from fuse_store.errors import NotFound, Refused
 
+NEW_MODE = 0o700  # of a directory, until all that is below it is there
 MAX_LINKS = 40  # as many as the kernel follows
 _SYSTEM = tuple(Path(name) for name in ("/dev", "/proc", "/sys"))
 _FOR_FILES = (Path("/dev/shm"),)  # a file system of its own, in memory
@@ -67,7 +68,7 @@ class Directory:
         for part in parts:
             with directory:
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o700, dir_fd=directory.descriptor)
+                    os.mkdir(part, NEW_MODE, dir_fd=directory.descriptor)
                 try:
                     directory = Directory(part, directory, flags=os.O_NOFOLLOW)
                 except OSError as error:

@@ -286,8 +286,14 @@ def test_a_directory_with_planted_links_and_a_marker(store: Store, several_id: s
 
 
 def test_a_link_that_is_planted_in_the_directory_meanwhile(store: Store, several_id: str, place: Place) -> None:
+    """In the place of a directory that the get has made."""
+
+    def plant() -> None:
+        (place.folder / "sub").rmdir()
+        (place.folder / "sub").symlink_to(place.victim)
+
     with pytest.raises(Refused, match=r"sub: a link or a file"):
-        get(store, several_id, place.folder, MeanWhile(lambda: (place.folder / "sub").symlink_to(place.victim)))
+        get(store, several_id, place.folder, MeanWhile(plant))
     assert place.untouched()
 
 

@@ -21,6 +21,7 @@ from fuse_store.mount.tree import Directory, Link, Tree
 from fuse_store.progress import SILENT
 from fuse_store.repository import manifest
 from fuse_store.repository.backends import PosixBackend
+from fuse_store.repository.entries import MAX_TIME
 from fuse_store.repository.manifest import (
     Head,
     ImageFile,
@@ -119,8 +120,8 @@ def test_a_sparse_file_of_two_pebibytes(run: Run, store: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     "changes",
     [
-        {"taken": -1}, {"taken": manifest.MAX_TIME + 1}, {"number": -1}, {"number": 1 << 63}, {"size": 1 << 70}, {"page_size": 512},
-        {"files": (ImageFile("a", 1, 0, mtime=manifest.MAX_TIME + 1),)}, {"files": (ImageFile("a", 1, 0, mode=-1),)},
+        {"taken": -1}, {"taken": MAX_TIME + 1}, {"number": -1}, {"number": 1 << 63}, {"size": 1 << 70}, {"page_size": 512},
+        {"files": (ImageFile("a", 1, 0, mtime=MAX_TIME + 1),)}, {"files": (ImageFile("a", 1, 0, mode=-1),)},
         {"files": (ImageFile("a\ud800", 1, 0),)}, {"files": (ImageFile("a", 1, 0, mtime=1 << 70),)}, {"tags": {"a": "x" * (1 << 17)}},
         {"files": (ImageFile("a", 1 << 50, 0), ImageFile("b", 1, 1 << 50))}, {"tags": {str(number): "" for number in range(2000)}},
     ],

@@ -29,7 +29,15 @@ from fuse_store.repository.extents import Extents, encrypt_segment, no_rows
 from fuse_store.repository.index import Rows
 from fuse_store.repository.index.fragment import write_fragment
 from fuse_store.repository.index.merge import Merge
-from fuse_store.repository.manifest import FORMAT, Head, ImageFile, Segment, encrypt_head, image_directory, machine_tag
+from fuse_store.repository.manifest import (
+    Head,
+    ImageFile,
+    Segment,
+    encrypt_head,
+    image_directory,
+    machine_tag,
+    pack_head,
+)
 from fuse_store.repository.pack import pack_name
 from fuse_store.store import Store
 
@@ -53,7 +61,7 @@ def fill(store: Store, machines: int, each: int, blocks: int = 0) -> list[str]:
         directory.mkdir(mode=0o700, exist_ok=True)
         image = ImageFile("image", blocks * MAX_BLOCK_SIZE // 2, 0)
         head = Head(machine, "system", "file", "nightly", {"ticket": "4711"}, TAKEN, 0, 0, 0, 0, 0, 4096, (), (image,), ())
-        values = {"format": FORMAT, **asdict(head)}
+        values = msgpack.unpackb(pack_head(head, machine))
         digests = random.integers(0, 1 << 63, (blocks, 2), np.uint64)
         every.append(digests.copy())
         for row in range(each):

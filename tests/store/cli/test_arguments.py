@@ -294,6 +294,29 @@ def test_limits_that_have_no_class_of_their_own(run: Run, store: Path, monkeypat
     assert (done.code, done.error["type"]) == (1, "memory") and "ulimit -v" in done.error["remedy"]
 
 
+# What numpy 2.4 says on a processor of 2008.
+NEWER = RuntimeError("NumPy was built with baseline optimizations: \n(X86_V2) but your machine doesn't support:\n(X86_V2).")
+
+
+@pytest.mark.parametrize(
+    ("error", "library", "says"),
+    [
+        (NEWER, "numpy", "pip install 'numpy<2.4'"),
+        (ModuleNotFoundError("No module named 'zstandard'", name="zstandard"), "zstandard", "pip or pipx"),
+        (ImportError("libz.so: cannot open shared object file", name="lz4._version"), "lz4", "pip or pipx"),
+    ],
+)  # fmt: skip
+def test_a_library_that_does_not_run_here(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, library: str, says: str
+) -> None:
+    def broken(*_given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Versions, "each", broken)
+    done = run("list", "--json")
+    assert (done.code, done.error["type"], done.error["thing"]) == (1, "store_error", library) and says in done.error["remedy"]
+
+
 LOOPS = [
     ["get", "web01/system/latest", "loop"], ["get", "web01/system/latest", "loop/x"], ["put", "loop", "--machine", "m"], ["mount", "loop"],
     ["inspect", "loop"], ["--store", "loop", "list"], ["--store", "loop", "init"], ["--store", "new", "--key-file", "loop", "init"],

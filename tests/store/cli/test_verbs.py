@@ -581,11 +581,32 @@ def test_diff(run: Run, store: Path, tmp_path: Path) -> None:
             {"file": "image", "change": "gone", "offset": 7 * PAGE, "length": 2 * PAGE},
             {"file": "image", "change": "added", "offset": 64 * PAGE, "length": 4},
         ],
+        "names": [{"name": "image", "type": "file", "change": "changed"}],
         "added": 1, "changed": 1, "gone": 2, "identical": False,
     }  # fmt: skip
     assert run("diff", one, two).out.splitlines()[1].split() == ["gone", "0x000000007000", "8.0", "KiB"]
     same = run("diff", one, one, "--json")
-    assert same.code == 0 and same.json["identical"] is True and same.json["ranges"] == []
+    assert same.code == 0 and same.json["identical"] is True and same.json["ranges"] == same.json["names"] == []
+
+
+def test_a_directory_is_shown_and_compared(run: Run, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "d/empty").mkdir(parents=True)
+    (tmp_path / "d/file").write_bytes(b"x")
+    (tmp_path / "d/link").symlink_to("file")
+    one = put(run, "d")
+    shown = run("show", one)
+    table = shown.out[shown.out.index("FILE") :].splitlines()
+    assert [line.split()[0] for line in table[1:5]] == ["./", "empty/", "file", "link"] and table[4].startswith("link -> file ")
+    record = run("show", one, "--json").json
+    assert record["directory"] and [each["name"] for each in record["directories"]] == ["", "empty"]
+    assert [(each["name"], each["target"]) for each in record["links"]] == [("link", "file")]
+    (tmp_path / "d/link").unlink()
+    (tmp_path / "d/link").symlink_to("empty")
+    (tmp_path / "d/empty").chmod(0o500)
+    done = run("diff", one, put(run, "d"))
+    assert [line.split() for line in done.out.splitlines()] == [["changed", "directory", "empty"], ["changed", "link", "link"]]
+    assert "2 names differ" in done.err
+    assert run("diff", one, "web01/system/latest", "--json").json["identical"] is False
 
 
 def test_remove_takes_the_named_and_no_other(run: Run, store: Path, tmp_path: Path) -> None:

@@ -124,6 +124,9 @@ def served(home: Path, needed: None) -> Iterator[Mounted]:
             (home / "several" / "sub").mkdir(parents=True)
             (home / "several" / "a").write_bytes(b"a" * 5000)
             (home / "several" / "sub" / "b").write_bytes(b"")
+            (home / "several" / "empty").mkdir()
+            (home / "several" / "sub" / "link").symlink_to("../a")
+            (home / "several" / "nowhere").symlink_to("/no/such/file")
             store.put(str(home / "several"), Label("web01", application="app"))
         with mounted(home, "--writable") as own:
             yield own
@@ -201,9 +204,11 @@ def test_cp_and_rsync_of_everything(served: Mounted, home: Path, tmp_path: Path)
     run("rsync", "-aX", f"{app}/", tmp_path / "rsync")
     version = newest(served.store, "app")
     for copy in ("cp", "rsync"):
-        run("diff", "-r", home / "several", tmp_path / copy / version.version / "image")
+        run("diff", "-r", "--no-dereference", home / "several", tmp_path / copy / version.version / "image")
         assert os.readlink(tmp_path / copy / "latest") == version.version
         assert (tmp_path / copy / version.version / "image" / "a").stat().st_mtime_ns == (home / "several" / "a").stat().st_mtime_ns
+        assert os.readlink(tmp_path / copy / version.version / "image" / "sub" / "link") == "../a"
+        assert os.listdir(tmp_path / copy / version.version / "image" / "empty") == []
         assert os.getxattr(tmp_path / copy / version.version / "image" / "a", "user.fuse_store.id") == version.id.encode()
     assert run("rsync", "-ain", f"{app}/", tmp_path / "cp") == "", "a second rsync has nothing to do"
     run("chmod", "-R", "u+w", tmp_path)  # for those who are not root

@@ -133,7 +133,10 @@ class SecondReader:
         assert (self.digest(packed)[:14] + machine[:2]).hex() == image_id
         assert self.open(b"machine" + machine, (self.directory / "machines" / machine.hex()).read_bytes()).decode() == head["machine"]
         size, computed = head["page_size"], head["computed"]
-        assert head["format"] == 1
+        tree = {"directories", "links"} & head.keys()
+        assert (head["format"], len(tree)) in ((1, 0), (2, 2))
+        self.directories = {one["name"]: one["mode"] for one in head.get("directories", ())}
+        self.links = {one["name"]: one["target"] for one in head.get("links", ())}
         end = max(file["offset"] + file["size"] for file in head["files"])
         if computed is not None:
             assert computed["transform"] == "lzo" and len(head["files"]) == 1 and end <= computed["first"] * size
@@ -215,6 +218,8 @@ def test_a_reader_made_from_the_document_reads_the_store(tmp_path: Path, encrypt
     noise = os.urandom(SIZE // 3)
     (source / "a").write_bytes(noise + bytes(SIZE // 3) + noise[: SIZE // 3 - 5])
     (source / "b c").write_bytes(b"text " * 5000)
+    (source / "empty").mkdir(mode=0o711)
+    (source / "empty" / "link").symlink_to("../a")
     page_size = 16384 if compression == "lz4" else 4096
     with Store.create(
         tmp_path / "store", key_file=key_file, durability="none", encryption=encryption, compression=compression, page_size=page_size
@@ -223,8 +228,9 @@ def test_a_reader_made_from_the_document_reads_the_store(tmp_path: Path, encrypt
         (source / "b c").write_bytes(b"other text " * 5000)
         second = store.put(str(source), Label("m"))
     reader = SecondReader(tmp_path / "store", key_file if encryption else None)
-    content = {path.name: path.read_bytes() for path in source.iterdir()}
+    content = {name: (source / name).read_bytes() for name in ("a", "b c")}
     assert reader.image(second.id) == content
+    assert reader.directories == {"": source.stat().st_mode & 0o777, "empty": 0o711} and reader.links == {"empty/link": "../a"}
     assert reader.image(first.id) == {**content, "b c": b"text " * 5000}
     page = noise[:page_size]
     tables = []

@@ -33,6 +33,7 @@ from fuse_store.repository import block, extents, locks, manifest, pack
 from fuse_store.repository.aead import Aead
 from fuse_store.repository.backends import Mapped, PosixBackend
 from fuse_store.repository.block import BODY, HEADER, HEADER_SIZE, encrypt_units, pack_block, parse_header, unpack_block
+from fuse_store.repository.entries import MAX_TIME, ImageDirectory, ImageLink
 from fuse_store.repository.extents import MAX_SEGMENT_SIZE, Extents, no_rows, pack_extents, parse_extents, read_segment
 from fuse_store.repository.index import fragment
 from fuse_store.repository.index.merge import Merge
@@ -254,7 +255,23 @@ def some_head() -> dict[str, Any]:
     files = (ImageFile("a", 5000, 0), ImageFile("b", 70000, 8192, 0o644, 10**18))
     segments = (Segment(0, 2, 0, 100, DIGESTS[:16]), Segment(2, 20, 100, 80, DIGESTS[16:32]))
     head = Head("m", "system", "file", "e", {"k": "v"}, 10**18, 1, 75000, 75000, 1, 1, 4096, ("0" * 32,), files, segments)
-    return {"format": 1, **asdict(head)}
+    return unpacked(head)
+
+
+def unpacked(head: Head) -> dict[str, Any]:
+    """What is in the manifest for a head."""
+    value: dict[str, Any] = msgpack.unpackb(manifest.pack_head(head, "m"))
+    return value
+
+
+def a_head_of_a_directory() -> dict[str, Any]:
+    files = (ImageFile("a", 5000, 0), ImageFile("sub/b", 10, 8192))
+    directories = (ImageDirectory("", 0o755, 10**18), ImageDirectory("empty", 0o700, -5), ImageDirectory("sub", 0o555, 10**18))
+    links = (ImageLink("sub/link", "../../nowhere", 10**18),)
+    segments = (Segment(0, 2, 0, 100, DIGESTS[:16]),)
+    return unpacked(
+        Head("m", "system", "file", "", {}, 1, 1, 5010, 5010, 1, 1, 4096, (), files, segments, directories=directories, links=links)
+    )
 
 
 def a_head_with_computed_blocks() -> dict[str, Any]:
@@ -304,6 +321,49 @@ def test_a_head_that_was_changed(data: st.DataObject) -> None:
     head = bounded(lambda: parse_head(data.draw(changed(msgpack.packb(some_head())))))
     if head is not None:
         use(head)
+
+
+@few
+@given(data=st.data())
+def test_a_head_of_a_directory_that_was_changed(data: st.DataObject) -> None:
+    head = bounded(lambda: parse_head(data.draw(changed(msgpack.packb(a_head_of_a_directory())))))
+    if head is not None:
+        use(head)
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "changes", "valid"),
+    [
+        ("directories", 1, {"name": "other"}, True), ("directories", 1, {"name": "sub"}, False),
+        ("directories", 1, {"name": "a"}, False), ("directories", 1, {"name": "a/b"}, False),
+        ("directories", 1, {"name": "sub/x"}, True), ("directories", 1, {"name": "no/x"}, False),
+        ("directories", 0, {"name": "root"}, False), ("directories", 1, {"name": "/"}, False),
+        ("directories", 1, {"name": ".."}, False), ("directories", 2, {"name": "other"}, False),
+        ("directories", 1, {"mode": 1 << 16}, False), ("directories", 1, {"mode": True}, False),
+        ("directories", 1, {"mtime": MAX_TIME + 1}, False), ("directories", 1, {"name": 5}, False),
+        ("directories", 1, {"extra": 5}, False), ("links", 0, {"name": "a"}, False), ("links", 0, {"name": "sub/b"}, False),
+        ("links", 0, {"name": "sub"}, False), ("links", 0, {"name": "."}, False), ("links", 0, {"name": "sub/x\0"}, False),
+        ("links", 0, {"target": ""}, False), ("links", 0, {"target": "x" * 4095}, True),
+        ("links", 0, {"target": "é" * 2048}, False), ("links", 0, {"target": "a\0b"}, False), ("links", 0, {"target": None}, False),
+        ("links", 0, {"mtime": 0.5}, False), ("files", 1, {"name": "../b"}, False), ("files", 1, {"name": "sub/link/b"}, False),
+        ("files", 1, {"name": "link/b"}, False),
+    ],
+)  # fmt: skip
+def test_heads_of_directories_at_their_bounds(part: str, row: int, changes: dict[str, object], valid: bool) -> None:
+    head = a_head_of_a_directory()
+    head[part][row].update(changes)
+    assert (bounded(partial(parse_head, msgpack.packb(head))) is not None) == valid
+
+
+def test_a_head_has_the_keys_of_its_format() -> None:
+    directory = a_head_of_a_directory()
+    assert directory["format"] == 2 and some_head()["format"] == 1 and not {"directories", "links"} & some_head().keys()
+    refused = [{**directory, "format": 1}, {**directory, "directories": []}, {**directory, "format": 3}]
+    for key in ("directories", "links"):
+        refused += [{**directory, key: None}, {**some_head(), key: directory[key]}]
+        refused.append({name: value for name, value in directory.items() if name != key})
+    for head in refused:
+        assert bounded(partial(parse_head, msgpack.packb(head))) is None
 
 
 def test_a_head_with_computed_blocks() -> None:
