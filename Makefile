@@ -10,7 +10,7 @@ VENV := .venv
 PYTHON := $(CURDIR)/$(VENV)/bin/python
 READY := $(VENV)/.ready
 TREE := build/ansible_collections/nvm/fastboot
-SCENARIOS := default efi memmap store
+SCENARIOS := default store
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/sbin:/sbin
 export LC_ALL := C.UTF-8
