@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fuse_store import streams
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError, WrongKey, failed
+from fuse_store.mount.tree import Access
 from fuse_store.paths import checked_path, is_inside
 from fuse_store.store import Store
 
@@ -37,32 +38,32 @@ SYSLOG_SOCKET = "/dev/log"
 KERNEL_READ_AHEAD = 1024  # KiB; with the kernel's default of 128 a window takes eight times the requests
 MNT_DETACH = 2  # umount2(2)
 DETACH_SECONDS = 5
+READ_ONLY = Access()
 LIBFUSE_ENDED = 8  # libfuse's exit code if the mount answered, and was ended by a signal or an error
 LIBFUSE_ERRORS = {3: "libfuse did not start", 4: "mounting failed", 6: "signal handlers could not be set"}  # by exit code
 
 
 def mount(
-    store: Store | Callable[[], Store], directory: str | Path, *, foreground: bool, writable: bool, allow_other: bool = False
+    store: Store | Callable[[], Store], directory: str | Path, *, foreground: bool, access: Access = READ_ONLY
 ) -> None:
     """Show ``store`` as files in ``directory``, an empty directory of the caller's.
 
     In the foreground, returns when the mount has ended: by ``umount``, SIGTERM, SIGINT or SIGHUP; systemd is notified when
     the mount answers (sd_notify, READY=1; a unit may be Type=notify or exec). In the background, returns when the mount
     answers, and another process serves it and logs to syslog. Requests that have not ended seconds after the mount are abandoned,
-    with the process. ``writable`` adds ``incoming/``. Only the user who mounted it has access, unless ``allow_other``. The caller
-    closes the store. No thread that the caller started may be running: for a store whose client has threads, pass a function
-    that opens it, which is called in the process that serves the mount.
+    with the process. The caller closes the store. No thread that the caller started may be running: for a store whose client has
+    threads, pass a function that opens it, which is called in the process that serves the mount.
     Raises NotFound, UsageError, Refused, StoreError.
     """
-    point = _checked(checked_path("directory", directory), store.path if isinstance(store, Store) else None, allow_other)
+    point = _checked(checked_path("directory", directory), store.path if isinstance(store, Store) else None, access)
     adapter = _adapter()
     if foreground:
-        _serve(adapter, store if isinstance(store, Store) else store(), point, writable, allow_other, _notify_systemd)
+        _serve(adapter, store if isinstance(store, Store) else store(), point, access, _notify_systemd)
     else:
-        _in_background(adapter, store, point, writable, allow_other)
+        _in_background(adapter, store, point, access)
 
 
-def _checked(directory: Path, store: Path | None, allow_other: bool) -> Path:
+def _checked(directory: Path, store: Path | None, access: Access) -> Path:
     """The mount point as an absolute path. Raises StoreError if nothing can be mounted there."""
     thing = f"directory {directory}"
     try:
@@ -87,7 +88,7 @@ def _checked(directory: Path, store: Path | None, allow_other: bool) -> Path:
             raise StoreError(thing, "permission denied.", "Choose a directory of your own.")
         if not any(os.access(Path(path) / MOUNT_HELPER, os.X_OK) for path in os.environ.get("PATH", "").split(os.pathsep)):
             raise StoreError("mount", f"{MOUNT_HELPER} not found; users other than root need it.", INSTALL_FUSE)
-        if allow_other and not _allows_other():
+        if access.allow_other and not _allows_other():
             raise Refused("mount", f"{FUSE_CONF} does not permit access by other users.", f"Add user_allow_other to {FUSE_CONF}.")
     if not FUSE_DEVICE.exists():
         raise StoreError("mount", f"{FUSE_DEVICE} does not exist.", "Load the kernel module: modprobe fuse.")
@@ -115,9 +116,7 @@ def _adapter() -> ModuleType:
     return fuse_adapter
 
 
-def _serve(
-    adapter: Any, store: Store, point: Path, writable: bool, allow_other: bool, mounted: Callable[[], None]
-) -> None:  # fmt: skip
+def _serve(adapter: Any, store: Store, point: Path, access: Access, mounted: Callable[[], None]) -> None:
     """Mount, and answer until the mount ends. ``mounted`` is called when it answers."""
     answering = False
     cause = ""
@@ -135,8 +134,8 @@ def _serve(
 
     options: dict[str, str | int | bool] = {
         "fsname": store.url.replace("\\", "\\\\").replace(",", "\\,"), "subtype": "fuse_store",
-        "default_permissions": True, "nosuid": True, "nodev": True, "noexec": True, "noatime": True,
-        "ro": not writable, "allow_other": allow_other,
+        "default_permissions": True, "nosuid": True, "nodev": True, "noexec": not access.exec, "noatime": True,
+        "ro": not access.writable, "allow_other": access.allow_other,
     }  # fmt: skip
     if store.path.is_absolute():
         os.chdir("/")  # so that the directory it was started from is not busy
@@ -146,7 +145,7 @@ def _serve(
         logging.shutdown()
         os._exit(0)
 
-    operations = adapter.Operations(store, writable=writable, allow_other=allow_other, mounted=on_mounted, abandon=abandon)
+    operations = adapter.Operations(store, access, mounted=on_mounted, abandon=abandon)
     # libfuse handles only signals that have no handler yet.
     ending = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     handlers = {signal_number: signal.signal(signal_number, signal.SIG_DFL) for signal_number in ending}
@@ -171,9 +170,7 @@ def _detach(point: Path) -> None:
         subprocess.run([MOUNT_HELPER, "-u", "-z", "--", str(point)], stderr=subprocess.DEVNULL, timeout=DETACH_SECONDS, check=False)
 
 
-def _in_background(
-    adapter: Any, store: Store | Callable[[], Store], point: Path, writable: bool, allow_other: bool
-) -> None:
+def _in_background(adapter: Any, store: Store | Callable[[], Store], point: Path, access: Access) -> None:
     """Start a process that serves the mount; returns when the mount answers."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -198,7 +195,7 @@ def _in_background(
             os.close(writer)
 
         opened = store if isinstance(store, Store) else store()
-        _serve(adapter, opened, point, writable, allow_other, mounted)
+        _serve(adapter, opened, point, access, mounted)
         opened.close()
         status = 0
     except StoreError as error:

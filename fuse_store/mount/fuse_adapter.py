@@ -29,7 +29,7 @@ from fuse_store.errors import Damaged, Locked, NotFound, Refused, StoreError, Us
 from fuse_store.mount.content import MAX_CACHED_WINDOWS, READ_AHEAD_WINDOW, Content, offset_of
 from fuse_store.mount.incoming import Incoming, Received
 from fuse_store.mount.prefetch import UPKEEP_INTERVAL, PrefetchProcesses, close_removed
-from fuse_store.mount.tree import Directory, File, Link, Path, Tree, attributes, normal_path
+from fuse_store.mount.tree import Access, Directory, File, Link, Path, Tree, attributes, normal_path
 from fuse_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -139,21 +139,22 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
     use_ns = True
 
     def __init__(
-        self, store: Store, *, writable: bool, allow_other: bool, mounted: Callable[[], None], abandon: Callable[[], None]
+        self, store: Store, access: Access, *, mounted: Callable[[], None], abandon: Callable[[], None]
     ) -> None:
         self._store, self._mounted, self._abandon = store, mounted, abandon
         self._ended = threading.Event()
         self._session: int | None = None
         self._session_lock = threading.Lock()
-        self._tree = Tree(store, PrefetchProcesses.start(store, READ_AHEAD_WINDOW, READ_AHEAD_SLABS))
+        self._tree = Tree(store, PrefetchProcesses.start(store, READ_AHEAD_WINDOW, READ_AHEAD_SLABS), programs=access.exec)
         self._incoming: Incoming | None = None
-        if writable:
+        if access.writable:
             self._incoming = Incoming(store, self._tree)
             self._tree.add_directory(INCOMING, self._incoming.node)
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._working_directory = os.getcwd()
         # Nothing can be written, but a copy has these modes, and its owner must be able to change and remove it.
-        self._modes = {Directory: 0o755 if allow_other else 0o700, Link: 0o777, File: 0o644 if allow_other else 0o600}
+        others = access.allow_other
+        self._modes = {Directory: 0o755 if others else 0o700, Link: 0o777, File: 0o644 if others else 0o600}
         self._contents: dict[int, Content] = {}  # by file handle
         self._paths: dict[int, str] = {}  # the same; for the log
         self._next_handle = itertools.count(1)
@@ -207,6 +208,8 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         node = self._tree.node(tree_path)
         kind = type(node)
         mode = self._modes[kind]
+        if isinstance(node, File) and node.program:
+            mode |= mode >> 2 & 0o111
         if tree_path[:1] == (INCOMING,) and kind is not Link:
             mode &= 0o700
         size = node.size if isinstance(node, File) else len(node.target.encode()) if isinstance(node, Link) else 0

@@ -8,6 +8,7 @@ was removed raises FileNotFoundError. Threads may share a Tree.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ from fuse_store.mount.image_views import ImageViews
 from fuse_store.mount.prefetch import PrefetchProcesses
 from fuse_store.mount.versions import VersionIndex
 from fuse_store.policy import names
-from fuse_store.repository.manifest import Summary
+from fuse_store.repository.manifest import ImageFile, Summary
 from fuse_store.store import Store
 from fuse_store.versions import LINKS
 
@@ -28,6 +29,16 @@ Path: TypeAlias = tuple[str, ...]
 
 NAMES_DEPTH = 4  # parts of a path that are the store's names; what is below them are names of files in images, any bytes
 ATTRIBUTE_PREFIX = "user.fuse_store."  # of the extended attributes
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a mount permits: ``writable`` adds ``incoming/``; ``allow_other``: access by other users; ``exec``: to run programs of an image,
+    and to map files so, as worlds of Lisp are."""
+
+    writable: bool = False
+    allow_other: bool = False
+    exec: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +59,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """``allocated``: bytes that are not in holes. ``fixed``: its bytes never change."""
+    """``allocated``: bytes that are not in holes. ``fixed``: its bytes never change. ``program``: it may be run."""
 
     size: int
     allocated: int
@@ -56,6 +67,7 @@ class File:
     open: Callable[[], Content]
     fixed: bool = True
     summary: Summary | None = None
+    program: bool = False
 
 
 Node: TypeAlias = Directory | Link | File
@@ -87,9 +99,10 @@ def taken_ns(summary: Summary) -> int:
 
 
 class Tree:
-    """The tree of a store. ``prefetch`` reads ahead for it; ``close`` ends its processes."""
+    """The tree of a store. ``prefetch`` reads ahead for it; ``close`` ends its processes. ``programs``: tell which files may be run."""
 
-    def __init__(self, store: Store, prefetch: PrefetchProcesses | None = None) -> None:
+    def __init__(self, store: Store, prefetch: PrefetchProcesses | None = None, *, programs: bool = False) -> None:
+        self._programs = programs
         self._versions = VersionIndex(store)
         self._images = ImageViews(store, prefetch)
         self._root: dict[str, Callable[[VersionIndex, Path], Node]] = {
@@ -166,7 +179,9 @@ class Tree:
         if name == "image":
             if _is_directory(summary):
                 return self._image_directory(summary, rest)
-            image = File(summary.size, summary.allocated, taken, lambda: self.image(summary.id), summary=summary)
+            opened = self._images.get(summary.id).image.files[0] if self._programs else None
+            program = opened is not None and self._is_program(opened)
+            image = File(summary.size, summary.allocated, taken, lambda: self.image(summary.id), summary=summary, program=program)
             return _leaf(image, rest)
         if name == "info.json":
             content = info_json(summary, self._images.description(summary))
@@ -200,7 +215,11 @@ class Tree:
             if path[:depth] in view.files or path[:depth] in view.links:
                 raise NotADirectoryError
         index, file = view.files[path]
-        return File(file.size, view.allocated(index), file.mtime, lambda: view.content(file), summary=summary)
+        program = self._is_program(file)
+        return File(file.size, view.allocated(index), file.mtime, lambda: view.content(file), summary=summary, program=program)
+
+    def _is_program(self, file: ImageFile) -> bool:
+        return self._programs and bool(file.mode & stat.S_IXUSR)
 
 
 def info_json(summary: Summary, description: dict[str, Any] | None) -> bytes:

@@ -24,10 +24,10 @@ def run(context: Context) -> int:
             "foreground": options.foreground,
             "writable": options.writable,
             "allow_other": options.allow_other,
+            "exec": options.exec,
         }
-        mount.mount(
-            store, options.directory, foreground=options.foreground, writable=options.writable, allow_other=options.allow_other
-        )
+        access = mount.Access(options.writable, options.allow_other, options.exec)
+        mount.mount(store, options.directory, foreground=options.foreground, access=access)
     context.emit(record, "")
     return 0
 
@@ -45,6 +45,10 @@ VERB = Verb(
             "--allow-other", action="store_true",
             help="allow all users to read the mount; memory images contain passwords and keys. Needs user_allow_other in /etc/fuse.conf",
         ),
+        argument(
+            "--exec", action="store_true",
+            help="allow programs of the images to run, and worlds of Lisp to be mapped; without it the mount is noexec",
+        ),
     ),
     keys={
         "store": "directory or URL of the store",
@@ -52,9 +56,11 @@ VERB = Verb(
         "foreground": "whether it ran in the foreground; this object is then printed after the unmount",
         "writable": "whether incoming/ exists",
         "allow_other": "whether all users may read the mount",
+        "exec": "whether programs may be run from the mount",
     },
     examples=(
         ("fuse-store mount /mnt && ls /mnt/machines/web01/system/latest/", "list the files of the newest version of a machine"),
+        ("fuse-store mount /mnt --exec && sbcl --core /mnt/machines/web01/world/latest/image", "run a world of Lisp where it lies"),
         ("fuse-store mount /mnt --writable && cp disk.raw /mnt/incoming/web01/disk/", "store a file by copying it"),
     ),
 )

@@ -330,7 +330,7 @@ def paths_that_are_none(store: Store) -> list[Callable[[], object]]:
     return [
         lambda: store.put("", Label("m")), lambda: Store.open(""), lambda: Store.create(""), lambda: Store.open(store.path, key_file=""),
         lambda: Store.create(store.path / "new", key_file=""), lambda: restore.get(image, "", SILENT),
-        lambda: mount(store, "", foreground=True, writable=False), lambda: store.put("a\0b", Label("m")),
+        lambda: mount(store, "", foreground=True), lambda: store.put("a\0b", Label("m")),
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import shutil
 import signal
@@ -40,12 +41,12 @@ WAIT = 60.0  # seconds; machines that run tests are busy
 SERVE = """
 import sys
 from fuse_store.maintenance.gc import collect
-from fuse_store.mount import mount
+from fuse_store.mount import Access, mount
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 with Store.open(sys.argv[1]) as store:
-    mount(store, sys.argv[2], foreground="-f" in sys.argv, writable="--writable" in sys.argv,
-          allow_other="--allow-other" in sys.argv)
+    access = Access("--writable" in sys.argv, "--allow-other" in sys.argv, "--exec" in sys.argv)
+    mount(store, sys.argv[2], foreground="-f" in sys.argv, access=access)
 """
 PACKAGES = {"fusermount3": "fuse3", "rsync": "rsync", "qemu-img": "qemu-utils", "findmnt": "util-linux", "setpriv": "util-linux"}
 
@@ -519,6 +520,35 @@ def test_modes_are_those_that_a_copy_should_have(
         assert not os.access(own.system, os.W_OK)
 
 
+def test_programs_run_if_that_is_permitted(served: Mounted, tmp_path: Path) -> None:
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "data").write_bytes(b"echo no program")
+    for name in ("world/sleep", "single"):
+        shutil.copy("/bin/sleep", tmp_path / name)
+    (tmp_path / "world" / "script").write_text('#!/bin/sh\nexec "${0%/*}/sleep" 0\n')
+    (tmp_path / "world" / "script").chmod(0o750)
+    with Store.create(tmp_path / "store", durability="none") as store:
+        for name in ("world", "single"):
+            store.put(str(tmp_path / name), Label("web01", application=name))
+    for options in ([], ["--exec"]):
+        with mounted(tmp_path, *options) as own:
+            world, single = (own.system.parent / name / "latest" / "image" for name in ("world", "single"))
+            assert stat.S_IMODE((world / "data").stat().st_mode) == 0o600
+            for program, *arguments in ((single, "0"), (world / "sleep", "0"), (world / "script",)):
+                assert stat.S_IMODE(Path(program).stat().st_mode) == (0o700 if options else 0o600)
+                if options:
+                    run(program, *arguments)
+                else:
+                    with pytest.raises(PermissionError):
+                        subprocess.run([program, *arguments], check=True)
+            with open(world / "data", "rb") as file:
+                try:
+                    mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
+                    assert options
+                except PermissionError:
+                    assert not options
+
+
 def test_nothing_can_be_changed(served: Mounted) -> None:
     image = served.system / "latest" / "image"
     for change in (
@@ -767,7 +797,7 @@ def test_where_it_is_not_mounted(tmp_path: Path) -> None:
         ("store/trash", Refused, "inside the store"),
     ):
         with pytest.raises(error, match=says):
-            mount(store, tmp_path / directory, foreground=True, writable=False)
+            mount(store, tmp_path / directory, foreground=True)
     store.close()
 
 
@@ -790,7 +820,7 @@ open("x", "wb").write(b"data" * 1000)
 os.mkdir("mount")
 with Store.create("store", durability="none") as store:
     store.put("x", Label("web01"))
-    mount(store, "mount", foreground=False, writable=True)
+    mount(store, "mount", foreground=False, access=Access(writable=True))
 image = "mount/machines/web01/system/latest/image"
 assert open(image, "rb").read() == b"data" * 1000
 assert os.stat(image).st_uid == 65534
