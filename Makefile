@@ -150,7 +150,7 @@ types: tree ## type checks: strict for the store, the tools and all tests
 	cd build && MYPYPATH=. mypy --strict --allow-untyped-calls --follow-imports=silent --config-file ../pyproject.toml \
 	  --cache-dir ../.mypy_cache/units -p ansible_collections.nvm.fastboot.tests.unit
 	mypy --strict --cache-dir .mypy_cache/strict -p fuse_store
-	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict -p tests.store -p tests.docs -p tests.vm -p tests.containers -p tests.fuzz
+	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict -p tests.store -p tests.docs -p tests.vm -p tests.containers -p tests.in_place -p tests.fuzz
 	MYPYPATH=tools mypy --strict --cache-dir .mypy_cache/strict tools
 
 .PHONY: unit
@@ -193,6 +193,10 @@ ansible-versions: sanity units ## sanity and units with every ansible-core from 
 .PHONY: ansible-newest
 ansible-newest: $(READY) ## sanity and units with the newest ansible-core
 	$(PYTHON) tools/ansible_versions.py $(lastword $(NEWER_ANSIBLE))
+
+.PHONY: in-place
+in-place: $(READY) ## a process, a virtual machine and worlds of Lisp that go on from a store's mount; needs root; about 2 minutes
+	$(PYTHON) -m pytest tests/in_place -v
 
 .PHONY: containers
 containers: tree ## twenty containers behind SSH, with Python 3.9 to 3.14, sudo, su and doas; needs root; about 10 minutes

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.vm.lab.builder import MIRROR
@@ -33,22 +34,28 @@ mkdir -p "$1/run/sshd" "$1/var/opt/pythons"
 
 
 def ensure(suite: str) -> Path:
-    """The root directory of ``suite``, built if it is not in the cache. Raises CalledProcessError."""
-    packages = (*PACKAGES, DOAS.get(suite, "opendoas"))
-    key = hashlib.sha256(repr((packages, _CUSTOMIZE)).encode()).hexdigest()[:16]
-    directory = cache_directory() / "containers" / f"{suite}-{key}"
+    """The root directory of a container of ``suite``. Raises CalledProcessError."""
+    return build(suite, suite, (*PACKAGES, DOAS.get(suite, "opendoas")), _CUSTOMIZE)
+
+
+def build(name: str, suite: str, packages: Sequence[str], customize: str = "") -> Path:
+    """A root directory with these packages of ``suite``, built if it is not in the cache, where earlier ones of that name go. ``customize``
+    runs in a shell, with the new root directory as $1. Raises CalledProcessError."""
+    key = hashlib.sha256(repr((packages, customize)).encode()).hexdigest()[:16]
+    directory = cache_directory() / "containers" / f"{name}-{key}"
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with open(directory.parent / f"{suite}.lock", "w") as lock:
+    with open(directory.parent / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not directory.exists():
-            for old in directory.parent.glob(f"{suite}-*"):
+            for old in directory.parent.glob(f"{name}-*"):
                 shutil.rmtree(old)
             partial = directory.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             subprocess.run(
                 # In a mount namespace of its own: what mmdebstrap mounts in the new root, the machine's /dev/shm too, stays there.
                 ["unshare", "--mount", "mmdebstrap", "--quiet", "--variant=minbase", "--include=" + ",".join(packages),
-                 "--aptopt=Acquire::Languages \"none\"", "--customize-hook=" + _CUSTOMIZE.strip(), suite, str(partial), MIRROR],
+                 "--aptopt=Acquire::Languages \"none\"", "--aptopt=Acquire::Check-Valid-Until \"false\"",
+                 *(["--customize-hook=" + customize.strip()] if customize else []), suite, str(partial), MIRROR],
                 stdin=subprocess.DEVNULL, check=True,
             )  # fmt: skip
             partial.rename(directory)
