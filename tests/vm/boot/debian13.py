@@ -2,7 +2,7 @@
 """Debian 13, with EFI and dracut: images compressed with LZ4, which Linux has since 6.9, and the selection at boot.
 
 What differs from the LZO of Debian 12 (test_restore.py) is in the image, in the initramfs, which needs the module that
-decompresses, and in the kernel. The kernel's own default there is LZO; the role chooses. The selection (test_boot_selection.py) is a
+decompresses, and in the kernel. The kernel's own default there is LZO; the role chooses. The selection (a_day.py) is a
 module of dracut.
 """
 

@@ -19,8 +19,8 @@ import pytest
 from tests.vm import evidence, ram_root
 from tests.vm.conftest import off, switched_on
 from tests.vm.lab import Lab, Machine
+from tests.vm.restored.slots import NO_SWAPPING
 from tests.vm.restoring import Case, WithWords, another_memory, capture, hibernate, initramfs_of, wake
-from tests.vm.scenarios.slots import NO_SWAPPING
 from tests.vm.store import Store, tree_of, wheelhouse
 
 DISK = 1280  # MiB

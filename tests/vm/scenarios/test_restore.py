@@ -30,12 +30,10 @@ from tests.vm.restoring import (
     is_resumed,
     looked_at,
     read_by_ssh,
-    resumes_the_first,
     several_images,
     state_of,
     wake,
 )
-from tests.vm.scenarios import slots
 from tests.vm.store import Store, tree_of
 
 
@@ -154,39 +152,6 @@ def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
     brings_about(lab, case, "absent", image=images["third"])
     assert state_of(lab, case, images["third"]) is None
     assert refusals(case, chosen, case.tree, None) >= {"already_used"}
-
-
-def test_a_compressed_image_is_resumed(case: Case) -> None:
-    """The same with LZO, the kernel's own choice: the first of two."""
-    machine = case.machine
-    machine.ssh("mount -o remount,rw /media && sed -i 's/ hibernate=nocompress//' /media/boot/grub/grub.cfg && mount -o remount,ro /media")
-    off(machine)
-    resumes_the_first(case, "lzo")
-
-
-def test_two_images_side_by_side_in_slots(case: Case) -> None:
-    """The older one is resumed by its resume_offset=, then the newer one, each with its own memory; neither is harmed by the other. The
-    machine swaps to a disk, and its images say that nothing was swapped out."""
-    machine, store, nvdimm = case.machine, case.store, case.nvdimm
-    off(machine)
-    slotted = slots.slotted(case)
-    older, first = slotted.hibernated("older")
-    slotted.booted(f"resume={slots.SWAP}")
-    newer, second = slotted.hibernated("newer")
-    store.done("disarm", slotted.disk)
-    store.done("slots", "init", nvdimm)
-    staged = [store.done("stage", version["id"], nvdimm, "--slot") for version in (first, second)]
-    assert [one["swap"] for one in store.done("slots", "list", nvdimm)["slots"]] == ["unused", "unused"]
-    assert "already_used" not in str(slotted.armed(staged[1]["slot"]))
-    assert slotted.armed(staged[0]["slot"])["disarmed"] == [staged[1]["slot"]]
-    slotted.is_resumed(staged[0], "older", older)
-    off(machine)
-    store.done("report", first["id"], "resumed")
-    slotted.armed(staged[1]["slot"])
-    slotted.is_resumed(staged[1], "newer", newer)
-    store.done("report", second["id"], "resumed")
-    states = [(one["slot"], one["state"], one["armed"]) for one in store.done("slots", "list", nvdimm)["slots"]]
-    assert states == [(1, "used", False), (2, "armed", False)]
 
 
 def boots_cold(case: Case, memories: dict[str, evidence.Memory]) -> None:
