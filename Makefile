@@ -206,7 +206,7 @@ molecule: $(SCENARIOS:%=molecule-%) ## all Molecule scenarios; one of them: make
 
 .PHONY: molecule-%
 molecule-%: tree
-	$(COLLECTIONS) molecule test -s $*
+	$(COLLECTIONS) LAB_OWNER=$$$$ exec molecule test -s $*
 
 .PHONY: vm-test
 vm-test: $(READY) ## tests that start virtual machines

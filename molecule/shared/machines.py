@@ -10,6 +10,7 @@ with their addresses. ``create.yml``, ``verify.yml`` and ``destroy.yml`` call th
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,8 @@ LOGS = REPOSITORY / "build" / "logs"
 
 def main() -> int:
     verb, *names = sys.argv[1:] or ["--list"]
-    lab = Lab(say=lambda text: print(text, file=sys.stderr), keep=True)
+    owner = int(os.environ.get("LAB_OWNER") or 0)  # of what molecule creates, if not somebody at a terminal
+    lab = Lab(say=lambda text: print(text, file=sys.stderr), keep=not owner, owner=owner)
     try:
         if verb == "--list":
             print(json.dumps(inventory(lab, Path(sys.argv[0]).absolute().parents[1].name)))

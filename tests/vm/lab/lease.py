@@ -22,13 +22,13 @@ POLL = 0.2  # seconds between two looks at another process
 FATAL = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
-def this_process() -> str:
-    """The name of this process as an owner: its id, and when it started, because ids are used again."""
-    return f"{os.getpid()} {_started(os.getpid())}"
+def process(pid: int) -> str:
+    """The name of a process as an owner: its id, and when it started, because ids are used again."""
+    return f"{pid} {_started(pid)}"
 
 
 def lives(owner: str) -> bool:
-    """Whether the process that ``this_process`` named has not ended."""
+    """Whether the process that ``process`` named has not ended."""
     pid, _space, started = owner.partition(" ")
     return bool(started) and _started(int(pid)) == started
 

@@ -35,7 +35,7 @@ from tests.vm.lab.recipes import RECIPES
 REPOSITORY = Path(__file__).resolve().parents[3]
 LABEL_AREA = "128K"
 ERST_SIZE = "64K"
-OWNER = "owner"  # of a machine: the process with which it ends, see lease.this_process; nothing, if it is kept
+OWNER = "owner"  # of a machine: the process with which it ends, see lease.process; nothing, if it is kept
 CONSTANT = ("base.qcow2", "vmlinuz")  # parts of a machine that never change
 BOOT_SECONDS = 420  # a cold boot under software emulation on a busy machine
 OFF_SECONDS = 300
@@ -93,7 +93,8 @@ class Settings:
 
 
 class Lab:
-    """All machines below one folder. Those that are made here end with this process, unless ``keep`` (KEEP=1 is the default)."""
+    """All machines below one folder. Those that are made here end with this process, or with ``owner``, unless ``keep`` (KEEP=1 is the
+    default)."""
 
     def __init__(
         self,
@@ -101,11 +102,12 @@ class Lab:
         say: Callable[[str], None] = lambda text: None,
         *,
         keep: bool | None = None,
+        owner: int | None = None,
     ) -> None:
         self.folder = Path(folder or os.environ.get("LAB_DIR") or REPOSITORY / ".lab").resolve()
         self.say = say
         self._owner = (
-            "" if (os.environ.get("KEEP", "") not in ("", "0") if keep is None else keep) else lease.this_process()
+            "" if (os.environ.get("KEEP", "") not in ("", "0") if keep is None else keep) else lease.process(owner or os.getpid())
         )
 
     def create(

@@ -136,12 +136,17 @@ def test_power_cut_while_the_image_is_written(lab: Lab, machine: Machine) -> Non
 
 
 def test_resumed(lab: Lab, machine: Machine) -> None:
-    """Beside a zram swap area, which has the higher priority and cannot take an image."""
+    """By the playbook, which notes it in the journal; beside a zram swap area, which has the higher priority and cannot take an image."""
     before = evidence.remember(machine)
     machine.ssh("modprobe zram && echo 64M >/sys/block/zram0/disksize && mkswap -q /dev/zram0 && swapon -p 100 /dev/zram0")
-    result = hibernate(lab, machine)
+    variables = {"nvm_wake_command": powercycle.wake_command(lab, machine)}
+    result = play.play(lab, [machine], "nvm.fastboot.hibernate", variables).ok().result("hibernate")
     assert result.get("verdict") == "resumed", result
     evidence.same_memory(before, machine, power_was_off=True)
+    times = play.module(lab, machine, "nvm_boot_times")
+    noted = {name: seconds for name, seconds in result["seconds"].items() if seconds is not None}
+    assert (times["last_hibernation"]["verdict"], times["last_hibernation"]["seconds"]) == ("resumed", noted), times
+    assert 0 < times["boot"]["kernel"] < times["boot"]["userspace"] < times["boot"]["total"], times
     assert result["boot_id"] == before.boot_id
     assert evidence.signature(machine) == evidence.PLAIN, "the image can be resumed a second time"
     phases = result["seconds"]
