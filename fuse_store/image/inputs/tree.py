@@ -162,13 +162,16 @@ class TreeInput(Input):
         return descriptor
 
     def _list(self) -> Listing:
-        """Everything. Raises UsageError, OSError."""
+        """Everything. Raises UsageError, StoreError, OSError."""
         found = Listing({}, {}, {})
         pending: list[Names] = [()]
         while pending:
             directory = pending.pop()
             inner = []
-            descriptor = self._directories.open(directory)
+            try:
+                descriptor = self._directories.open(directory)
+            except OSError as error:
+                raise failed(f"source {self._root.joinpath(*directory)}", error, NOTHING_STORED) from None
             found.directories[directory] = Seen.of(os.fstat(descriptor))
             with os.scandir(descriptor) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,25 @@ def test_what_a_link_says_that_is_no_text(store: Store, source: Path) -> None:
     os.symlink("x", os.fsencode(source) + b"/\xff")
     with pytest.raises(UsageError, match=r"the file name is not UTF-8"):
         store.put(str(source), Label("m"))
+
+
+def test_a_directory_that_must_not_be_read_is_named() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        root.chmod(0o755)
+        (root / "sub" / "closed").mkdir(parents=True)
+        (root / "sub" / "closed").chmod(0o700)
+
+        def look() -> None:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            else:
+                (root / "sub" / "closed").chmod(0)
+            with pytest.raises(StoreError, match=rf"source {root}/sub/closed: Permission denied"):
+                open_input(str(root))
+
+        assert wait(fork(look)) == 0
+        (root / "sub" / "closed").chmod(0o700)
 
 
 def test_a_directory_of_one_file_is_a_directory(store: Store, tmp_path: Path) -> None:
