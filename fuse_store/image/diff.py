@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fuse_store.columns import group_starts
 from fuse_store.errors import Damaged, UsageError
 from fuse_store.progress import Progress
+from fuse_store.repository.entries import DIRECTORY, FILE, LINK
 
 if TYPE_CHECKING:
     from fuse_store.image.reader import Image
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 DIFF_WINDOW = 1 << 16  # pages of each version that are compared at once
 CHANGES = ("added", "changed", "gone")
-FILE, DIRECTORY, LINK = "file", "directory", "link"
 
 
 @dataclass(frozen=True)

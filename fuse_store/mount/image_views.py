@@ -19,7 +19,7 @@ from fuse_store.errors import Damaged, NotFound, StoreError
 from fuse_store.image import kind as kinds
 from fuse_store.mount.content import Content, DerivedContent, ImageContent, WindowCache
 from fuse_store.mount.prefetch import PrefetchProcesses
-from fuse_store.repository.entries import ImageLink
+from fuse_store.repository.entries import DIRECTORY, FILE, LINK, ImageLink
 from fuse_store.repository.manifest import ImageFile, Summary
 from fuse_store.store import Store
 
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 MAX_OPEN_IMAGES = 16  # images that stay open
 CHECKSUM_READ_SIZE = 8 << 20  # bytes that are hashed at once
 DIGEST_HEX_DIGITS = 64  # of a BLAKE3 digest in B3SUMS
-FILE, DIRECTORY, LINK = "file", "directory", "link"  # what a name in an image is
 
 
 class ImageView:

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 
 from fuse_store.errors import NotFound
 from fuse_store.image.kind import by_kind
-from fuse_store.mount import image_views
 from fuse_store.mount.content import Content, GeneratedContent
 from fuse_store.mount.image_views import ImageViews
 from fuse_store.mount.prefetch import PrefetchProcesses
 from fuse_store.mount.versions import VersionIndex
 from fuse_store.policy import names
+from fuse_store.repository import entries
 from fuse_store.repository.manifest import ImageFile, Summary
 from fuse_store.store import Store
 from fuse_store.versions import LINKS
@@ -72,7 +72,7 @@ class File:
 
 Node: TypeAlias = Directory | Link | File
 
-_TYPES: dict[str, type] = {image_views.FILE: File, image_views.DIRECTORY: Directory, image_views.LINK: Link}
+_TYPES: dict[str, type] = {entries.FILE: File, entries.DIRECTORY: Directory, entries.LINK: Link}
 
 
 def attributes(node: Node) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+FILE, DIRECTORY, LINK = "file", "directory", "link"  # what a name in an image is
 MAX_TARGET_SIZE = 4095  # bytes of what a link leads to: PATH_MAX without its NUL
 MAX_TIME = (1 << 63) - 1  # ns since 1970: in the year 2262, the last that 64 bits hold
 

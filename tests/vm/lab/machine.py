@@ -253,6 +253,12 @@ class Machine:
         (self.folder / "machine.json").write_text(json.dumps(asdict(settings), indent=1) + "\n")
         return Machine(self.folder, settings)
 
+    def add_disk(self, mebibytes: int) -> Path:
+        """Give the machine, which is off, a second disk; the file that it is."""
+        self.settings = replace(self.settings, disk=mebibytes)
+        _make_hole(self.folder / "disk2.img", mebibytes)
+        return self.folder / "disk2.img"
+
     def keep(self) -> None:
         """Let it outlive the process that it was made for, from the next time on that it is switched on."""
         self._owner_file.unlink(missing_ok=True)

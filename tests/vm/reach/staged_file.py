@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -49,9 +49,7 @@ def case(lab: Lab, configured: Machine, tmp_path_factory: pytest.TempPathFactory
     not mounted."""
     folder = tmp_path_factory.mktemp("staged")
     machine = lab.copy(configured, "staged-file")
-    machine.settings = replace(machine.settings, disk=DISK)
-    with open(machine.folder / "disk2.img", "wb") as file:
-        file.truncate(DISK << 20)
+    machine.add_disk(DISK)
     with switched_on(machine):
         tree = tree_of(machine, folder / "tree")
         install(machine)

@@ -6,7 +6,7 @@ Its kernel and initramfs are the distribution's; only the command line is anothe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,7 @@ class Slotted:
 def slotted(case: Case) -> Slotted:
     """The machine of a case, which is off, with another disk, to which it hibernates; it is on then. Its root filesystem is in memory."""
     machine = case.machine
-    machine.settings = replace(machine.settings, disk=DISK)
-    disk = machine.folder / "disk2.img"
-    with open(disk, "wb") as file:
-        file.truncate(DISK << 20)
+    disk = machine.add_disk(DISK)
     told = (case.tree / "proc/cmdline").read_text().split()
     words = " ".join([word for word in told if not word.startswith("resume=")] + [ram_root.WORDS])
     made = Slotted(case, disk, words, "", case.folder / "slotted")
