@@ -811,7 +811,7 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups env -i PATH="$PATH" HOME
 AS_OTHER = """
 import os, subprocess, sys
 from fuse_store.maintenance.gc import collect
-from fuse_store.mount import mount
+from fuse_store.mount import Access, mount
 from fuse_store.progress import SILENT
 from fuse_store.store import Label, Store
 os.chdir(sys.argv[1])
