@@ -227,12 +227,15 @@ KINDS = {
         Kind("disk"),
         Kind("process", private=True),
         Kind("vm", private=True),
-        Kind("core", private=True),
+        Kind(  # ELF, of type ET_CORE in either byte order
+            "core", private=True, module="fuse_store.kinds.core",
+            sign=rb"\A\x7fELF[\x01\x02](?:\x01[\s\S]{10}\x04\x00|\x02[\s\S]{10}\x00\x04)",
+        ),
         Kind("language"),
         Kind("iso"),
         Kind("file"),
     )
-}
+}  # fmt: skip
 
 
 def row_of(name: str) -> Kind:
@@ -266,15 +269,16 @@ def neutral(first: bytes) -> bytes:
 
 
 def inspect(readable: Readable, resume_offset: int, check: bool, progress: Progress) -> dict[str, Any]:
-    """``Kind.inspect`` of the first kind that recognises what is there. Raises NotFound with the cause from the last one."""
-    missing = NotFound("image", "unknown format.", "Name a device or file with an image of a kind that is recognised.")
+    """``Kind.inspect`` of the first kind that recognises what is there. Raises NotFound with the cause from one whose sign is there, or the
+    first one."""
+    first, missing = readable.read(0, FIRST_BYTES), None
     for row in KINDS.values():
         if row.module:
             try:
                 return load(row.name).inspect(readable, resume_offset, check, progress)
             except NotFound as error:
-                missing = error
-    raise missing
+                missing = error if missing is None or re.search(row.sign, first) else missing
+    raise missing or NotFound("image", "unknown format.", "Name a device or file with an image of a kind that is recognised.")
 
 
 def by_kind(name: str, description: dict[str, Any] | None) -> dict[str, dict[str, Any] | None]:

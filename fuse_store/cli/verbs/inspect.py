@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fuse_store.cli.context import Context
     from fuse_store.formats.readable import Readable
 
-SIZES = ("page_size", "memory_size", "image_size")
+SIZES = ("page_size", "memory_size", "image_size", "stored_size")
 
 
 def run(context: Context) -> int:
@@ -74,7 +74,7 @@ def human(description: dict[str, Any]) -> str:
     for key, value in flat.items():
         if key in SIZES:
             value = f"{text.size(value)} ({value} bytes)"
-        elif key.endswith(("checksum", "crc32", "cr3", "magic")) and isinstance(value, int):
+        elif key.endswith(("checksum", "crc32", "cr3", "magic", "address")) and isinstance(value, int):
             value = f"{value:#x}"
         elif isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
@@ -84,7 +84,7 @@ def human(description: dict[str, Any]) -> str:
 
 VERB = Verb(
     name="inspect",
-    summary="print format, kernel, sizes, flags and integrity of an image in a device, file or version",
+    summary="print what an image in a device, file or version is: format, kernel or process, sizes, integrity",
     description="Reads only. Exits with 3 if no image is found, with 4 if the image is damaged.",
     run=run,
     arguments=(
@@ -97,7 +97,14 @@ VERB = Verb(
     ),
     keys={
         "source": "source as given",
-        "format": "swsusp: hibernation image of Linux",
+        "format": "swsusp: hibernation image of Linux; or elf-core: core dump, which has other keys:",
+        "  of": "process; kernel: one that crashed; or machine: a virtual one",
+        "  architecture, kernel": "processor, and kernel release as far as it says one",
+        "  command, arguments, pid, parent, user, group": "of the process; null for others",
+        "  signal, address": "what ended it, and the address that it could not use; null if none",
+        "  threads, mappings, mapped_files": "number of threads or processors, and of parts of memory; list of files",
+        "  memory_size, stored_size": "bytes of all mappings, and of those that are in the dump",
+        "  whole": "whether all is there that its headers promise",
         "state": "armed: the kernel would resume the image; or disarmed",
         "page_size": "bytes per page",
         "resume_offset": "position of the image header, in pages",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fuse_store.cli import text
 from fuse_store.cli.output import VERSION_KEYS, version_record
 from fuse_store.cli.parser import IMAGE, Verb
-from fuse_store.cli.verbs.inspect import human as hibernation_text
+from fuse_store.cli.verbs.inspect import human as description_text
 from fuse_store.image import kind as kinds
 
 if TYPE_CHECKING:
@@ -63,15 +63,16 @@ def _human(record: dict[str, Any]) -> str:
         "bases": ", ".join(base[:12] for base in record["bases"]) or "none",
         "page_size": text.size(record["page_size"]),
     }
-    contents, hibernation, history = shown.pop("contents"), shown.pop("hibernation"), shown.pop("history")
+    contents, history = shown.pop("contents"), shown.pop("history")
+    described = [shown.pop(kind) for kind in kinds.by_kind("", None)]
     directories, links = shown.pop("directories"), shown.pop("links")
     lines = [f"{key.replace('_', ' '):12} {text.printable(str(value))}" for key, value in shown.items()]
     rows = [(file["name"], text.size(file["size"]), file["mode"], _second(file["mtime"] or "")) for file in contents]
     rows += [(f"{one['name'] or '.'}/", "", one["mode"], _second(one["mtime"])) for one in directories]
     rows += [(f"{one['name']} -> {one['target']}", "", "", _second(one["mtime"])) for one in links]
     rows = sorted(rows) if directories else rows
-    if hibernation:
-        lines += ["", hibernation_text(hibernation)]
+    for description in filter(None, described):
+        lines += ["", description_text(description)]
     lines += ["", text.table(("FILE", "SIZE", "MODE", "MODIFIED (UTC)"), rows, right=frozenset((1,)))]
     if history:
         log = [(entry["state"], _second(entry["time"]), _details(entry)) for entry in history]
@@ -111,7 +112,7 @@ VERB = Verb(
         "  image": "id of the version that it was recorded for; versions with the same content share all but captured and verified",
         "  detail": "remark given to report; may be empty",
         "  fields": "object of texts, such as device, where a version was staged or armed",
-        "hibernation": "object as printed by inspect; null if not a hibernation image",
+        "hibernation, core": "object as printed by inspect; null if it is no image of that kind",
     },
     examples=(
         ("fuse-store show web01/system/latest", "newest version of a machine"),

@@ -18,6 +18,7 @@ from fuse_store.cli.output import NAME_KEYS
 from fuse_store.repository.manifest import image_name
 from fuse_store.store import Store
 from fuse_store.versions import Listed, Versions
+from tests.fuzz.core_encoder import core, process_notes
 from tests.fuzz.swsusp_encoder import swap_header
 from tests.store.cli.conftest import PAGE, Run, hibernation, image, put
 
@@ -607,6 +608,21 @@ def test_a_directory_is_shown_and_compared(run: Run, store: Path, tmp_path: Path
     assert [line.split() for line in done.out.splitlines()] == [["changed", "directory", "empty"], ["changed", "link", "link"]]
     assert "2 names differ" in done.err
     assert run("diff", one, "web01/system/latest", "--json").json["identical"] is False
+
+
+def test_a_core_dump_is_shown(run: Run, store: Path, tmp_path: Path) -> None:
+    """In ``show``, ``inspect`` and ``list``; made of nothing but notes."""
+    (tmp_path / "core").write_bytes(core(True, "<", 62, process_notes(True, "<")))
+    stored = put(run, "core", "--kind", "core")
+    for verb, name in (("show", stored), ("inspect", stored), ("inspect", "core")):
+        lines = dict(line.split(maxsplit=1) for line in run(verb, name).out.splitlines() if " " in line)
+        assert {key: lines[key] for key in ("command", "signal", "address")} == {"command": "app", "signal": "SIGSEGV", "address": "0x1234"}
+    record = run("show", stored, "--json").json
+    assert record["recognised"] == "core" and record["core"]["pid"] == 4711 and record["hibernation"] is None
+    assert record["tags"] == {"command": "app", "signal": "SIGSEGV", "architecture": "x86_64"}
+    (tmp_path / "text").write_text("no core")
+    assert "no core image found in text: none is there: no ELF file." in run("put", "text", "--machine", "m", "--kind", "core").err
+    assert run("inspect", "/bin/sh").code == 3
 
 
 def test_remove_takes_the_named_and_no_other(run: Run, store: Path, tmp_path: Path) -> None:
