@@ -52,7 +52,7 @@ test: $(READY) ## tests of everything, in lanes side by side, the virtual machin
 .PHONY: test-more
 test-more: $(READY) ## what make test has no time for, but make reach: more machines, every ansible-core; needs root; about four hours
 	$(PYTHON) tools/test_lanes.py ansible:ansible-versions,containers,in-place,vm-test-role \
-	  boot:vm-test-boot,vm-test-restored,vm-test-swap-file vm:vm-test-devices,vm-test-golden,remedies
+	  boot:vm-test-boot,vm-test-restored,vm-test-swap-file vm:vm-test-configure,vm-test-golden,molecule-memmap,remedies
 
 .PHONY: check
 check: $(READY) ## lint, types, unit tests and the shorter tests of the store: a few minutes
@@ -202,7 +202,7 @@ containers: tree ## twenty containers behind SSH, with Python 3.9 to 3.14, sudo,
 	$(PYTHON) -m pytest tests/containers -v -s
 
 .PHONY: molecule
-molecule: $(SCENARIOS:%=molecule-%) ## all Molecule scenarios; one of them: make molecule-default
+molecule: $(SCENARIOS:%=molecule-%) molecule-memmap ## all Molecule scenarios; one of them: make molecule-default
 
 .PHONY: molecule-%
 molecule-%: tree
@@ -215,19 +215,19 @@ vm-test: $(READY) ## tests that start virtual machines
 # The same in parts, which run at once: each has machines of its own.
 .PHONY: vm-test-plain vm-test-others
 # Of these each test begins with a machine that is not configured.
-PLAIN := $(patsubst %,tests/vm/scenarios/test_%.py,snapshot boot_selection safety power_cut)
+PLAIN := $(patsubst %,tests/vm/scenarios/test_%.py,snapshot boot_selection safety)
+CONFIGURE := $(patsubst %,tests/vm/scenarios/test_%.py,kernels labels power_cut)
 GOLDEN := tests/vm/golden
-DEVICES := tests/vm/scenarios/test_kernels.py tests/vm/scenarios/test_labels.py
 ROLE := tests/vm/fast_boot
 vm-test-plain: $(READY)
 	VM_TESTS=$@ $(PYTHON) -m pytest $(PLAIN) -v
 vm-test-others: $(READY)
-	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,tests/vm/lab $(DEVICES) $(PLAIN) $(ROLE) $(GOLDEN)) -v
+	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm $(patsubst %,--ignore=%,tests/vm/lab $(CONFIGURE) $(PLAIN) $(ROLE) $(GOLDEN)) -v
 
 # Not a part of make test: docs/decisions/0161 and 0207.
-.PHONY: vm-test-devices
-vm-test-devices: $(READY) ## two kernels, and NVDIMMs with labels in sector mode; about 10 minutes
-	VM_TESTS=$@ $(PYTHON) -m pytest $(DEVICES) -v
+.PHONY: vm-test-configure
+vm-test-configure: $(READY) ## configuring with two kernels, NVDIMMs in sector mode, power cuts meanwhile; about 15 minutes
+	VM_TESTS=$@ $(PYTHON) -m pytest $(CONFIGURE) -v
 
 .PHONY: vm-test-golden
 vm-test-golden: $(READY) ## a golden image and machines that take their identity; four of them at once; about 25 minutes
@@ -238,7 +238,7 @@ vm-test-role: $(READY) ## the role fast_boot on real boots; about 40 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest $(ROLE) -v
 
 .PHONY: vm-test-restored
-vm-test-restored: $(READY) ## images out of a store that the kernel compressed, and two in slots; about 10 minutes
+vm-test-restored: $(READY) ## more images out of a store: three, one that the kernel compressed, two in slots; about 20 minutes
 	VM_TESTS=$@ $(PYTHON) -m pytest tests/vm/restored/by_hand.py -v
 
 .PHONY: reach

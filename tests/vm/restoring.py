@@ -183,3 +183,22 @@ def read_by_ssh(machine: Machine) -> list[str]:
     """A command of this host that prints what is on the NVDIMM of a machine that is on."""
     ssh = shlex.join(["ssh", *machine.ssh_options(), "root@127.0.0.1", "lz4 -1 -c /dev/NVM_SWAP"])
     return ["bash", "-o", "pipefail", "-c", f"{ssh} | lz4 -dc"]
+
+
+def refusals(case: Case, image: str, tree: Path, disk: Path | None) -> set[str]:
+    """The codes of the failed checks of an image. Without its disk the filesystems cannot be compared."""
+    options: list[str | Path] = ["--machine-disk", disk] if disk else []
+    answer = case.store("preflight", image, "--root", tree, *options)
+    codes = {one["code"] for one in answer.record["refusals"]}
+    assert (answer.code == 5) == bool(codes), answer
+    return codes
+
+
+def boots_cold(case: Case, memories: dict[str, evidence.Memory]) -> None:
+    """Switch the machine on, and off again; it must boot without any of the images, and find its swap area."""
+    machine = case.machine
+    wake(machine)
+    assert evidence.boot_id(machine) not in {memory.boot_id for memory in memories.values()}, "half an image was resumed"
+    assert "/dev/pmem0" in machine.ssh("cat /proc/swaps")
+    assert machine.ssh("dmesg | grep -i 'EXT4-fs error'", check=False) == ""
+    off(machine)
