@@ -131,7 +131,7 @@ class Implementation(Kind):
         return NO_CHECKSUM if matches is None else RIGHT if matches else WRONG
 
     def is_in(self, image: Image) -> bool:
-        if len(image.files) != 1:
+        if image.head.is_directory:
             return False
         try:
             with HibernationImage(image, metadata.resume_offset(image.head.tags) or 0) as opened:

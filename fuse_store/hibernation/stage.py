@@ -82,8 +82,8 @@ def bootable_header(image: Image) -> Header:
 
 def header_of(image: Image) -> Header:
     """The header of a version. Raises NotFound if it is no hibernation image, Refused, Damaged."""
-    if len(image.files) != 1:
-        raise NotFound(f"image {image.id}", "contains several files; a hibernation image is one file.", "Choose another version.")
+    if image.head.is_directory:
+        raise NotFound(f"image {image.id}", "that of a directory; a hibernation image is one file.", "Choose another version.")
     try:
         return find(image)
     except NotFound as error:

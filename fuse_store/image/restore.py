@@ -38,7 +38,7 @@ def get(image: Image, target: str, progress: Progress, *, changed_only: bool = F
         except OSError as error:
             raise failed("standard output", error) from None
     checked_path("target", target)
-    several = bool(image.head.directories) or len(image.files) != 1 or image.files[0].name != "image"
+    several = image.head.is_directory or image.files[0].name != "image"
     system = system_directory(target)
     try:
         if several and not system:
@@ -78,8 +78,8 @@ def _no_such_device(target: str) -> NotFound:
 
 
 def _to_stream(image: Image, progress: Progress) -> int:
-    if len(image.files) != 1:
-        raise UsageError("standard output", "cannot take an image of several files.", "Name a directory.")
+    if image.head.is_directory:
+        raise UsageError("standard output", "cannot take the image of a directory.", "Name a directory.")
     progress.start("get", image.size)
     out = sys.stdout.buffer
     at = 0
@@ -154,7 +154,7 @@ def _to_directory(image: Image, parent: Directory, name: str, progress: Progress
     with parent.below((name,)) as root, open_partial(root, "", image.id) as marker:  # there until everything is
         if not marker.resumed and set(root.names) - {marker.name}:
             marker.remove()
-            raise Refused(f"target {root.path}", "not empty, and the image has several files.", "Name a new or empty directory.")
+            raise Refused(f"target {root.path}", "not empty, and the image is that of a directory.", "Name a new or empty directory.")
         written = 0
         entries.make_directories(root, image.head.directories)
         for directories, files in itertools.groupby(image.files, lambda file: tuple(file.name.split("/")[:-1])):
@@ -198,8 +198,8 @@ def _is_there(image: Image, file: ImageFile, directory: Directory, name: str) ->
 
 def to_device(image: Image, path: Path, progress: Progress, *, changed_only: bool, force: bool, directory: int | None = None) -> int:
     """Write the image onto a block device, from its start; returns how many bytes were written. Raises StoreError."""
-    if len(image.files) != 1:
-        raise UsageError(f"target {path}", "is a device, and the image has several files.", "Name a directory.")
+    if image.head.is_directory:
+        raise UsageError(f"target {path}", "is a device, and the image is that of a directory.", "Name a directory.")
     descriptor = devices.open_device(path, directory)
     try:
         device = devices.OpenDevice(descriptor)

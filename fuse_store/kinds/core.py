@@ -62,7 +62,7 @@ class Implementation(Kind):
         return elf_core.describe(readable)
 
     def describe(self, image: Image) -> dict[str, Any] | None:
-        if len(image.files) != 1:
+        if image.head.is_directory:
             return None
         try:
             return elf_core.describe(image)

@@ -46,7 +46,7 @@ class ImageView:
         self._allocated: list[int] | None = None
         self._checksums: bytes | None = None
         self._fields: dict[str, Any] | None = None
-        self.single = len(image.files) == 1 and not image.head.directories
+        self.single = not image.head.is_directory
         self.files: dict[tuple[str, ...], tuple[int, ImageFile]] = {}
         self.links: dict[tuple[str, ...], ImageLink] = {}
         self.times: dict[tuple[str, ...], int] = {}

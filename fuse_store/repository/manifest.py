@@ -111,6 +111,11 @@ class Head:
     links: tuple[ImageLink, ...] = ()
 
     @property
+    def is_directory(self) -> bool:
+        """Whether it is the image of a directory: one that was stored before directories were recorded is told by its files."""
+        return bool(self.directories) or len(self.files) != 1
+
+    @property
     def pages(self) -> int:
         """How many pages its address space has."""
         if self.computed is not None:

@@ -210,6 +210,8 @@ def test_a_directory_of_one_file_is_a_directory(store: Store, tmp_path: Path) ->
         made = store.put(str(root), Label("m", application=name))
         get(store, made.id, tmp_path / f"{name} again")
         assert described(tmp_path / f"{name} again", times=False).keys() == {".", name, "sub"}
+        with pytest.raises(UsageError, match="image of a directory"):
+            restore.get(store.open_image(made.id), "-", SILENT)
         shown = Tree(store)
         assert isinstance(shown.node(("machines", "m", name, made.version, "image")), Directory)
         assert isinstance(shown.node(("machines", "m", name, made.version, "image", name)), File)

@@ -315,7 +315,7 @@ def test_several_files_do_not_go_to_standard_output(store: Store, tmp_path: Path
     for name in ("a", "b"):
         (tmp_path / "several" / name).write_bytes(name.encode())
     made = store.put(str(tmp_path / "several"), Label("several"))
-    with pytest.raises(UsageError, match="several files"):
+    with pytest.raises(UsageError, match="image of a directory"):
         restore.get(store.open_image(made.id), "-", SILENT)
 
 
