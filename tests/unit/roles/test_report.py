@@ -88,6 +88,8 @@ def test_a_page_about_machines_of_all_kinds(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert text in page.text, text
     widths = [values["style"] for tag, values in page.tags if tag == "i" and "style" in values]
+    classes = [values["class"] for tag, values in page.tags if tag == "i" and "style" in values]
+    assert classes == [*list(BOOT)[:-1], "up"]
     assert widths == ["width:%.2f%%" % (100 * BOOT[name] / 49.9) for name in list(BOOT)[:-1]] + ["width:%.2f%%" % (940 / 49.9)]
 
 
