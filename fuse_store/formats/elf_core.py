@@ -77,6 +77,8 @@ def describe(readable: Readable) -> dict[str, Any]:
             for name, what, note in _notes(readable.read(start, length), order):
                 _take(found, name, what, note, wide, order)
     ends = headers["offset"].astype(object) + headers["filesz"].astype(object)  # no overflow
+    places = zip(loads["offset"].tolist(), loads["filesz"].tolist(), strict=True)
+    stored = (max(0, min(length, readable.size - at)) for at, length in places)
     return {
         "format": "elf-core",
         "of": found.owner,
@@ -85,7 +87,7 @@ def describe(readable: Readable) -> dict[str, Any]:
         "threads": found.threads,
         "kernel": found.values.get("kernel"),
         "memory_size": sum(loads["memsz"].tolist()),
-        "stored_size": sum(loads["filesz"].tolist()),
+        "stored_size": sum(stored),
         "mappings": len(loads),
         "mapped_files": found.files[:MAX_FILES],
         "whole": bool(max(ends, default=0) <= readable.size),

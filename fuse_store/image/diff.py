@@ -52,8 +52,9 @@ class Name:
 def names(a: Image, b: Image) -> list[Name]:
     """What differs between ``a`` and ``b`` in names, in the order of the names. Times do not count. Of an image that is no directory, or
     was stored before directories were recorded, only files and their sizes are known."""
-    whole = bool(a.head.directories and b.head.directories)
-    old, new = _named(a, whole), _named(b, whole)
+    known = not any(image.head.is_directory and not image.head.directories for image in (a, b))
+    modes = bool(a.head.directories and b.head.directories)
+    old, new = _named(a, known, modes), _named(b, known, modes)
     found = []
     for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
         change = "added" if name not in old else "gone" if name not in new else "changed"
@@ -61,15 +62,13 @@ def names(a: Image, b: Image) -> list[Name]:
     return found
 
 
-def _named(image: Image, whole: bool) -> dict[str, tuple[str, int | str, int]]:
-    """By name: type, size of a file or target of a link, permissions."""
-    if not whole:
-        return {one.name: (FILE, one.size, 0) for one in image.files}
-    return {
-        **{one.name: (FILE, one.size, one.mode) for one in image.files},
-        **{one.name: (DIRECTORY, 0, one.mode) for one in image.head.directories},
-        **{one.name: (LINK, one.target, 0) for one in image.head.links},
-    }
+def _named(image: Image, known: bool, modes: bool) -> dict[str, tuple[str, int | str, int]]:
+    """By name: type, size of a file or target of a link, permissions with ``modes``. Without ``known``, files alone."""
+    found: dict[str, tuple[str, int | str, int]] = {one.name: (FILE, one.size, one.mode * modes) for one in image.files}
+    if known:
+        found |= {one.name: (DIRECTORY, 0, one.mode * modes) for one in image.head.directories}
+        found |= {one.name: (LINK, one.target, 0) for one in image.head.links}
+    return found
 
 
 def diff(a: Image, b: Image, progress: Progress) -> Iterator[Range]:

@@ -21,7 +21,7 @@ from fuse_store.image.kind import row_of
 from fuse_store.image.reader import Image
 from fuse_store.image.targets import entries, usage
 from fuse_store.image.targets.directory import NEW_MODE, Directory, find, system_directory
-from fuse_store.image.targets.partial import Partial, is_own, open_partial, replacement
+from fuse_store.image.targets.partial import Partial, begun_in, is_own, open_partial, replacement
 from fuse_store.paths import checked_path
 from fuse_store.progress import Progress
 from fuse_store.repository.manifest import ImageFile
@@ -151,10 +151,30 @@ def _to_directory(image: Image, parent: Directory, name: str, progress: Progress
         if {"", ".", ".."} & set(file.name.split("/")) or "\0" in file.name:
             raise Damaged(f"image {image.id}", f"the file name {file.name!r} leads out of the target.", RESTORE_MANIFEST, image=image.id)
     before = parent.status(name)
-    with parent.below((name,)) as root, open_partial(root, "", image.id) as marker:  # there until everything is
+    with parent.below((name,)) as root:
+        _check_empty(root, image.id)
+        return _into(image, root, before, progress)
+
+
+def _check_empty(root: Directory, image_id: str) -> None:
+    """Raises Refused for a directory that is not empty, unless a get of this version began to write it; nothing in it is changed."""
+    begun = begun_in(root, image_id)
+    if root.names and begun is None:
+        cause = "has a part of another version, whose get was interrupted, or the machine has booted since."
+        raise Refused(f"target {root.path}", cause, "Remove it, or name a new or empty directory.")
+    if root.names and not begun:
+        raise _not_empty(root)
+
+
+def _not_empty(root: Directory) -> Refused:
+    return Refused(f"target {root.path}", "not empty, and the image is that of a directory.", "Name a new or empty directory.")
+
+
+def _into(image: Image, root: Directory, before: os.stat_result | None, progress: Progress) -> int:
+    with open_partial(root, "", image.id) as marker:  # there until everything is
         if not marker.resumed and set(root.names) - {marker.name}:
             marker.remove()
-            raise Refused(f"target {root.path}", "not empty, and the image is that of a directory.", "Name a new or empty directory.")
+            raise _not_empty(root)
         written = 0
         entries.make_directories(root, image.head.directories)
         for directories, files in itertools.groupby(image.files, lambda file: tuple(file.name.split("/")[:-1])):

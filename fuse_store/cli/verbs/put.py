@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import REMAINDER
 from pathlib import Path
@@ -14,6 +15,7 @@ from fuse_store.cli.parser import Verb, argument, see_help
 from fuse_store.cli.verbs.slots import slot_number
 from fuse_store.errors import Damaged, NotFound, Refused, StoreError, UsageError
 from fuse_store.image.kind import KINDS
+from fuse_store.paths import is_inside
 
 if TYPE_CHECKING:
     from fuse_store.cli.context import Context
@@ -46,6 +48,8 @@ def run(context: Context) -> int:
         return open_input(options.source, size=options.size, allow_changing=options.allow_changing)
 
     with context.open_store() as store, source() as opened:
+        if words is None and options.source != "-" and os.path.isdir(options.source) and is_inside(store.path, options.source):
+            raise UsageError(f"source {options.source}", "contains the store.", "Name a directory without it, or move the store.")
         version = store.put(
             opened, Label(options.machine, options.application, options.kind, options.event, tags), bases=options.base,
             replace=options.replace, machine_disks=[Path(disk) for disk in options.machine_disk], progress=context.progress,

@@ -24,6 +24,7 @@ from fuse_store.repository.entries import MAX_TARGET_SIZE, ImageDirectory, Image
 
 Names = tuple[str, ...]
 
+STOP = "Stop the program that writes there, or put a snapshot."
 CLOCK_TICK = 20_000_000  # ns; a file that changes again within one may keep its times
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -149,11 +150,11 @@ class TreeInput(Input):
         except PermissionError:
             raise StoreError(f"source {path}", "permission denied.", "Run the command as root, or as the owner.") from None
         except OSError as error:
-            raise StoreError(f"source {path}", f"changed while being read ({error.strerror}).", NOTHING_STORED) from None
+            raise StoreError(f"source {path}", f"gone while being read ({error.strerror}).", f"{NOTHING_STORED} {STOP}") from None
         try:
             now = Seen.of(os.fstat(descriptor))
             if now[:2] != seen[:2] or not stat.S_ISREG(now.mode):
-                raise StoreError(f"source {path}", "replaced while being read.", f"{NOTHING_STORED} Stop the program that writes to it.")
+                raise StoreError(f"source {path}", "replaced while being read.", f"{NOTHING_STORED} {STOP}")
             if now != seen:
                 self.doubts.differs(path)
         except BaseException:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 
 from fuse_store.errors import Refused
@@ -41,7 +42,7 @@ def finish_directories(root: Directory, directories: Sequence[ImageDirectory], m
         if one.name:
             with _above(root, one.name) as (above, name):
                 with Directory(name, above, flags=os.O_NOFOLLOW) as directory:
-                    os.fchmod(directory.descriptor, mode(one.mode))
+                    _set_mode(directory, one, mode)
                 _set_time(name, above, one.mtime)
 
 
@@ -50,8 +51,13 @@ def finish_root(root: Directory, directories: Sequence[ImageDirectory], mode: Ca
     for one in directories:
         if not one.name:
             if mode is not None:
-                os.fchmod(root.descriptor, mode(one.mode))
+                _set_mode(root, one, mode)
             _set_time(".", root, one.mtime)
+
+
+def _set_mode(directory: Directory, one: ImageDirectory, mode: Callable[[int], int]) -> None:
+    """With the bits that mean something on directories: who owns what is made there, and who may remove it."""
+    os.fchmod(directory.descriptor, mode(one.mode) | one.mode & (stat.S_ISGID | stat.S_ISVTX))
 
 
 @contextlib.contextmanager

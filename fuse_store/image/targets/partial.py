@@ -51,12 +51,17 @@ class Partial:
             raise Refused(f"target {self.directory.path / name}", "another file was put in its place.", "Choose a directory of your own.")
 
 
+def begun_in(directory: Directory, image_id: str) -> bool | None:
+    """Whether a ``get`` of this version, in this boot, began to write the directory; None if one of another version, or boot, did."""
+    markers = [name for name in directory.names if re.fullmatch(r"\." + _ENDING, name)]
+    return any(name.startswith(_start("", image_id)) for name in markers) or (None if markers else False)
+
+
 @contextlib.contextmanager
 def open_partial(directory: Directory, target: str, image_id: str) -> Iterator[Partial]:
     """A partial file for a target in a directory; ``target`` is empty for the directory itself. Earlier ones of the target are adopted
     or removed. Raises Locked if another process writes the same version there, OSError."""
-    # The boot is in it because after a power cut nothing is known of such a file.
-    start = f".{os.fsdecode(os.fsencode(target)[:_MAX_NAME])}.{image_id[:12]}.{_BOOT_ID.read_text()[:8]}."
+    start = _start(target, image_id)
     partial = _earlier(directory, target, start)
     while partial is None:
         partial = _locked(directory, f"{start}{os.urandom(4).hex()}.partial", os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -81,6 +86,11 @@ def replacement(directory: Directory, target: str, image_id: str) -> Iterator[Pa
         except BaseException:
             partial.remove()
             raise
+
+
+def _start(target: str, image_id: str) -> str:
+    """What the name of the partial file begins with. The boot is in it because after a power cut nothing is known of such a file."""
+    return f".{os.fsdecode(os.fsencode(target)[:_MAX_NAME])}.{image_id[:12]}.{_BOOT_ID.read_text()[:8]}."
 
 
 def _earlier(directory: Directory, target: str, start: str) -> Partial | None:

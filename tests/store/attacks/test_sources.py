@@ -63,7 +63,7 @@ def test_what_takes_the_place_of_a_listed_file_is_not_read(tmp_path: Path, store
         else:
             (folder / "sub/z").write_bytes(SECRET if what == "another file" else b"harmless")
 
-    with pytest.raises(StoreError, match=r"(changed|replaced) while being read"):
+    with pytest.raises(StoreError, match=r"(changed|replaced|gone) while being read"):
         store.put(str(folders[0]), Label("m"), progress=Meanwhile(lambda: swap(folders[0])))
     with pytest.raises(StoreError, match="while being read"), open_input(str(folders[1]), allow_changing=True) as opened:
         store.put(opened, Label("m"), progress=Meanwhile(lambda: swap(folders[1])))  # that is no change that one can allow

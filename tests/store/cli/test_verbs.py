@@ -610,6 +610,11 @@ def test_a_directory_is_shown_and_compared(run: Run, store: Path, tmp_path: Path
     assert run("diff", one, "web01/system/latest", "--json").json["identical"] is False
 
 
+def test_a_directory_with_the_store_in_it_is_refused(run: Run, store: Path, tmp_path: Path) -> None:
+    done = run("put", ".", "--machine", "m")
+    assert done.code == 2 and "source .: contains the store." in done.err
+
+
 def test_a_core_dump_is_shown(run: Run, store: Path, tmp_path: Path) -> None:
     """In ``show``, ``inspect`` and ``list``; made of nothing but notes."""
     (tmp_path / "core").write_bytes(core(True, "<", 62, process_notes(True, "<")))

@@ -78,7 +78,7 @@ def test_one_that_is_truncated() -> None:
     whole = core(True, "<", 62, process_notes(True, "<"))
     for cut, known in ((1, True), (4096, True), (4097, False)):
         found = described(whole[:-cut])
-        assert not found["whole"] and (found["command"] == "app") == known
+        assert not found["whole"] and (found["command"] == "app") == known and found["stored_size"] == max(0, 4096 - cut)
     for size in (63, 64, 100, 200):
         with pytest.raises(Damaged):
             described(whole[:size])

@@ -58,7 +58,7 @@ def source(tmp_path: Path) -> Path:
     ):  # fmt: skip
         (root / name).symlink_to(target)
     (root / "sub/b").chmod(0o754)
-    (root / "sub").chmod(0o711)
+    (root / "sub").chmod(0o3711)
     (root / "read-only").chmod(0o555)
     root.chmod(0o750)
     for number, folder in enumerate((root / "sub/deep", root / "sub", root / "read-only", root / "link", root)):
@@ -136,6 +136,30 @@ def test_a_get_that_was_killed_behind_the_files_goes_on(
     assert described(tmp_path / "got") == described(source)
 
 
+def test_a_refusal_leaves_what_another_get_has_begun(store: Store, source: Path, tmp_path: Path) -> None:
+    """Nothing in the target changes, its time neither, and the first one goes on."""
+    made = store.put(str(source), Label("m"))
+    (source / "a").write_bytes(b"another")
+    other = store.put(str(source), Label("m"))
+
+    class Killed(Silent):
+        def start(self, label: str, total: int | None, unit: str = "bytes") -> None:
+            if (tmp_path / "got" / "a").exists():
+                os.kill(os.getpid(), 9)
+
+    with umask(0):
+        assert wait(fork(lambda: get(store, made.id, tmp_path / "got", Killed()))) == -9
+        before = described(tmp_path / "got")
+        with pytest.raises(Refused, match="has a part of another version"):
+            get(store, other.id, tmp_path / "got")
+        assert described(tmp_path / "got") == before
+        get(store, made.id, tmp_path / "got")
+        whole = described(tmp_path / "got")
+        with pytest.raises(Refused, match="not empty, and the image is that of a directory"):
+            get(store, made.id, tmp_path / "got")
+    assert described(tmp_path / "got") == whole
+
+
 def test_something_with_the_name_of_a_link_is_not_replaced(store: Store, source: Path, tmp_path: Path) -> None:
     made = store.put(str(source), Label("m"))
 
@@ -165,7 +189,7 @@ def test_what_changes_meanwhile(store: Store, source: Path, change: Callable[[Pa
             next(batches)
             if not allow:
                 change(source)
-                with pytest.raises(StoreError, match="changed while being read"):
+                with pytest.raises(StoreError, match=r"(changed|gone) while being read"):
                     list(batches)
             else:
                 (source / "empty/also").mkdir()
@@ -255,6 +279,12 @@ def test_versions_from_before_directories_were_recorded(store: Store, source: Pa
     again = store.put(str(source), Label("m"))
     assert again.new == 0
     assert diff.names(store.open_image(made.id), store.open_image(again.id)) == []
+
+
+def test_a_directory_and_a_file_that_are_compared(store: Store, source: Path) -> None:
+    directory, file = (store.open_image(store.put(str(path), Label("m")).id) for path in (source, source / "a"))
+    found = {(one.name, one.type, one.change) for one in diff.names(directory, file)}
+    assert {("image", "file", "added"), ("empty", "directory", "gone"), ("nowhere", "link", "gone"), ("sub/b", "file", "gone")} <= found
 
 
 def test_names_that_differ(store: Store, source: Path) -> None:

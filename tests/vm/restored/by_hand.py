@@ -103,6 +103,9 @@ def test_the_second_of_three_images_is_resumed(lab: Lab, case: Case) -> None:
 def test_a_compressed_image_is_resumed(case: Case) -> None:
     """The same with LZO, the kernel's own choice: the first of two."""
     machine = case.machine
+    if not machine.is_on():  # where this test runs alone
+        machine.settings = replace(machine.settings, memory=MEMORY)
+        wake(machine)
     machine.ssh("mount -o remount,rw /media && sed -i 's/ hibernate=nocompress//' /media/boot/grub/grub.cfg && mount -o remount,ro /media")
     off(machine)
     resumes_the_first(case, "lzo")
