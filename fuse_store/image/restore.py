@@ -8,7 +8,6 @@ with content that blkid recognises; what was written to it is read back and comp
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import stat
@@ -101,7 +100,7 @@ def _to_file(image: Image, file: ImageFile, directory: Directory, name: str, old
         if old is not None:
             os.fsync(partial.descriptor)  # in a file that no one else may open, which is left if the process is killed here
         if old is None or (row_of(image.summary.kind).private and not directory.is_trusted):  # the old one may have been planted
-            os.fchmod(partial.descriptor, _mode(image, file.mode))
+            os.fchmod(partial.descriptor, file.mode & _allowed(image))
         else:
             os.fchown(partial.descriptor, old.st_uid, old.st_gid)
             os.fchmod(partial.descriptor, old.st_mode & 0o777)
@@ -133,9 +132,10 @@ def _fill(image: Image, file: ImageFile, partial: Partial, progress: Progress) -
     return page_io.write(image, file, partial.descriptor, progress, compare=partial.resumed, zeros=partial.resumed)
 
 
-def _mode(image: Image, mode: int) -> int:
-    """Of a new file or directory: as it was, as far as the umask lets others have it; an image of memory is for its owner alone."""
-    return mode & (0o700 if row_of(image.summary.kind).private else 0o777) & ~_umask()
+def _allowed(image: Image) -> int:
+    """The permissions that a new file or directory may have, of those that it had: as far as the umask lets others have it; an image of
+    memory is for its owner alone."""
+    return (0o700 if row_of(image.summary.kind).private else 0o777) & ~_umask()
 
 
 def _umask() -> int:
@@ -175,26 +175,28 @@ def _into(image: Image, root: Directory, before: os.stat_result | None, progress
         if not marker.resumed and set(root.names) - {marker.name}:
             marker.remove()
             raise _not_empty(root)
-        written = 0
+        written, allowed = 0, _allowed(image)
         entries.make_directories(root, image.head.directories)
         for directories, files in itertools.groupby(image.files, lambda file: tuple(file.name.split("/")[:-1])):
             with root.below(directories) as directory:
                 for file in files:
-                    written += _to_file_below(image, file, directory, file.name.split("/")[-1], marker.resumed, progress)
+                    written += _to_file_below(image, file, directory, file.name.split("/")[-1], allowed, marker.resumed, progress)
         entries.make_links(root, image.head.links)
-        entries.finish_directories(root, image.head.directories, functools.partial(_mode, image))
+        entries.finish_directories(root, image.head.directories, allowed)
         marker.remove()
         made = before is None or (marker.resumed and stat.S_IMODE(before.st_mode) == NEW_MODE)
-        entries.finish_root(root, image.head.directories, functools.partial(_mode, image) if made else None)
+        entries.finish_root(root, image.head.directories, allowed if made else None)
     return written
 
 
-def _to_file_below(image: Image, file: ImageFile, directory: Directory, name: str, resumed: bool, progress: Progress) -> int:
+def _to_file_below(
+    image: Image, file: ImageFile, directory: Directory, name: str, allowed: int, resumed: bool, progress: Progress
+) -> int:
     if resumed and _is_there(image, file, directory, name):
         return 0
     with replacement(directory, name, image.id) as partial:
         written = _fill(image, file, partial, progress)
-        os.fchmod(partial.descriptor, _mode(image, file.mode))
+        os.fchmod(partial.descriptor, file.mode & allowed)
         with contextlib.suppress(OverflowError):  # a time that no file of this system has
             os.utime(partial.descriptor, ns=(file.mtime, file.mtime))
         partial.take_name(name)

@@ -7,7 +7,6 @@ next, as a disk that moves.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -59,8 +58,3 @@ class Machines:
             error.add_note(done.stdout)
             raise error
         return done.stdout
-
-    def clear(self) -> None:
-        for path in self.work.iterdir():
-            if path.name != ".over":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from fuse_store.errors import Refused
 from fuse_store.image.targets.directory import Directory
@@ -36,28 +36,28 @@ def make_directories(root: Directory, directories: Sequence[ImageDirectory]) -> 
             pass
 
 
-def finish_directories(root: Directory, directories: Sequence[ImageDirectory], mode: Callable[[int], int]) -> None:
-    """Give those below ``root`` their permissions, ``mode`` of what they were, and times. Raises OSError."""
+def finish_directories(root: Directory, directories: Sequence[ImageDirectory], allowed: int) -> None:
+    """Give those below ``root`` their permissions, as far as they are ``allowed``, and times. Raises OSError."""
     for one in sorted(directories, key=lambda one: one.name.count("/"), reverse=True):
         if one.name:
             with _above(root, one.name) as (above, name):
                 with Directory(name, above, flags=os.O_NOFOLLOW) as directory:
-                    _set_mode(directory, one, mode)
+                    _set_mode(directory, one, allowed)
                 _set_time(name, above, one.mtime)
 
 
-def finish_root(root: Directory, directories: Sequence[ImageDirectory], mode: Callable[[int], int] | None) -> None:
-    """The same for the directory itself; without ``mode`` it keeps its permissions. Raises OSError."""
+def finish_root(root: Directory, directories: Sequence[ImageDirectory], allowed: int | None) -> None:
+    """The same for the directory itself; with None it keeps its permissions. Raises OSError."""
     for one in directories:
         if not one.name:
-            if mode is not None:
-                _set_mode(root, one, mode)
+            if allowed is not None:
+                _set_mode(root, one, allowed)
             _set_time(".", root, one.mtime)
 
 
-def _set_mode(directory: Directory, one: ImageDirectory, mode: Callable[[int], int]) -> None:
+def _set_mode(directory: Directory, one: ImageDirectory, allowed: int) -> None:
     """With the bits that mean something on directories: who owns what is made there, and who may remove it."""
-    os.fchmod(directory.descriptor, mode(one.mode) | one.mode & (stat.S_ISGID | stat.S_ISVTX))
+    os.fchmod(directory.descriptor, one.mode & (allowed | stat.S_ISGID | stat.S_ISVTX))
 
 
 @contextlib.contextmanager
